@@ -1,0 +1,396 @@
+"""The array primitives on the CPU, over NumPy arrays of float32 or float64.
+
+Work on a mini-batch is split into `shards` contiguous ranges of images, one thread each, while
+BLAS is held to one thread; sums over shards are taken in their order, so that a result depends
+on the number of shards and never on timing. The convolution and pooling come from the optional C
+extension where it is built, else from NumPy: the same functions with the same signatures.
+"""
+
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import scipy
+import scipy.linalg
+import threadpoolctl
+
+from kfcnet import philox
+from kfcnet.ops import numpy_convolution, numpy_windows
+from kfcnet.ops.errors import DeviceError
+from kfcnet.ops.shapes import output_size, pooled_size
+
+try:
+    from kfcnet.ops import _native
+except ImportError:
+    _native = None
+
+NUMPY_KERNELS = vars(numpy_convolution) | vars(numpy_windows)
+
+
+def _kernels(native, dtype):
+    """The table of array functions: NumPy's, replaced by the C extension's where it serves."""
+    if native not in ("auto", "on", "off"):
+        raise ValueError(f"ops.native: {native!r} is not one of auto, on, off")
+    if native == "on" and _native is None:
+        raise DeviceError("ops.native is on, but the C extension is not built: "
+                          "install again where a C compiler is, or set ops.native=auto")
+    wanted = native != "off" and _native is not None and dtype.name in _native.DTYPES
+    return wanted, SimpleNamespace(**(NUMPY_KERNELS | (vars(_native) if wanted else {})))
+
+
+class CpuOps:
+    """Array primitives over NumPy. Shapes: NHWC activations, (I, 1 + K*K*J) weights.
+
+    A device scalar is an array of shape (1,). Functions return new arrays unless `out` is given.
+    """
+
+    name = "cpu"
+
+    def __init__(self, dtype="float32", shards=2, native="auto"):
+        """Raises ValueError for a bad argument, DeviceError for an extension that is not there."""
+        self.dtype = np.dtype(dtype)
+        if self.dtype.name not in ("float32", "float64"):
+            raise ValueError(f"dtype: {dtype!r} is not one of float32, float64")
+        if shards < 1:
+            raise ValueError(f"ops.shards: {shards} is not a positive number")
+        self.shards = shards
+        self.native, self._kernels = _kernels(native, self.dtype)
+        self._threads = ThreadPoolExecutor(shards, thread_name_prefix="kfcnet")
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+
+    def describe(self):
+        """Device and library versions, for the record of a run."""
+        return {"device": "cpu", "processor": processor_name(), "dtype": self.dtype.name,
+                "native": self.native, "shards": self.shards, "numpy": np.__version__,
+                "scipy": scipy.__version__}
+
+    def _run(self, function, *batched):
+        """Call function(*slices) for every shard of the arrays' first axis; list of results."""
+        M = len(batched[0])
+        edges = [M * shard // self.shards for shard in range(self.shards + 1)]
+        slices = [[array[a:b] for array in batched]
+                  for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        if len(slices) == 1:
+            return [function(*slices[0])]
+        return list(self._threads.map(lambda arrays: function(*arrays), slices))
+
+    def _sum(self, function, shape, *batched):
+        """The sum over shards, in their order, of what function(*slices, out) writes into out."""
+        def partial(*slices):
+            out = self.empty(shape)
+            function(*slices, out)
+            return out
+        first, *others = self._run(partial, *batched)
+        for other in others:
+            first += other
+        return first
+
+    # Arrays
+
+    def asarray(self, x):
+        return np.ascontiguousarray(x, self.dtype)
+
+    def to_numpy(self, a):
+        return np.asarray(a)
+
+    def zeros(self, shape):
+        return np.zeros(shape, self.dtype)
+
+    def empty(self, shape):
+        return np.empty(shape, self.dtype)
+
+    def copy(self, a):
+        return a.copy()
+
+    # Convolution
+
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True):
+        """x (M, H, W, J), weight (I, P) -> (M, Ho, Wo, I); bias=False takes column 0 as zero."""
+        if not bias:
+            weight = weight.copy()
+            weight[:, 0] = 0
+        y = self.empty((len(x), output_size(x.shape[1], kernel, stride, padding),
+                        output_size(x.shape[2], kernel, stride, padding), len(weight)))
+        forward = self._convolution(kernel).conv_forward
+        self._run(lambda x, y: forward(x, weight, y, kernel, stride, padding), x, y)
+        return y
+
+    def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
+        """dy (M, Ho, Wo, I), weight (I, P) -> dx (M, H, W, J)."""
+        dx = self.empty((len(dy), *x_shape[1:]))
+        backward = self._convolution(kernel).conv_backward_data
+        self._run(lambda dy, dx: backward(dy, weight, dx, kernel, stride, padding), dy, dx)
+        return dx
+
+    def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
+        """out (I, P) = scale * dy^T [[x]]_H, summed over images and locations."""
+        backward = self._convolution(kernel).conv_backward_weights
+        total = self._sum(lambda x, dy, out: backward(x, dy, out, kernel, stride, padding),
+                          out.shape, x, dy)
+        np.multiply(total, scale, out=out)
+
+    def _convolution(self, kernel):
+        """A dense layer, the convolution with a 1 x 1 kernel, is a plain matrix product."""
+        return numpy_convolution if kernel == 1 else self._kernels
+
+    def patches(self, x, kernel, stride, padding):
+        """[[x]]_H: x (M, H, W, J) -> (M*T, P), first column one."""
+        T = (output_size(x.shape[1], kernel, stride, padding)
+             * output_size(x.shape[2], kernel, stride, padding))
+        rows = self.empty((len(x) * T, 1 + kernel * kernel * x.shape[3]))
+        numpy_convolution.fill_patches(x, rows, kernel, stride, padding)
+        return rows
+
+    def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
+        """rows (M*T, P) -> (M, H, W, J): every patch added back; column 0 is ignored."""
+        dx = self.zeros(x_shape)
+        numpy_convolution.add_patches(rows, dx, kernel, stride, padding)
+        return dx
+
+    # Kronecker factors
+
+    def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
+        """out (P, P) <- decay*out + scale * [[x]]_H^T [[x]]_H, summed over images and locations."""
+        total = self._patch_gram(x, out.shape, kernel, stride, padding)
+        self._accumulate(total, scale, decay, out)
+
+    def _patch_gram(self, x, shape, kernel, stride, padding):
+        if hasattr(self._kernels, 'patch_gram_regions') and stride == 1 and kernel > 1:
+            geometry = (*x.shape[1:], kernel, padding)
+            regions = self._sum(
+                lambda x, out: self._kernels.patch_gram_regions(x, out, kernel, padding),
+                self._kernels.patch_gram_regions_shape(*geometry), x)
+            total = self.empty(shape)
+            self._kernels.patch_gram_assemble(regions, total, len(x), *geometry)
+            return total
+        gram = numpy_convolution.patch_gram
+        return self._sum(lambda x, out: gram(x, out, kernel, stride, padding), shape, x)
+
+    def gram(self, rows, scale, decay, out):
+        """out (I, I) <- decay*out + scale * rows^T rows, for rows (n, I)."""
+        total = self._sum(lambda rows, out: np.matmul(rows.T, rows, out=out), out.shape, rows)
+        self._accumulate(total, scale, decay, out)
+
+    @staticmethod
+    def _accumulate(total, scale, decay, out):
+        if decay:
+            out *= decay
+            out += scale * total
+        else:
+            np.multiply(total, scale, out=out)
+
+    # Pooling
+
+    def max_pool(self, x, size, stride):
+        """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and the offset r*size + c of each in its window."""
+        y = self.empty(_pooled_shape(x.shape, size, stride))
+        argmax = np.empty(y.shape, np.uint8)
+        self._run(lambda *arrays: self._kernels.max_pool(*arrays, size, stride), x, y, argmax)
+        return y, argmax
+
+    def max_pool_backward(self, dy, argmax, x_shape, size, stride):
+        dx = self.empty((len(dy), *x_shape[1:]))
+        self._run(lambda *arrays: self._kernels.max_pool_backward(*arrays, size, stride),
+                  dy, argmax, dx)
+        return dx
+
+    def max_pool_tangent(self, rx, argmax, size, stride):
+        ry = self.empty(argmax.shape)
+        self._run(lambda *arrays: self._kernels.max_pool_tangent(*arrays, size, stride),
+                  rx, argmax, ry)
+        return ry
+
+    def avg_pool(self, x, size, stride):
+        """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J)."""
+        y = self.empty(_pooled_shape(x.shape, size, stride))
+        self._run(lambda *arrays: self._kernels.avg_pool(*arrays, size, stride), x, y)
+        return y
+
+    def avg_pool_backward(self, dy, x_shape, size, stride):
+        dx = self.empty((len(dy), *x_shape[1:]))
+        self._run(lambda *arrays: self._kernels.avg_pool_backward(*arrays, size, stride), dy, dx)
+        return dx
+
+    # Normalisation
+
+    def response_norm(self, x, size, alpha, power, across):
+        """x -> (y, d): y = x * d^-power, d = 1 + alpha * sum of x^2 over the neighbourhood."""
+        y, d = self.empty(x.shape), self.empty(x.shape)
+        self._run(lambda *arrays: self._kernels.response_norm(*arrays, size, alpha, power, across),
+                  x, y, d)
+        return y, d
+
+    def response_norm_backward(self, dy, x, d, size, alpha, power, across):
+        dx = self.empty(x.shape)
+        backward = self._kernels.response_norm_backward
+        self._run(lambda *arrays: backward(*arrays, size, alpha, power, across), dy, x, d, dx)
+        return dx
+
+    def response_norm_tangent(self, rx, x, d, size, alpha, power, across):
+        ry = self.empty(x.shape)
+        tangent = self._kernels.response_norm_tangent
+        self._run(lambda *arrays: tangent(*arrays, size, alpha, power, across), rx, x, d, ry)
+        return ry
+
+    def batch_norm(self, x, epsilon):
+        """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes."""
+        axes = tuple(range(x.ndim - 1))
+        mean = x.mean(axis=axes)
+        inv_std = 1 / np.sqrt(np.square(x - mean).mean(axis=axes) + self.dtype.type(epsilon))
+        return self.batch_norm_apply(x, mean, inv_std), mean, inv_std
+
+    def batch_norm_apply(self, x, mean, inv_std):
+        return (x - mean) * inv_std
+
+    def batch_norm_backward(self, dy, y, inv_std):
+        """dx through the batch's mean and variance; the Jacobian is symmetric: also the tangent."""
+        axes = tuple(range(y.ndim - 1))
+        return (dy - dy.mean(axis=axes) - y * (dy * y).mean(axis=axes)) * inv_std
+
+    def scale_channels(self, x, s):
+        return x * s
+
+    # Activation and dropout
+
+    def relu(self, x):
+        y = self.empty(x.shape)
+        self._run(lambda x, y: np.maximum(x, 0, out=y), x, y)
+        return y
+
+    def relu_backward(self, dy, y):
+        """dy where y > 0; the tangent has the same mask."""
+        dx = self.empty(dy.shape)
+        self._run(lambda dy, y, dx: np.multiply(dy, y > 0, out=dx), dy, y, dx)
+        return dx
+
+    def dropout(self, x, keep, seed, step, stream):
+        """x -> (x * mask / keep, mask uint8); an element is kept where its uniform is below keep."""
+        uniforms = philox.uniforms(seed, philox.DROPOUT, step, x.size, stream)
+        mask = (uniforms < keep).astype(np.uint8).reshape(x.shape)
+        return self.dropout_backward(x, mask, keep), mask
+
+    def dropout_backward(self, dy, mask, keep):
+        """dy * mask / keep; the tangent has the same mask."""
+        return dy * mask * self.dtype.type(1 / keep)
+
+    # Losses and sampling
+
+    def softmax_cross_entropy(self, z, labels):
+        """z (M, C), labels int32 (M,) -> (p, p - onehot, [sum of nats, number wrong])."""
+        shifted = z - z.max(axis=1, keepdims=True)
+        p = np.exp(shifted)
+        sums = p.sum(axis=1, keepdims=True)
+        p /= sums
+        rows = np.arange(len(z))
+        dz = p.copy()
+        dz[rows, labels] -= 1
+        nats = (np.log(sums[:, 0]) - shifted[rows, labels]).sum(dtype=np.float64)
+        return p, dz, np.array([nats, (z.argmax(axis=1) != labels).sum()])
+
+    def sampled_gradient(self, p, uniforms):
+        """p - onehot(class drawn from p): the first class whose cumulative probability exceeds u."""
+        below = np.cumsum(p, axis=1) <= uniforms[:, None]
+        dz = p.copy()
+        dz[np.arange(len(p)), np.minimum(below.sum(axis=1), p.shape[1] - 1)] -= 1
+        return dz
+
+    def softmax_fisher(self, p, r, scale):
+        """scale * sum over examples of r^T (diag(p) - p p^T) r, as a device scalar."""
+        mean = (p * r).sum(axis=1, keepdims=True)
+        return self.asarray([scale * (p * np.square(r - mean)).sum()])
+
+    def uniforms(self, count, seed, purpose, step, stream=0):
+        return self.asarray(philox.uniforms(seed, purpose, step, count, stream))
+
+    def normals(self, count, seed, purpose, step, stream=0):
+        return self.asarray(philox.normals(seed, purpose, step, count, stream))
+
+    # Mini-batches
+
+    def gather(self, images, indices, mean, scale):
+        """images uint8 (N, H, W, C), indices (M,), mean (H, W, C) -> (image - mean) * scale."""
+        x = self.empty((len(indices), *images.shape[1:]))
+        def normalise(indices, x):
+            np.subtract(images[indices], mean, out=x, casting="unsafe")
+            x *= self.dtype.type(scale)
+        self._run(normalise, indices, x)
+        return x
+
+    def take(self, labels, indices):
+        return labels[indices]
+
+    # Vectors and matrices
+
+    def matmul(self, a, b, transpose_a=False, transpose_b=False, out=None):
+        return np.matmul(a.T if transpose_a else a, b.T if transpose_b else b, out=out)
+
+    def dot(self, x, y):
+        return self.asarray([np.vdot(x, y)])
+
+    def weighted_dot(self, w, x, y):
+        """Sum of w*x*y, as a device scalar."""
+        return self.asarray([np.vdot(w * x, y)])
+
+    def axpy(self, alpha, x, y):
+        """y += alpha * x."""
+        y += alpha * x
+
+    def multiply_add(self, w, x, y):
+        """y += w * x, element by element."""
+        y += w * x
+
+    def trace(self, matrix):
+        return self.asarray([np.trace(matrix)])
+
+    def spd_inverse(self, matrix, shift):
+        """(matrix + shift*I)^-1 by Cholesky, for a symmetric matrix and a device scalar.
+
+        Raises numpy.linalg.LinAlgError where the shifted matrix is not positive definite.
+        """
+        damped = matrix.copy()
+        damped.flat[::len(matrix) + 1] += shift
+        potrf, potri = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (damped,))
+        factor, info = potrf(damped.T, lower=0, overwrite_a=True)
+        if info == 0:
+            inverse, info = potri(factor, lower=0, overwrite_c=True)
+        if info or not np.isfinite(inverse).all():
+            raise np.linalg.LinAlgError("matrix is not positive definite after damping")
+        upper = np.triu(inverse)
+        return np.ascontiguousarray(upper + np.triu(upper, 1).T)
+
+    # Updates
+
+    def clip_scale(self, quadratic, learning_rate, clip):
+        """min(1, sqrt(clip / nu)) with nu = learning_rate^2 * quadratic, as a device scalar."""
+        nu = learning_rate**2 * quadratic
+        return np.sqrt(clip / np.maximum(nu, clip))
+
+    def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
+                        clip_scale, averaging_decay):
+        """One pass over the flat parameter vector:
+
+        velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
+        average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
+        """
+        step = learning_rate if clip_scale is None else learning_rate * clip_scale
+        velocity *= momentum
+        velocity -= step * direction
+        theta += velocity
+        average *= averaging_decay
+        average += (1 - averaging_decay) * theta
+
+
+def _pooled_shape(shape, size, stride):
+    M, H, W, J = shape
+    return M, pooled_size(H, size, stride), pooled_size(W, size, stride), J
+
+
+def processor_name():
+    """The processor's model name where the system tells it, else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,90 @@
+"""What tests compare with: tolerances, finite differences, and the primitives as plain loops."""
+
+import itertools
+
+import numpy as np
+
+from kfcnet.ops.shapes import output_size, pooled_size
+
+
+def assert_close(actual, expected, tolerance=None, dtype=None):
+    """Equal up to rounding in `dtype` (that of `actual`), relative to the largest entry."""
+    actual, expected = np.asarray(actual), np.asarray(expected, np.float64)
+    if tolerance is None:
+        tolerance = 2e-5 if (dtype or actual.dtype) == np.float32 else 1e-10
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    assert np.isfinite(actual).all(), "not finite"
+    scale = max(np.abs(expected).max(initial=0), 1e-30)
+    error = np.abs(actual - expected).max(initial=0) / scale
+    assert error <= tolerance, f"relative error {error:.3g} above {tolerance:.3g}"
+
+
+def derivative(function, x, direction, step=1e-5):
+    """Central difference of an array function along a direction."""
+    return (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+
+
+def conv_loops(x, weight, kernel, stride, padding):
+    """The convolution layer of the paper's Eq. 10, one product at a time."""
+    M, H, W, J = x.shape
+    Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
+    y = np.zeros((M, Ho, Wo, len(weight)))
+    for m, t1, t2, i in itertools.product(*map(range, y.shape)):
+        total = weight[i, 0]
+        for r, c, j in itertools.product(range(kernel), range(kernel), range(J)):
+            h, w = t1 * stride + r - padding, t2 * stride + c - padding
+            if 0 <= h < H and 0 <= w < W:
+                total += weight[i, 1 + (r * kernel + c) * J + j] * x[m, h, w, j]
+        y[m, t1, t2, i] = total
+    return y
+
+
+def patches_loops(x, kernel, stride, padding):
+    """Rows [1, patch] (M*T, P), offset-major, map fastest."""
+    M, H, W, J = x.shape
+    Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
+    rows = np.zeros((M, Ho, Wo, 1 + kernel * kernel * J))
+    rows[..., 0] = 1
+    for t1, t2, r, c in itertools.product(range(Ho), range(Wo), range(kernel), range(kernel)):
+        h, w = t1 * stride + r - padding, t2 * stride + c - padding
+        if 0 <= h < H and 0 <= w < W:
+            first = 1 + (r * kernel + c) * J
+            rows[:, t1, t2, first:first + J] = x[:, h, w]
+    return rows.reshape(-1, rows.shape[-1])
+
+
+def patches_adjoint_loops(rows, x_shape, kernel, stride, padding):
+    """Every patch of rows (M*T, P) added back onto its pixels (M, H, W, J)."""
+    M, H, W, J = x_shape
+    Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
+    x, rows = np.zeros(x_shape), rows.reshape(M, Ho, Wo, -1)
+    for t1, t2, r, c in itertools.product(range(Ho), range(Wo), range(kernel), range(kernel)):
+        h, w = t1 * stride + r - padding, t2 * stride + c - padding
+        if 0 <= h < H and 0 <= w < W:
+            first = 1 + (r * kernel + c) * J
+            x[:, h, w] += rows[:, t1, t2, first:first + J]
+    return x
+
+
+def pool_windows(x_shape, size, stride):
+    """(t1, t2, rows, columns) of every clipped pooling window."""
+    _, H, W, _ = x_shape
+    for t1, t2 in itertools.product(range(pooled_size(H, size, stride)),
+                                    range(pooled_size(W, size, stride))):
+        yield (t1, t2, range(t1 * stride, min(t1 * stride + size, H)),
+               range(t2 * stride, min(t2 * stride + size, W)))
+
+
+def response_norm_loops(x, size, alpha, power, across):
+    """x * (1 + alpha * sum of squares of the neighbours)^-power."""
+    M, H, W, J = x.shape
+    y, start = np.zeros(x.shape), -(size // 2)
+    near = [range(start, start + size)] * 2
+    for m, h, w, j in itertools.product(*map(range, x.shape)):
+        if across:
+            others = [x[m, h, w, k] for k in range(j + start, j + start + size) if 0 <= k < J]
+        else:
+            others = [x[m, h + a, w + b, j] for a, b in itertools.product(*near)
+                      if 0 <= h + a < H and 0 <= w + b < W]
+        y[m, h, w, j] = x[m, h, w, j] * (1 + alpha * np.square(others).sum()) ** -power
+    return y

@@ -1,0 +1,303 @@
+"""Every primitive, on every device, against plain loops in float64 and finite differences."""
+
+import numpy as np
+import pytest
+
+from checks import (assert_close, conv_loops, derivative, patches_adjoint_loops, patches_loops,
+                    pool_windows, response_norm_loops)
+from kfcnet import philox
+from kfcnet.ops.shapes import output_size, pooled_size
+
+CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
+    (3, 5, 4, 2, 3, 3, 1, 1), (3, 7, 6, 3, 5, 5, 1, 2), (2, 7, 5, 2, 3, 3, 2, 1),
+    (5, 4, 3, 1, 4, 2, 1, 0), (3, 6, 5, 4, 33, 3, 3, 2), (1, 5, 6, 33, 2, 3, 1, 1),
+    (3, 1, 1, 7, 4, 1, 1, 0), (2, 3, 4, 5, 3, 1, 1, 0), (2, 8, 8, 32, 32, 5, 1, 2),
+]
+
+
+@pytest.fixture(params=CONVOLUTIONS, ids=lambda shape: "x".join(map(str, shape)))
+def convolution(request, ops, rng):
+    """Random (x, weight, dy) in float64 rounded to the device's dtype, and (kernel, stride, padding)."""
+    M, H, W, J, I, *window = request.param
+    T = [output_size(side, *window) for side in (H, W)]
+    shapes = (M, H, W, J), (I, 1 + window[0]**2 * J), (M, *T, I)
+    return [ops.asarray(rng.standard_normal(shape)) for shape in shapes], window
+
+
+def test_convolution_matches_loops(ops, convolution):
+    (x, weight, _), window = convolution
+    expected = conv_loops(*(ops.to_numpy(a).astype(np.float64) for a in (x, weight)), *window)
+    assert_close(ops.to_numpy(ops.conv_forward(x, weight, *window)), expected)
+
+
+def test_convolution_without_bias_ignores_column_zero(ops, convolution):
+    (x, weight, _), window = convolution
+    w = ops.to_numpy(weight).astype(np.float64)
+    expected = conv_loops(ops.to_numpy(x).astype(np.float64), w, *window) - w[:, 0]
+    assert_close(ops.to_numpy(ops.conv_forward(x, weight, *window, bias=False)), expected)
+
+
+def test_patches_match_loops(ops, convolution):
+    (x, _, _), window = convolution
+    expected = patches_loops(ops.to_numpy(x), *window)
+    assert np.array_equal(ops.to_numpy(ops.patches(x, *window)), expected)
+
+
+def test_patches_adjoint_adds_every_patch_back(ops, convolution, rng):
+    (x, _, _), window = convolution
+    rows = rng.standard_normal(ops.patches(x, *window).shape)
+    back = ops.to_numpy(ops.patches_adjoint(ops.asarray(rows), x.shape, *window))
+    assert_close(back, patches_adjoint_loops(rows, x.shape, *window))
+
+
+def test_convolution_backward_to_data_matches_loops(ops, convolution):
+    (x, weight, dy), window = convolution
+    dx = ops.to_numpy(ops.conv_backward_data(dy, weight, x.shape, *window))
+    w, d = (ops.to_numpy(a).astype(np.float64) for a in (weight, dy))
+    assert_close(dx, patches_adjoint_loops(d.reshape(-1, d.shape[-1]) @ w, x.shape, *window))
+
+
+@pytest.mark.parametrize("window", [(3, 1, 1), (3, 2, 0)])
+def test_patches_adjoint_in_loops_is_the_adjoint_of_patches_in_loops(rng, window):
+    x = rng.standard_normal((2, 6, 5, 3))
+    patches = patches_loops(x, *window)
+    rows = rng.standard_normal(patches.shape)
+    back = patches_adjoint_loops(rows, x.shape, *window)
+    assert np.isclose(np.vdot(back, x), np.vdot(rows[:, 1:], patches[:, 1:]), rtol=1e-12)
+
+
+def test_convolution_backward_to_weights_is_a_product_with_patches(ops, convolution):
+    (x, weight, dy), window = convolution
+    out = ops.empty(weight.shape)
+    ops.conv_backward_weights(x, dy, *window, scale=0.5, out=out)
+    rows = patches_loops(ops.to_numpy(x).astype(np.float64), *window)
+    d = ops.to_numpy(dy).astype(np.float64)
+    assert_close(ops.to_numpy(out), 0.5 * d.reshape(-1, d.shape[-1]).T @ rows)
+
+
+def test_patch_gram_is_the_gram_of_the_patches(ops, convolution):
+    (x, weight, _), window = convolution
+    P = weight.shape[1]
+    rows = patches_loops(ops.to_numpy(x).astype(np.float64), *window)
+    out = ops.asarray(np.full((P, P), np.nan))  # decay 0 must not read it
+    ops.patch_gram(x, *window, scale=0.25, decay=0.0, out=out)
+    assert_close(ops.to_numpy(out), 0.25 * rows.T @ rows)
+    ops.patch_gram(x, *window, scale=0.5, decay=0.5, out=out)
+    assert_close(ops.to_numpy(out), 0.625 * rows.T @ rows)
+    assert np.array_equal(ops.to_numpy(out), ops.to_numpy(out).T)
+
+
+def test_gram_accumulates_the_product_of_rows(ops, rng):
+    rows = ops.asarray(rng.standard_normal((37, 5)))
+    exact = ops.to_numpy(rows).astype(np.float64)
+    out = ops.asarray(np.full((5, 5), np.nan))
+    ops.gram(rows, scale=2.0, decay=0.0, out=out)
+    ops.gram(rows, scale=1.0, decay=0.25, out=out)
+    assert_close(ops.to_numpy(out), 1.5 * exact.T @ exact)
+
+
+POOLS = [((2, 7, 6, 3), 3, 2), ((3, 5, 8, 1), 2, 2), ((1, 8, 8, 33), 3, 2), ((2, 4, 5, 2), 3, 1),
+         ((2, 7, 4, 2), 1, 3), ((1, 2, 3, 2), 4, 2)]
+
+
+@pytest.fixture(params=POOLS, ids=str)
+def pooling(request):
+    return request.param
+
+
+def test_max_pooling_matches_loops_and_takes_the_first_of_ties(ops, pooling, rng):
+    shape, size, stride = pooling
+    x = rng.integers(-2, 3, shape).astype(np.float64)  # few values: ties in most windows
+    y, argmax = map(ops.to_numpy, ops.max_pool(ops.asarray(x), size, stride))
+    assert y.shape == (shape[0], *(pooled_size(s, size, stride) for s in shape[1:3]), shape[3])
+    for t1, t2, rows, columns in pool_windows(shape, size, stride):
+        window = x[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        flat = window.reshape(shape[0], -1, shape[3])
+        r, c = np.divmod(flat.argmax(axis=1), len(columns))
+        assert np.array_equal(y[:, t1, t2], flat.max(axis=1))
+        assert np.array_equal(argmax[:, t1, t2], r * size + c)
+
+
+def test_max_pooling_passes_nan_on(ops):
+    x = np.zeros((1, 3, 3, 1))
+    x[0, 0, 1, 0] = np.nan
+    assert np.isnan(ops.to_numpy(ops.max_pool(ops.asarray(x), 3, 2)[0])).all()
+
+
+def test_max_pooling_backward_and_tangent_are_adjoint_and_follow_the_maximum(ops, pooling, rng):
+    shape, size, stride = pooling
+    x, rx = (ops.asarray(rng.standard_normal(shape)) for _ in range(2))
+    y, argmax = ops.max_pool(x, size, stride)
+    dy = ops.asarray(rng.standard_normal(y.shape))
+    ry = ops.to_numpy(ops.max_pool_tangent(rx, argmax, size, stride))
+    dx = ops.to_numpy(ops.max_pool_backward(dy, argmax, x.shape, size, stride))
+    step = 1e-3 * ops.to_numpy(rx).astype(np.float64)
+    shifted = ops.max_pool(ops.asarray(ops.to_numpy(x) + 1e-3 * step), size, stride)[0]
+    expected = (ops.to_numpy(shifted).astype(np.float64) - ops.to_numpy(y)) / 1e-6
+    assert_close(ry, expected, 1e-6 if ops.dtype == np.float64 else 0.5)
+    assert_close(np.vdot(dx, ops.to_numpy(rx)), np.vdot(ops.to_numpy(dy), ry), 1e-4)
+
+
+def test_average_pooling_divides_by_the_clipped_window(ops, pooling, rng):
+    shape, size, stride = pooling
+    x = ops.asarray(rng.standard_normal(shape))
+    exact = ops.to_numpy(x).astype(np.float64)
+    y = ops.to_numpy(ops.avg_pool(x, size, stride))
+    expected = np.zeros(y.shape)
+    for t1, t2, rows, columns in pool_windows(shape, size, stride):
+        window = exact[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        expected[:, t1, t2] = window.mean(axis=(1, 2))
+    assert_close(y, expected)
+    dy = ops.asarray(rng.standard_normal(y.shape))
+    dx = ops.to_numpy(ops.avg_pool_backward(dy, x.shape, size, stride))
+    assert_close(np.vdot(dx, exact), np.vdot(ops.to_numpy(dy), expected), 1e-4)
+
+
+@pytest.mark.parametrize("across", [False, True], ids=["within", "across"])
+@pytest.mark.parametrize("size, power", [(3, 0.75), (2, 0.5), (5, 0.75)])
+def test_response_norm_matches_loops_with_its_adjoint_and_tangent(ops, rng, size, power, across):
+    x, rx, dy = (ops.asarray(rng.standard_normal((2, 4, 5, 6))) for _ in range(3))
+    exact, direction = (ops.to_numpy(a).astype(np.float64) for a in (x, rx))
+    arguments = (size, 0.3, power, across)
+    y, d = ops.response_norm(x, *arguments)
+    assert_close(ops.to_numpy(y), response_norm_loops(exact, *arguments))
+    ry = ops.to_numpy(ops.response_norm_tangent(rx, x, d, *arguments))
+    loops = derivative(lambda a: response_norm_loops(a, *arguments), exact, direction)
+    assert_close(ry, loops, max(1e-8, 2e-5 * (ops.dtype == np.float32)))
+    dx = ops.to_numpy(ops.response_norm_backward(dy, x, d, *arguments))
+    assert_close(np.vdot(dx, direction), np.vdot(ops.to_numpy(dy), ry), 1e-4)
+
+
+def test_batch_norm_has_zero_mean_unit_variance_and_a_symmetric_jacobian(ops, rng):
+    x, rx = (rng.standard_normal((4, 3, 2, 5)) * 3 + 1 for _ in range(2))
+    normalise = lambda a: (a - a.mean((0, 1, 2))) / np.sqrt(a.var((0, 1, 2)) + 0.1)  # noqa: E731
+    y, mean, inv_std = ops.batch_norm(ops.asarray(x), 0.1)
+    assert_close(ops.to_numpy(y), normalise(x), 1e-9 if ops.dtype == np.float64 else 1e-5)
+    assert_close(ops.to_numpy(ops.batch_norm_apply(ops.asarray(x), mean, inv_std)),
+                 ops.to_numpy(y), 1e-5)
+    ry = ops.to_numpy(ops.batch_norm_backward(ops.asarray(rx), y, inv_std))
+    assert_close(ry, derivative(normalise, x, rx), 1e-8 if ops.dtype == np.float64 else 1e-4)
+
+
+def test_relu_and_its_mask(ops):
+    x = ops.asarray([[-1.0, 0.0, 2.0], [3.0, -0.5, 0.0]])
+    y = ops.relu(x)
+    assert np.array_equal(ops.to_numpy(y), [[0, 0, 2], [3, 0, 0]])
+    dx = ops.relu_backward(ops.asarray([[5.0, 6, 7], [8, 9, 10]]), y)
+    assert np.array_equal(ops.to_numpy(dx), [[0, 0, 7], [8, 0, 0]])
+
+
+def test_dropout_is_the_mask_of_philox_scaled_by_one_over_keep(ops, rng):
+    x = rng.standard_normal((3, 2, 2, 5))
+    y, mask = ops.dropout(ops.asarray(x), 0.6, seed=3, step=7, stream=2)
+    expected = philox.uniforms(3, philox.DROPOUT, 7, x.size, 2).reshape(x.shape) < 0.6
+    assert np.array_equal(ops.to_numpy(mask), expected)
+    assert 0 < expected.mean() < 1
+    assert_close(ops.to_numpy(y), x * expected / 0.6, 1e-6)
+    assert_close(ops.to_numpy(ops.dropout_backward(ops.asarray(x), mask, 0.6)), x * expected / 0.6,
+                 1e-6)
+
+
+def test_softmax_cross_entropy_value_gradient_and_errors(ops, rng):
+    z, labels = rng.standard_normal((7, 5)) * 3, np.array([0, 4, 2, 2, 1, 3, 0], np.int32)
+    z[2] = 1.0  # a tie: the first class wins, so label 2 counts as an error
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    got_p, dz, totals = map(ops.to_numpy, ops.softmax_cross_entropy(ops.asarray(z), labels))
+    assert_close(got_p, p)
+    assert_close(dz, p - np.eye(5)[labels])
+    assert_close(totals[:1], [-np.log(p[np.arange(7), labels]).sum()], 1e-5)
+    assert totals[1] == (z.argmax(axis=1) != labels).sum()
+
+
+def test_softmax_cross_entropy_is_finite_for_huge_logits(ops):
+    z = ops.asarray([[1e4, -1e4, 0.0], [-1e4, -1e4, -1e4]])
+    p, dz, totals = map(ops.to_numpy, ops.softmax_cross_entropy(z, np.array([0, 1], np.int32)))
+    assert np.isfinite(p).all() and np.isfinite(dz).all()
+    assert_close(totals[:1], [np.log(3)], 1e-6)
+
+
+def test_sampled_gradient_draws_each_class_with_its_probability(ops):
+    p = np.tile([0.2, 0.5, 0.3], (3000, 1))
+    uniforms = philox.uniforms(1, philox.TARGETS, 0, 3000)
+    dz = ops.to_numpy(ops.sampled_gradient(ops.asarray(p), ops.asarray(uniforms)))
+    drawn = np.rint(p - dz)
+    assert np.array_equal(drawn.sum(axis=1), np.ones(3000))
+    assert np.array_equal(drawn.argmax(axis=1), np.searchsorted([0.2, 0.7], uniforms, "right"))
+
+
+def test_sampled_gradient_never_draws_beyond_the_last_class(ops):
+    p = ops.asarray([[0.5, 0.25, 0.2499]])  # rounding has lost a little probability
+    dz = ops.to_numpy(ops.sampled_gradient(p, ops.asarray([0.99999994])))
+    assert_close(dz, [[0.5, 0.25, 0.2499 - 1]], 1e-6)
+
+
+def test_softmax_fisher_is_the_quadratic_form(ops, rng):
+    p, r = rng.dirichlet(np.ones(4), 6), rng.standard_normal((6, 4))
+    expected = sum(v @ (np.diag(q) - np.outer(q, q)) @ v for q, v in zip(p, r, strict=True)) / 3
+    got = ops.softmax_fisher(ops.asarray(p), ops.asarray(r), 1 / 3)
+    assert got.shape == (1,)
+    assert_close(ops.to_numpy(got), [expected])
+
+
+def test_gather_normalises_the_chosen_images(ops, rng):
+    images = rng.integers(0, 256, (9, 4, 3, 2)).astype(np.uint8)
+    mean, indices = images.mean(axis=0), np.array([4, 0, 8, 4, 2])
+    x = ops.gather(images, indices, ops.asarray(mean), 0.5)
+    assert_close(ops.to_numpy(x), (images[indices] - mean) * 0.5, 1e-6)
+
+
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_matmul_with_transposes(ops, rng, transpose_a, transpose_b):
+    a = ops.asarray(rng.standard_normal((5, 7) if transpose_a else (7, 5)))
+    b = ops.asarray(rng.standard_normal((3, 5) if transpose_b else (5, 3)))
+    A, B = (ops.to_numpy(m).astype(np.float64) for m in (a, b))
+    expected = (A.T if transpose_a else A) @ (B.T if transpose_b else B)
+    out = ops.empty((7, 3))
+    ops.matmul(a, b, transpose_a, transpose_b, out=out)
+    assert_close(ops.to_numpy(out), expected)
+
+
+def test_vector_primitives(ops, rng):
+    w, x, y = (rng.standard_normal(101) for _ in range(3))
+    W, X, Y = (ops.asarray(a.copy()) for a in (w, x, y))
+    assert_close(ops.to_numpy(ops.dot(X, Y)), [x @ y], 1e-5)
+    assert_close(ops.to_numpy(ops.weighted_dot(W, X, Y)), [(w * x) @ y], 1e-5)
+    ops.axpy(-2.0, X, Y)
+    ops.multiply_add(W, X, Y)
+    assert_close(ops.to_numpy(Y), y - 2 * x + w * x, 1e-5)
+
+
+def test_spd_inverse_inverts_the_shifted_matrix(ops, rng):
+    root = rng.standard_normal((9, 6))
+    matrix, shift = root @ root.T, ops.asarray([0.5])
+    inverse = ops.to_numpy(ops.spd_inverse(ops.asarray(matrix), shift))
+    assert_close(inverse, np.linalg.inv(matrix + 0.5 * np.eye(9)), max(1e-9, 1e-4 * (
+        ops.dtype == np.float32)))
+    assert np.array_equal(inverse, inverse.T)
+
+
+@pytest.mark.parametrize("spoil", [-1.0, np.nan])
+def test_spd_inverse_refuses_what_is_not_positive_definite(ops, spoil):
+    matrix = np.diag([2.0, spoil, 3.0])
+    with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
+        ops.spd_inverse(ops.asarray(matrix), ops.asarray([0.1]))
+
+
+def test_clip_scale_brings_nu_down_to_the_cap_and_never_up(ops):
+    for quadratic, expected in [(0.0, 1.0), (10.0, 1.0), (30.0, 1.0), (120.0, 0.5)]:
+        scale = ops.clip_scale(ops.asarray([quadratic]), 0.1, 0.3)
+        assert_close(ops.to_numpy(scale), [expected], 1e-6)
+
+
+@pytest.mark.parametrize("clip_scale", [None, 0.5])
+def test_momentum_update_moves_and_averages(ops, rng, clip_scale):
+    theta, velocity, average, direction = (rng.standard_normal(77) for _ in range(4))
+    device = [ops.asarray(a.copy()) for a in (theta, velocity, average, direction)]
+    scale = None if clip_scale is None else ops.asarray([clip_scale])
+    ops.momentum_update(*device, 0.1, 0.9, scale, 0.75)
+    velocity = 0.9 * velocity - 0.1 * (clip_scale or 1) * direction
+    theta = theta + velocity
+    average = 0.75 * average + 0.25 * theta
+    for got, expected in zip(device, (theta, velocity, average, direction), strict=True):
+        assert_close(ops.to_numpy(got), expected, 1e-6)
