@@ -1,0 +1,73 @@
+"""The curvature: Kronecker factors, their running averages, damping, inverses, preconditioning.
+
+The functions of this package take and return NumPy arrays, float32 or float64, and keep the dtype;
+the modules below it do the same on any device.
+"""
+
+import numpy as np
+
+from kfcnet.curvature import damping as _damping
+from kfcnet.curvature import factors as _factors
+from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.ops.cpu import CpuOps
+
+__all__ = ["KroneckerBlock", "damped_inverses", "derivative_factor", "input_factor", "precondition"]
+
+
+def _reference_ops(*arrays):
+    dtype = np.result_type(*arrays)
+    if dtype not in (np.float32, np.float64):
+        raise TypeError(f"arrays are {dtype}, not float32 or float64")
+    return CpuOps(dtype=dtype, shards=1)
+
+
+def _as_images(array, name):
+    """(M, H, W, J) as it is, (M, J) as M images of one pixel."""
+    array = np.asarray(array)
+    if array.ndim == 2:
+        return np.ascontiguousarray(array[:, None, None, :])
+    if array.ndim != 4:
+        raise ValueError(f"{name}: shape {array.shape} is neither (M, H, W, maps) nor (M, units)")
+    return np.ascontiguousarray(array)
+
+
+def input_factor(activations, kernel_size=1, stride=1, padding=0):
+    """Omega (1 + K*K*J, 1 + K*K*J) from activations (M, H, W, J), or Psi (1 + J, 1 + J) from (M, J).
+
+    Theorem 2: the sum over output locations, the mean over examples; row 0 is the homogeneous one,
+    then (offset, map), maps fastest. Raises ValueError for another shape, TypeError for another
+    dtype than float32 and float64.
+    """
+    x = _as_images(activations, "activations")
+    ops = _reference_ops(x)
+    P = 1 + kernel_size**2 * x.shape[-1]
+    Omega = ops.empty((P, P))
+    _factors.update_input_factor(ops, x, (kernel_size, stride, padding), 0.0, Omega)
+    return Omega
+
+
+def derivative_factor(derivatives):
+    """Gamma (I, I) from per-example derivatives (M, H, W, I), or (M, I): Theorem 2.
+
+    The mean over examples and over locations. Raises like `input_factor`.
+    """
+    ds = _as_images(derivatives, "derivatives")
+    ops = _reference_ops(ds)
+    Gamma = ops.empty((ds.shape[-1],) * 2)
+    _factors.update_derivative_factor(ops, ds, 0.0, Gamma)
+    return Gamma
+
+
+def damped_inverses(Omega, Gamma, c):
+    """(Omega_inv, Gamma_inv) of Eq. 21 with the trace-norm pi; c = weight decay + damping > 0.
+
+    Raises ValueError for c <= 0, numpy.linalg.LinAlgError where a factor is not positive definite.
+    """
+    if not c > 0:
+        raise ValueError(f"c: {c} is not positive")
+    return _damping.damped_inverses(_reference_ops(Omega, Gamma), Omega, Gamma, c)
+
+
+def precondition(gradient, Omega_inv, Gamma_inv):
+    """The natural gradient Gamma_inv @ gradient @ Omega_inv of Eq. 22; gradient (I, P)."""
+    return _damping.precondition(_reference_ops(gradient), gradient, Omega_inv, Gamma_inv)

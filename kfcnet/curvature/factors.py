@@ -1,0 +1,35 @@
+"""The two Kronecker factors of a layer's Fisher block (Theorem 2, Eq. 23). The one home of 1/|T|.
+
+    F_l  ~  Omega_{l-1} (x) Gamma_l                                                  Eq. 18
+
+    Omega = E[ [[A]]_H^T [[A]]_H ]     activations: SUM over the locations of an example
+    Gamma = (1/|T|) E[ DS^T DS ]       derivatives: MEAN over the locations of an example
+
+Their product has |T| once, as the Fisher block has: the gradient is a sum over |T| locations, and
+under the paper's assumptions the terms at different locations are uncorrelated. The expectations
+are estimated by the mean over the M examples of a mini-batch, where A are the activations and DS
+the derivatives of each example's own loss at a target drawn from the model.
+
+| here     | paper       | shape   |                                                |
+|----------|-------------|---------|------------------------------------------------|
+| inputs   | A_{l-1}     | (M, H, W, J) | activations; dense: (M, 1, 1, J)          |
+| derivatives | D S_l    | (M, Ho, Wo, I) | of the pre-activations, per example     |
+| Omega    | Omega_{l-1}, Psi_{l-1} if dense | (P, P), P = 1 + K*K*J | row 0 homogeneous |
+| Gamma    | Gamma_l     | (I, I)  |                                                |
+"""
+
+
+def update_input_factor(ops, inputs, window, decay, Omega):
+    """Omega <- decay*Omega + (1 - decay) * estimate, from inputs (M, H, W, J).
+
+    window: (kernel, stride, padding) of the layer. decay 0 overwrites.
+    """
+    M = len(inputs)
+    ops.patch_gram(inputs, *window, scale=(1 - decay) / M, decay=decay, out=Omega)
+
+
+def update_derivative_factor(ops, derivatives, decay, Gamma):
+    """Gamma <- decay*Gamma + (1 - decay) * estimate, from derivatives (M, Ho, Wo, I)."""
+    rows = derivatives.reshape(-1, derivatives.shape[-1])
+    M_T = len(rows)  # M|T|: the 1/M of the expectation and the 1/|T| of Eq. 23
+    ops.gram(rows, scale=(1 - decay) / M_T, decay=decay, out=Gamma)

@@ -1,0 +1,10 @@
+"""The layers: forward, backward and tangent over an `ops` object, and nothing about devices."""
+
+from kfcnet.layers.base import Layer, Mode
+from kfcnet.layers.elementwise import Dropout, ReLU
+from kfcnet.layers.normalization import BatchNorm, ResponseNorm
+from kfcnet.layers.pooling import AvgPool, MaxPool
+from kfcnet.layers.weighted import Conv2d, Dense
+
+__all__ = ["AvgPool", "BatchNorm", "Conv2d", "Dense", "Dropout", "Layer", "MaxPool", "Mode", "ReLU",
+           "ResponseNorm"]

@@ -1,0 +1,39 @@
+"""What every layer is: three linear or nonlinear maps of a mini-batch that share one forward pass."""
+
+from typing import NamedTuple
+
+
+class Mode(NamedTuple):
+    """How a forward pass is run: training draws dropout masks for `step`, evaluation draws none."""
+
+    training: bool = False
+    step: int = 0
+
+
+class Layer:
+    """A function of a mini-batch with its adjoint and its tangent.
+
+    `forward` keeps what the other two need. Both may then be called any number of times, and for
+    the first m <= M examples of that mini-batch: the sampled pass and the clip use a part of it.
+    Nothing that flows is divided by M; derivatives are those of each example's own loss.
+    """
+
+    def __init__(self, ops, input_shape, name):
+        self.ops, self.input_shape, self.name = ops, tuple(input_shape), name
+        self.output_shape = self.input_shape
+
+    def forward(self, x, mode):
+        """x (M, *input_shape) -> y (M, *output_shape)."""
+        raise NotImplementedError
+
+    def backward(self, dy):
+        """dy (m, *output_shape) -> dx (m, *input_shape): the adjoint of the derivative."""
+        raise NotImplementedError
+
+    def backward_per_example(self, dy):
+        """`backward` with every example taken by itself; differs for batch normalisation only."""
+        return self.backward(dy)
+
+    def tangent(self, rx):
+        """rx (m, *input_shape) -> ry (m, *output_shape): the derivative along rx."""
+        raise NotImplementedError

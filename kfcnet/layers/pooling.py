@@ -1,0 +1,40 @@
+"""Pooling with cuda-convnet's windows: from the image's corner, clipped at its far borders."""
+
+from kfcnet.layers.base import Layer
+from kfcnet.ops.shapes import pooled_size
+
+
+class _Pool(Layer):
+    def __init__(self, ops, input_shape, name, size, stride):
+        super().__init__(ops, input_shape, name)
+        H, W, J = self.input_shape
+        self.window = (size, stride)
+        self.output_shape = (pooled_size(H, size, stride), pooled_size(W, size, stride), J)
+
+
+class MaxPool(_Pool):
+    """The maximum of each window; derivative and tangent follow the first pixel that attains it."""
+
+    def forward(self, x, mode):
+        y, self.argmax = self.ops.max_pool(x, *self.window)
+        return y
+
+    def backward(self, dy):
+        shape = (len(dy), *self.input_shape)
+        return self.ops.max_pool_backward(dy, self.argmax[:len(dy)], shape, *self.window)
+
+    def tangent(self, rx):
+        return self.ops.max_pool_tangent(rx, self.argmax[:len(rx)], *self.window)
+
+
+class AvgPool(_Pool):
+    """The mean of each clipped window; linear."""
+
+    def forward(self, x, mode):
+        return self.ops.avg_pool(x, *self.window)
+
+    def backward(self, dy):
+        return self.ops.avg_pool_backward(dy, (len(dy), *self.input_shape), *self.window)
+
+    def tangent(self, rx):
+        return self.ops.avg_pool(rx, *self.window)

@@ -1,0 +1,54 @@
+"""Losses as negative log-likelihoods: the model's predictive distribution is what the Fisher needs.
+
+Gradients are those of each example's own loss, never divided by M.
+"""
+
+from kfcnet import philox
+
+
+class SoftmaxCrossEntropy:
+    """-log softmax(z)[label]; the predictive distribution is categorical with p = softmax(z)."""
+
+    def __init__(self, ops, seed=0):
+        self.ops, self.seed = ops, seed
+
+    def evaluate(self, z, labels):
+        """z (M, C), labels int32 (M,) -> (p (M, C), dz (M, C), [sum of nats, number wrong])."""
+        return self.ops.softmax_cross_entropy(z, labels)
+
+    def sampled_gradient(self, p, step):
+        """dz (M, C) at classes drawn from p, not at the labels: the Fisher, not the empirical one."""
+        uniforms = self.ops.uniforms(len(p), self.seed, philox.TARGETS, step)
+        return self.ops.sampled_gradient(p, uniforms)
+
+    def fisher_quadratic(self, p, r, scale):
+        """scale * sum over examples of r^T F_R r, F_R = diag(p) - p p^T, r (m, C); device scalar."""
+        return self.ops.softmax_fisher(p, r, scale)
+
+
+class SquaredError:
+    """|z - y|^2 / 2 summed over outputs; the predictive distribution is Gaussian, N(z, I)."""
+
+    def __init__(self, ops, seed=0):
+        self.ops, self.seed = ops, seed
+
+    def evaluate(self, z, targets):
+        """z (M, C), targets (M, C) -> (z, z - y (M, C), [sum of losses, 0])."""
+        dz = self.ops.copy(z)
+        self.ops.axpy(-1.0, targets, dz)
+        halves = 0.5 * self.ops.dot(dz, dz)
+        totals = self.ops.zeros((2,))
+        totals[:1] = halves
+        return z, dz, totals
+
+    def sampled_gradient(self, z, step):
+        """dz (M, C) at targets drawn from N(z, I): standard normals."""
+        noise = self.ops.normals(z.size, self.seed, philox.TARGETS, step)
+        return noise.reshape(z.shape)
+
+    def fisher_quadratic(self, z, r, scale):
+        """scale * sum over examples of |r|^2: the Fisher matrix of the outputs is the identity."""
+        return scale * self.ops.dot(r, r)
+
+
+LOSSES = {"softmax_cross_entropy": SoftmaxCrossEntropy, "squared_error": SquaredError}

@@ -1,0 +1,160 @@
+"""A network: layers in order over one flat parameter vector."""
+
+import contextlib
+
+import numpy as np
+
+from kfcnet import philox
+from kfcnet.layers import (AvgPool, BatchNorm, Conv2d, Dense, Dropout, MaxPool, Mode, ReLU,
+                           ResponseNorm)
+
+LAYERS = {"conv": Conv2d, "dense": Dense, "relu": ReLU, "max_pool": MaxPool, "avg_pool": AvgPool,
+          "response_norm": ResponseNorm, "batch_norm": BatchNorm, "dropout": Dropout}
+
+
+def build_network(specifications, input_shape, ops, seed=0):
+    """The network of a configuration's layer list.
+
+    specifications: mappings or pydantic models with the key `layer`, a name out of LAYERS, an
+    optional `name`, and the layer's arguments. input_shape: (H, W, C). Raises ValueError naming
+    the layer for an unknown kind, a wrong argument or an impossible shape.
+    """
+    layers, counts, shape = [], {}, input_shape
+    for index, specification in enumerate(specifications):
+        arguments = dict(getattr(specification, "model_dump", lambda s=specification: s)())
+        kind = arguments.pop("layer")
+        if kind not in LAYERS:
+            raise ValueError(f"network.{index}: {kind!r} is not one of {', '.join(LAYERS)}")
+        counts[kind] = counts.get(kind, 0) + 1
+        name = arguments.pop("name", None) or f"{kind}{counts[kind]}"
+        if kind == "dropout":
+            arguments |= {"seed": seed, "stream": index}
+        try:
+            layers.append(LAYERS[kind](ops, shape, name, **arguments))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"network.{index} ({kind}): {error}") from None
+        shape = layers[-1].output_shape
+    return Network(layers, ops, seed)
+
+
+class Network:
+    """Layers applied in order. `theta` (n,) holds all parameters, `gradient` (n,) their gradient.
+
+    Each weighted layer's Wbar (I, P), row-major, is a view of theta, in layer order; gradients,
+    velocities and averages are vectors of the same order.
+    """
+
+    def __init__(self, layers, ops, seed=0):
+        """Initial weights are Gaussian with each layer's deviation, from the seed; biases are zero.
+
+        Raises ValueError where no layer has weights or two layers share a name.
+        """
+        self.layers, self.ops = list(layers), ops
+        self.weighted = [layer for layer in layers if isinstance(layer, Conv2d)]
+        names = [layer.name for layer in layers]
+        if not self.weighted:
+            raise ValueError("network: no layer has weights")
+        if len(set(names)) < len(names):
+            raise ValueError(f"network: two layers are named {max(names, key=names.count)!r}")
+        self.weighted[0].needs_input_gradient = False
+        ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
+        self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+        self.theta = ops.asarray(self._initial(seed))
+        self.gradient = ops.zeros(self.theta.shape)
+        self.bind(self.theta)
+
+    def _initial(self, seed):
+        flat = np.zeros(self._slices[-1].stop)
+        for index, (layer, view) in enumerate(zip(self.weighted, self.views(flat), strict=True)):
+            size = view[:, 1:].shape
+            draw = philox.normals(seed, philox.INITIAL, 0, size[0] * size[1], stream=index)
+            view[:, 1:] = layer.std * draw.reshape(size)
+        return flat
+
+    def views(self, flat):
+        """The parts of a flat vector as matrices (I, P), one a weighted layer, in layer order."""
+        return [flat[part].reshape(layer.weight_shape)
+                for part, layer in zip(self._slices, self.weighted, strict=True)]
+
+    def bind(self, flat):
+        """Let the layers use the parameters in `flat` (n,) from now on."""
+        for layer, view in zip(self.weighted, self.views(flat), strict=True):
+            layer.weight = view
+
+    @contextlib.contextmanager
+    def using(self, flat):
+        """Within the context the layers use the parameters in `flat`, afterwards theta again."""
+        self.bind(flat)
+        try:
+            yield self
+        finally:
+            self.bind(self.theta)
+
+    def forward(self, x, training=False, step=0):
+        """x (M, H, W, C) -> z (M, classes)."""
+        mode = Mode(training, step)
+        for layer in self.layers:
+            x = layer.forward(x, mode)
+        return x
+
+    def backward(self, dz, per_example=False):
+        """Send dz (m, classes) down through the layers; m <= M, the first of the forward pass.
+
+        Each weighted layer keeps the derivatives of its pre-activations. per_example: the
+        derivatives of each example's own loss, batch statistics being constants.
+        """
+        for layer in reversed(self.layers):
+            dz = layer.backward_per_example(dz) if per_example else layer.backward(dz)
+            if dz is None:
+                return
+
+    def compute_gradient(self):
+        """Fill `gradient` with the mean gradient of the latest backward pass."""
+        for layer, view in zip(self.weighted, self.views(self.gradient), strict=True):
+            layer.gradient(view)
+
+    def tangent(self, direction, count):
+        """R(z) (count, classes): the logits' derivative along direction (n,), first `count` examples."""
+        rx, views = None, dict(zip(self.weighted, self.views(direction), strict=True))
+        for layer in self.layers:
+            if layer in views:
+                rx = layer.tangent(rx, views[layer], count)
+            elif rx is not None:
+                rx = layer.tangent(rx)
+        return rx
+
+    @property
+    def has_batch_statistics(self):
+        """Whether evaluation needs `measure_statistics` after the parameters have changed."""
+        return any(isinstance(layer, BatchNorm) for layer in self.layers)
+
+    def measure_statistics(self, x):
+        """Set every batch normalisation's statistics for evaluation to those of x (M, H, W, C)."""
+        normalisations = [layer for layer in self.layers if isinstance(layer, BatchNorm)]
+        dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
+        for layer in normalisations:
+            layer.measuring = True
+        for layer in self.layers:
+            x = layer.forward(x, Mode(training=layer not in dropouts))
+        for layer in normalisations:
+            layer.measuring = False
+
+    def first_nonfinite(self, x):
+        """Name of the first layer whose parameters or outputs on x are not finite, or None."""
+        for layer in self.layers:
+            x = layer.forward(x, Mode())
+            if not np.isfinite(self.ops.to_numpy(x)).all():
+                return layer.name
+        return None
+
+    def summary(self):
+        """A table of the layers: name, output shape, parameters, sizes of the Kronecker factors."""
+        lines = [f"{'layer':<18}{'output':<16}{'parameters':>11}  factors"]
+        for layer in self.layers:
+            shape = " x ".join(map(str, layer.output_shape))
+            if layer in self.weighted:
+                I, P = layer.weight_shape
+                lines.append(f"{layer.name:<18}{shape:<16}{I * P:>11,}  {P}, {I}")
+            else:
+                lines.append(f"{layer.name:<18}{shape:<16}")
+        return "\n".join([*lines, f"{'total':<34}{len(self.theta):>11,}"])

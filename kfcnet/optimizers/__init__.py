@@ -1,0 +1,16 @@
+"""Optimizers: step(batch), the averaged parameters, and a state to resume from."""
+
+from kfcnet.optimizers.base import Batch, Optimizer, Step
+from kfcnet.optimizers.kfc_pre import KfcPre
+from kfcnet.optimizers.sgd import SGD
+
+OPTIMIZERS = {"sgd": SGD, "kfc_pre": KfcPre}
+
+__all__ = ["OPTIMIZERS", "SGD", "Batch", "KfcPre", "Optimizer", "Step", "build_optimizer"]
+
+
+def build_optimizer(config, network, loss, seed=0):
+    """The optimizer that config.name asks for; raises ValueError for an unknown name."""
+    if config.name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name: {config.name!r} is not one of {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[config.name](network, loss, config, seed)

@@ -1,0 +1,110 @@
+"""What all optimizers share: the parameters' velocity, their average, counters and state."""
+
+import contextlib
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Batch(NamedTuple):
+    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C)."""
+
+    inputs: Any
+    targets: Any
+
+
+class Step(NamedTuple):
+    """What a step leaves to read: device arrays, read when somebody wants to know.
+
+    totals (2,): sum of the losses in nats and number of errors over the batch, before the move.
+    clip_scale (1,): what the update was multiplied with, or None where nothing clips.
+    """
+
+    totals: Any
+    clip_scale: Any
+
+
+class Optimizer:
+    """One flat vector of parameters, moved along a direction with momentum, averaged as it moves.
+
+    `average` is the exponential moving average of the iterates with a timescale counted in
+    examples; evaluation uses it. It starts at the initial parameters.
+    """
+
+    def __init__(self, network, loss, config, seed=0):
+        """config: the optimizer's part of a configuration, e.g. kfcnet.config.SgdConfig().
+
+        Raises ValueError where `weight_decay` names a layer that is not there.
+        """
+        self.network, self.loss, self.config, self.seed = network, loss, config, seed
+        self.ops = network.ops
+        self.learning_rate = config.learning_rate
+        self.velocity = self.ops.zeros(network.theta.shape)
+        self.average = self.ops.copy(network.theta)
+        self.weight_decays = self._weight_decay_by_layer()
+        self.decay = self._decay_vector()
+        self.steps = 0
+        self.examples = 0
+        self.phase = lambda name: contextlib.nullcontext()
+
+    needs_preparation = False
+
+    def prepare(self, batches):
+        """Whatever must be estimated from an iterable of batches before the first step: nothing."""
+
+    def step(self, batch):
+        """Move the parameters along one mini-batch; returns a Step."""
+        raise NotImplementedError
+
+    def _weight_decay_by_layer(self):
+        """Each weighted layer's lambda: the same for all, or by name and zero where not named."""
+        names = [layer.name for layer in self.network.weighted]
+        decay = self.config.weight_decay
+        if not hasattr(decay, "keys"):
+            return [float(decay)] * len(names)
+        unknown = [name for name in decay if name not in names]
+        if unknown:
+            raise ValueError(f"optimizer.weight_decay: no weighted layer is named {unknown[0]!r}; "
+                             f"there are {', '.join(names)}")
+        return [float(decay.get(name, 0.0)) for name in names]
+
+    def _decay_vector(self):
+        """lambda of every entry of theta (n,); biases are never decayed."""
+        flat = np.zeros(self.network.theta.shape)
+        for view, decay in zip(self.network.views(flat), self.weight_decays, strict=True):
+            view[:, 1:] = decay
+        return self.ops.asarray(flat)
+
+    def _forward(self, batch):
+        """One forward pass with this step's dropout masks; (predictive, dz, totals) of the loss."""
+        z = self.network.forward(batch.inputs, training=True, step=self.steps)
+        return self.loss.evaluate(z, batch.targets)
+
+    def _backward(self, dz):
+        """Fill network.gradient with the gradient of h: mean loss plus lambda/2 * |weights|^2."""
+        self.network.backward(dz)
+        self.network.compute_gradient()
+        self.ops.multiply_add(self.decay, self.network.theta, self.network.gradient)
+
+    def _move(self, direction, clip_scale, examples):
+        """Momentum, step and iterate average, in one pass over the flat vectors."""
+        averaging_decay = math.exp(-examples / self.config.averaging_timescale)
+        self.ops.momentum_update(
+            self.network.theta, self.velocity, self.average, direction, self.learning_rate,
+            self.config.momentum, clip_scale, averaging_decay)
+        self.steps += 1
+        self.examples += examples
+
+    def state(self):
+        """Everything a later process needs to go on bit for bit: NumPy arrays and numbers."""
+        arrays = {"theta": self.network.theta, "velocity": self.velocity, "average": self.average}
+        return {"steps": self.steps, "examples": self.examples,
+                **{name: self.ops.to_numpy(array).copy() for name, array in arrays.items()}}
+
+    def load_state(self, state):
+        """Take over what `state` returned."""
+        self.steps, self.examples = int(state["steps"]), int(state["examples"])
+        self.network.theta[...] = self.ops.asarray(state["theta"])
+        self.velocity[...] = self.ops.asarray(state["velocity"])
+        self.average[...] = self.ops.asarray(state["average"])
