@@ -1,0 +1,41 @@
+"""Small networks and optimizer settings that several tests share."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from kfcnet.network import build_network
+
+EVERY_LAYER = [
+    dict(layer="dropout", keep=0.8),
+    dict(layer="conv", name="conv1", filters=3, kernel=3, padding=1, std=0.5),
+    dict(layer="max_pool", size=3, stride=2),
+    dict(layer="relu"),
+    dict(layer="response_norm", size=3, scale=0.5, power=0.75),
+    dict(layer="conv", name="conv2", filters=4, kernel=2, stride=2, padding=1, std=0.5),
+    dict(layer="response_norm", size=3, scale=0.5, power=0.75, across=True),
+    dict(layer="relu"),
+    dict(layer="avg_pool", size=2, stride=1),
+    dict(layer="dense", name="dense1", units=5, std="he"),
+    dict(layer="relu"),
+    dict(layer="dense", name="dense2", units=3, std=0.4),
+]
+INPUT_SHAPE = (7, 6, 2)
+
+
+def network(ops, specification=EVERY_LAYER, input_shape=INPUT_SHAPE, seed=3):
+    """A network with random biases too, so that no derivative vanishes by symmetry."""
+    built = build_network(specification, input_shape, ops, seed)
+    noise = np.random.default_rng(seed).standard_normal(built.theta.shape)
+    ops.axpy(0.1, ops.asarray(noise), built.theta)
+    return built
+
+
+def settings(name, **changes):
+    """An optimizer's configuration with the paper's values where it has them."""
+    values = dict(name=name, learning_rate=0.1, momentum=0.9, weight_decay=0.0,
+                  averaging_timescale=100.0)
+    if name == "kfc_pre":
+        values |= dict(damping=1e-3, clip=0.3, clip_fraction=0.25, statistics_timescale=None,
+                       statistics_period=2, statistics_fraction=0.5, inverse_period=4)
+    return SimpleNamespace(**(values | changes))

@@ -1,0 +1,222 @@
+"""The Kronecker factors against the Fisher matrix, the damping against a dense solve."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from checks import assert_close, patches_loops
+from kfcnet.curvature import damped_inverses, derivative_factor, input_factor, precondition
+from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
+from networks import network
+
+
+def random_spd(rng, n):
+    root = rng.standard_normal((n, n + 2))
+    return root @ root.T / n
+
+
+def beta(kernel, T1, T2, padding):
+    """beta(delta, delta') of Eq. 17 for all pairs of offsets, (K*K, K*K); offsets from -padding."""
+    offsets = [(r - padding, c - padding)
+               for r, c in itertools.product(range(kernel), range(kernel))]
+    def side(T, d, e):
+        return max(0, T - max(d, e, 0) + min(d, e, 0))
+    return np.array([[side(T1, d[0], e[0]) * side(T2, d[1], e[1]) for e in offsets]
+                     for d in offsets])
+
+
+def test_omega_of_an_image_of_ones_is_beta():
+    """Theorem 2 on constant activations gives the counts of Eq. 17, and |T| for the bias."""
+    Omega = input_factor(np.ones((3, 5, 4, 1)), kernel_size=3, padding=1)
+    counts = beta(3, 5, 4, 1)
+    assert Omega[0, 0] == 20
+    assert np.array_equal(Omega[1:, 1:], counts)
+    assert np.array_equal(Omega[0, 1:], counts.diagonal())
+
+
+def test_omega_is_the_mean_over_examples_of_the_sum_over_locations(rng):
+    x = rng.standard_normal((4, 5, 6, 3))
+    rows = patches_loops(x, 3, 2, 1)
+    assert_close(input_factor(x, 3, 2, 1), rows.T @ rows / 4)
+
+
+def test_gamma_is_the_mean_over_examples_and_locations(rng):
+    ds = rng.standard_normal((4, 5, 6, 3))
+    rows = ds.reshape(-1, 3)
+    assert_close(derivative_factor(ds), rows.T @ rows / (4 * 30))
+
+
+def test_dense_factors_are_the_convolution_factors_of_one_pixel(rng):
+    a, ds = rng.standard_normal((7, 5)), rng.standard_normal((7, 3))
+    rows = np.hstack([np.ones((7, 1)), a])
+    assert_close(input_factor(a), rows.T @ rows / 7)
+    assert_close(derivative_factor(ds), ds.T @ ds / 7)
+
+
+def test_a_1x1_convolution_is_dense_on_every_location_with_omega_times_locations(rng):
+    x = rng.standard_normal((4, 5, 6, 3))
+    assert_close(input_factor(x), 30 * input_factor(x.reshape(-1, 3)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_public_functions_keep_the_dtype(rng, dtype):
+    x, ds = rng.standard_normal((3, 4, 4, 2)).astype(dtype), rng.standard_normal((3, 4)).astype(dtype)
+    Omega, Gamma = input_factor(x, 3), derivative_factor(ds)
+    inverses = damped_inverses(Omega, Gamma, 0.1)
+    result = precondition(np.ones((4, 19), dtype), *inverses)
+    assert {a.dtype for a in (Omega, Gamma, *inverses, result)} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("bad, error", [
+    (lambda: input_factor(np.ones((2, 3, 4))), ValueError),
+    (lambda: input_factor(np.ones((2, 3), int)), TypeError),
+    (lambda: damped_inverses(np.eye(3), np.eye(2), 0.0), ValueError),
+    (lambda: damped_inverses(-np.eye(3), np.eye(2), 1e-3), np.linalg.LinAlgError),
+])
+def test_public_functions_refuse_what_they_cannot_mean(bad, error):
+    with pytest.raises(error):
+        bad()
+
+
+def linear_convolution_fisher(ops, window, shape=(3, 5, 4, 2), filters=3):
+    """The exact Fisher matrix of one convolution with Gaussian outputs, and its KFC factors.
+
+    Outputs z = S have targets N(z, I), so DS is white noise, E[Gamma] = I, and the Fisher matrix
+    is the mean over examples of (dz/dtheta)^T (dz/dtheta), in theta's order.
+    """
+    kernel, stride, padding = window
+    layers = [dict(layer="conv", filters=filters, kernel=kernel, stride=stride, padding=padding)]
+    net = network(ops, layers, shape[1:])
+    x = np.random.default_rng(0).standard_normal(shape)
+    net.forward(x)
+    n = len(net.theta)
+    jacobian = np.stack([net.tangent(unit, len(x)).ravel() for unit in np.eye(n)], axis=1)
+    return jacobian.T @ jacobian / len(x), input_factor(x, kernel, stride, padding), net, x
+
+
+@pytest.mark.parametrize("window", [(3, 1, 1), (3, 1, 0), (2, 2, 1), (3, 2, 2), (1, 1, 0)])
+def test_kfc_is_the_exact_fisher_of_a_linear_convolution_with_gaussian_outputs(ops64, window):
+    """Gamma (x) Omega with E[Gamma] = I: a |T| lost or doubled in Omega would show at order one."""
+    fisher, Omega, _, _ = linear_convolution_fisher(ops64, window)
+    assert_close(np.kron(np.eye(3), Omega), fisher, 1e-12)
+
+
+def test_gamma_of_white_derivatives_is_near_the_identity(ops64):
+    """The other half of the product: a constant moved between the factors shows here."""
+    _, _, net, x = linear_convolution_fisher(ops64, (3, 1, 1), shape=(2000, 4, 5, 2))
+    z = net.forward(x)
+    net.backward(SquaredError(ops64).sampled_gradient(z, step=1))
+    Gamma = derivative_factor(net.weighted[0].output_gradients)
+    assert_close(Gamma, np.eye(3), 0.02)
+
+
+def test_one_example_of_a_dense_layer_gives_its_exact_fisher_block(ops64, rng):
+    """With |T| = 1 and one datum nothing is approximated; Gamma is enumerated over the classes."""
+    net = network(ops64, [dict(layer="dense", units=4, std=0.5)], (1, 1, 3))
+    x = rng.standard_normal((1, 1, 1, 3))
+    p, _, _ = SoftmaxCrossEntropy(ops64).evaluate(net.forward(x), np.array([0], np.int32))
+    Gamma, fisher = np.zeros((4, 4)), np.zeros((16, 16))
+    for label in range(4):
+        net.backward(p - np.eye(4)[[label]])
+        net.compute_gradient()
+        Gamma += p[0, label] * derivative_factor(net.weighted[0].output_gradients)
+        fisher += p[0, label] * np.outer(net.gradient, net.gradient)
+    assert_close(np.kron(Gamma, input_factor(x.reshape(1, 3))), fisher)
+
+
+def test_three_thousand_samples_converge_to_the_enumerated_gamma(ops64, rng):
+    net = network(ops64, [dict(layer="conv", filters=3, kernel=2, std=0.5), dict(layer="relu"),
+                          dict(layer="dense", units=4, std=0.5)], (4, 3, 2))
+    loss = SoftmaxCrossEntropy(ops64, seed=5)
+    x = rng.standard_normal((3, 4, 3, 2))
+    p, _, _ = loss.evaluate(net.forward(x), np.zeros(3, np.int32))
+    exact = np.zeros((3, 3))
+    for labels in itertools.product(range(4), repeat=3):
+        net.backward(p - np.eye(4)[list(labels)])
+        exact += p[[0, 1, 2], labels].prod() * derivative_factor(net.weighted[0].output_gradients)
+    sampled = np.zeros((3, 3))
+    for step in range(1000):  # three examples each
+        net.backward(loss.sampled_gradient(p, step))
+        sampled += derivative_factor(net.weighted[0].output_gradients) / 1000
+    assert_close(sampled, exact, 0.05)
+
+
+def test_fisher_quadratic_form_of_the_tangent_is_that_of_the_exact_fisher(ops64, rng):
+    """nu of the clip: forward mode against the Fisher matrix from enumerated gradients."""
+    net = network(ops64)
+    loss = SoftmaxCrossEntropy(ops64)
+    x = rng.standard_normal((3, *net.layers[0].input_shape))
+    p, _, _ = loss.evaluate(net.forward(x), np.zeros(3, np.int32))
+    v, expected = rng.standard_normal(len(net.theta)), 0.0
+    for m, label in itertools.product(range(3), range(3)):
+        dz = np.zeros((3, 3))
+        dz[m] = p[m] - np.eye(3)[label]
+        net.backward(dz)
+        net.compute_gradient()  # a third of the example's gradient: the mean over three
+        expected += p[m, label] * (3 * net.gradient @ v) ** 2 / 3
+    net.forward(x)
+    got = loss.fisher_quadratic(p, net.tangent(v, 3), scale=1 / 3)
+    assert_close(got, [expected])
+
+
+def theorem_1(kernel, T1, T2, padding, covariance, J):
+    """Omega without its row 0 from the autocovariance function: beta * Omega(j, j', d' - d)."""
+    counts = beta(kernel, T1, T2, padding)
+    offsets = list(itertools.product(range(kernel), range(kernel)))
+    blocks = [[counts[a, b] * covariance(e[0] - d[0], e[1] - d[1]) for b, e in enumerate(offsets)]
+              for a, d in enumerate(offsets)]
+    return np.block(blocks).reshape(kernel**2 * J, kernel**2 * J)
+
+
+def test_theorem_2_estimates_theorem_1_on_stationary_fields(rng):
+    """A moving average of white noise has a known autocovariance; 20,000 images come near it."""
+    mix = rng.standard_normal((2, 2, 2, 2))  # (dr, dc, source, map)
+    noise = rng.standard_normal((20_000, 6, 5, 2))
+    a = sum(noise[:, r:r + 5, c:c + 4] @ mix[r, c] for r in range(2) for c in range(2))
+
+    def covariance(dr, dc):
+        return sum((mix[r, c].T @ mix[r - dr, c - dc] for r in range(2) for c in range(2)
+                    if 0 <= r - dr < 2 and 0 <= c - dc < 2), np.zeros((2, 2)))
+    expected = theorem_1(3, 5, 4, 1, covariance, J=2)
+    assert_close(input_factor(a, 3, padding=1)[1:, 1:], expected, 0.03)
+
+
+def test_theorem_2_departs_from_theorem_1_where_fields_are_not_stationary(rng):
+    """The control: without spatial homogeneity the two must differ."""
+    a = rng.standard_normal((5000, 5, 4, 2)) * np.linspace(0, 2, 5)[:, None, None]
+    variance = np.square(a).mean()
+
+    def covariance(dr, dc):
+        return variance * np.eye(2) * (dr == dc == 0)
+    got, expected = input_factor(a, 3, padding=1)[1:, 1:], theorem_1(3, 5, 4, 1, covariance, J=2)
+    assert np.abs(got - expected).max() > 0.2 * np.abs(expected).max()
+
+
+def test_damped_inverse_is_the_dense_solve_of_the_damped_product(rng):
+    """Eq. 20-22 in theta's order: (Gamma + sqrt(c)/pi I) (x) (Omega + pi sqrt(c) I)."""
+    Omega, Gamma, gradient = random_spd(rng, 7), random_spd(rng, 3), rng.standard_normal((3, 7))
+    c = 0.02
+    pi = np.sqrt((np.trace(Omega) / 7) / (np.trace(Gamma) / 3))
+    dense = np.kron(Gamma + np.sqrt(c) / pi * np.eye(3), Omega + pi * np.sqrt(c) * np.eye(7))
+    expected = np.linalg.solve(dense, gradient.ravel()).reshape(3, 7)
+    assert_close(precondition(gradient, *damped_inverses(Omega, Gamma, c)), expected, 1e-12)
+
+
+def test_a_constant_moved_between_the_factors_leaves_the_update_alone(rng):
+    Omega, Gamma, gradient = random_spd(rng, 7), random_spd(rng, 3), rng.standard_normal((3, 7))
+    update = precondition(gradient, *damped_inverses(Omega, Gamma, 0.02))
+    moved = precondition(gradient, *damped_inverses(50 * Omega, Gamma / 50, 0.02))
+    assert_close(moved, update, 1e-11)
+
+
+def test_large_damping_turns_the_natural_gradient_into_the_gradient(rng):
+    Omega, Gamma, gradient = random_spd(rng, 7), random_spd(rng, 3), rng.standard_normal((3, 7))
+    c = 1e12
+    assert_close(c * precondition(gradient, *damped_inverses(Omega, Gamma, c)), gradient, 1e-5)
+
+
+def test_vanishing_derivatives_keep_the_inverses_finite(rng):
+    Omega_inv, Gamma_inv = damped_inverses(random_spd(rng, 5), np.zeros((3, 3)), 0.04)
+    assert np.isfinite(Omega_inv).all()
+    assert_close(Gamma_inv, np.eye(3) / 0.2)

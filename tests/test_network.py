@@ -1,0 +1,149 @@
+"""Layers and networks: gradients and tangents against finite differences in float64."""
+
+import numpy as np
+import pytest
+
+from checks import assert_close, derivative
+from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
+from kfcnet.network import build_network
+from networks import EVERY_LAYER, INPUT_SHAPE, network
+
+BATCH_NORM = [layer for layer in EVERY_LAYER if layer["layer"] != "response_norm"]
+BATCH_NORM = BATCH_NORM[:2] + [dict(layer="batch_norm", epsilon=0.1)] + BATCH_NORM[2:]
+LOSSES = {"softmax": (SoftmaxCrossEntropy, np.array([0, 2, 1, 1, 0], np.int32)),
+          "squared": (SquaredError, np.linspace(-1, 1, 15).reshape(5, 3))}
+
+
+@pytest.fixture
+def inputs(rng):
+    return rng.standard_normal((5, *INPUT_SHAPE))
+
+
+def mean_loss(net, loss, x, targets):
+    """The mean loss as a function of the parameters, with the same dropout masks each time."""
+    def value(theta):
+        with net.using(theta):
+            totals = loss.evaluate(net.forward(x, training=True, step=4), targets)[2]
+        return totals[0] / len(x)
+    return value
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("layers", [EVERY_LAYER, BATCH_NORM], ids=["every layer", "batch norm"])
+def test_gradient_matches_finite_differences(ops64, rng, inputs, layers, loss):
+    make, targets = LOSSES[loss]
+    net, loss = network(ops64, layers), make(ops64)
+    value = mean_loss(net, loss, inputs, targets)
+    _, dz, _ = loss.evaluate(net.forward(inputs, training=True, step=4), targets)
+    net.backward(dz)
+    net.compute_gradient()
+    for direction in rng.standard_normal((5, len(net.theta))):
+        expected = derivative(value, net.theta.copy(), direction, 1e-6)
+        assert_close(net.gradient @ direction, expected, 1e-6)
+    for index in rng.integers(0, len(net.theta), 20):  # and entry by entry
+        unit = np.zeros(len(net.theta))
+        unit[index] = 1
+        expected = derivative(value, net.theta.copy(), unit, 1e-6)
+        assert abs(net.gradient[index] - expected) < 1e-7
+
+
+def test_tangent_matches_finite_differences(ops64, rng, inputs):
+    net = network(ops64)
+    net.forward(inputs, training=True, step=4)
+    direction = rng.standard_normal(len(net.theta))
+    tangent = net.tangent(direction, 3)
+
+    def outputs(theta):
+        with net.using(theta):
+            return net.forward(inputs, training=True, step=4)
+    assert_close(tangent, derivative(outputs, net.theta.copy(), direction, 1e-6)[:3], 1e-7)
+
+
+def test_tangent_takes_batch_statistics_as_constants(ops64, rng, inputs):
+    """Half of the batch through the tangent: the same as evaluation at the batch's statistics."""
+    layers = [dict(layer="conv", filters=3, kernel=3, std=0.5), dict(layer="batch_norm"),
+              dict(layer="relu"), dict(layer="dense", units=2, std=0.5)]
+    net = network(ops64, layers)
+    net.measure_statistics(inputs)
+    net.forward(inputs, training=True)
+    direction = rng.standard_normal(len(net.theta))
+    tangent = net.tangent(direction, 3)
+
+    def outputs(theta):
+        with net.using(theta):
+            return net.forward(inputs)
+    assert_close(tangent, derivative(outputs, net.theta.copy(), direction, 1e-6)[:3], 1e-7)
+
+
+def test_a_part_of_the_batch_goes_backward_by_itself(ops64, inputs):
+    net, loss = network(ops64), SoftmaxCrossEntropy(ops64)
+    labels = LOSSES["softmax"][1]
+    _, dz, _ = loss.evaluate(net.forward(inputs, training=True, step=4), labels)
+    net.backward(dz)
+    whole = [layer.output_gradients.copy() for layer in net.weighted]
+    net.backward(dz[:2])
+    for layer, derivatives in zip(net.weighted, whole, strict=True):
+        assert_close(layer.output_gradients, derivatives[:2])
+    net.compute_gradient()
+    first = net.gradient.copy()
+    _, dz, _ = loss.evaluate(net.forward(inputs[:2]), labels[:2])
+    assert not np.allclose(first, 0)
+
+
+def test_evaluation_draws_no_dropout_and_training_draws_by_step(ops64, inputs):
+    net = network(ops64, [dict(layer="dense", units=6, std=0.5), dict(layer="dropout", keep=0.5),
+                          dict(layer="dense", units=3, std=0.5)])
+    assert np.array_equal(net.forward(inputs), net.forward(inputs))
+    step4, again, step5 = (net.forward(inputs, training=True, step=s) for s in (4, 4, 5))
+    assert np.array_equal(step4, again)
+    assert not np.allclose(step4, step5)
+
+
+def test_batch_norm_refuses_to_evaluate_before_statistics_are_measured(ops64, inputs):
+    net = network(ops64, [dict(layer="conv", filters=2, kernel=3), dict(layer="batch_norm"),
+                          dict(layer="dense", units=2)])
+    with pytest.raises(RuntimeError, match="batch_norm1"):
+        net.forward(inputs)
+    net.measure_statistics(inputs)
+    assert np.isfinite(net.forward(inputs)).all()
+
+
+def test_initial_weights_have_their_deviations_and_biases_are_zero(ops64):
+    layers = [dict(layer="conv", filters=40, kernel=5, std=0.02),
+              dict(layer="dense", units=30, std="he")]
+    net = build_network(layers, (9, 8, 5), ops64, seed=1)
+    conv, dense = net.views(net.theta)
+    assert np.array_equal(conv[:, 0], np.zeros(40))
+    assert abs(conv[:, 1:].std() / 0.02 - 1) < 0.05
+    assert abs(dense[:, 1:].std() / np.sqrt(2 / (5 * 4 * 40)) - 1) < 0.05
+
+
+def test_the_paper_network_has_its_89578_parameters(ops64):
+    pool = dict(size=3, stride=2)
+    conv = dict(layer="conv", kernel=5, padding=2)
+    layers = [conv | dict(filters=32), dict(layer="max_pool") | pool,
+              conv | dict(filters=32), dict(layer="avg_pool") | pool,
+              conv | dict(filters=64), dict(layer="avg_pool") | pool, dict(layer="dense", units=10)]
+    net = build_network(layers, (32, 32, 3), ops64)
+    assert [layer.weight_shape for layer in net.weighted] == [
+        (32, 76), (32, 801), (64, 801), (10, 1025)]
+    assert len(net.theta) == 89_578
+
+
+@pytest.mark.parametrize("layers, message", [
+    ([dict(layer="conv", filters=2, kernel=9)], "does not fit"),
+    ([dict(layer="sigmoid")], "sigmoid"),
+    ([dict(layer="relu")], "no layer has weights"),
+    ([dict(layer="dense", units=2, name="a"), dict(layer="dense", units=2, name="a")], "'a'"),
+    ([dict(layer="conv", filters=2)], "kernel"),
+])
+def test_impossible_networks_are_refused_by_name(ops64, layers, message):
+    with pytest.raises(ValueError, match=message):
+        build_network(layers, (7, 6, 2), ops64)
+
+
+def test_first_nonfinite_names_the_layer(ops64, inputs):
+    net = network(ops64)
+    assert net.first_nonfinite(inputs) is None
+    net.views(net.theta)[1][0, 0] = np.inf
+    assert net.first_nonfinite(inputs) == "conv2"

@@ -1,0 +1,225 @@
+"""The optimizers: each step against the published update written out, and their invariances."""
+
+import math
+
+import numpy as np
+import pytest
+
+from checks import assert_close
+from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
+from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
+from kfcnet.network import build_network
+from kfcnet.ops.cpu import CpuOps
+from kfcnet.optimizers import Batch, build_optimizer
+from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
+
+
+def batches(ops, rng, count, M=8, shape=INPUT_SHAPE, classes=3):
+    return [Batch(ops.asarray(rng.standard_normal((M, *shape))),
+                  rng.integers(0, classes, M).astype(np.int32)) for _ in range(count)]
+
+
+def optimizer(ops, name, layers=EVERY_LAYER, seed=3, **changes):
+    net = network(ops, layers, seed=seed)
+    return build_optimizer(settings(name, **changes), net, SoftmaxCrossEntropy(ops, seed), seed)
+
+
+def loss_gradient(opt, batch, step):
+    """The gradient of the mean loss with step's dropout masks, without weight decay."""
+    z = opt.network.forward(batch.inputs, training=True, step=step)
+    opt.network.backward(opt.loss.evaluate(z, batch.targets)[1])
+    opt.network.compute_gradient()
+    return opt.network.gradient.copy()
+
+
+def test_sgd_is_the_published_update(ops64, rng):
+    decay = {"conv2": 0.3, "dense2": 0.7}
+    opt = optimizer(ops64, "sgd", weight_decay=decay)
+    theta, velocity = opt.network.theta.copy(), 0.0
+    average = theta.copy()
+    lambdas = np.zeros_like(theta)
+    for layer, view in zip(opt.network.weighted, opt.network.views(lambdas), strict=True):
+        view[:, 1:] = decay.get(layer.name, 0.0)  # biases are never decayed
+    for step, batch in enumerate(batches(ops64, rng, 4)):
+        with opt.network.using(theta):
+            gradient = loss_gradient(opt, batch, step) + lambdas * theta
+        velocity = 0.9 * velocity - 0.1 * gradient
+        theta = theta + velocity
+        xi = math.exp(-8 / 100)
+        average = xi * average + (1 - xi) * theta
+        opt.step(batch)
+        assert_close(opt.network.theta, theta)
+        assert_close(opt.average, average)
+    assert (opt.steps, opt.examples) == (4, 32)
+
+
+def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
+    """Four steps with T_s = 2, T_f = 4, weight decay, dropout and an active clip, in plain NumPy."""
+    opt = optimizer(ops64, "kfc_pre", weight_decay=0.05, learning_rate=3.0, clip=0.01)
+    net, loss, config = opt.network, opt.loss, opt.config
+    first, *rest = batches(ops64, rng, 5)
+    opt.prepare([first])
+    factors = [(block.Omega.copy(), block.Gamma.copy()) for block in opt.blocks]
+    inverses = [damped_inverses(*pair, 0.05 + config.damping) for pair in factors]
+    theta, velocity, clipped = net.theta.copy(), 0.0, 0
+    for step, batch in enumerate(rest):
+        with net.using(theta):
+            gradient = loss_gradient(opt, batch, step) + opt.decay * theta
+            p = loss.evaluate(net.forward(batch.inputs, training=True, step=step),
+                              batch.targets)[0]
+            if step % 2:
+                net.backward(loss.sampled_gradient(p[:4], step))
+                xi = math.exp(-16 / 100)
+                fresh = [(input_factor(layer.inputs[:4], *layer.window),
+                          derivative_factor(layer.output_gradients)) for layer in net.weighted]
+                factors = [tuple(xi * old + (1 - xi) * new for old, new in zip(*pairs, strict=True))
+                           for pairs in zip(factors, fresh, strict=True)]
+            if step == 3:
+                inverses = [damped_inverses(*pair, 0.05 + config.damping) for pair in factors]
+            natural = np.concatenate([
+                (Gamma_inv @ g @ Omega_inv).ravel() for (Omega_inv, Gamma_inv), g
+                in zip(inverses, net.views(gradient), strict=True)])
+            v = -3.0 * natural
+            r = net.tangent(v, 2)
+            fisher = sum(a @ (np.diag(q) - np.outer(q, q)) @ a
+                         for q, a in zip(p[:2], r, strict=True)) / 2
+        nu = fisher + v @ (opt.decay * v)
+        if nu > 0.01:
+            v, clipped = v / math.sqrt(nu / 0.01), clipped + 1
+        velocity = 0.9 * velocity + v
+        theta = theta + velocity
+        opt.step(batch)
+        assert_close(net.theta, theta, 1e-8)
+    assert clipped > 0
+    for block, (Omega, Gamma) in zip(opt.blocks, factors, strict=True):
+        assert_close(block.Omega, Omega, 1e-8)
+        assert_close(block.Gamma, Gamma, 1e-8)
+
+
+def test_the_clip_brings_nu_to_exactly_its_cap(ops64, rng):
+    opt = optimizer(ops64, "kfc_pre", momentum=0.0, learning_rate=100.0, clip_fraction=1.0,
+                    weight_decay=0.01, layers=EVERY_LAYER[1:])
+    prepare, batch = batches(ops64, rng, 2)
+    opt.prepare([prepare])
+    before = opt.network.theta.copy()
+    scale = opt.step(batch).clip_scale
+    v = opt.network.theta - before
+    with opt.network.using(before):
+        p = opt.loss.evaluate(opt.network.forward(batch.inputs), batch.targets)[0]
+        quadratic = opt.loss.fisher_quadratic(p, opt.network.tangent(v, 8), scale=1 / 8)
+    assert scale[0] < 1
+    assert_close(quadratic + v @ (opt.decay * v), [0.3], 1e-9)
+
+
+def test_preparation_averages_over_all_of_its_batches(ops64, rng):
+    """Batches of unequal size count by their examples: the estimate is that of their union."""
+    opt = optimizer(ops64, "kfc_pre", layers=EVERY_LAYER[1:])
+    parts = batches(ops64, rng, 1, M=3) + batches(ops64, rng, 1, M=9)
+    opt.prepare(parts)
+    inputs = np.concatenate([part.inputs for part in parts])
+    assert_close(opt.blocks[0].Omega, input_factor(inputs, 3, 1, 1))
+
+
+def test_statistics_never_depend_on_the_labels(ops64, rng):
+    first, second = (optimizer(ops64, "kfc_pre", learning_rate=0.0) for _ in range(2))
+    data = batches(ops64, rng, 4)
+    for opt, shift in ((first, 0), (second, 1)):
+        shifted = [Batch(b.inputs, ((b.targets + shift) % 3).astype(np.int32)) for b in data]
+        opt.prepare(shifted[:1])
+        for batch in shifted[1:]:
+            opt.step(batch)
+    for a, b in zip(first.blocks, second.blocks, strict=True):
+        assert np.array_equal(a.Omega, b.Omega) and np.array_equal(a.Gamma, b.Gamma)
+
+
+def test_identical_batches_give_the_batch_factor_back(ops64, rng):
+    """No trace of an initial identity, and no decay that drifts."""
+    layers = [dict(layer="conv", filters=3, kernel=2, std=0.5), dict(layer="dense", units=3)]
+    opt = optimizer(ops64, "kfc_pre", layers, learning_rate=0.0, statistics_fraction=1.0)
+    batch, = batches(ops64, rng, 1)
+    opt.prepare([batch])
+    expected = input_factor(batch.inputs, 2)
+    for _ in range(6):
+        opt.step(batch)
+    assert_close(opt.blocks[0].Omega, expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "kfc_pre"])
+def test_a_restored_optimizer_goes_on_bit_for_bit(name, rng):
+    ops = CpuOps("float32", shards=2)
+    data = batches(ops, rng, 7)
+    straight, stopped, resumed = (optimizer(ops, name, seed=s) for s in (3, 3, 4))
+    resumed.loss.seed = resumed.seed = 3
+    for layer in resumed.network.layers:
+        if hasattr(layer, "seed"):
+            layer.seed = 3
+    for opt in (straight, stopped):
+        opt.prepare(data[:1])
+        for batch in data[1:4]:
+            opt.step(batch)
+    resumed.load_state(stopped.state())
+    assert not resumed.needs_preparation
+    for batch in data[4:]:
+        straight.step(batch)
+        resumed.step(batch)
+    assert np.array_equal(straight.network.theta, resumed.network.theta)
+    assert np.array_equal(straight.average, resumed.average)
+
+
+def test_the_same_seed_gives_the_same_bits_on_any_number_of_runs(rng):
+    ops = CpuOps("float32", shards=3)
+    data = batches(ops, rng, 4)
+    runs = [optimizer(ops, "kfc_pre") for _ in range(2)]
+    for opt in runs:
+        opt.prepare(data[:1])
+        for batch in data[1:]:
+            opt.step(batch)
+    assert np.array_equal(runs[0].network.theta, runs[1].network.theta)
+
+
+def test_weight_decay_for_an_unknown_layer_is_refused(ops64):
+    with pytest.raises(ValueError, match="conv9"):
+        optimizer(ops64, "sgd", weight_decay={"conv9": 0.1})
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.5], ids=["linear", "affine, no padding"])
+def test_kfc_updates_are_invariant_to_affine_maps_of_the_activations(ops64, rng, shift):
+    """Theorem 3 for one layer between a transformed input and a transformed pre-activation."""
+    padding = 0 if shift else 1
+    M, J, I, K = 200, 2, 3, 3
+    a = rng.standard_normal((M, 5, 4, J))
+    V, d = rng.standard_normal((J, J)), shift * rng.standard_normal(J)
+    U = rng.standard_normal((I, I))
+    Jm = np.zeros((1 + K * K * J,) * 2)  # [[A+]]_H = [[A]]_H Jm, offset-major columns
+    Jm[0, 0], Jm[0, 1:] = 1, np.tile(d, K * K)
+    Jm[1:, 1:] = np.kron(np.eye(K * K), V)
+
+    layers = [dict(layer="conv", filters=I, kernel=K, padding=padding, std=0.3)]
+    plain, mapped = (build_network(layers, (5, 4, J), ops64) for _ in range(2))
+    U_inv, Jm_inv = np.linalg.inv(U), np.linalg.inv(Jm)
+    # s = U s+ at every location: the function behind is told about U through its derivative.
+    mapped.theta[...] = (U_inv @ plain.weighted[0].weight @ Jm_inv.T).ravel()
+    loss = SquaredError(ops64)
+    steps = []
+    for net, x, to_output in ((plain, a, np.eye(I)), (mapped, a @ V + d, U)):
+        z = net.forward(x) @ to_output.T
+        target = np.sin(np.arange(z.size)).reshape(z.shape)
+        net.backward((z - target) @ to_output)
+        net.compute_gradient()
+        sampled = loss.sampled_gradient(z, 0) @ to_output
+        Omega, Gamma = input_factor(x, K, 1, padding), derivative_factor(sampled)
+        steps.append(np.linalg.solve(Gamma, net.views(net.gradient)[0]) @ np.linalg.inv(Omega))
+    assert_close(U @ steps[1] @ Jm.T, steps[0], 1e-9)
+
+
+def test_zero_padding_breaks_the_invariance_to_a_shift_of_the_activations(rng):
+    """The trap: what lies outside the image is the image of 0, d, and not 0."""
+    a, d = rng.standard_normal((200, 5, 4, 2)), np.array([1.0, -2.0])
+    Jm = np.eye(19)
+    Jm[0, 1:] = np.tile(d, 9)
+    mapped = input_factor(a + d, 3, 1, 1)
+    expected = Jm.T @ input_factor(a, 3, 1, 1) @ Jm
+    assert np.abs(mapped - expected).max() > 0.1 * np.abs(expected).max()
+    outside = np.pad(a + d, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    outside[:, [0, -1]] = outside[:, :, [0, -1]] = d
+    assert_close(input_factor(outside, 3), expected, 1e-12)
