@@ -1,0 +1,460 @@
+"""What a run is: typed configurations, read from YAML and written back.
+
+A configuration is a YAML file (`configs/` holds one per curve). Every key is checked: an unknown
+key, a wrong type or a value out of range raises ConfigError, whose one or two lines name the key.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from kfcnet import yaml_text
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and fits on two lines."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+LayerName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class DataConfig(_Model):
+    """Which images; inputs of the network are (pixel - training mean) / input_scale."""
+
+    name: Literal["cifar10", "svhn", "digits", "synthetic"]
+    path: Annotated[Path | None, Field(strict=False)] = None  # the only place looked at, if given
+    input_scale: PositiveFloat = 1.0
+    extra: bool = False  # SVHN: train on the extra set too
+    examples: PositiveInt = 10000  # synthetic: training examples
+
+
+def _known_rule(rule: str) -> str:
+    if rule != "he":
+        raise ValueError(f"must be a number or he, got {rule!r}")
+    return rule
+
+
+# Deviation of a layer's initial weights; "he" is sqrt(2 / fan-in).
+Deviation = Annotated[
+    Annotated[PositiveFloat, Tag("number")]
+    | Annotated[str, AfterValidator(_known_rule), Tag("rule")],
+    Discriminator(lambda value: "rule" if isinstance(value, str) else "number"),
+]
+
+
+class ConvConfig(_Model):
+    layer: Literal["conv"] = "conv"
+    name: LayerName | None = None
+    filters: PositiveInt
+    kernel: PositiveInt
+    stride: PositiveInt = 1
+    padding: Annotated[int, Field(ge=0)] = 0
+    std: Deviation = "he"
+
+
+class DenseConfig(_Model):
+    layer: Literal["dense"] = "dense"
+    name: LayerName | None = None
+    units: PositiveInt
+    std: Deviation = "he"
+
+
+class ReluConfig(_Model):
+    layer: Literal["relu"] = "relu"
+
+
+class _PoolConfig(_Model):
+    layer: str
+    size: Annotated[int, Field(ge=1, le=16)]  # a place in the window must fit in one byte
+    stride: PositiveInt
+
+    @field_validator("stride")
+    @classmethod
+    def _windows_meet(cls, stride, info):
+        if stride > info.data.get("size", stride):
+            raise ValueError(f"{stride} is above the window's size, {info.data['size']}")
+        return stride
+
+
+class MaxPoolConfig(_PoolConfig):
+    layer: Literal["max_pool"] = "max_pool"
+
+
+class AvgPoolConfig(_PoolConfig):
+    layer: Literal["avg_pool"] = "avg_pool"
+
+
+class ResponseNormConfig(_Model):
+    """y = x (1 + scale/n sum_window x^2)^-power, n = size^2 within a map, size across maps."""
+
+    layer: Literal["response_norm"] = "response_norm"
+    size: PositiveInt
+    scale: PositiveFloat = 5e-5
+    power: PositiveFloat = 0.75
+    across: bool = False
+
+
+class BatchNormConfig(_Model):
+    layer: Literal["batch_norm"] = "batch_norm"
+    epsilon: PositiveFloat = 1e-5
+
+
+class DropoutConfig(_Model):
+    layer: Literal["dropout"] = "dropout"
+    keep: Fraction
+
+
+LayerConfig = Annotated[
+    ConvConfig
+    | DenseConfig
+    | ReluConfig
+    | MaxPoolConfig
+    | AvgPoolConfig
+    | ResponseNormConfig
+    | BatchNormConfig
+    | DropoutConfig,
+    Field(discriminator="layer"),
+]
+
+WeightDecay = Annotated[
+    Annotated[NonNegative, Tag("number")]
+    | Annotated[dict[str, NonNegative], Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
+]
+
+
+class _OptimizerConfig(_Model):
+    """What SGD and the second-order methods share. Timescales are in examples."""
+
+    name: str
+    learning_rate: PositiveFloat
+    batch_size: PositiveInt = 128
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: WeightDecay = 0.0  # one number, or layer name -> number; biases never decay
+    averaging_timescale: PositiveFloat = 50000.0
+
+    def layer_decay(self, name: str) -> float:
+        """Weight decay of one layer; 0 for a layer that the mapping leaves out."""
+        if isinstance(self.weight_decay, dict):
+            return self.weight_decay.get(name, 0.0)
+        return self.weight_decay
+
+
+class SgdConfig(_OptimizerConfig):
+    """SGD with momentum and averaged parameters."""
+
+    name: Literal["sgd"] = "sgd"
+
+
+class KfcPreConfig(_OptimizerConfig):
+    """SGD with momentum on the natural gradient of KFC, with clipped updates.
+
+    Periods are in updates, fractions are shares of the mini-batch. The factors start from
+    `initial_examples` examples. `clip: null` leaves updates unclipped.
+    """
+
+    name: Literal["kfc_pre"] = "kfc_pre"
+    batch_size: PositiveInt = 512
+    damping: NonNegative = 1e-3
+    clip: PositiveFloat | None = 0.3
+    clip_fraction: Fraction = 0.25
+    statistics_timescale: Annotated[PositiveFloat | None, Field(validate_default=True)] = None
+    statistics_period: PositiveInt = 5
+    statistics_fraction: Fraction = 0.25
+    initial_examples: PositiveInt = 5000
+    inverse_period: PositiveInt = 20
+
+    @field_validator("statistics_timescale")
+    @classmethod
+    def _default_timescale(cls, timescale, info):
+        return info.data.get("averaging_timescale") if timescale is None else timescale
+
+    @field_validator("inverse_period")
+    @classmethod
+    def _statistics_come_first(cls, period, info):
+        if period < info.data.get("statistics_period", period):
+            raise ValueError(
+                f"{period} is below statistics_period, {info.data['statistics_period']}: "
+                "the same factors would be inverted twice"
+            )
+        return period
+
+
+OptimizerConfig = Annotated[SgdConfig | KfcPreConfig, Field(discriminator="name")]
+
+
+class EvaluationConfig(_Model):
+    """When to evaluate (every so many epochs or updates) and on how much of the training set."""
+
+    every: PositiveFloat = 1.0
+    unit: Literal["epochs", "updates"] = "epochs"
+    train_examples: PositiveInt = 10000  # on the CPU; a GPU evaluates the whole training set
+
+    @model_validator(mode="after")
+    def _whole_updates(self):
+        if self.unit == "updates" and self.every != int(self.every):
+            raise ValueError(f"every must be a whole number of updates, got {self.every}")
+        return self
+
+
+class OpsConfig(_Model):
+    """CPU only: use of the compiled helper, and into how many parts a batch is cut."""
+
+    native: Literal["auto", "on", "off"] = "auto"
+    shards: Annotated[int, Field(ge=1, le=256)] = 2
+
+
+class Config(_Model):
+    """One run."""
+
+    data: DataConfig
+    network: Annotated[tuple[LayerConfig, ...], Field(strict=False, min_length=1)]
+    loss: Literal["softmax_cross_entropy"] = "softmax_cross_entropy"
+    optimizer: OptimizerConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint_minutes: PositiveFloat = 5.0
+    epochs: PositiveFloat
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    ops: OpsConfig = OpsConfig()
+
+    @field_validator("network")
+    @classmethod
+    def _name_layers(cls, network):
+        """Name the weighted layers that have no name: conv1, conv2, ..., dense1, ..."""
+        counts, layers = Counter(), []
+        for layer in network:
+            if isinstance(layer, ConvConfig | DenseConfig):
+                counts[layer.layer] += 1
+                name = layer.name or f"{layer.layer}{counts[layer.layer]}"
+                layer = layer.model_copy(update={"name": name})
+            layers.append(layer)
+        names = Counter(_weighted_names(layers))
+        if not names:
+            raise ValueError("no conv or dense layer, so there is nothing to train")
+        for name, uses in names.items():
+            if uses > 1:
+                raise ValueError(f"{uses} layers are named {name}; names must differ")
+        return tuple(layers)
+
+    @model_validator(mode="after")
+    def _decays_name_layers(self):
+        decay, names = self.optimizer.weight_decay, _weighted_names(self.network)
+        for name in decay if isinstance(decay, dict) else ():
+            if name not in names:
+                raise ValueError(
+                    f"optimizer.weight_decay.{name}: the network has no such layer"
+                    + _suggestion(name, names)
+                )
+        return self
+
+
+def _weighted_names(layers) -> list[str]:
+    return [layer.name for layer in layers if isinstance(layer, ConvConfig | DenseConfig)]
+
+
+def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Configuration from a file of `configs/` (by name) or from a path.
+
+    overrides: texts `key.key=value`, the value in YAML, a list's items by number from 0
+    (`network.0.std=0.01`). Raises ConfigError.
+    """
+    source, text = _find(name_or_path)
+    return parse_config(text, source, overrides)
+
+
+def parse_config(text: str, source: str = "config", overrides: Iterable[str] = ()) -> Config:
+    """Configuration from YAML text; `source` names it in errors. Raises ConfigError."""
+    document = _parse_yaml(text, source)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source}: expected keys and values, got {_show(document)}")
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, document, source)) from None
+
+
+def dump_config(config: Config) -> str:
+    """YAML text that loads back to an equal configuration."""
+    return yaml_text.dump(config.model_dump(mode="json"))
+
+
+def config_names() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in _folder().iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def _folder():
+    try:
+        return resources.files("kfcnet.configs")
+    except ModuleNotFoundError:  # a checkout that is not installed
+        return Path(__file__).resolve().parents[1] / "configs"
+
+
+def _find(name_or_path: str | Path) -> tuple[str, str]:
+    """(source for errors, text) of a packaged configuration or of a file."""
+    path, name = Path(name_or_path), str(name_or_path).removesuffix(".yaml")
+    if name in config_names():
+        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
+            raise ConfigError(
+                f"{path} is a packaged config and another file in this folder:\n"
+                f"write ./{path} for the file, {name} in an empty folder for the packaged one"
+            )
+        return f"{name}.yaml", text
+    try:
+        return str(path), path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file (UTF-8)") from None
+    except OSError as error:
+        raise ConfigError(
+            f"config {path}: {error.strerror or error}\n"
+            f"give a path, or one of {', '.join(config_names())}"
+        ) from None
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml_text.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _apply_override(document: dict, override: str) -> None:
+    """Set one `key.key=value` in the document."""
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override}: expected key.key=value")
+    value, place = _parse_yaml(text, f"--set {path}"), document
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(place, list):
+            if not key.isdecimal() or int(key) >= len(place):
+                raise ConfigError(
+                    f"--set {path}: {'.'.join(keys[:depth])} has items 0 to {len(place) - 1}, "
+                    f"not {key}"
+                )
+            key = int(key)
+        elif not isinstance(place, dict):
+            raise ConfigError(f"--set {path}: {'.'.join(keys[:depth])} has no keys of its own")
+        elif not last:
+            place.setdefault(key, {})
+        if last:
+            place[key] = value
+        place = place[key]
+
+
+# A pydantic error's location names sections and, after each choice, the model chosen.
+_MODELS = {
+    "data": DataConfig, "evaluation": EvaluationConfig, "ops": OpsConfig,
+    "sgd": SgdConfig, "kfc_pre": KfcPreConfig,
+    "conv": ConvConfig, "dense": DenseConfig, "relu": ReluConfig, "max_pool": MaxPoolConfig,
+    "avg_pool": AvgPoolConfig, "response_norm": ResponseNormConfig,
+    "batch_norm": BatchNormConfig, "dropout": DropoutConfig,
+}
+
+
+def _explain(error: ValidationError, document: dict, source: str) -> str:
+    """One or two lines: unknown keys first, a missing key last (it may only be misspelt)."""
+    order = {"extra_forbidden": 0, "missing": 2}
+    errors = sorted(error.errors(), key=lambda item: order.get(item["type"], 1))
+    lines = [f"{source}: {_explain_one(item, document)}" for item in errors]
+    if errors[0]["type"] == "extra_forbidden" and len(errors) == 2:
+        missing = errors[1]["type"] == "missing" and errors[1]["loc"][-1]
+        if missing and lines[0].endswith(f"did you mean {missing}?"):
+            return lines[0]
+    if len(lines) > 2:
+        lines = [lines[0], f"(and {len(lines) - 1} more errors)"]
+    return "\n".join(lines)
+
+
+def _explain_one(error: dict, document: dict) -> str:
+    kind, context, got = error["type"], error.get("ctx", {}), _show(error["input"])
+    key = _key(error["loc"], document)
+    if kind == "extra_forbidden":
+        model = Config
+        for step in error["loc"][:-1]:
+            model = _MODELS.get(step, model)
+        return f"{key}: unknown key" + _suggestion(str(error["loc"][-1]), model.model_fields)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        key = f"{key}.{context['discriminator'].strip(chr(39))}"
+        if kind == "union_tag_not_found":
+            return f"{key}: missing"
+        tags = context["expected_tags"].replace("'", "").split(", ")
+        return f"{key}: unknown value {context['tag']}" + _suggestion(context["tag"], tags)
+    if kind == "value_error":
+        return f"{key}: {context['error']}" if key else str(context["error"])
+    if kind == "missing":
+        return f"{key}: missing"
+    wanted = {
+        "float_type": "a number", "int_type": "a whole number", "bool_type": "true or false",
+        "string_type": "text", "finite_number": "a finite number", "tuple_type": "a list",
+        "model_type": "keys and values", "model_attributes_type": "keys and values",
+        "dict_type": "keys and values", "path_type": "a path",
+        "too_short": "a list of at least one layer",
+        "string_pattern_mismatch": "letters, digits and _ only",
+        "literal_error": context.get("expected", "").replace("'", ""),
+        "greater_than": f"above {context.get('gt', 0):.10g}",
+        "greater_than_equal": f"at least {context.get('ge', 0):.10g}",
+        "less_than": f"below {context.get('lt', 0):.10g}",
+        "less_than_equal": f"at most {context.get('le', 0):.10g}",
+    }.get(kind)
+    if wanted is None:
+        return f"{key}: {error['msg']} (got {got})"
+    return f"{key}: must be {wanted}, got {got}"
+
+
+def _key(location: tuple, document: Any) -> str:
+    """Full dotted key of an error: its location without the names of chosen models."""
+    keys = []
+    for depth, step in enumerate(location):
+        last = depth == len(location) - 1
+        if isinstance(document, dict) and step in document:
+            keys, document = [*keys, step], document[step]
+        elif isinstance(document, list | tuple) and isinstance(step, int) and step < len(document):
+            keys, document = [*keys, step], document[step]
+        elif last and isinstance(document, dict) and step not in _MODELS and step != "mapping":
+            keys.append(step)
+    return ".".join(map(str, keys))
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
