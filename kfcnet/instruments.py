@@ -1,0 +1,86 @@
+"""What the training loop goes by: its schedule, its readings of the device, and signals."""
+
+import math
+import signal
+import threading
+
+STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 50}  # a reading waits for the device
+
+
+class Schedule:
+    """When a run is evaluated and when it ends, counted in updates."""
+
+    def __init__(self, config, examples):
+        """examples: the size of the training set; an epoch is so many examples."""
+        updates_per_epoch = examples / config.optimizer.batch_size
+        self.steps = math.ceil(config.epochs * updates_per_epoch - 1e-9)
+        in_epochs = config.evaluation.unit == "epochs"
+        self.every = config.evaluation.every * (updates_per_epoch if in_epochs else 1)
+
+    def due(self, step):
+        """Whether to evaluate after `step` updates; always at the start and at the end."""
+        return step in (0, self.steps) or step // self.every > (step - 1) // self.every
+
+
+class Readings:
+    """Losses, errors and clips of the latest steps, kept on the device until they are read."""
+
+    def __init__(self, ops):
+        self.ops, self.size = ops, STEPS_BETWEEN_READS[ops.name]
+        self._clear()
+
+    def _clear(self):
+        self.count, self.clips = 0, False
+        self.totals, self.scales = self.ops.zeros((self.size, 2)), self.ops.zeros((self.size, 1))
+
+    @property
+    def full(self):
+        return self.count == self.size
+
+    def add(self, step):
+        """Keep the results of a Step."""
+        self.ops.axpy(1.0, step.totals, self.totals[self.count])
+        if step.clip_scale is not None:
+            self.ops.axpy(1.0, step.clip_scale, self.scales[self.count])
+            self.clips = True
+        self.count += 1
+
+    def read(self):
+        """(sums of losses (n,), numbers of errors (n,), number of clipped steps), then empty."""
+        losses, errors = self.ops.to_numpy(self.totals)[:self.count].astype(float).T
+        scales = self.ops.to_numpy(self.scales)[:self.count]
+        clipped = int((scales < 1).sum()) if self.clips else 0
+        self._clear()
+        return losses, errors, clipped
+
+
+class StopRequested(Exception):
+    """A signal asked the run to end."""
+
+    def __init__(self, number):
+        self.number = number
+
+
+class Signals:
+    """Keeps SIGINT and SIGTERM for the next moment between two steps; a second one acts at once."""
+
+    def __init__(self):
+        self.caught, self._previous = None, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._catch)
+
+    def __exit__(self, *_):
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def _catch(self, number, _):
+        self.caught = number
+        self.__exit__()
+
+    def check(self):
+        """Raise StopRequested if a signal has come."""
+        if self.caught is not None:
+            raise StopRequested(self.caught)

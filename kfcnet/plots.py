@@ -1,0 +1,236 @@
+"""Records -> figures: the loss and the error of runs, as in the paper's Figures 1 and 2.
+
+A run has a colour and a marker (so that it can be told apart in black and white); training is
+dashed, test solid. The same records give the same bytes: nothing but matplotlib's own defaults,
+its own font and the records enters a figure.
+"""
+
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from kfcnet.records import RecordError, read_json, read_metrics, write_bytes
+
+X_AXES = {"seconds": "training time", "updates": "updates", "epochs": "epochs",
+          "examples": "training examples"}
+COLUMN_OF = {"seconds": "seconds", "updates": "iteration", "epochs": "epoch",
+             "examples": "examples"}
+
+METHODS = {"kfc_pre": "KFC-pre", "sgd": "SGD", "kfac": "K-FAC", "adagrad": "Adagrad",
+           "rmsprop": "RMSProp", "adam": "Adam"}
+DATA_SETS = {"cifar10": "CIFAR-10", "svhn": "SVHN", "digits": "UCI digits 8x8",
+             "synthetic": "synthetic images"}
+PUBLISHED_ERROR = {"cifar10": 0.18, "svhn": 0.0278}
+"""Test errors of the same networks as their authors published them (the paper's Figure 1)."""
+
+# Okabe and Ito's palette, which the common kinds of colour blindness leave distinct.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+
+STYLE = {
+    "figure.figsize": (7.2, 3.2), "figure.dpi": 200, "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
+    "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+    "grid.linewidth": 0.5, "svg.hashsalt": "kfcnet",
+}
+DATELESS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None},
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+
+
+class Run(NamedTuple):
+    """A run as its folder tells it: `metrics.csv`, `config.yaml` and `run.json`."""
+
+    metrics: dict
+    config: dict
+    record: dict
+
+
+def read_run(folder):
+    """The Run in a folder. Raises RecordError naming the file that is missing or unreadable."""
+    folder = Path(folder)
+    if not (folder / "metrics.csv").exists():
+        raise RecordError(f"{folder} holds no run (there is no metrics.csv in it); name the "
+                          "folder that a run was written to with --out")
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecordError(f"cannot read {folder / 'config.yaml'}: {error}") from error
+    return Run(read_metrics(folder / "metrics.csv"), config, read_json(folder / "run.json"))
+
+
+def plot_runs(folders, out, x="seconds"):
+    """Draw the runs in `folders` over `x` into the file `out` (.png, .svg or .pdf).
+
+    x: "seconds", "updates", "epochs" or "examples". Raises ValueError for another `x` or format,
+    RecordError for a run that cannot be read or a file that cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    save_figure(lambda: draw_runs(runs, x), out)
+
+
+def save_figure(draw, out):
+    """Write the figure that `draw()` returns to `out`, in the project's style."""
+    kind = Path(out).suffix.lstrip(".").lower()
+    if kind not in DATELESS:
+        raise ValueError(f"{out}: a figure is written as one of "
+                         f"{', '.join('.' + name for name in DATELESS)}")
+    memory = io.BytesIO()
+    with style.context(["default", STYLE]):
+        figure = draw()
+        FigureCanvasAgg(figure)
+        figure.savefig(memory, format=kind, metadata=DATELESS[kind])
+    write_bytes(out, memory.getbuffer())
+
+
+def draw_runs(runs, x="seconds"):
+    """A Figure: the loss (logarithmic) on the left, the error on the right."""
+    if x not in X_AXES:
+        raise ValueError(f"x axis: {x!r} is not one of {', '.join(X_AXES)}")
+    figure = Figure()
+    loss, error = figure.subplots(1, 2)
+    scale, unit = _scale(runs, x)
+    for run, colour, marker in zip(runs, _cycle(COLOURS), _cycle(MARKERS), strict=False):
+        positions = run.metrics[COLUMN_OF[x]] / scale
+        for axes, quantity in ((loss, "loss"), (error, "error")):
+            _draw_curves(axes, positions, run.metrics, quantity, colour, marker)
+    _finish_loss_axis(loss)
+    _finish_error_axis(error, runs)
+    for axes in (loss, error):
+        axes.set_xlabel(X_AXES[x] + unit)
+        axes.set_xlim(left=0)
+    titles, labels = _titles_and_labels(runs)
+    figure.suptitle(", ".join(titles), fontsize=8)
+    _add_legends(loss, error, labels)
+    return figure
+
+
+def _draw_curves(axes, positions, metrics, quantity, colour, marker):
+    """Training dashed with hollow markers, test solid with full ones, some eight of each."""
+    every = max(1, len(positions) // 8)
+    for part, line, face in (("train", "--", "white"), ("test", "-", colour)):
+        values = metrics[f"{part}_{quantity}"]
+        shown = np.where(np.isfinite(values) & (values > 0 if quantity == "loss" else True),
+                         values, np.nan)
+        axes.plot(positions, shown, line, color=colour, marker=marker, markevery=every,
+                  markerfacecolor=face, label="_nolegend_")
+
+
+def _finish_loss_axis(axes):
+    """Logarithmic, labelled at 1, 2 and 5 of each decade where there are few decades."""
+    axes.set(yscale="log", ylabel="loss (nats per example)")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _finish_error_axis(axes, runs):
+    """Percent from 0; the steep beginning runs off the top where it would flatten the rest."""
+    axes.set_ylabel("error (%)")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    highest = max(np.nanmax(run.metrics["test_error"]) for run in runs)
+    settled = max(np.nanmin(run.metrics["test_error"]) for run in runs)
+    axes.set_ylim(0, max(min(1.05 * highest, 3 * settled), 0.01))
+    data_sets = {run.config["data"]["name"] for run in runs}
+    published = PUBLISHED_ERROR.get(data_sets.pop()) if len(data_sets) == 1 else None
+    if published is not None:
+        axes.axhline(published, color="black", linestyle=":", linewidth=1,
+                     label=f"published test error, {100 * published:g}%")
+
+
+def _add_legends(loss, error, labels):
+    """Which run is which colour, and once for all what dashed and solid mean."""
+    runs = [Line2D([], [], color=colour, marker=marker, label=label)
+            for label, colour, marker in zip(labels, _cycle(COLOURS), _cycle(MARKERS),
+                                             strict=False)]
+    parts = [Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face,
+                    label=part)
+             for part, line, face in (("training", "--", "white"), ("test", "-", "black"))]
+    published = error.get_legend_handles_labels()[0]
+    error.legend(handles=runs + published, loc="upper right")
+    loss.legend(handles=parts, loc="upper right", handlelength=3)
+
+
+def _titles_and_labels(runs):
+    """What the runs have in common, for the title, and each run's own name, for the legend."""
+    facts = [_facts(run) for run in runs]
+    common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
+    titles = [facts[0][name] for name in common if facts[0][name]]
+    labels = []
+    for run, fact in zip(runs, facts, strict=True):
+        own = [fact[name] for name in fact if name not in common and name != "batch"]
+        labels.append(", ".join([_method(run), *own]))
+    return titles, _distinct(runs, labels)
+
+
+def _facts(run):
+    """Data set, network, batch and device of a run, each as a phrase."""
+    device = run.record.get("device", {})
+    return {"data": _data_set(run), "network": _network(run.config["network"]),
+            "batch": f"batch {run.config['optimizer']['batch_size']}",
+            "device": str(device.get("processor") or device.get("device") or "")}
+
+
+def _method(run):
+    optimizer = run.config["optimizer"]
+    return f"{METHODS.get(optimizer['name'], optimizer['name'])}, M = {optimizer['batch_size']}"
+
+
+def _data_set(run):
+    return DATA_SETS.get(run.config["data"]["name"], run.config["data"]["name"])
+
+
+def _network(layers):
+    """"conv 32-32-64, dense 10", with "batch norm" where there is one."""
+    parts = []
+    for kind, size in (("conv", "filters"), ("dense", "units")):
+        sizes = [str(layer[size]) for layer in layers if layer["layer"] == kind]
+        parts += [f"{kind} {'-'.join(sizes)}"] if sizes else []
+    if any(layer["layer"] == "batch_norm" for layer in layers):
+        parts.append("batch norm")
+    return ", ".join(parts)
+
+
+def _distinct(runs, labels):
+    """The labels, those that several runs share extended by the settings in which these differ."""
+    settings = [_flat({**run.config, "network": str(run.config["network"])}) for run in runs]
+    result = []
+    for label, own in zip(labels, settings, strict=True):
+        others = [flat for flat, name in zip(settings, labels, strict=True) if name == label]
+        keys = [key for key in own if any(flat.get(key) != own[key] for flat in others)]
+        extra = [f"{key.rpartition('.')[2].replace('_', ' ')} {own[key]}" for key in keys
+                 if key != "network"]
+        result.append(", ".join([label, *extra]))
+    return result
+
+
+def _flat(config, prefix=""):
+    """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
+    flat = {}
+    for key, value in config.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict)
+                    else {prefix + key: value})
+    return flat
+
+
+def _scale(runs, x):
+    """What to divide the x values by, and the unit to name: time is shown in readable units."""
+    if x != "seconds":
+        return 1, ""
+    longest = max(run.metrics["seconds"].max(initial=0) for run in runs)
+    return next((scale, f" ({unit})") for limit, scale, unit in
+                ((600, 1, "s"), (4 * 3600, 60, "min"), (np.inf, 3600, "h")) if longest <= limit)
+
+
+def _cycle(values):
+    while True:
+        yield from values

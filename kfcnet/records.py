@@ -1,0 +1,266 @@
+"""What a run leaves in writing: `metrics.csv`, one row per evaluation, and `run.json`, its origin.
+
+Both are small, hold no path of the machine they were made on, and are all that the figures and
+tables are drawn from.
+"""
+
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
+
+import numpy as np
+
+PHASES = ("gradient", "statistics", "inverses", "preconditioning", "clip")
+COUNTS = ("iteration", "examples")
+COLUMNS = ("iteration", "epoch", "examples", "seconds",
+           "train_loss", "train_error", "test_loss", "test_error",
+           "learning_rate", "update_norm", "clipped",
+           *(f"seconds_{phase}" for phase in PHASES))
+"""Losses are nats per example, errors fractions. `seconds` is training time since the start,
+without evaluation, warm-up, compilation and checkpoints; `seconds_<phase>` are its parts.
+`update_norm` is the Euclidean norm of the latest move of the parameters, `clipped` the share of
+clipped steps since the row before."""
+
+LIBRARIES = ("numpy", "scipy", "h5py", "matplotlib", "pydantic", "PyYAML", "threadpoolctl", "tqdm")
+
+
+class RecordError(RuntimeError):
+    """A record cannot be written or read; the text names the file, the line and what to do."""
+
+
+class Crossing(NamedTuple):
+    """Where a curve first reached a threshold: in epochs, updates and seconds of training."""
+
+    epoch: float
+    updates: int
+    seconds: float
+
+
+def create_metrics(path):
+    """Start an empty `metrics.csv`: the header alone."""
+    write_text(path, ",".join(COLUMNS) + "\n")
+
+
+def append_metrics(path, row):
+    """Add one row {column: number} and bring it to the disk; floats keep all their digits.
+
+    Raises RecordError where it cannot be written; the file then is as it was before.
+    """
+    line = ",".join(_text(name, row[name]) for name in COLUMNS) + "\n"
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                _write_all(file, line.encode())
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def read_metrics(path):
+    """{column: array (rows,)} of a `metrics.csv`: int64 for counts, float64 for all else.
+
+    Raises RecordError, with file and line, for anything but complete rows of numbers in the order
+    of their iterations.
+    """
+    header, rows = _parse(path)
+    types = {name: np.int64 if name in COUNTS else np.float64 for name in header}
+    return {name: np.array([row[i] for row in rows], types[name])
+            for i, name in enumerate(header)}
+
+
+def truncate_metrics(path, iteration):
+    """Drop the rows after `iteration`, and a last line that a kill cut short."""
+    header, rows = _parse(path, cut_short=True)
+    kept = [row for row in rows if row[header.index("iteration")] <= iteration]
+    lines = [header] + [[_text(*pair) for pair in zip(header, row, strict=True)] for row in kept]
+    write_text(path, "".join(",".join(line) + "\n" for line in lines))
+
+
+def first_crossing(records, column, threshold):
+    """The Crossing at which `column` is first at or below `threshold`; None if it never is."""
+    reached = np.flatnonzero(records[column] <= threshold)
+    if not len(reached):
+        return None
+    first = reached[0]
+    return Crossing(float(records["epoch"][first]), int(records["iteration"][first]),
+                    float(records["seconds"][first]))
+
+
+def describe_run(config, ops, provenance, train_measured_on):
+    """The contents of `run.json`: enough to say where the numbers of a run come from.
+
+    `provenance`: base names, checksums and notes of the data; `train_measured_on`: a phrase.
+    """
+    return base_names({
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": _commit(),
+        "seed": config.seed,
+        "device": ops.describe(),
+        "data": provenance,
+        "train_measured_on": train_measured_on,
+        "versions": {"kfcnet": _version("kfcnet"), "python": platform.python_version(),
+                     **{name: _version(name) for name in LIBRARIES}},
+        "machine": {"system": platform.system(), "cores": os.cpu_count()},
+        "outcome": {"state": "running"},
+    })
+
+
+def write_json(path, value):
+    """Replace a JSON file in one go. Raises RecordError where it cannot be written."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path):
+    """The contents of a JSON file. Raises RecordError with file and line."""
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise _unreadable(path, error.lineno, error.msg) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"cannot read {path}: {error}") from error
+
+
+def write_text(path, text):
+    """Replace a file in one go: its readers see the old text or the new one, never a part."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path, content):
+    """Replace a file in one go and bring it to the disk.
+
+    The bytes go to a temporary file in the same folder, which then takes the file's name: a kill
+    or a full disk leaves the old file whole. Raises RecordError where the bytes cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            with open(temporary, "wb", buffering=0) as file:
+                _write_all(file, content)
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def base_names(value):
+    """`value` with every path that is absolute or climbs out of the current folder shortened.
+
+    Strings (also those behind a `key=`) keep the last part of such a path; lists, tuples and
+    dictionaries are searched.
+    """
+    if isinstance(value, dict):
+        return {key: base_names(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [base_names(item) for item in value]
+    if not isinstance(value, (str, os.PathLike)):
+        return value
+    key, equals, last = str(value).rpartition("=")
+    return key + equals + _base_name(last)
+
+
+def _base_name(text):
+    path = PureWindowsPath(text)  # splits at both kinds of slash
+    return path.name if path.root or path.drive or ".." in path.parts else text
+
+
+def _parse(path, cut_short=False):
+    """Header and rows (lists of numbers) of a metrics file, checked."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"cannot read {path}: {error}") from error
+    if cut_short:
+        text = text[:text.rfind("\n") + 1]
+    elif not text.endswith("\n"):
+        raise _unreadable(path, text.count("\n") + 1, "the line is cut short")
+    lines = list(csv.reader(io.StringIO(text)))
+    header = lines[0] if lines else []
+    missing = [name for name in COLUMNS if name not in header]
+    if missing:
+        raise _unreadable(path, 1, f"the header has no column {missing[0]!r}")
+    rows = []
+    for number, fields in enumerate(lines[1:], start=2):
+        rows.append(_numbers(path, number, header, fields))
+        at = header.index("iteration")
+        if len(rows) > 1 and rows[-1][at] <= rows[-2][at]:
+            raise _unreadable(path, number, "its iteration is not above that of the line before")
+    return header, rows
+
+
+def _numbers(path, number, header, fields):
+    if len(fields) != len(header):
+        raise _unreadable(path, number, f"{len(fields)} fields where the header has {len(header)}")
+    row = []
+    for name, field in zip(header, fields, strict=True):
+        try:
+            row.append(int(field) if name in COUNTS else float(field))
+        except ValueError:
+            raise _unreadable(path, number, f"{name} is {field!r}, not a number") from None
+    return row
+
+
+def _text(name, value):
+    return str(int(value)) if name in COUNTS else repr(float(value))
+
+
+def _unreadable(path, line, reason):
+    return RecordError(f"{path}, line {line}: {reason}; mend the line or start the run again "
+                       "with --overwrite")
+
+
+def _cannot_write(path, error):
+    return RecordError(f"cannot write {path}: {error.strerror or error}; make room or choose "
+                       "another folder, then go on with --resume")
+
+
+def _write_all(file, content):
+    """Write every byte: a raw write may stop early where the disk is nearly full."""
+    view = memoryview(content)
+    while len(view):
+        view = view[file.write(view):]
+
+
+def _sync_folder(folder):
+    """Bring a rename to the disk; only POSIX systems can open a folder for that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _commit():
+    """The commit of the project's own working tree, with `-dirty` where it was changed; or None."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40",
+               "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

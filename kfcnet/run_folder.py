@@ -1,0 +1,169 @@
+"""The folder of a run: who may write to it, and what is in it."""
+
+import os
+from pathlib import Path
+
+from kfcnet.checkpoint import load_checkpoint
+from kfcnet.config import dump_config, parse_config
+from kfcnet.evaluation import CHECKPOINT
+from kfcnet.records import (
+    append_metrics,
+    create_metrics,
+    read_json,
+    read_metrics,
+    truncate_metrics,
+    write_json,
+    write_text,
+)
+
+FILES = (CHECKPOINT, "curves.png", "metrics.csv", "run.json", "config.yaml")
+"""In the order in which they are removed: without its checkpoint a folder holds no run."""
+
+FREE_KEYS = ("epochs", "data.path")
+"""Settings that may change when a run goes on: its end, and where its data lie."""
+
+
+class RunFolderError(RuntimeError):
+    """A run folder cannot be used as asked; the text says what to do."""
+
+
+class RunFolder:
+    """The files of one run; within a `with` block no other process may use them."""
+
+    def __init__(self, path, resume=False, overwrite=False):
+        self.path, self.resume, self.overwrite = Path(path), resume, overwrite
+
+    def __enter__(self):
+        """Raises RunFolderError where there is something at the path that may not be used."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RunFolderError(f"{self.path} is a file; choose another folder with --out"
+                                 ) from None
+        except OSError as error:
+            raise RunFolderError(f"cannot make the folder {self.path}: {error.strerror}; choose "
+                                 "another with --out") from error
+        self._lock = _lock(self.path)
+        try:
+            self._check_use()
+        except RunFolderError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        """Let others in; a folder that nothing was written to goes away again."""
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _check_use(self):
+        present = {entry.name for entry in self.path.iterdir()}
+        present -= {name + ".tmp" for name in FILES}  # what a kill in the middle of a write leaves
+        if present and present.isdisjoint({CHECKPOINT, "config.yaml", "run.json"}):
+            raise RunFolderError(f"{self.path} holds files that are not a run's; choose another "
+                                 "folder with --out")
+        if present and not (self.resume or self.overwrite):
+            raise RunFolderError(f"{self.path} holds a run already: go on with it by --resume, "
+                                 "replace it by --overwrite, or choose another folder with --out")
+
+    def saved_state(self, config):
+        """The checkpoint to go on from; None where the run has not got so far, or starts anew.
+
+        Raises RunFolderError naming the first setting in which `config` differs from the run's,
+        CheckpointError for a damaged checkpoint.
+        """
+        if not (self.resume and self.checkpoint.exists()):
+            return None
+        state = load_checkpoint(self.checkpoint)
+        before, now = (_flat(dump) for dump in (
+            parse_config(state["config"], str(self.checkpoint)).model_dump(mode="json"),
+            config.model_dump(mode="json")))
+        for key in before | now:
+            if key not in FREE_KEYS and before.get(key) != now.get(key):
+                raise RunFolderError(
+                    f"{key} is {now.get(key)} now and was {before.get(key)} in {self.path}: set it "
+                    "back to go on, replace the run by --overwrite, or choose another --out")
+        return state
+
+    def start(self, config, record):
+        """Begin a run here, in place of any other."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / f"{name}.tmp").unlink(missing_ok=True)
+        self.write_config(config)
+        write_json(self.path / "run.json", record)
+        create_metrics(self.metrics)
+
+    def go_on(self, config, record, iteration):
+        """Go on from `iteration`: later rows are dropped, and what is different now is recorded."""
+        truncate_metrics(self.metrics, iteration)
+        self.write_config(config)
+        kept = self.record()
+        now = {key: record[key] for key in ("command", "commit", "device", "versions")}
+        kept.setdefault("resumed", []).append({"iteration": iteration, **now})
+        kept["outcome"] = record["outcome"]
+        write_json(self.path / "run.json", kept)
+
+    def write_config(self, config):
+        write_text(self.path / "config.yaml", portable_config(config))
+
+    def record(self):
+        """The contents of run.json."""
+        return read_json(self.path / "run.json")
+
+    def finish(self, state, iteration, **details):
+        """Note in run.json how the run ended."""
+        outcome = {"state": state, "iteration": iteration, **details}
+        write_json(self.path / "run.json", {**self.record(), "outcome": outcome})
+
+    def append(self, row):
+        append_metrics(self.metrics, row)
+
+    def last_row(self):
+        """Iteration of the latest row of metrics; -1 where there is none."""
+        return int(read_metrics(self.metrics)["iteration"].max(initial=-1))
+
+    @property
+    def checkpoint(self):
+        return self.path / CHECKPOINT
+
+    @property
+    def metrics(self):
+        return self.path / "metrics.csv"
+
+
+def portable_config(config):
+    """YAML of a config without the place of its data: that is the machine's, not the run's."""
+    data = config.data.model_copy(update={"path": None})
+    return dump_config(config.model_copy(update={"data": data}))
+
+
+def _flat(value, prefix=""):
+    """{"optimizer.learning_rate": 0.01, "network.0.std": 0.1, ...} of nested settings."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    flat = {}
+    for key, item in items:
+        nested = isinstance(item, (dict, list))
+        flat.update(_flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item})
+    return flat
+
+
+def _lock(folder):
+    """Keep other processes out of a folder: a descriptor that holds the lock until it is closed.
+
+    A killed process lets go by itself. None where the system (not POSIX) has no such lock.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise RunFolderError(f"{folder} is in use by another process; wait for it or stop it, or "
+                             "choose another folder with --out") from None
+    return descriptor

@@ -1,0 +1,358 @@
+"""The training loop: mini-batches, evaluations, checkpoints, and going on after an interruption.
+
+The only module that reads the clock.
+"""
+
+import contextlib
+import math
+import signal
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from kfcnet import data, plots
+from kfcnet.checkpoint import load_checkpoint, save_checkpoint
+from kfcnet.evaluation import Examples, batch_statistics, evaluate
+from kfcnet.instruments import Readings, Schedule, Signals, StopRequested
+from kfcnet.losses import LOSSES
+from kfcnet.network import build_network
+from kfcnet.ops import get_ops
+from kfcnet.optimizers import build_optimizer
+from kfcnet.philox import SHUFFLE, words
+from kfcnet.records import PHASES, describe_run
+from kfcnet.run_folder import RunFolder, RunFolderError, portable_config
+
+STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
+
+
+class TrainingFailed(RuntimeError):
+    """The loss is not finite, or a factor cannot be inverted; the text says at which step."""
+
+    exit_status = 1
+
+
+class TrainingInterrupted(Exception):
+    """SIGINT or SIGTERM ended the run between two steps; its state is saved."""
+
+    def __init__(self, number, message):
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
+def train(config, out, resume=False, overwrite=False, download=True):
+    """Train as `config` says, leaving a run in the folder `out`.
+
+    resume: go on from the checkpoint in `out` as if the run had never stopped; without a
+    checkpoint start it, and of a finished run redraw the figure. overwrite: replace the run that
+    is there. download: fetch the data set where it is missing.
+
+    Raises RunFolderError for a folder that may not be used, ValueError for an impossible network,
+    DataError, DeviceError and CheckpointError for what is missing or damaged, RecordError where
+    `out` cannot be written, TrainingFailed where the numbers fail, and TrainingInterrupted, once
+    the state is saved, after SIGINT or SIGTERM.
+    """
+    with RunFolder(out, resume, overwrite) as folder:
+        state = folder.saved_state(config)
+        if state is None or not _is_finished(config, state, folder):
+            Trainer(config, folder, data.load(config.data, download=download)).run(state)
+        plots.plot_runs([folder.path], folder.path / "curves.png")
+
+
+def _is_finished(config, state, folder):
+    steps = state["optimizer"]["steps"]
+    return steps >= Schedule(config, state["data"]["examples"]).steps == folder.last_row()
+
+
+class Trainer:
+    """One run: the data on the device, the optimizer, and what has been measured so far."""
+
+    def __init__(self, config, folder, dataset):
+        """Raises ValueError for a network that does not fit the data, DeviceError."""
+        self.config, self.folder, self.dataset = config, folder, dataset
+        self.ops = get_ops(config.device, config.dtype, config.ops.shards, config.ops.native)
+        self.train_set, self.test_set = (
+            Examples(self.ops, images, labels, dataset.mean, config.data.input_scale)
+            for images, labels in ((dataset.train_images, dataset.train_labels),
+                                   (dataset.test_images, dataset.test_labels)))
+        self.clock, self.signals, self.readings = Stopwatch(), Signals(), Readings(self.ops)
+        self.network, self.optimizer = self._build()
+        self.optimizer.phase = self.clock.phase
+        self.batches = data.BatchSequence(len(self.train_set), config.optimizer.batch_size,
+                                          config.seed)
+        self.schedule = Schedule(config, len(self.train_set))
+        self.measured = _measured_examples(config, self.ops, len(self.train_set))
+        self.clipped = self.steps_since_row = 0
+        self.warm = False
+        self.saved_steps, self.saved_at = None, time.monotonic()
+
+    def _build(self):
+        """A network at its initial parameters and an optimizer for it."""
+        config, shape = self.config, self.dataset.mean.shape
+        network = build_network(config.network, shape, self.ops, config.seed)
+        outputs = network.layers[-1].output_shape
+        if math.prod(outputs) != self.dataset.classes:
+            raise ValueError(f"network: its output has shape {outputs}, but {config.data.name} has "
+                             f"{self.dataset.classes} classes")
+        self.loss = LOSSES[config.loss](self.ops, config.seed)
+        return network, build_optimizer(config.optimizer, network, self.loss, config.seed)
+
+    def run(self, state=None):
+        """Start, or go on from a checkpoint's `state`, up to the configured number of epochs."""
+        measured_on = (f"{len(self.measured):,} of {len(self.train_set):,} training images, "
+                       "the same at every evaluation")
+        record = describe_run(self.config, self.ops, self.dataset.provenance, measured_on)
+        if state is None:
+            self.folder.start(self.config, record)
+        else:
+            self._restore(state)
+            self.folder.go_on(self.config, record, self.optimizer.steps)
+        self.last_row = self.folder.last_row()
+        with self.signals, self._progress_bar() as self.bar:
+            try:
+                self._loop()
+            except TrainingInterrupted:
+                self.folder.finish("interrupted", self.optimizer.steps)
+                raise
+            except TrainingFailed as error:
+                self.folder.finish("failed", self.optimizer.steps, reason=str(error))
+                raise
+        self.folder.finish("finished", self.optimizer.steps)
+
+    def _loop(self):
+        """Evaluate, train to the next stop, save; a signal ends it with everything saved."""
+        try:
+            while True:
+                steps = self.optimizer.steps
+                if self.schedule.due(steps) and self.last_row < steps:
+                    self._evaluate()
+                if steps >= self.schedule.steps:
+                    break
+                self._train()
+                self.signals.check()
+                if self._save_is_due():
+                    self._save()
+            self._save()
+        except StopRequested as stop:
+            self._save()
+            raise TrainingInterrupted(stop.number, self._farewell(stop)) from None
+
+    def _train(self):
+        """Steps up to the next evaluation, checkpoint or signal; the clock runs in here only."""
+        if not self.warm:
+            self._warm_up()
+        with self.clock:
+            if self.optimizer.needs_preparation:
+                self._prepare(self.optimizer)
+            while True:
+                self._step()
+                if (self.schedule.due(self.optimizer.steps) or self._save_is_due()
+                        or self.signals.caught):
+                    break
+            self._read()
+
+    def _step(self):
+        """One update; a factor that cannot be inverted may be the first that is seen of a NaN."""
+        if not self.readings.count:
+            self.kept = self.optimizer.steps, self.ops.copy(self.network.theta)
+        try:
+            self.readings.add(self.optimizer.step(self._batch(self.optimizer.steps)))
+        except np.linalg.LinAlgError as error:
+            self._read()
+            self._fail(self.optimizer.steps, f"a factor cannot be inverted ({error})",
+                       self.network.theta)
+        if self.readings.full:
+            self._read()
+
+    def _batch(self, step):
+        return self.train_set.batch(self.batches.indices(step))
+
+    def _prepare(self, optimizer):
+        """Start the factors from the mini-batches that training will begin with."""
+        count = -(-self.config.optimizer.initial_examples // self.batches.batch_size)
+        optimizer.prepare(self._batch(step) for step in range(count))
+
+    def _warm_up(self):
+        """Let a throw-away copy of the network take one step, so that compilation is not timed."""
+        _, optimizer = self._build()
+        batch = self._batch(self.optimizer.steps)
+        with contextlib.suppress(np.linalg.LinAlgError):  # the real step will report it
+            optimizer.prepare([batch])
+            optimizer.step(batch)
+        self.warm = True
+
+    # Measuring
+
+    def _read(self):
+        """Fetch the losses and clips since the last reading and look whether they are finite."""
+        losses, errors, clipped = self.readings.read()
+        if not len(losses):
+            return
+        first = self.optimizer.steps - len(losses)
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if len(bad):
+            step = first + int(bad[0])
+            self._fail(step, "the loss is not finite", self._parameters_before(step))
+        self.clipped += clipped
+        self.steps_since_row += len(losses)
+        examples = len(losses) * self.batches.batch_size
+        self.bar.set_postfix_str(f"epoch {self._epoch():.2f}, loss {losses.sum() / examples:.4f}, "
+                                 f"error {errors.sum() / examples:.2%}", refresh=False)
+        self.bar.update(len(losses))
+
+    def _evaluate(self):
+        """Add a row to the metrics, measured with the averaged parameters."""
+        with self.network.using(self.optimizer.average):
+            self._measure_statistics()
+            train, test = (evaluate(self.network, self.loss, *examples, self.signals.check)
+                           for examples in ((self.train_set, self.measured), (self.test_set, None)))
+        steps = self.optimizer.steps
+        if not np.isfinite([*train, *test]).all():
+            self._fail(steps, "the loss of the averaged parameters is not finite",
+                       self.optimizer.average)
+        velocity = self.optimizer.velocity
+        self.folder.append({
+            "iteration": steps, "epoch": self._epoch(), "examples": self.optimizer.examples,
+            "seconds": self.clock.seconds,
+            "train_loss": train[0], "train_error": train[1],
+            "test_loss": test[0], "test_error": test[1],
+            "learning_rate": self.optimizer.learning_rate,
+            "update_norm": math.sqrt(self.ops.to_numpy(self.ops.dot(velocity, velocity))[0]),
+            "clipped": self.clipped / max(self.steps_since_row, 1),
+            **{f"seconds_{phase}": seconds for phase, seconds in self.clock.phases.items()}})
+        self.last_row, self.clipped, self.steps_since_row = steps, 0, 0
+        self.bar.write(f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s: "
+                       f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
+                       f"test loss {test[0]:.4f}, error {test[1]:.2%}", file=sys.stderr)
+
+    def _measure_statistics(self):
+        if self.network.has_batch_statistics:
+            batch = self.train_set.batch(self.measured[:STATISTICS_EXAMPLES])
+            self.network.measure_statistics(batch.inputs)
+
+    def _epoch(self):
+        return self.optimizer.examples / len(self.train_set)
+
+    def _fail(self, step, what, theta):
+        """Raise TrainingFailed, naming the layer where the first non-finite number appeared.
+
+        theta: the parameters that the mini-batch of `step` met.
+        """
+        with self.network.using(theta):
+            self._measure_statistics()
+            layer = self.network.first_nonfinite(self._batch(step).inputs)
+        where = f"; non-finite numbers appear first in layer {layer}" if layer else ""
+        saved = (f"the last good checkpoint is {self.folder.checkpoint}, of update "
+                 f"{self.saved_steps}" if self.saved_steps else "there is no checkpoint yet")
+        raise TrainingFailed(f"after update {step} {what}{where}; {saved}. A smaller "
+                             "optimizer.learning_rate or a larger optimizer.damping may help")
+
+    def _parameters_before(self, step):
+        """The parameters that `step` started from, which by now have moved on.
+
+        Those before the first step since the latest reading are kept; others are found again by
+        repeating the steps since the last checkpoint.
+        """
+        kept_at, theta = self.kept
+        if kept_at == step:
+            return theta
+        network, optimizer = self._build()
+        if self.saved_steps:
+            optimizer.load_state(load_checkpoint(self.folder.checkpoint)["optimizer"])
+        elif optimizer.needs_preparation:
+            self._prepare(optimizer)
+        while optimizer.steps < step:
+            optimizer.step(self._batch(optimizer.steps))
+        return network.theta
+
+    # Saving
+
+    def _save_is_due(self):
+        return time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+
+    def _save(self):
+        """Write the checkpoint, unless there is nothing new to write or it would not be good."""
+        steps = self.optimizer.steps
+        if steps == (self.saved_steps or 0):
+            return
+        state = self.optimizer.state()
+        if not all(np.isfinite(state[name]).all() for name in ("theta", "velocity", "average")):
+            self._fail(steps, "the parameters are not finite", self.network.theta)
+        with self.network.using(self.optimizer.average):
+            self._measure_statistics()
+        save_checkpoint(self.folder.checkpoint, {
+            "config": portable_config(self.config),
+            "origin": self._origin(),
+            "data": {"mean": self.dataset.mean, "examples": len(self.train_set)},
+            "optimizer": state,
+            "statistics": batch_statistics(self.network),
+            "clock": {"seconds": self.clock.seconds, "phases": self.clock.phases},
+            "row": {"clipped": self.clipped, "steps": self.steps_since_row},
+        })
+        self.saved_steps, self.saved_at = steps, time.monotonic()
+
+    def _restore(self, state):
+        """Take over what `_save` wrote. Raises RunFolderError for another device or other data."""
+        now = self._origin()
+        for key, before in state["origin"].items():
+            if now[key] != before:
+                raise RunFolderError(f"{key} is {now[key]} now and was {before} when the run in "
+                                     f"{self.folder.path} was saved: go on with it where it was "
+                                     "begun, or choose another folder with --out")
+        self.optimizer.load_state(state["optimizer"])
+        self.clock.seconds = state["clock"]["seconds"]
+        self.clock.phases.update(state["clock"]["phases"])
+        self.clipped, self.steps_since_row = state["row"]["clipped"], state["row"]["steps"]
+        self.saved_steps = self.optimizer.steps
+
+    def _origin(self):
+        """What must be the same for a run to go on as if it had never stopped."""
+        device = self.ops.describe()
+        return {"device": device["device"], "use of the C extension": device.get("native", False),
+                "checksum of the data": self.dataset.provenance["sha256"]}
+
+    # Showing
+
+    def _progress_bar(self):
+        """On a terminal redrawn at once, in a log file now and then."""
+        return tqdm(total=self.schedule.steps, initial=self.optimizer.steps, unit="update",
+                    file=sys.stderr, dynamic_ncols=True,
+                    mininterval=0.2 if sys.stderr.isatty() else 30)
+
+    def _farewell(self, stop):
+        name = signal.Signals(stop.number).name
+        if not self.saved_steps:
+            return f"stopped by {name} before the first update; start again with --resume"
+        return (f"stopped by {name} after update {self.saved_steps}; everything is saved in "
+                f"{self.folder.path}: go on with the same command and --resume")
+
+
+class Stopwatch:
+    """Seconds of training, in all and by phase; it runs inside its `with` blocks."""
+
+    def __init__(self):
+        self.seconds, self.phases = 0.0, dict.fromkeys(PHASES, 0.0)
+
+    def __enter__(self):
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        """Count the block under one of PHASES."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] += time.perf_counter() - started
+
+
+def _measured_examples(config, ops, examples):
+    """Indices (n,) of what train_* are measured on: on the CPU a part, the same in all runs."""
+    if ops.name != "cpu" or config.evaluation.train_examples >= examples:
+        return np.arange(examples)
+    order = np.argsort(words(0, SHUFFLE, 0, examples, stream=1), kind="stable")
+    return order[:config.evaluation.train_examples]
