@@ -26,13 +26,20 @@ def _offsets(x_shape, y_shape, size, stride):
 
 
 def max_pool(x, y, argmax, size, stride):
-    """y (M, Ho, Wo, J) = maximum of each window; argmax uint8 its offset, the first where tied."""
+    """y (M, Ho, Wo, J) = maximum of each window; argmax uint8 its offset, the first where tied.
+
+    A NaN is passed on, at an offset of no meaning.
+    """
+    offsets = list(_offsets(x.shape, y.shape, size, stride))
     y[...] = -np.inf
+    for _, pixels, windows in offsets:
+        np.maximum(y[windows], x[pixels], out=y[windows])
     argmax[...] = 0
-    for offset, pixels, windows in _offsets(x.shape, y.shape, size, stride):
-        larger = (x[pixels] > y[windows]) | np.isnan(x[pixels])  # a NaN is passed on, not hidden
-        np.copyto(y[windows], x[pixels], where=larger)
-        np.copyto(argmax[windows], np.uint8(offset), where=larger)
+    for offset, pixels, windows in offsets:  # the first hit leaves the largest number
+        hits = (x[pixels] == y[windows]).view(np.uint8)
+        hits *= np.uint8(size * size - offset)
+        np.maximum(argmax[windows], hits, out=argmax[windows])
+    np.subtract(size * size, argmax, out=argmax, casting="unsafe")
 
 
 def max_pool_backward(dy, argmax, dx, size, stride):
