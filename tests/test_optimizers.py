@@ -111,6 +111,15 @@ def test_the_clip_brings_nu_to_exactly_its_cap(ops64, rng):
     assert_close(quadratic + v @ (opt.decay * v), [0.3], 1e-9)
 
 
+def test_without_a_clip_the_update_is_the_plain_natural_gradient(ops64, rng):
+    opt = optimizer(ops64, "kfc_pre", clip=None, learning_rate=0.01, momentum=0.0)
+    prepare, batch = batches(ops64, rng, 2)
+    opt.prepare([prepare])
+    before = opt.network.theta.copy()
+    assert opt.step(batch).clip_scale is None
+    assert_close(opt.network.theta - before, -0.01 * opt.direction, 1e-9)
+
+
 def test_preparation_averages_over_all_of_its_batches(ops64, rng):
     """Batches of unequal size count by their examples: the estimate is that of their union."""
     opt = optimizer(ops64, "kfc_pre", layers=EVERY_LAYER[1:])

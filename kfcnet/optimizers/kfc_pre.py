@@ -57,8 +57,10 @@ class KfcPre(Optimizer):
             self._backward(dz)
         with self.phase("preconditioning"):
             self._precondition()
-        with self.phase("clip"):
-            clip_scale = self._clip_scale(predictive)
+        clip_scale = None
+        if c.clip is not None:
+            with self.phase("clip"):
+                clip_scale = self._clip_scale(predictive)
         with self.phase("gradient"):
             self._move(self.direction, clip_scale, M)
         return Step(totals, clip_scale)
