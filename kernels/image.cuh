@@ -1,0 +1,28 @@
+// kernels/image.cuh: the pixel and the maps that a thread works on, in arrays (M, H, W, MAPS).
+#pragma once
+#include "vector.cuh"
+
+// Four maps a thread where they come in fours: then every pixel starts at a multiple of 16 bytes.
+constexpr int LANES = MAPS % 4 == 0 ? 4 : 1;
+constexpr int GROUPS = MAPS / LANES;
+using Maps = Vector<float, LANES>;
+
+struct Place {
+    int image, row, column, map;
+};
+
+// Threads run over an image's groups of maps first: neighbours read and write neighbours.
+template <int height, int width>
+__device__ __forceinline__ Place place_of(unsigned thread) {
+    const unsigned pixel = thread / GROUPS, row = pixel / width;
+    return {int(row / height), int(row % height), int(pixel % width), int(thread % GROUPS) * LANES};
+}
+template <int height, int width>
+__device__ __forceinline__ int offset_of(const Place& place) {
+    return ((place.image * height + place.row) * width + place.column) * MAPS + place.map;
+}
+
+// A coordinate moved into the image: loads need no branch, and what was outside is not used.
+__device__ __forceinline__ int inside(int coordinate, int side) {
+    return min(max(coordinate, 0), side - 1);
+}
