@@ -1,0 +1,97 @@
+// kernels/max_pool.cu: the maximum of each SIZE x SIZE window, its derivative and its tangent.
+//
+// x (M, HEIGHT, WIDTH, MAPS) -> y, argmax (M, OUT_HEIGHT, OUT_WIDTH, MAPS). Windows start in the
+// image every STRIDE pixels and are clipped at its far borders. argmax is the offset r*SIZE + c of
+// the maximum in its window (SIZE <= 16), the first where several are equal. A NaN is passed on,
+// with the offset of the window's last one.
+//
+// One thread: LANES maps of one pixel of the result. The backward pass gathers: every pixel looks
+// into the windows that cover it, in a fixed order, so nothing is added by two threads.
+// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/numpy_windows.py.
+// Tests: tests/test_kernels_elementwise.py.
+// Bytes, with x elements of input and y of output: forward 4x + 5y, backward 5y + 4x, tangent at
+// most 4x + 5y; limited by memory.
+#include "image.cuh"
+
+using Offsets = Vector<unsigned char, LANES>;
+constexpr int COVERING = (SIZE + STRIDE - 1) / STRIDE;  // windows that cover a pixel, along a side
+
+extern "C" __global__ void max_pool(
+    const float* __restrict__ x,         // (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ y,               // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    unsigned char* __restrict__ argmax,  // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    int M) {
+    const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
+    if (thread >= unsigned(M * OUT_HEIGHT * OUT_WIDTH * GROUPS)) return;
+    const Place out = place_of<OUT_HEIGHT, OUT_WIDTH>(thread);
+
+    Maps best;
+    Offsets where = {};
+    for (int lane = 0; lane < LANES; ++lane) best[lane] = __int_as_float(0xff800000);  // -infinity
+    for (int r = 0; r < SIZE; ++r) {
+#pragma unroll
+        for (int c = 0; c < SIZE; ++c) {
+            const int row = out.row * STRIDE + r, column = out.column * STRIDE + c;
+            const Place in = {out.image, inside(row, HEIGHT), inside(column, WIDTH), out.map};
+            const Maps value = load<LANES>(x + offset_of<HEIGHT, WIDTH>(in));
+            if (row >= HEIGHT || column >= WIDTH) continue;
+            for (int lane = 0; lane < LANES; ++lane) {
+                if (value[lane] > best[lane] || value[lane] != value[lane]) {
+                    best[lane] = value[lane];
+                    where[lane] = r * SIZE + c;
+                }
+            }
+        }
+    }
+    const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
+    store(y + offset, best);
+    store(argmax + offset, where);
+}
+
+extern "C" __global__ void max_pool_backward(
+    const float* __restrict__ dy,              // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const unsigned char* __restrict__ argmax,  // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    float* __restrict__ dx,                    // (M, HEIGHT, WIDTH, MAPS)
+    int M) {
+    const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
+    if (thread >= unsigned(M * HEIGHT * WIDTH * GROUPS)) return;
+    const Place in = place_of<HEIGHT, WIDTH>(thread);
+
+    Maps sum = {};
+    for (int i = 0; i < COVERING; ++i) {
+#pragma unroll
+        for (int j = 0; j < COVERING; ++j) {
+            const int row = in.row / STRIDE - i, column = in.column / STRIDE - j;
+            const int r = in.row - row * STRIDE, c = in.column - column * STRIDE;
+            const Place out = {in.image, inside(row, OUT_HEIGHT), inside(column, OUT_WIDTH),
+                               in.map};
+            const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
+            const Maps value = load<LANES>(dy + offset);
+            const Offsets where = load<LANES>(argmax + offset);
+            const bool covered = row == out.row && column == out.column && r < SIZE && c < SIZE;
+            for (int lane = 0; lane < LANES; ++lane)
+                sum[lane] += covered && where[lane] == r * SIZE + c ? value[lane] : 0.0f;
+        }
+    }
+    store(dx + offset_of<HEIGHT, WIDTH>(in), sum);
+}
+
+extern "C" __global__ void max_pool_tangent(
+    const float* __restrict__ rx,              // (M, HEIGHT, WIDTH, MAPS)
+    const unsigned char* __restrict__ argmax,  // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    float* __restrict__ ry,                    // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    int M) {
+    const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
+    if (thread >= unsigned(M * OUT_HEIGHT * OUT_WIDTH * GROUPS)) return;
+    const Place out = place_of<OUT_HEIGHT, OUT_WIDTH>(thread);
+    const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
+
+    const Offsets where = load<LANES>(argmax + offset);
+    Maps value;
+    for (int lane = 0; lane < LANES; ++lane) {
+        const Place in = {out.image, out.row * STRIDE + where[lane] / SIZE,
+                          out.column * STRIDE + where[lane] % SIZE, out.map + lane};
+        value[lane] = rx[offset_of<HEIGHT, WIDTH>(in)];
+    }
+    store(ry + offset, value);
+}
