@@ -1,0 +1,52 @@
+"""Data sets: found or downloaded, verified, converted once to an HDF5 cache, cut into batches."""
+
+import hashlib
+import json
+
+from kfcnet.data import cache, cifar10, digits, files, svhn, synthetic
+from kfcnet.data.batches import BatchSequence
+from kfcnet.data.dataset import DataError, Dataset, make_dataset
+
+__all__ = ["BatchSequence", "DataError", "Dataset", "load"]
+
+PUBLISHED = {"cifar10": cifar10, "svhn": svhn}
+
+
+def load(config, download=True):
+    """The data set that `config` (name, path, extra, examples) asks for, as a `Dataset`.
+
+    Raises DataError, with the ways out in its text, where it is absent or damaged. No other data
+    set ever stands in for it.
+    """
+    if config.name in PUBLISHED:
+        return _load_published(config, PUBLISHED[config.name], download)
+    if config.path is not None:
+        raise DataError(
+            f"data.path is {config.path}, but {config.name} is not read from files: "
+            "leave data.path out, or set data.name to cifar10 or svhn."
+        )
+    return digits.load() if config.name == "digits" else _load_synthetic(config.examples)
+
+
+def _load_published(config, source, download):
+    distributions = source.distributions(config)
+    found = files.locate(config.name, source.TITLE, distributions, config.path, download)
+    records = files.verify(found, source.TITLE)
+    path = _cache_path(config.name, [records])
+    arrays, sha256 = cache.cached(path, lambda: found.distribution.read(found.paths))
+    files.say_unpublished(found, records, source.TITLE)
+    provenance = {"files": records, "sha256": sha256}
+    return make_dataset(config.name, arrays, source.CLASSES, provenance)
+
+
+def _load_synthetic(examples):
+    origin = {"examples": examples, "seed": synthetic.SEED, "version": synthetic.VERSION}
+    path = _cache_path("synthetic", origin)
+    arrays, sha256 = cache.cached(path, lambda: synthetic.generate(examples))
+    return make_dataset("synthetic", arrays, synthetic.CLASSES, {**origin, "sha256": sha256})
+
+
+def _cache_path(name, origin):
+    """Caches are named after all that decides their contents."""
+    text = json.dumps([cache.FORMAT, origin], sort_keys=True)
+    return files.home() / "cache" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.h5"

@@ -1,0 +1,37 @@
+"""Which examples make up each mini-batch."""
+
+import numpy as np
+
+from kfcnet.philox import SHUFFLE, words
+
+
+class BatchSequence:
+    """Mini-batches cut from an endless sequence of shuffled epochs, straddling their borders.
+
+    Batch `step` holds positions step*batch_size ... (step+1)*batch_size - 1 of that sequence, so
+    every batch is full and any of them can be asked for at any time: resuming needs no state.
+    """
+
+    def __init__(self, examples, batch_size, seed):
+        """Raises ValueError where `examples` or `batch_size` is not positive."""
+        for name, value in (("examples", examples), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self._permutations = {}
+
+    def indices(self, step):
+        """Examples of batch `step` (counted from 0): int64 (batch_size,)."""
+        begin = step * self.batch_size
+        end = begin + self.batch_size
+        epochs = range(begin // self.examples, (end - 1) // self.examples + 1)
+        self._permutations = {epoch: self._permutation(epoch) for epoch in epochs}
+        sequence = np.concatenate(list(self._permutations.values()))
+        offset = begin - epochs.start * self.examples
+        return sequence[offset : offset + self.batch_size]
+
+    def _permutation(self, epoch):
+        """Order of the examples in one epoch: they are sorted by a random word each."""
+        if epoch in self._permutations:
+            return self._permutations[epoch]
+        return np.argsort(words(self.seed, SHUFFLE, epoch, self.examples), kind="stable")

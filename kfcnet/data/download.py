@@ -1,0 +1,106 @@
+"""Downloading a published file: resumed where it was cut, checked, and never seen half-written."""
+
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+
+from kfcnet.data.checksum import md5_of
+from kfcnet.data.dataset import DataError
+
+BLOCK_BYTES = 1 << 16
+TIMEOUT = 30.0
+"""Seconds without a byte after which a connection counts as cut."""
+
+
+def fetch(url, path, md5):
+    """Download `url` to `path`; the file's MD5 must be `md5`. A terminal sees a progress bar.
+
+    The bytes gather in `path`.part, from which a later call goes on, and become `path` in one step
+    when they are complete. Raises DataError if they cannot be had or are not the published ones.
+    """
+    partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch_all(url, partial)
+        _check(partial, url, md5)
+        os.replace(partial, path)
+    except (OSError, http.client.HTTPException) as error:
+        kept = f" What came is kept in {partial}: run again to go on." if _size(partial) else ""
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"{url} could not be downloaded: {reason}.{kept}") from error
+
+
+def _fetch_all(url, partial):
+    """Connect again after a cut, as long as every connection brings something."""
+    while True:
+        begin = _size(partial)
+        expected = _fetch_rest(url, partial, begin)
+        if _size(partial) == expected:
+            return
+        if _size(partial) <= begin:
+            raise ConnectionError("the connection was cut")
+
+
+def _fetch_rest(url, partial, begin):
+    """Append what follows the first `begin` bytes; returns the whole file's size in bytes."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
+            return begin  # nothing follows: the checksum says whether that is the file
+        raise
+    with response:
+        begin, total = _extent(response, begin)
+        with open(partial, "r+b" if begin else "wb") as file:
+            file.seek(begin)
+            _copy(response, file, begin, total)
+    return total
+
+
+def _extent(response, begin):
+    """First byte and size of the whole file, in bytes, as the answer's headers say."""
+    if response.status == http.HTTPStatus.PARTIAL_CONTENT:
+        extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+        if extent is None or int(extent[1]) != begin:
+            raise http.client.HTTPException("the server answered with another range than asked for")
+        return begin, int(extent[2])
+    if response.headers.get("Content-Length") is None:
+        raise http.client.HTTPException("the server does not say how long the file is")
+    return 0, int(response.headers["Content-Length"])
+
+
+def _copy(response, file, begin, total):
+    """Copy what comes until the end or until the connection is cut."""
+    from tqdm import tqdm
+
+    name = os.path.basename(file.name).removesuffix(".part")
+    with tqdm(desc=name, initial=begin, total=total, unit="B", unit_scale=True, unit_divisor=1024,
+              disable=None) as progress:
+        while block := _read(response):
+            file.write(block)
+            progress.update(len(block))
+
+
+def _read(response):
+    """The next bytes, none at the end or when the connection is cut."""
+    try:
+        return response.read1(BLOCK_BYTES)
+    except (OSError, http.client.HTTPException):
+        return b""
+
+
+def _check(partial, url, md5):
+    found = md5_of(partial)
+    if found != md5:
+        partial.unlink()
+        raise DataError(
+            f"{url} sent other bytes than the published ones (MD5 {found}, published {md5}); "
+            "they were deleted."
+        )
+
+
+def _size(path):
+    return path.stat().st_size if path.exists() else 0

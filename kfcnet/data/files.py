@@ -1,0 +1,163 @@
+"""Finding the published files of a data set, and checking that they are the published ones."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from kfcnet.data.checksum import md5_of
+from kfcnet.data.dataset import DataError
+from kfcnet.data.download import fetch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One published form of a data set: some files that lie together in one directory.
+
+    files: base name -> published MD5 (None where none is published)
+    read: paths, in the order of `files` -> Arrays; raises DataError where one is malformed
+    folder: directory that the published archive unpacks to
+    archive: the files must be the published ones; other files are taken if they are well formed
+    url: what a base name is appended to for downloading; empty if it is not downloaded
+    """
+
+    files: dict
+    read: Callable
+    folder: str = ""
+    archive: bool = False
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of one distribution in one directory; some may be missing."""
+
+    distribution: Distribution
+    directory: Path
+
+    @property
+    def paths(self):
+        return [self.directory / name for name in self.distribution.files]
+
+    @property
+    def missing(self):
+        return [path for path in self.paths if not path.is_file()]
+
+
+def home():
+    """Where downloads and caches go: $KFCNET_DATA where it is set, else data/ here."""
+    return Path(os.environ.get("KFCNET_DATA") or "data").expanduser()
+
+
+def locate(name, title, distributions, path=None, download=True):
+    """The files of a data set: in `path` alone if given, else in data/, $KFCNET_DATA, the network.
+
+    Returns a `Found` that misses nothing. Raises DataError naming the ways out.
+    """
+    if path is not None:
+        return _locate_at(Path(path).expanduser(), name, title, distributions)
+    found = [*search(Path("data"), name, distributions), *search(home(), name, distributions)]
+    for candidate in found:
+        if not candidate.missing:
+            return candidate
+    for candidate in found:
+        if not (download and candidate.distribution.url):
+            raise _incomplete(candidate, title)
+    wanted = found[0] if found else Found(distributions[0], home() / name)
+    if not download:
+        raise _absent(wanted, title, "Downloading is switched off.")
+    _download(wanted, title)
+    return wanted
+
+
+def search(place, name, distributions):
+    """Distributions with at least one file in directory `place` or a usual folder inside it."""
+    for distribution in distributions:
+        inner = distribution.folder
+        for folder in dict.fromkeys(["", inner, name, f"{name}/{inner}"]):
+            found = Found(distribution, place / folder)
+            if len(found.missing) < len(found.paths):
+                yield found
+
+
+def verify(found, title):
+    """What a run records of each file: base name, bytes, MD5, whether that is the published one.
+
+    Raises DataError for an archive that is not the published one.
+    """
+    records = []
+    for path, published in zip(found.paths, found.distribution.files.values(), strict=True):
+        md5 = md5_of(path)
+        if found.distribution.archive and md5 != published:
+            raise DataError(
+                f"{path} is not the published file of {title}: it is cut short or changed "
+                f"(MD5 {md5}, published {published}).\nDelete it to have it downloaded again, or "
+                "put a whole copy in its place; without it: --config digits_kfc.yaml"
+            )
+        records.append({"name": path.name, "bytes": path.stat().st_size, "md5": md5,
+                        "published": md5 == published})
+    return records
+
+
+def say_unpublished(found, records, title):
+    """One line for files that were taken although their sums are not the published ones."""
+    names = [record["name"] for record in records if not record["published"]]
+    if names:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        logger.warning(
+            "%s in %s: the MD5 sums of %s%s are not published ones; well formed, so taken, "
+            "and their sums recorded.", title, found.directory, names[0], others,
+        )
+
+
+def _locate_at(path, name, title, distributions):
+    """The only place looked at: a directory, or one of the files themselves."""
+    if path.is_file():
+        found = [c for c in search(path.parent, name, distributions) if path in c.paths]
+    else:
+        found = list(search(path, name, distributions))
+    for candidate in found:
+        if not candidate.missing:
+            return candidate
+    if found:
+        raise _incomplete(found[0], title)
+    wrong = "is no file of it" if path.is_file() else "holds none of its files"
+    raise DataError(
+        f"{title} is not at data.path: {path} {wrong if path.exists() else 'does not exist'}.\n"
+        f"Put {_example(distributions)} there, leave data.path out to have data/ and $KFCNET_DATA "
+        "searched, or do without: --config digits_kfc.yaml"
+    )
+
+
+def _download(found, title):
+    """Fetch what is missing. Raises DataError with the ways out if that fails."""
+    distribution = found.distribution
+    for path in found.missing:
+        try:
+            fetch(distribution.url + path.name, path, distribution.files[path.name])
+        except DataError as error:
+            raise _absent(found, title, f"{error}") from error
+
+
+def _absent(found, title, reason):
+    names = " and ".join(path.name for path in found.missing)
+    return DataError(
+        f"{title} was found neither in data/ nor in $KFCNET_DATA. {reason}\n"
+        f"Ways out: put {names} into {found.directory.absolute()}, set KFCNET_DATA to their "
+        "directory, or do without: --config digits_kfc.yaml"
+    )
+
+
+def _incomplete(found, title):
+    names = ", ".join(path.name for path in found.missing)
+    return DataError(
+        f"{title} in {found.directory} is incomplete: {names} is missing.\n"
+        "Put it there, remove the other files, or do without: --config digits_kfc.yaml"
+    )
+
+
+def _example(distributions):
+    return " or ".join(next(iter(distribution.files)) for distribution in distributions[:2])
