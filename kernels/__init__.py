@@ -1,0 +1,1 @@
+"""CUDA sources, compiled when they are first launched; `README.md` is the table of them."""

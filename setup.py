@@ -1,0 +1,52 @@
+"""The package, its console script and its optional C extension.
+
+`kernels/` and `configs/` stand beside the package for reading; installed, they are its
+subpackages `kfcnet.kernels` and `kfcnet.configs`.
+"""
+
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+
+FOLDERS = {"kfcnet.kernels": "kernels", "kfcnet.configs": "configs"}
+
+# Built where a compiler is found; where there is none, or it fails, NumPy does the work.
+NATIVE = Extension(
+    "kfcnet.ops._native", ["kfcnet/ops/native.c"], extra_compile_args=["-O3"], optional=True
+)
+
+setup(
+    name="kfcnet",
+    version="0.1.0",
+    description="Kronecker-factored approximate Fisher matrix for convolution layers (KFC)",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["kfcnet", "kfcnet.*"]), *FOLDERS],
+    package_dir=FOLDERS,
+    package_data={
+        "kfcnet.data": ["*.h5"],
+        "kfcnet.kernels": ["*.cu", "*.cuh", "*.h", "README.md"],
+        "kfcnet.configs": ["*.yaml"],
+    },
+    ext_modules=[NATIVE],
+    install_requires=[
+        "numpy>=1.23.5",
+        "scipy>=1.9.3",
+        "h5py>=3.8",
+        "matplotlib>=3.6.3",
+        "PyYAML>=6.0.1",
+        "pydantic>=2.5",
+        "tqdm>=4.65",
+        "threadpoolctl>=3.1",
+    ],
+    extras_require={
+        "cuda12": ["cupy-cuda12x[ctk]"],
+        "cuda13": ["cupy-cuda13x[ctk]"],
+        "test": ["pytest>=7.4", "nvidia-cuda-nvrtc", "cuda-bindings"],
+    },
+    entry_points={"console_scripts": ["kfcnet=kfcnet.cli:main"]},
+    zip_safe=False,
+)
