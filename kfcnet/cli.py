@@ -1,0 +1,225 @@
+"""The command line: `kfcnet train`, `evaluate`, `plot`, `sweep` and `benchmark`.
+
+Every command is a function of its arguments that returns the exit status: 0 for success, 1 for
+a run that failed, 2 for input that cannot be used (one or two lines on standard error say what,
+where, and what to do), 128 + n for a run that signal n interrupted.
+"""
+
+import argparse
+import functools
+import json
+import logging
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from kfcnet.config import ConfigError, config_names, dump_config, load_config
+
+
+def main(argv=None):
+    """Run `kfcnet COMMAND ...`; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="kfcnet",
+        description="Train convolutional networks with Kronecker-factored curvature (KFC).",
+        epilog="`kfcnet COMMAND --help` lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"kfcnet {_version()}")
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    options = parser.parse_args(argv)
+    return COMMANDS[options.command](options.arguments, f"kfcnet {options.command}")
+
+
+def command(function):
+    """A command whose foreseen errors become a line or two and an exit status."""
+
+    @functools.wraps(function)
+    def run(argv=None, prog=None):
+        _log_to_stderr()
+        try:
+            return function(argv, prog) or 0
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:  # the reader of our output has gone
+            sys.stderr.close()
+            return 141
+        except Exception as error:
+            status = _exit_status(error)
+            if status is None:
+                raise
+            print(f"{'stopped' if status > 2 else 'error'}: {error}", file=sys.stderr)
+            return status
+
+    return run
+
+
+def _exit_status(error):
+    """Exit status of an error that a user can do something about; None for any other."""
+    if isinstance(error, ConfigError):
+        return 2
+    from kfcnet.checkpoint import CheckpointError
+    from kfcnet.data import DataError
+    from kfcnet.ops.errors import DeviceError
+    from kfcnet.records import RecordError
+    from kfcnet.run_folder import RunFolderError
+    from kfcnet.trainer import TrainingFailed, TrainingInterrupted
+
+    if isinstance(error, (TrainingFailed, TrainingInterrupted)):
+        return error.exit_status
+    of_input = (CheckpointError, DataError, DeviceError, RecordError, RunFolderError)
+    return 2 if isinstance(error, of_input) else None
+
+
+@command
+def train(argv=None, prog=None):
+    """Train a network as a configuration says; leaves a run folder."""
+    parser = argparse.ArgumentParser(prog=prog, description=train.__doc__)
+    _add_config_options(parser)
+    parser.add_argument("--print-config", action="store_true",
+                        help="print the configuration with all defaults, and stop")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="folder of the run (default: results/NAME of the configuration)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true",
+                          help="go on with the run in the folder; start it if there is none")
+    existing.add_argument("--overwrite", action="store_true",
+                          help="replace the run in the folder")
+    options = parser.parse_args(argv)
+    config = load_config(options.config, _overrides(options))
+    if options.print_config:
+        print(dump_config(config), end="")
+        return
+    from kfcnet import trainer
+
+    out = options.out or Path("results", Path(options.config).stem)
+    trainer.train(config, out, resume=options.resume, overwrite=options.overwrite, download=True)
+    print(f"{out}: metrics.csv, curves.png, checkpoint.h5", file=sys.stderr)
+
+
+@command
+def evaluate(argv=None, prog=None):
+    """Print the test loss and error of a run's averaged parameters."""
+    parser = argparse.ArgumentParser(prog=prog, description=evaluate.__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="where the data set lies")
+    parser.add_argument("--train", action="store_true", help="measure on the training set too")
+    options = parser.parse_args(argv)
+    from kfcnet import data
+    from kfcnet.evaluation import load_run
+
+    run = load_run(options.run, options.device)
+    dataset = data.load(run.config.data.model_copy(update={"path": options.data}))
+    for part in ("train", "test") if options.train else ("test",):
+        images, labels = (getattr(dataset, f"{part}_{what}") for what in ("images", "labels"))
+        loss, error = run.evaluate(images, labels)
+        print(f"{part} loss {loss:.4f} nats, error {error:.2%} ({len(labels)} images, "
+              f"after update {run.steps})")
+
+
+@command
+def plot(argv=None, prog=None):
+    """Draw the losses and errors of runs side by side: training dashed, test solid."""
+    from kfcnet import plots
+
+    parser = argparse.ArgumentParser(prog=prog, description=plot.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--x", choices=plots.X_AXES, default="seconds", help="horizontal axis")
+    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("curves.png"),
+                        help="the figure, .png, .svg or .pdf (default: curves.png)")
+    options = parser.parse_args(argv)
+    if options.out.suffix.lstrip(".").lower() not in plots.DATELESS:
+        parser.error(f"--out {options.out}: a figure is a .png, .svg or .pdf file")
+    plots.plot_runs(options.runs, options.out, options.x)
+    print(options.out, file=sys.stderr)
+
+
+@command
+def sweep(argv=None, prog=None):
+    """Train a grid of variations of a configuration in stages, the best ones further."""
+    from kfcnet import sweep as sweeps
+
+    parser = argparse.ArgumentParser(
+        prog=prog, description=sweep.__doc__,
+        epilog="The paper's rule: --grid optimizer.learning_rate=0.3,0.1,0.03,0.01,0.003,0.001,"
+               "0.0003 --stage 2:all --stage 8:3 --stage 30:1",
+    )
+    _add_config_options(parser)
+    parser.add_argument("--grid", action="append", required=True, metavar="KEY=VALUE,VALUE,...",
+                        help="values of one setting; given again, all combinations are run")
+    parser.add_argument("--stage", action="append", default=[], metavar="EPOCHS:KEEP",
+                        help="train the best KEEP runs so far (or all) up to EPOCHS")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="folder of the runs (default: results/sweep_NAME)")
+    options = parser.parse_args(argv)
+    out = options.out or Path("results", f"sweep_{Path(options.config).stem}")
+    try:
+        grid, stages = sweeps.parse_grid(options.grid), sweeps.parse_stages(options.stage)
+    except ValueError as error:
+        parser.error(str(error))
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}: at least one is needed")
+    sweeps.sweep(options.config, grid, stages, out, _overrides(options), options.workers)
+    print((out / "sweep.md").read_text(encoding="utf-8"), end="")
+
+
+@command
+def benchmark(argv=None, prog=None):
+    """Time training steps of the CIFAR-10 network on the CPU, beside PyTorch if it is there."""
+    parser = argparse.ArgumentParser(prog=prog, description=benchmark.__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of four steps (default: 5)")
+    parser.add_argument("--shards", type=int, default=2, help="threads (default: 2)")
+    parser.add_argument("--native", choices=("auto", "on", "off"), default="auto",
+                        help="use of the C extension (default: auto)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
+    options = parser.parse_args(argv)
+    if options.rounds < 1 or options.shards < 1:
+        parser.error("--rounds and --shards: at least one is needed")
+    from kfcnet import benchmark as benchmarks
+
+    report = benchmarks.benchmark_cpu(
+        rounds=options.rounds, native=options.native, shards=options.shards
+    )
+    print(benchmarks.format_report(report))
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+COMMANDS = {
+    "train": train, "evaluate": evaluate, "plot": plot, "sweep": sweep, "benchmark": benchmark
+}
+
+
+def _add_config_options(parser):
+    parser.add_argument("--config", required=True, metavar="NAME",
+                        help=f"a path, or one of {', '.join(config_names())}")
+    parser.add_argument("--set", dest="settings", action="extend", nargs="+", default=[],
+                        metavar="KEY=VALUE",
+                        help="override settings: optimizer.learning_rate=0.03 network.0.std=he")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"),
+                        help="auto takes a GPU if there is one (default: as configured)")
+
+
+def _overrides(options):
+    return options.settings + ([f"device={options.device}"] if options.device else [])
+
+
+def _log_to_stderr():
+    """The package's notices, one line each, on standard error."""
+    logger = logging.getLogger("kfcnet")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def _version():
+    try:
+        return metadata.version("kfcnet")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""Train a network: python scripts/train.py --config NAME [options]; --help lists them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run the code of this checkout
+
+from kfcnet.cli import train  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(train())
