@@ -2,8 +2,8 @@
 //
 // x (M, HEIGHT, WIDTH, MAPS) -> y, argmax (M, OUT_HEIGHT, OUT_WIDTH, MAPS). Windows start in the
 // image every STRIDE pixels and are clipped at its far borders. argmax is the offset r*SIZE + c of
-// the maximum in its window (SIZE <= 16), the first where several are equal. A NaN is passed on,
-// with the offset of the window's last one.
+// the maximum in its window (SIZE <= 16), the first where several are equal. A NaN counts as larger
+// than any number: it is passed on.
 //
 // One thread: LANES maps of one pixel of the result. The backward pass gathers: every pixel looks
 // into the windows that cover it, in a fixed order, so nothing is added by two threads.
@@ -33,10 +33,10 @@ extern "C" __global__ void max_pool(
         for (int c = 0; c < SIZE; ++c) {
             const int row = out.row * STRIDE + r, column = out.column * STRIDE + c;
             const Place in = {out.image, inside(row, HEIGHT), inside(column, WIDTH), out.map};
+            // Outside the image this repeats a pixel that came before, which never wins.
             const Maps value = load<LANES>(x + offset_of<HEIGHT, WIDTH>(in));
-            if (row >= HEIGHT || column >= WIDTH) continue;
             for (int lane = 0; lane < LANES; ++lane) {
-                if (value[lane] > best[lane] || value[lane] != value[lane]) {
+                if (!(value[lane] <= best[lane]) && best[lane] == best[lane]) {
                     best[lane] = value[lane];
                     where[lane] = r * SIZE + c;
                 }

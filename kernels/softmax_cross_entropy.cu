@@ -49,12 +49,12 @@ extern "C" __global__ void __launch_bounds__(BLOCK) softmax_cross_entropy(
             targets[threadIdx.x] = label;
         }
         __syncthreads();  // other threads store this thread's row
+        // The next rows overwrite only what their thread itself reads here: no barrier after it.
         for (int i = threadIdx.x; i < examples * CLASSES; i += BLOCK) {
             const float probability = rows[i / CLASSES * ROW + i % CLASSES];
             p[first + i] = probability;
             dz[first + i] = probability - (targets[i / CLASSES] == i % CLASSES);
         }
-        __syncthreads();  // stored before the next rows arrive
     }
     loss = block_sum(loss);
     wrong = block_sum(wrong);

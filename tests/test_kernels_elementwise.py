@@ -1,0 +1,422 @@
+"""The kernels that are not matrix products, one by one, against float64 references.
+
+Every launch here runs under several orders of the block's threads, and the results must be equal
+bit for bit. Shapes are small and asymmetric; a number of maps that is a multiple of four takes the
+16-byte loads, any other takes single elements.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+from checks import assert_close
+from cuda_on_cpu import launch_in_all_orders, missing
+
+from kfcnet import philox
+from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.shapes import pooled_size
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
+
+BLOCK = 64
+STEP = 2**32 + 7  # needs both of the counter's step words
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The definition of every primitive, in float64."""
+    return CpuOps("float64", shards=1, native="off")
+
+
+def launch(file, kernel, threads, arguments, block=BLOCK, **macros):
+    """Launch on as many blocks of `block` threads as `threads` need, or on a grid (a tuple)."""
+    grid = threads if isinstance(threads, tuple) else (-(-threads // block),)
+    block = block if isinstance(block, tuple) else (block,)
+    launch_in_all_orders(file, kernel, grid, block, arguments, macros)
+
+
+def fours(array):
+    """Threads that take four neighbours each."""
+    return -(-array.size // 4)
+
+
+def lanes(maps):
+    return 4 if maps % 4 == 0 else 1
+
+
+def empty(*shape, dtype=np.float32):
+    """Memory whose bytes no kernel writes by chance: what stays unwritten fails the comparison."""
+    array = np.empty(shape, dtype)
+    array.view(np.uint8)[...] = 0xFF
+    return array
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def scalar(value, dtype=np.float32):
+    return np.array([value], dtype)
+
+
+# Random numbers
+
+@pytest.mark.parametrize("count", [1, 4, 301])
+def test_uniforms_are_those_of_philox_to_the_last_bit(count):
+    y = empty(count)
+    step = scalar(STEP, np.int64)
+    launch("random", "uniforms", fours(y), [step, y, count, 11, philox.TARGETS, 3])
+    assert np.array_equal(y, philox.uniforms(11, philox.TARGETS, STEP, count, 3))
+
+
+def test_normals_are_those_of_philox_rounded():
+    y = empty(301)
+    launch("random", "normals", fours(y), [scalar(STEP, np.int64), y, 301, 11, philox.INITIAL, 0])
+    assert_close(y, philox.normals(11, philox.INITIAL, STEP, 301), 1e-6)
+
+
+def test_dropout_has_the_mask_of_the_reference(reference, rng):
+    x = normal(rng, 7, 43)
+    keep = philox.uniforms(5, philox.DROPOUT, STEP, x.size, 2)[17]  # exactly on the border: dropped
+    y, mask, dx = empty(*x.shape), empty(*x.shape, dtype=np.uint8), empty(*x.shape)
+    launch("dropout", "dropout", fours(x),
+           [x, scalar(STEP, np.int64), y, mask, x.size, 5, philox.DROPOUT, 2,
+            int(np.ceil(keep * 2**24)), 1 / keep])
+    launch("dropout", "dropout_backward", fours(x), [x, mask, dx, x.size, 1 / keep])
+    expected, expected_mask = reference.dropout(x, keep, 5, STEP, 2)
+    assert np.array_equal(mask, expected_mask)
+    assert_close(y, expected, 1e-6)
+    assert np.array_equal(dx, y)
+
+
+# Pooling
+
+POOLS = [  # M, H, W, maps, size, stride
+    (3, 7, 6, 4, 3, 2), (2, 5, 8, 3, 3, 1), (1, 6, 5, 33, 2, 2), (2, 2, 3, 8, 4, 3),
+]
+
+
+def pool_macros(shape):
+    M, H, W, maps, size, stride = shape
+    return dict(HEIGHT=H, WIDTH=W, MAPS=maps, SIZE=size, STRIDE=stride,
+                OUT_HEIGHT=pooled_size(H, size, stride), OUT_WIDTH=pooled_size(W, size, stride))
+
+
+def pool_arrays(rng, shape):
+    """x of few different values, so that maxima are tied, and dy."""
+    macros = pool_macros(shape)
+    x = rng.integers(-2, 3, shape[:4]).astype(np.float32)
+    return x, normal(rng, shape[0], macros["OUT_HEIGHT"], macros["OUT_WIDTH"], shape[3]), macros
+
+
+@pytest.mark.parametrize("shape", POOLS)
+def test_max_pool_its_derivative_and_its_tangent(reference, rng, shape):
+    x, dy, macros = pool_arrays(rng, shape)
+    (M, *_, maps), window = x.shape, shape[4:]
+    expected, expected_argmax = reference.max_pool(x.astype(np.float64), *window)
+
+    y, argmax = empty(*dy.shape), empty(*dy.shape, dtype=np.uint8)
+    launch("max_pool", "max_pool", y.size // lanes(maps), [x, y, argmax, M], **macros)
+    assert np.array_equal(y, expected) and np.array_equal(argmax, expected_argmax)
+
+    dx = empty(*x.shape)
+    launch("max_pool", "max_pool_backward", x.size // lanes(maps), [dy, argmax, dx, M], **macros)
+    assert_close(dx, reference.max_pool_backward(dy.astype(np.float64), argmax, x.shape, *window))
+
+    rx, ry = normal(rng, *x.shape), empty(*dy.shape)
+    launch("max_pool", "max_pool_tangent", y.size // lanes(maps), [rx, argmax, ry, M], **macros)
+    assert np.array_equal(ry, reference.max_pool_tangent(rx.astype(np.float64), argmax, *window))
+
+
+def test_max_pool_passes_nan_and_negative_infinity_on(reference, rng):
+    shape = POOLS[0]
+    x, dy, macros = pool_arrays(rng, shape)
+    x[0], x[1, 3, 2, 1], x[2, 0, 0], x[2, 6, 5] = -np.inf, np.nan, np.nan, np.nan
+    y, argmax = empty(*dy.shape), empty(*dy.shape, dtype=np.uint8)
+    launch("max_pool", "max_pool", y.size // 4, [x, y, argmax, len(x)], **macros)
+    expected, expected_argmax = reference.max_pool(x.astype(np.float64), *shape[4:])
+    assert np.isnan(y).sum() == np.isnan(expected).sum() > 4
+    np.testing.assert_array_equal(y, expected)
+    numbers = ~np.isnan(y)
+    assert np.array_equal(argmax[numbers], expected_argmax[numbers])
+    ry = empty(*dy.shape)
+    launch("max_pool", "max_pool_tangent", y.size // 4, [x, argmax, ry, len(x)], **macros)
+    np.testing.assert_array_equal(ry, y)  # every offset leads to its maximum, a NaN's too
+
+
+@pytest.mark.parametrize("shape", POOLS)
+def test_avg_pool_and_its_derivative(reference, rng, shape):
+    x, dy, macros = pool_arrays(rng, shape)
+    (M, *_, maps), window = x.shape, shape[4:]
+    y, dx = empty(*dy.shape), empty(*x.shape)
+    launch("avg_pool", "avg_pool", y.size // lanes(maps), [x, y, M], **macros)
+    launch("avg_pool", "avg_pool_backward", x.size // lanes(maps), [dy, dx, M], **macros)
+    assert_close(y, reference.avg_pool(x.astype(np.float64), *window), 1e-6)
+    assert_close(dx, reference.avg_pool_backward(dy.astype(np.float64), x.shape, *window), 1e-6)
+
+
+# Response normalisation
+
+@pytest.mark.parametrize("shape, size, power, tile", [
+    ((3, 6, 5, 12), 3, 0.75, (6, 2)),  # the last group of maps is half a tile
+    ((2, 7, 4, 4), 3, 0.75, (3, 2)),  # three tiles of rows, the last one cut
+    ((2, 5, 7, 3), 4, 0.6, (2, 2)),  # an even window is not its own mirror image
+])
+def test_response_norm_within_maps(reference, rng, shape, size, power, tile):
+    (M, H, W, maps), alpha = shape, 0.3
+    x, dy, rx = (normal(rng, *shape) for _ in range(3))
+    y, d, dx, ry = (empty(*shape) for _ in range(4))
+    groups = maps // lanes(maps)
+    macros = dict(HEIGHT=H, WIDTH=W, MAPS=maps, SIZE=size, POWER=f"{power}f", TILE_ROWS=tile[0],
+                  TILE_GROUPS=tile[1])
+    threads = x.size // lanes(maps)
+    name = "response_norm_within"
+    launch(name, name, threads, [x, y, d, M, alpha], **macros)
+    launch(name, f"{name}_backward", (M, -(-H // tile[0]), -(-groups // tile[1])),
+           [dy, x, d, dx, M, alpha], **macros)
+    launch(name, f"{name}_tangent", threads, [rx, x, d, ry, M, alpha], **macros)
+    check_response_norm(reference, x, dy, rx, y, d, dx, ry, size, alpha, power, across=False)
+
+
+@pytest.mark.parametrize("maps, size, power, pixels_each", [(7, 5, 0.75, 4), (6, 4, 0.6, 3)])
+def test_response_norm_across_maps(reference, rng, maps, size, power, pixels_each):
+    shape, alpha = (2, 3, 5, maps), 0.3
+    x, dy, rx = (normal(rng, *shape) for _ in range(3))
+    y, d, dx, ry = (empty(*shape) for _ in range(4))
+    pixels = x.size // maps
+    macros = dict(MAPS=maps, SIZE=size, POWER=f"{power}f", TILE_PIXELS=pixels_each)
+    grid = (-(-pixels // pixels_each),)
+    name = "response_norm_across"
+    launch(name, name, grid, [x, y, d, pixels, alpha], **macros)
+    launch(name, f"{name}_backward", grid, [dy, x, d, dx, pixels, alpha], **macros)
+    launch(name, f"{name}_tangent", grid, [rx, x, d, ry, pixels, alpha], **macros)
+    check_response_norm(reference, x, dy, rx, y, d, dx, ry, size, alpha, power, across=True)
+
+
+def check_response_norm(reference, x, dy, rx, y, d, dx, ry, *parameters, across):
+    x, dy, rx = (a.astype(np.float64) for a in (x, dy, rx))
+    expected, expected_d = reference.response_norm(x, *parameters, across)
+    assert_close(d, expected_d, 1e-6)
+    assert_close(y, expected, 1e-6)
+    given = x, expected_d, *parameters, across
+    assert_close(dx, reference.response_norm_backward(dy, *given), 2e-6)
+    assert_close(ry, reference.response_norm_tangent(rx, *given), 2e-6)
+
+
+# Batch normalisation
+
+@pytest.mark.parametrize("rows, maps, slices", [(45, 33, 3), (70, 5, 9), (1, 4, 1)])
+def test_batch_norm_and_its_derivative(reference, rng, rows, maps, slices):
+    """The mean is a hundred deviations away: squares summed as they are would lose four digits."""
+    x, dy = normal(rng, rows, maps) + np.float32(100), normal(rng, rows, maps)
+    mean, inv_std, y, dx = empty(maps), empty(maps), empty(rows, maps), empty(rows, maps)
+    partials, mean_dy, mean_dy_y = empty(2, slices, maps), empty(maps), empty(maps)
+    groups, tile = -(-maps // 32), (32, 8)
+
+    def run(kernel, threads, *arguments, block=BLOCK):
+        launch("batch_norm", kernel, threads, list(arguments), block, MAPS=maps)
+
+    run("batch_norm_slices", (slices, groups), x, partials, rows, slices, block=tile)
+    run("batch_norm_moments", (groups,), x, partials, mean, inv_std, rows, slices, 1e-2, block=tile)
+    run("batch_norm_apply", fours(x), x, mean, inv_std, y, rows)
+    expected, expected_mean, expected_inv_std = reference.batch_norm(x.astype(np.float64), 1e-2)
+    assert_close(mean, expected_mean, 1e-6)
+    assert_close(inv_std, expected_inv_std, 1e-5)
+    np.testing.assert_allclose(y, expected, atol=1e-4)
+
+    run("batch_norm_backward_slices", (slices, groups), dy, y, partials, rows, slices, block=tile)
+    run("batch_norm_backward_moments", (groups,), partials, mean_dy, mean_dy_y, rows, slices,
+        block=tile)
+    run("batch_norm_backward", fours(x), dy, y, inv_std, mean_dy, mean_dy_y, dx, rows)
+    given = (a.astype(np.float64) for a in (dy, y, inv_std))
+    np.testing.assert_allclose(dx, reference.batch_norm_backward(*given), atol=1e-5)
+
+
+# The loss
+
+def softmax_macros(classes):
+    return dict(CLASSES=classes, BLOCK=BLOCK)
+
+
+@pytest.mark.parametrize("M, classes", [(1, 10), (64, 3), (150, 10)])
+def test_softmax_cross_entropy_and_its_totals(reference, rng, M, classes):
+    z = rng.integers(-4, 5, (M, classes)).astype(np.float32)  # ties: the first largest is taken
+    z[-1] *= 200  # the exponential of such a logit is not a float
+    labels = rng.integers(0, classes, M).astype(np.int32)
+    p, dz, totals = empty(M, classes), empty(M, classes), empty(2)
+    launch("softmax_cross_entropy", "softmax_cross_entropy", (1,), [z, labels, p, dz, totals, M],
+           **softmax_macros(classes))
+    expected = reference.softmax_cross_entropy(z.astype(np.float64), labels)
+    for actual, wanted in zip((p, dz, totals[:1]), (*expected[:2], expected[2][:1]), strict=True):
+        assert_close(actual, wanted, 1e-6)
+    assert totals[1] == expected[2][1]
+
+
+def test_softmax_cross_entropy_of_a_nan_is_nan():
+    z, labels = np.zeros((3, 10), np.float32), np.zeros(3, np.int32)
+    z[1, 4] = np.nan
+    p, dz, totals = empty(3, 10), empty(3, 10), empty(2)
+    launch("softmax_cross_entropy", "softmax_cross_entropy", (1,), [z, labels, p, dz, totals, 3],
+           **softmax_macros(10))
+    assert np.isnan(totals[0]) and np.isnan(p[1]).all()
+    assert_close(p[::2], np.full((2, 10), 0.1))
+
+
+def test_sampled_gradient_draws_the_reference_class(reference, rng):
+    p = reference.softmax_cross_entropy(rng.standard_normal((150, 10)), np.zeros(150, int))[0]
+    p, u = p.astype(np.float32), rng.random(150).astype(np.float32)
+    u[0], u[1], p[1] = 0, p[1, 0], p[1]  # from the start, and exactly on a border
+    p[2], u[2] = p[2] * np.float32(0.99), np.float32(0.995)  # rounding leaves no class: the last
+    dz = empty(150, 10)
+    launch("softmax_cross_entropy", "sampled_gradient", dz.size, [p, u, dz, 150],
+           **softmax_macros(10))
+    expected = CpuOps("float32", shards=1, native="off").sampled_gradient(p, u)
+    assert np.array_equal(dz, expected)
+    assert dz[2, 9] == p[2, 9] - 1 and dz[0, 0] == p[0, 0] - 1 and dz[1, 1] == p[1, 1] - 1
+
+
+def test_softmax_fisher_is_exact_for_tangents_far_from_zero(reference, rng):
+    p = reference.softmax_cross_entropy(rng.standard_normal((150, 10)), np.zeros(150, int))[0]
+    p, r = p.astype(np.float32), normal(rng, 150, 10) + np.float32(30)
+    result = empty(1)
+    launch("softmax_cross_entropy", "softmax_fisher", (1,), [p, r, result, 150, 0.25],
+           **softmax_macros(10))
+    assert_close(result, reference.softmax_fisher(*(a.astype(np.float64) for a in (p, r)), 0.25))
+
+
+# Vectors and sums
+
+def test_relu_passes_nan_on_and_its_derivative_at_zero_is_zero(rng):
+    x, dy = normal(rng, 43), normal(rng, 43)
+    x[:3] = 0, np.nan, -np.inf
+    y, dx = empty(43), empty(43)
+    launch("relu", "relu", fours(x), [x, y, 43])
+    launch("relu", "relu_backward", fours(x), [dy, y, dx, 43])
+    np.testing.assert_array_equal(y, np.maximum(x, 0))
+    assert np.array_equal(dx, np.where(x > 0, dy, 0))
+
+
+def test_relu_in_place_equals_relu(rng):
+    x = normal(rng, 43)
+    expected = np.maximum(x, 0)
+    launch("relu", "relu", fours(x), [x, x, 43])
+    assert np.array_equal(x, expected)
+
+
+@pytest.mark.parametrize("count, start", [(1, 0), (43, 0), (44, 1), (63, 3)])
+def test_vector_products_at_any_address(rng, count, start):
+    """Views into the parameter vector start anywhere; the 16-byte loads must notice."""
+    w, x, y = (normal(rng, start + count)[start:] for _ in range(3))
+    added, weighted = y.copy(), y.copy()
+    launch("vector", "axpy", fours(x), [x, added, count, -0.5])
+    launch("vector", "multiply_add", fours(x), [w, x, weighted, count])
+    assert_close(added, y.astype(np.float64) - 0.5 * x, 1e-6)
+    assert_close(weighted, y.astype(np.float64) + w.astype(np.float64) * x, 1e-6)
+
+
+def test_scale_channels_scales_every_map(rng):
+    x, s, y = normal(rng, 6, 7), normal(rng, 7), empty(6, 7)
+    launch("vector", "scale_channels", fours(x), [x, s, y, x.size, 7])
+    assert np.array_equal(y, x * s)
+
+
+@pytest.mark.parametrize("count, slices", [(3, 1), (700, 1), (1501, 2)])
+def test_dot_products_are_sums_of_ordered_slices(rng, count, slices):
+    w, x, y = (normal(rng, count) for _ in range(3))
+    for kernel, vectors in ("dot_slices", [x, y]), ("weighted_dot_slices", [w, x, y]):
+        partials, result = empty(slices), empty(1)
+        launch("reduce", kernel, (slices,), [*vectors, partials, count, slices])
+        launch("reduce", "sum_slices", (1,), [partials, result, slices])
+        products = np.prod(np.array(vectors, np.float64), axis=0)
+        assert abs(result[0] - products.sum()) <= 1e-6 * np.abs(products).sum()
+
+
+def test_trace_sums_the_diagonal(rng):
+    matrix, result = normal(rng, 77, 77), empty(1)
+    launch("reduce", "trace", (1,), [matrix, result, 77])
+    assert_close(result, [np.trace(matrix.astype(np.float64))])
+
+
+@pytest.mark.parametrize("quadratic, expected", [
+    (0.0, 1.0), (2.9, 1.0), (120.0, 0.5), (np.inf, 0.0), (np.nan, np.nan)])
+def test_clip_scale_brings_nu_down_to_the_cap(quadratic, expected):
+    nu, scale = empty(1), empty(1)
+    launch("reduce", "clip_scale", (1,), [scalar(quadratic), scalar(0.1), nu, scale, 0.3], block=1)
+    np.testing.assert_allclose(nu, [0.01 * quadratic], rtol=1e-6)
+    np.testing.assert_allclose(scale, [expected], rtol=1e-6)
+
+
+# The update and what a step counts
+
+def update_arguments(rng, count):
+    """(direction, weight_decay, scalars, [theta, velocity, average])."""
+    direction, *moved = (normal(rng, count) for _ in range(4))
+    weight_decay = rng.choice([0, 0.01], count).astype(np.float32)
+    return direction, weight_decay, [scalar(v) for v in (0.05, 0.9, 0.4, 0.99)], moved
+
+
+@pytest.mark.parametrize("decays, clips", list(itertools.product([False, True], repeat=2)))
+def test_momentum_update_moves_and_averages(reference, rng, decays, clips):
+    direction, weight_decay, (rate, momentum, clip, decay), moved = update_arguments(rng, 87)
+    expected = [a.astype(np.float64) for a in moved]
+    down = direction + weight_decay * expected[0] if decays else direction
+    reference.momentum_update(*expected, down, rate[0], momentum[0], clip[0] if clips else None,
+                              decay[0])
+    launch("momentum_update", "momentum_update", fours(direction),
+           [direction, weight_decay if decays else None, rate, momentum, clip if clips else None,
+            decay, None, *moved, 87])
+    for actual, wanted in zip(moved, expected, strict=True):
+        assert_close(actual, wanted, 1e-6)
+
+
+@pytest.mark.parametrize("nonfinite_step, moves", [(-1, True), (0, False), (12, False)])
+def test_momentum_update_stands_still_after_a_non_finite_step(rng, nonfinite_step, moves):
+    direction, _, (rate, momentum, _, decay), moved = update_arguments(rng, 6)
+    before, word = [a.copy() for a in moved], scalar(nonfinite_step, np.int64)
+    launch("momentum_update", "momentum_update", fours(direction),
+           [direction, None, rate, momentum, None, decay, word, *moved, 6])
+    for a, b in zip(moved, before, strict=True):
+        assert (a != b).all() if moves else np.array_equal(a, b)
+
+
+def test_accumulate_counts_and_keeps_the_first_non_finite_step():
+    running, nonfinite_step = np.zeros(5, np.float32), scalar(-1, np.int64)
+
+    def accumulate(step, loss, nu=None, scale=None):
+        optional = [None if value is None else scalar(value) for value in (nu, scale)]
+        launch("training_state", "accumulate_totals", (1,),
+               [np.array([loss, 3], np.float32), *optional, scalar(step, np.int64), running,
+                nonfinite_step], block=1)
+
+    accumulate(4, 2.5, nu=0.25, scale=0.5)
+    accumulate(5, 1.5, nu=0.5, scale=1.0)
+    accumulate(6, 1.0)
+    assert running.tolist() == [5, 9, 0.75, 1, 3] and nonfinite_step == -1
+    accumulate(7, 1.0, nu=np.inf, scale=0.0)
+    assert nonfinite_step == 7
+    accumulate(8, np.nan)
+    assert nonfinite_step == 7 and running[4] == 5
+
+
+def test_advance_counts_steps_and_goes_round_the_ring():
+    step, position = scalar(2**33, np.int64), scalar(14, np.int64)
+    launch("training_state", "advance_step", (1,), [step, position, 8, 20], block=1)
+    assert step == 2**33 + 1 and position == 2
+
+
+# Mini-batches
+
+@pytest.mark.parametrize("image_shape", [(3, 4, 3), (3, 5, 1)])
+@pytest.mark.parametrize("position", [0, 5])
+def test_gather_normalises_the_images_at_the_ring_position(reference, rng, image_shape, position):
+    images = rng.integers(0, 256, (9, *image_shape)).astype(np.uint8)
+    mean, labels = 128 + normal(rng, *image_shape), rng.integers(0, 10, 9).astype(np.int32)
+    indices = rng.permutation(9)[:7].astype(np.int64)
+    x, targets = empty(4, *image_shape), empty(4, dtype=np.int32)
+    place, size, block = scalar(position, np.int64), mean.size, 4
+    launch("gather", "gather", (4, -(-size // lanes(size) // block)),
+           [images, mean, indices, place, x, 9, 4, 7, 1 / 64], block, IMAGE_SIZE=size)
+    launch("gather", "take", 4, [labels, indices, place, targets, 9, 4, 7], IMAGE_SIZE=size)
+    chosen = np.resize(indices, 14)[position:position + 4]
+    assert_close(x, reference.gather(images, chosen, mean.astype(np.float64), 1 / 64), 1e-6)
+    assert np.array_equal(targets, labels[chosen])
