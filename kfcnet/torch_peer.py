@@ -1,0 +1,106 @@
+"""The same network and SGD step in PyTorch, as a good user of it would write them.
+
+Used by the benchmark alone, where PyTorch happens to be installed; nothing else imports it.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class ResponseNorm(nn.Module):
+    """Response normalisation within each map, its window sum through average pooling."""
+
+    def __init__(self, size, scale, power):
+        super().__init__()
+        self.size, self.scale, self.power = size, scale, power
+
+    def forward(self, x):
+        mean = functional.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
+        return x * (1 + self.scale * mean).pow(-self.power)
+
+
+class ChannelsLast(nn.Module):
+    """NCHW -> NHWC, the order in which our dense layers flatten."""
+
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+def _module(layer, in_shape):
+    kind = layer.layer
+    if kind == "conv":
+        return nn.Conv2d(in_shape[-1], layer.filters, layer.kernel, layer.stride, layer.padding)
+    if kind == "dense":
+        return nn.Linear(in_shape[0] * in_shape[1] * in_shape[2], layer.units)
+    if kind == "relu":
+        return nn.ReLU(inplace=True)
+    if kind == "max_pool":
+        return nn.MaxPool2d(layer.size, layer.stride, ceil_mode=True)
+    if kind == "avg_pool":
+        return nn.AvgPool2d(layer.size, layer.stride, ceil_mode=True)
+    if kind == "response_norm" and not layer.across:
+        return ResponseNorm(layer.size, layer.scale, layer.power)
+    raise ValueError(f"the PyTorch peer has no layer {kind!r}")
+
+
+class TorchPeer:
+    """A configuration's network and its SGD step, with the parameters of one of ours."""
+
+    def __init__(self, config, network, threads):
+        """Raises ValueError for a layer that the CIFAR network does not have."""
+        torch.set_num_threads(threads)
+        modules = []
+        for layer, own in zip(config.network, network.layers, strict=True):
+            if layer.layer == "dense":
+                modules += [ChannelsLast(), nn.Flatten()]
+            shape = getattr(own, "image_shape", own.input_shape)
+            modules.append(_module(layer, shape))
+        self.model = nn.Sequential(*modules).to(memory_format=torch.channels_last)
+        self.weighted = [m for m in self.model if isinstance(m, nn.Conv2d | nn.Linear)]
+        with torch.no_grad():
+            for module, own in zip(self.weighted, network.weighted, strict=True):
+                self._copy(module, torch.from_numpy(network.ops.to_numpy(own.weight).copy()), own)
+        decays = [config.optimizer.layer_decay(own.name) for own in network.weighted]
+        groups = [dict(params=[m.weight], weight_decay=d)
+                  for m, d in zip(self.weighted, decays, strict=True)]
+        groups.append(dict(params=[m.bias for m in self.weighted], weight_decay=0.0))
+        self.optimizer = torch.optim.SGD(groups, lr=config.optimizer.learning_rate,
+                                         momentum=config.optimizer.momentum)
+
+    @staticmethod
+    def _copy(module, homogeneous, own):
+        """Wbar = (b, W), offset-major, into a module's bias and (I, J, K, K) weight."""
+        module.bias.copy_(homogeneous[:, 0])
+        weight = homogeneous[:, 1:]
+        if isinstance(module, nn.Conv2d):
+            kernel = own.window[0]
+            weight = weight.reshape(len(weight), kernel, kernel, -1).permute(0, 3, 1, 2)
+        module.weight.copy_(weight)
+
+    @staticmethod
+    def homogeneous(module):
+        """A module's parameters as our Wbar (I, P), a NumPy array."""
+        weight = module.weight.detach()
+        if isinstance(module, nn.Conv2d):
+            weight = weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+        return torch.cat([module.bias.detach()[:, None], weight], dim=1).numpy()
+
+    def _as_tensor(self, inputs):
+        x = torch.from_numpy(inputs).permute(0, 3, 1, 2)  # NHWC memory is channels_last already
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, inputs):
+        """inputs (M, H, W, C) -> logits (M, classes), NumPy arrays."""
+        with torch.no_grad():
+            return self.model(self._as_tensor(inputs)).numpy()
+
+    def load(self, inputs, labels):
+        """The mini-batch that every `step` uses."""
+        self.x, self.labels = self._as_tensor(inputs), torch.from_numpy(labels).long()
+
+    def step(self):
+        """Forward, backward and update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        functional.cross_entropy(self.model(self.x), self.labels).backward()
+        self.optimizer.step()
