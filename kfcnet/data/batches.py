@@ -26,9 +26,10 @@ class BatchSequence:
         end = begin + self.batch_size
         epochs = range(begin // self.examples, (end - 1) // self.examples + 1)
         self._permutations = {epoch: self._permutation(epoch) for epoch in epochs}
-        sequence = np.concatenate(list(self._permutations.values()))
-        offset = begin - epochs.start * self.examples
-        return sequence[offset : offset + self.batch_size]
+        return np.concatenate([
+            order[max(0, begin - epoch * self.examples) : end - epoch * self.examples]
+            for epoch, order in self._permutations.items()
+        ])
 
     def _permutation(self, epoch):
         """Order of the examples in one epoch: they are sorted by a random word each."""

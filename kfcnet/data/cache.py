@@ -4,6 +4,7 @@ A cache is named after the checksums of what it was made from, so it cannot be s
 have another cache. A damaged one is made again from its source.
 """
 
+import io
 import logging
 import os
 
@@ -56,22 +57,55 @@ def write(path, arrays, compression=None, **attributes):
     sha256 = sha256_of(arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_arrays(partial, arrays, compression, {"sha256": sha256, **attributes})
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
+        try:
+            with _SteadyFile(partial, "w+") as raw:
+                _write_arrays(raw, arrays, compression, {"sha256": sha256, **attributes})
+                raw.raise_failure()
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
         raise DataError(
-            f"The cache {path} cannot be written: {error}.\n"
-            "Free some space there, or set KFCNET_DATA to a directory that can be written to."
+            f"The cache {path} cannot be written: {error.strerror}.\n"
+            "Make room there, or set KFCNET_DATA to a directory that can be written to."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
     return sha256
 
 
-def _write_arrays(path, arrays, compression, attributes):
+class _SteadyFile(io.FileIO):
+    """A file that keeps a failed write to itself until asked.
+
+    The HDF5 library does not survive a full disk: objects it could not flush crash the process
+    when it ends. So it is never told; whoever closed its file asks here.
+    """
+
+    failure = None
+
+    def write(self, content):
+        rest = memoryview(content).cast("B")
+        while rest and not self.failure:
+            try:
+                rest = rest[super().write(rest):]
+            except OSError as error:
+                self.failure = error
+        return len(content)
+
+    def truncate(self, size=None):
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+
+    def raise_failure(self):
+        """Raise the first OSError that was kept."""
+        if self.failure:
+            raise self.failure
+
+
+def _write_arrays(raw, arrays, compression, attributes):
     import h5py
 
-    with h5py.File(path, "w", track_order=True) as file:
+    with h5py.File(raw, "w", track_order=True) as file:
         file.attrs["format"] = FORMAT
         file.attrs.update(attributes)
         for name, array in arrays._asdict().items():

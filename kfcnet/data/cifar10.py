@@ -62,9 +62,12 @@ def _read_archive(paths, names, parse):
     [path] = paths
     try:
         with tarfile.open(path) as archive:
-            members = {member.name.rpartition("/")[2]: member for member in archive}
-            files = [archive.extractfile(members[name]) for name in names]
-            return _join([parse(file, f"{path}: {file.name}") for file in files])
+            batches = {}
+            for member in archive:  # in the archive's order: going back would unzip it again
+                name = member.name.rpartition("/")[2]
+                if name in names:
+                    batches[name] = parse(archive.extractfile(member), f"{path}: {name}")
+            return _join([batches[name] for name in names])
     except (tarfile.TarError, EOFError, OSError, KeyError) as error:
         raise DataError(f"{path} is not a whole archive of {TITLE}: {error}") from error
 

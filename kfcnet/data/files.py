@@ -8,7 +8,6 @@ from pathlib import Path
 
 from kfcnet.data.checksum import md5_of
 from kfcnet.data.dataset import DataError
-from kfcnet.data.download import fetch
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class Found:
 
     @property
     def missing(self):
-        return [path for path in self.paths if not path.is_file()]
+        return [path for path in self.paths if not os.path.isfile(path)]
 
 
 def home():
@@ -115,7 +114,7 @@ def say_unpublished(found, records, title):
 
 def _locate_at(path, name, title, distributions):
     """The only place looked at: a directory, or one of the files themselves."""
-    if path.is_file():
+    if os.path.isfile(path):
         found = [c for c in search(path.parent, name, distributions) if path in c.paths]
     else:
         found = list(search(path, name, distributions))
@@ -124,9 +123,11 @@ def _locate_at(path, name, title, distributions):
             return candidate
     if found:
         raise _incomplete(found[0], title)
-    wrong = "is no file of it" if path.is_file() else "holds none of its files"
+    wrong = "does not exist"
+    if os.path.exists(path):
+        wrong = "holds none of its files" if os.path.isdir(path) else "is no file of it"
     raise DataError(
-        f"{title} is not at data.path: {path} {wrong if path.exists() else 'does not exist'}.\n"
+        f"{title} is not at data.path: {path} {wrong}.\n"
         f"Put {_example(distributions)} there, leave data.path out to have data/ and $KFCNET_DATA "
         "searched, or do without: --config digits_kfc.yaml"
     )
@@ -134,6 +135,8 @@ def _locate_at(path, name, title, distributions):
 
 def _download(found, title):
     """Fetch what is missing. Raises DataError with the ways out if that fails."""
+    from kfcnet.data.download import fetch  # here, for its imports are slow and seldom needed
+
     distribution = found.distribution
     for path in found.missing:
         try:
@@ -144,8 +147,9 @@ def _download(found, title):
 
 def _absent(found, title, reason):
     names = " and ".join(path.name for path in found.missing)
+    variable = "" if os.environ.get("KFCNET_DATA") else " (which is not set)"
     return DataError(
-        f"{title} was found neither in data/ nor in $KFCNET_DATA. {reason}\n"
+        f"{title} was found neither in data/ nor in $KFCNET_DATA{variable}. {reason}\n"
         f"Ways out: put {names} into {found.directory.absolute()}, set KFCNET_DATA to their "
         "directory, or do without: --config digits_kfc.yaml"
     )

@@ -1,14 +1,14 @@
 """Made-up images of CIFAR's shape with the statistics of natural ones, for benchmarks and trials.
 
-An image is a pattern of its class plus one of its own, both random fields whose amplitude falls as
-1/frequency in every direction (Field 1987), stronger in brightness than in the two colour
-contrasts. They come from a fixed seed and are never drawn as anything but what they are.
+An image is the pattern of its class, moved by a few pixels, plus a pattern of its own. Both are
+random fields whose amplitude falls as 1/frequency in every direction (Field 1987), stronger in
+brightness than in the two colour contrasts. All of it comes from a fixed seed.
 """
 
 import numpy as np
 
 from kfcnet.data.dataset import Arrays
-from kfcnet.philox import SYNTHETIC, normals
+from kfcnet.philox import SYNTHETIC, normals, words
 
 CLASSES = 10
 SIZE = 32
@@ -17,11 +17,14 @@ VERSION = 1
 """Goes into the cache's name: raise it when the images change."""
 
 BLOCK_IMAGES = 128
-PATTERNS, TRAIN, TEST = range(3)
+PATTERNS, TRAIN, TEST, TRAIN_SHIFTS, TEST_SHIFTS = range(5)
 """Streams of random numbers: a longer training set begins with the images of a shorter one."""
 
-CLASS_SHARE = 0.3
+CLASS_SHARE = 0.1
 """Share of an image's variance that its class decides."""
+
+SHIFTS = 9
+"""A class's pattern moves by 0 to SHIFTS - 1 pixels down and right, cyclically."""
 
 BRIGHTNESS, CONTRAST = 128.0, 50.0
 CHANNEL_DEVIATIONS = np.array([0.96, 0.22, 0.17])
@@ -31,21 +34,32 @@ OPPONENT_AXES = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]])  # brightness, red
 def generate(examples):
     """`examples` images to train on and a fifth as many (at least one) to test on, as Arrays."""
     patterns = fields(0, PATTERNS)[:CLASSES]
-    train = _images(patterns, examples, TRAIN)
-    test = _images(patterns, max(1, examples // 5), TEST)
+    train = _images(patterns, examples, TRAIN, TRAIN_SHIFTS)
+    test = _images(patterns, max(1, examples // 5), TEST, TEST_SHIFTS)
     return Arrays(*train, *test)
 
 
-def _images(patterns, count, stream):
+def _images(patterns, count, stream, shift_stream):
     """Images uint8 (count, 32, 32, 3) and their labels, which go round the classes."""
     labels = (np.arange(count) % CLASSES).astype(np.uint8)
+    shifts = words(SEED, SYNTHETIC, 0, 2 * count, shift_stream).reshape(count, 2) % SHIFTS
     images = np.empty((count, SIZE, SIZE, 3), np.uint8)
     for begin in range(0, count, BLOCK_IMAGES):
         block = slice(begin, begin + BLOCK_IMAGES)
         own = fields(begin // BLOCK_IMAGES, stream)[: len(labels[block])]
-        mixed = np.sqrt(CLASS_SHARE) * patterns[labels[block]] + np.sqrt(1 - CLASS_SHARE) * own
+        of_class = _moved(patterns[labels[block]], shifts[block])
+        mixed = np.sqrt(CLASS_SHARE) * of_class + np.sqrt(1 - CLASS_SHARE) * own
         images[block] = np.clip(np.rint(BRIGHTNESS + CONTRAST * mixed), 0, 255)
     return images, labels
+
+
+def _moved(images, shifts):
+    """Each of (n, 32, 32, 3) moved cyclically by its own (down, right) of (n, 2) pixels."""
+    pixels = np.arange(SIZE)
+    rows = (pixels - shifts[:, :1].astype(int)) % SIZE
+    columns = (pixels - shifts[:, 1:].astype(int)) % SIZE
+    which = np.arange(len(images))[:, np.newaxis, np.newaxis]
+    return images[which, rows[:, :, np.newaxis], columns[:, np.newaxis, :]]
 
 
 def fields(block, stream):

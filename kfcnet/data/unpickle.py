@@ -33,7 +33,7 @@ def _reconstruct(*_):
 
 def _encode(text, encoding):
     """What Python 3 writes for bytes in an old pickle protocol."""
-    return text.encode("latin1")
+    return str.encode(text, "latin1")
 
 
 _NAMES = {
