@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from kfcnet import yaml_text
 from kfcnet.records import RecordError, read_json, read_metrics, write_bytes
 
 X_AXES = {"seconds": "training time", "updates": "updates", "epochs": "epochs",
@@ -28,6 +28,7 @@ METHODS = {"kfc_pre": "KFC-pre", "sgd": "SGD", "kfac": "K-FAC", "adagrad": "Adag
            "rmsprop": "RMSProp", "adam": "Adam"}
 DATA_SETS = {"cifar10": "CIFAR-10", "svhn": "SVHN", "digits": "UCI digits 8x8",
              "synthetic": "synthetic images"}
+ERRORS = {"train_error": "training error", "test_error": "test error"}
 PUBLISHED_ERROR = {"cifar10": 0.18, "svhn": 0.0278}
 """Test errors of the same networks as their authors published them (the paper's Figure 1)."""
 
@@ -61,8 +62,8 @@ def read_run(folder):
         raise RecordError(f"{folder} holds no run (there is no metrics.csv in it); name the "
                           "folder that a run was written to with --out")
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config = yaml_text.parse((folder / "config.yaml").read_text())
+    except (OSError, ValueError) as error:
         raise RecordError(f"cannot read {folder / 'config.yaml'}: {error}") from error
     return Run(read_metrics(folder / "metrics.csv"), config, read_json(folder / "run.json"))
 
@@ -92,7 +93,7 @@ def save_figure(draw, out):
 
 
 def draw_runs(runs, x="seconds"):
-    """A Figure: the loss (logarithmic) on the left, the error on the right."""
+    """A Figure: the loss on the left, the error on the right, both on logarithmic axes."""
     if x not in X_AXES:
         raise ValueError(f"x axis: {x!r} is not one of {', '.join(X_AXES)}")
     figure = Figure()
@@ -102,15 +103,57 @@ def draw_runs(runs, x="seconds"):
         positions = run.metrics[COLUMN_OF[x]] / scale
         for axes, quantity in ((loss, "loss"), (error, "error")):
             _draw_curves(axes, positions, run.metrics, quantity, colour, marker)
-    _finish_loss_axis(loss)
+    _finish_loss_axis(loss, runs)
     _finish_error_axis(error, runs)
     for axes in (loss, error):
         axes.set_xlabel(X_AXES[x] + unit)
         axes.set_xlim(left=0)
-    titles, labels = _titles_and_labels(runs)
+    titles, labels = titles_and_labels(runs)
     figure.suptitle(", ".join(titles), fontsize=8)
     _add_legends(loss, error, labels)
     return figure
+
+
+def draw_sweep(results, run):
+    """A Figure of a sweep: the training error over the grid's first key, a line for each stage.
+
+    results: (epochs, {key: value}, training error or None for a run that diverged), one for each
+    run and stage; further keys of the grid give further lines. run: one of them, for the title.
+    """
+    lines = {}
+    for epochs, settings, error in results:
+        (key, value), *others = settings.items()
+        unit = "epoch" if epochs == 1 else "epochs"
+        name = ", ".join([f"{epochs:g} {unit}", *(f"{_short(k)} {v}" for k, v in others)])
+        lines.setdefault(name, []).append((value, error))
+    values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
+    figure = Figure(figsize=(4.5, 3))
+    axes = figure.subplots()
+    for (name, line), colour, marker in zip(lines.items(), _cycle(COLOURS), _cycle(MARKERS),
+                                            strict=False):
+        measured = sorted((values.index(x), error) for x, error in line if error is not None)
+        diverged = [values.index(x) for x, error in line if error is None]
+        axes.plot(*np.array(measured or np.empty((0, 2))).T, color=colour, marker=marker,
+                  label=name)
+        axes.plot(diverged, np.ones(len(diverged)), "x", color=colour, clip_on=False)
+    axes.plot([], [], "xk", label="diverged")
+    axes.set(xlabel=_short(key), ylabel="training error (%)")
+    axes.set_xticks(range(len(values)), [str(value) for value in values])
+    errors = [error for *_, error in results if error is not None]
+    _set_log_axis(axes, np.array([1.0, *errors]), 100)
+    axes.set_ylim(top=1)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(", ".join([_method(run), _data_set(run), _device(run)]), fontsize=8)
+    return figure
+
+
+def _short(key):
+    """The last part of a key, in words."""
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _order(value):
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
 def _draw_curves(axes, positions, metrics, quantity, colour, marker):
@@ -118,33 +161,44 @@ def _draw_curves(axes, positions, metrics, quantity, colour, marker):
     every = max(1, len(positions) // 8)
     for part, line, face in (("train", "--", "white"), ("test", "-", colour)):
         values = metrics[f"{part}_{quantity}"]
-        shown = np.where(np.isfinite(values) & (values > 0 if quantity == "loss" else True),
-                         values, np.nan)
-        axes.plot(positions, shown, line, color=colour, marker=marker, markevery=every,
-                  markerfacecolor=face, label="_nolegend_")
+        axes.plot(positions, np.where(np.isfinite(values), values, np.nan), line, color=colour,
+                  marker=marker, markevery=every, markerfacecolor=face, label="_nolegend_")
 
 
-def _finish_loss_axis(axes):
-    """Logarithmic, labelled at 1, 2 and 5 of each decade where there are few decades."""
-    axes.set(yscale="log", ylabel="loss (nats per example)")
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _finish_loss_axis(axes, runs):
+    axes.set_ylabel("loss (nats per example)")
+    _set_log_axis(axes, _measured(runs, "loss"), 1)
 
 
 def _finish_error_axis(axes, runs):
-    """Percent from 0; the steep beginning runs off the top where it would flatten the rest."""
+    """In percent, with the published error where all runs are on one data set that has one."""
     axes.set_ylabel("error (%)")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-    highest = max(np.nanmax(run.metrics["test_error"]) for run in runs)
-    settled = max(np.nanmin(run.metrics["test_error"]) for run in runs)
-    axes.set_ylim(0, max(min(1.05 * highest, 3 * settled), 0.01))
+    _set_log_axis(axes, _measured(runs, "error"), 100)
     data_sets = {run.config["data"]["name"] for run in runs}
     published = PUBLISHED_ERROR.get(data_sets.pop()) if len(data_sets) == 1 else None
     if published is not None:
         axes.axhline(published, color="black", linestyle=":", linewidth=1,
                      label=f"published test error, {100 * published:g}%")
+
+
+def _measured(runs, quantity):
+    return np.concatenate([run.metrics[f"{part}_{quantity}"] for run in runs
+                           for part in ("train", "test")])
+
+
+def _set_log_axis(axes, values, factor):
+    """A logarithmic axis for `values`, with as many labels in a decade as there is room for.
+
+    A value of zero (no error at all) is drawn on the lower edge; labels are multiplied by `factor`.
+    """
+    values = values[np.isfinite(values) & (values > 0)]
+    low, high = (values.min(), values.max()) if len(values) else (0.1, 1)
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylim(low / 1.3, high * 1.3)
+    labelled = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 500 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=labelled))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _add_legends(loss, error, labels):
@@ -160,8 +214,8 @@ def _add_legends(loss, error, labels):
     loss.legend(handles=parts, loc="upper right", handlelength=3)
 
 
-def _titles_and_labels(runs):
-    """What the runs have in common, for the title, and each run's own name, for the legend."""
+def titles_and_labels(runs):
+    """(what all of the runs have in common, phrase by phrase; a name of its own for each run)."""
     facts = [_facts(run) for run in runs]
     common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
     titles = [facts[0][name] for name in common if facts[0][name]]
@@ -174,10 +228,8 @@ def _titles_and_labels(runs):
 
 def _facts(run):
     """Data set, network, batch and device of a run, each as a phrase."""
-    device = run.record.get("device", {})
     return {"data": _data_set(run), "network": _network(run.config["network"]),
-            "batch": f"batch {run.config['optimizer']['batch_size']}",
-            "device": str(device.get("processor") or device.get("device") or "")}
+            "batch": f"batch {run.config['optimizer']['batch_size']}", "device": _device(run)}
 
 
 def _method(run):
@@ -187,6 +239,13 @@ def _method(run):
 
 def _data_set(run):
     return DATA_SETS.get(run.config["data"]["name"], run.config["data"]["name"])
+
+
+def _device(run):
+    """"CPU (name of the processor)", from `run.json`."""
+    device = run.record["device"]
+    name = device.get("processor")
+    return device["device"].upper() + (f" ({name})" if name else "")
 
 
 def _network(layers):
@@ -207,8 +266,7 @@ def _distinct(runs, labels):
     for label, own in zip(labels, settings, strict=True):
         others = [flat for flat, name in zip(settings, labels, strict=True) if name == label]
         keys = [key for key in own if any(flat.get(key) != own[key] for flat in others)]
-        extra = [f"{key.rpartition('.')[2].replace('_', ' ')} {own[key]}" for key in keys
-                 if key != "network"]
+        extra = [f"{_short(key)} {own[key]}" for key in keys if key != "network"]
         result.append(", ".join([label, *extra]))
     return result
 

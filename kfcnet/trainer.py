@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from kfcnet import data, plots
 from kfcnet.checkpoint import load_checkpoint, save_checkpoint
+from kfcnet.config import ConfigError
 from kfcnet.evaluation import Examples, batch_statistics, evaluate
 from kfcnet.instruments import Readings, Schedule, Signals, StopRequested
 from kfcnet.losses import LOSSES
@@ -28,9 +29,16 @@ STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluati
 
 
 class TrainingFailed(RuntimeError):
-    """The loss is not finite, or a factor cannot be inverted; the text says at which step."""
+    """The loss is not finite, or a factor cannot be inverted; the text says at which step.
+
+    `reason` is the part of it that holds for any machine.
+    """
 
     exit_status = 1
+
+    def __init__(self, reason, way_out=""):
+        super().__init__(reason + way_out)
+        self.reason = reason
 
 
 class TrainingInterrupted(Exception):
@@ -38,7 +46,10 @@ class TrainingInterrupted(Exception):
 
     def __init__(self, number, message):
         super().__init__(message)
-        self.exit_status = 128 + number
+        self.number, self.exit_status = number, 128 + number
+
+    def __reduce__(self):  # to cross from one process to another
+        return type(self), (self.number, str(self))
 
 
 def train(config, out, resume=False, overwrite=False, download=True):
@@ -48,7 +59,7 @@ def train(config, out, resume=False, overwrite=False, download=True):
     checkpoint start it, and of a finished run redraw the figure. overwrite: replace the run that
     is there. download: fetch the data set where it is missing.
 
-    Raises RunFolderError for a folder that may not be used, ValueError for an impossible network,
+    Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
     DataError, DeviceError and CheckpointError for what is missing or damaged, RecordError where
     `out` cannot be written, TrainingFailed where the numbers fail, and TrainingInterrupted, once
     the state is saved, after SIGINT or SIGTERM.
@@ -62,16 +73,20 @@ def train(config, out, resume=False, overwrite=False, download=True):
 
 def _is_finished(config, state, folder):
     steps = state["optimizer"]["steps"]
-    return steps >= Schedule(config, state["data"]["examples"]).steps == folder.last_row()
+    wanted = Schedule(config, state["data"]["examples"]).steps
+    return steps >= wanted and folder.last_row() == steps
 
 
 class Trainer:
     """One run: the data on the device, the optimizer, and what has been measured so far."""
 
     def __init__(self, config, folder, dataset):
-        """Raises ValueError for a network that does not fit the data, DeviceError."""
+        """Raises ConfigError for a network that does not fit the data, DeviceError."""
         self.config, self.folder, self.dataset = config, folder, dataset
-        self.ops = get_ops(config.device, config.dtype, config.ops.shards, config.ops.native)
+        try:
+            self.ops = get_ops(config.device, config.dtype, config.ops.shards, config.ops.native)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
         self.train_set, self.test_set = (
             Examples(self.ops, images, labels, dataset.mean, config.data.input_scale)
             for images, labels in ((dataset.train_images, dataset.train_labels),
@@ -89,14 +104,19 @@ class Trainer:
 
     def _build(self):
         """A network at its initial parameters and an optimizer for it."""
-        config, shape = self.config, self.dataset.mean.shape
-        network = build_network(config.network, shape, self.ops, config.seed)
-        outputs = network.layers[-1].output_shape
-        if math.prod(outputs) != self.dataset.classes:
-            raise ValueError(f"network: its output has shape {outputs}, but {config.data.name} has "
-                             f"{self.dataset.classes} classes")
+        config = self.config
         self.loss = LOSSES[config.loss](self.ops, config.seed)
-        return network, build_optimizer(config.optimizer, network, self.loss, config.seed)
+        try:
+            network = build_network(config.network, self.dataset.mean.shape, self.ops, config.seed)
+            optimizer = build_optimizer(config.optimizer, network, self.loss, config.seed)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        shape = network.layers[-1].output_shape
+        if shape != (self.dataset.classes,):
+            raise ConfigError(f"network: its output has shape {shape}, but {config.data.name} has "
+                              f"{self.dataset.classes} classes: end with a dense layer of so many "
+                              "units")
+        return network, optimizer
 
     def run(self, state=None):
         """Start, or go on from a checkpoint's `state`, up to the configured number of epochs."""
@@ -116,7 +136,7 @@ class Trainer:
                 self.folder.finish("interrupted", self.optimizer.steps)
                 raise
             except TrainingFailed as error:
-                self.folder.finish("failed", self.optimizer.steps, reason=str(error))
+                self.folder.finish("failed", self.optimizer.steps, reason=error.reason)
                 raise
         self.folder.finish("finished", self.optimizer.steps)
 
@@ -242,11 +262,12 @@ class Trainer:
         with self.network.using(theta):
             self._measure_statistics()
             layer = self.network.first_nonfinite(self._batch(step).inputs)
-        where = f"; non-finite numbers appear first in layer {layer}" if layer else ""
+        reason = f"after update {step} {what}" + (
+            f"; non-finite numbers appear first in layer {layer}" if layer else "")
         saved = (f"the last good checkpoint is {self.folder.checkpoint}, of update "
                  f"{self.saved_steps}" if self.saved_steps else "there is no checkpoint yet")
-        raise TrainingFailed(f"after update {step} {what}{where}; {saved}. A smaller "
-                             "optimizer.learning_rate or a larger optimizer.damping may help")
+        raise TrainingFailed(reason, f"; {saved}. A smaller optimizer.learning_rate or a larger "
+                                     "optimizer.damping may help")
 
     def _parameters_before(self, step):
         """The parameters that `step` started from, which by now have moved on.

@@ -1,0 +1,11 @@
+"""Print the loss and error of a trained network: python scripts/evaluate.py RUN [--train]."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run the code of this checkout
+
+from kfcnet.cli import evaluate  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(evaluate())

@@ -1,0 +1,107 @@
+"""The checkpoint: comes back bit for bit, or not at all with an error that names the file."""
+
+import h5py
+import numpy as np
+import pytest
+
+from kfcnet import checkpoint, records
+from kfcnet.checkpoint import BLOCK, CheckpointError, load_checkpoint, save_checkpoint
+from kfcnet.records import RecordError
+
+
+@pytest.fixture
+def state(rng):
+    return {"optimizer": {"steps": 7, "theta": rng.normal(size=5).astype(np.float32),
+                          "blocks": {"conv1": {"Omega": rng.normal(size=(3, 3))}}},
+            "mask": np.array([[1, 0, 255]], np.uint8), "empty": np.zeros((0, 2), np.int64),
+            "nothing": {}, "seconds": 0.1 + 0.2, "native": True, "config": "seed: 0  # é\n"}
+
+
+def assert_same(actual, expected):
+    assert type(actual) is type(expected)
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for name in expected:
+            assert_same(actual[name], expected[name])
+    elif isinstance(expected, np.ndarray):
+        assert actual.dtype == expected.dtype and actual.shape == expected.shape
+        assert actual.tobytes() == expected.tobytes()
+    else:
+        assert actual == expected
+
+
+@pytest.fixture
+def saved(tmp_path, state):
+    save_checkpoint(tmp_path / "checkpoint.h5", state)
+    return tmp_path / "checkpoint.h5"
+
+
+def test_a_state_comes_back_bit_for_bit(saved, state):
+    assert_same(load_checkpoint(saved), state)
+
+
+def test_the_file_is_hdf5_for_any_other_tool(saved, state):
+    with h5py.File(saved) as file:
+        assert (file["optimizer/theta"][()] == state["optimizer"]["theta"]).all()
+
+
+def test_saving_leaves_one_file_and_the_same_bytes_for_the_same_state(saved, state):
+    before = saved.read_bytes()
+    save_checkpoint(saved, state)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["checkpoint.h5"]
+
+
+@pytest.mark.parametrize("place", [0.01, 0.3, 0.6, 0.99])
+def test_one_changed_bit_is_an_error_naming_the_file(saved, place):
+    content = bytearray(saved.read_bytes())
+    content[BLOCK + int(place * (len(content) - BLOCK))] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(CheckpointError, match="checkpoint.h5 is damaged.*--overwrite"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize("length", [0, 10, BLOCK - 1, BLOCK, -1])
+def test_a_truncated_file_is_an_error_naming_the_file(saved, length):
+    saved.write_bytes(saved.read_bytes()[:length])
+    with pytest.raises(CheckpointError, match="checkpoint.h5 is .*--overwrite"):
+        load_checkpoint(saved)
+
+
+def test_a_foreign_file_is_an_error_naming_the_file(tmp_path):
+    path = tmp_path / "checkpoint.h5"
+    with h5py.File(path, "w") as file:
+        file["theta"] = np.arange(3)
+    with pytest.raises(CheckpointError, match="checkpoint.h5 is no kfcnet checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_missing_file_is_an_error_naming_it_and_the_way_out(tmp_path):
+    with pytest.raises(CheckpointError, match="checkpoint.h5: No such file.*--resume"):
+        load_checkpoint(tmp_path / "checkpoint.h5")
+
+
+def test_a_failed_write_leaves_the_last_checkpoint_valid(saved, state, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", fail)
+    with pytest.raises(RecordError, match="checkpoint.h5: No space left on device"):
+        save_checkpoint(saved, {"optimizer": {"steps": 8}})
+    monkeypatch.undo()
+    assert_same(load_checkpoint(saved), state)
+    assert [path.name for path in saved.parent.iterdir()] == ["checkpoint.h5"]
+
+
+def test_the_temporary_file_lies_in_the_same_folder(saved, state, monkeypatch):
+    moves = []
+    replace = records.os.replace
+    monkeypatch.setattr(records.os, "replace", lambda *pair: (moves.append(pair), replace(*pair)))
+    save_checkpoint(saved, state)
+    assert [source.parent for source, _ in moves] == [saved.parent]
+
+
+def test_a_value_that_cannot_be_kept_is_an_error(tmp_path):
+    with pytest.raises(TypeError):
+        checkpoint.save_checkpoint(tmp_path / "checkpoint.h5", {"none": None})
+    assert not list(tmp_path.iterdir())

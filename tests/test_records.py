@@ -1,0 +1,190 @@
+"""metrics.csv and run.json: complete rows or none, errors that name file and line."""
+
+import errno
+import os
+import subprocess
+
+import numpy as np
+import pytest
+
+from kfcnet import records
+from kfcnet.records import COLUMNS, RecordError
+
+
+def row(iteration, **values):
+    """A row of made-up, pairwise different numbers."""
+    made_up = {name: iteration + index / 7 for index, name in enumerate(COLUMNS)}
+    return {**made_up, "iteration": iteration, "examples": 128 * iteration, **values}
+
+
+@pytest.fixture
+def metrics(tmp_path):
+    path = tmp_path / "metrics.csv"
+    records.create_metrics(path)
+    for iteration in (0, 10, 20, 30):
+        records.append_metrics(path, row(iteration))
+    return path
+
+
+def test_metrics_come_back_with_all_their_digits(metrics):
+    read = records.read_metrics(metrics)
+    for name in COLUMNS:
+        assert read[name].tolist() == [row(i)[name] for i in (0, 10, 20, 30)]
+    assert read["iteration"].dtype == read["examples"].dtype == np.int64
+
+
+def test_metrics_hold_the_promised_columns(metrics):
+    header = metrics.read_text().splitlines()[0].split(",")
+    assert header[:11] == ["iteration", "epoch", "examples", "seconds", "train_loss",
+                           "train_error", "test_loss", "test_error", "learning_rate",
+                           "update_norm", "clipped"]
+    assert header[11:] == ["seconds_gradient", "seconds_statistics", "seconds_inverses",
+                           "seconds_preconditioning", "seconds_clip"]
+
+
+def test_metrics_keep_a_loss_that_is_not_finite(metrics):
+    records.append_metrics(metrics, row(40, train_loss=np.nan, test_loss=np.inf))
+    read = records.read_metrics(metrics)
+    assert np.isnan(read["train_loss"][-1]) and np.isposinf(read["test_loss"][-1])
+
+
+@pytest.mark.parametrize("line, broken, reason", [
+    (3, "10,oops", "fields"),
+    (3, ",".join(["10"] + ["0.5"] + ["128"] + ["x"] * (len(COLUMNS) - 3)), "seconds is 'x'"),
+    (3, ",".join(["10.5"] + ["0"] * (len(COLUMNS) - 1)), "iteration is '10.5'"),
+    (4, ",".join(["10"] + ["0"] * (len(COLUMNS) - 1)), "not above"),
+    (1, "iteration,epoch", "no column 'examples'"),
+])
+def test_an_unreadable_row_is_an_error_naming_file_and_line(metrics, line, broken, reason):
+    lines = metrics.read_text().splitlines()
+    lines[line - 1] = broken
+    metrics.write_text("\n".join(lines) + "\n")
+    with pytest.raises(RecordError, match=rf"metrics.csv, line {line}: .*{reason}"):
+        records.read_metrics(metrics)
+
+
+def test_a_line_cut_short_is_an_error_when_reading(metrics):
+    metrics.write_bytes(metrics.read_bytes()[:-1])
+    with pytest.raises(RecordError, match="line 5: the line is cut short"):
+        records.read_metrics(metrics)
+
+
+def test_missing_and_binary_metrics_are_errors_naming_the_file(tmp_path):
+    with pytest.raises(RecordError, match="absent.csv"):
+        records.read_metrics(tmp_path / "absent.csv")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecordError, match="binary.csv"):
+        records.read_metrics(tmp_path / "binary.csv")
+    (tmp_path / "empty.csv").write_bytes(b"")
+    with pytest.raises(RecordError, match="empty.csv, line 1"):
+        records.read_metrics(tmp_path / "empty.csv")
+
+
+def test_truncation_drops_the_rows_after_an_iteration_and_nothing_else(metrics):
+    before = metrics.read_text().splitlines()
+    records.truncate_metrics(metrics, 19)
+    assert metrics.read_text().splitlines() == before[:3]
+
+
+def test_truncation_drops_a_line_that_a_kill_cut_short(metrics):
+    before = metrics.read_text()
+    metrics.write_text(before + "40,1.25,51")
+    records.truncate_metrics(metrics, 40)
+    assert metrics.read_text() == before
+
+
+class FullDisk:
+    """A file on a disk that takes `room` more bytes."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def write(self, content):
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(content[:self.room])
+        self.room -= written
+        return written
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    monkeypatch.setattr(records, "open", lambda *a, **k: FullDisk(open(*a, **k), 20),
+                        raising=False)
+
+
+def test_a_full_disk_leaves_the_metrics_as_they_were(metrics, full_disk):
+    before = metrics.read_bytes()
+    with pytest.raises(RecordError, match="metrics.csv: No space left on device"):
+        records.append_metrics(metrics, row(40))
+    assert metrics.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, full_disk):
+    path = tmp_path / "run.json"
+    path.write_text("{}")
+    with pytest.raises(RecordError, match="run.json: No space left on device"):
+        records.write_json(path, {"long": "x" * 100})
+    assert path.read_text() == "{}"
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "run.json"
+    records.write_json(path, {"old": 1})
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        records.write_json(path, {"new": 2})
+    assert records.read_json(path) == {"old": 1}
+
+
+def test_unreadable_json_is_an_error_naming_file_and_line(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text('{"seed": 1,\n "device": }')
+    with pytest.raises(RecordError, match="run.json, line 2"):
+        records.read_json(path)
+
+
+def test_first_crossing_is_the_first_row_at_or_below_the_threshold():
+    read = {"epoch": np.array([0, 0.5, 1.0, 1.5]), "iteration": np.array([0, 40, 80, 120]),
+            "seconds": np.array([0, 3.5, 7.25, 11]),
+            "test_error": np.array([np.nan, 0.3, 0.19, 0.2])}
+    assert records.first_crossing(read, "test_error", 0.19) == (1.0, 80, 7.25)
+    assert records.first_crossing(read, "test_error", 0.5) == (0.5, 40, 3.5)
+    assert records.first_crossing(read, "test_error", 0.1) is None
+
+
+def test_no_path_of_the_machine_stays_in_a_record():
+    given = {"command": ["train.py", "--set", "data.path=/home/someone/cifar", "--out",
+                         "results/run", "--config=/abs/my.yaml", "../shared/data"],
+             "files": [{"name": "C:\\data\\x.bin", "sha256": "00"}], "n": 3, "s": "a b"}
+    assert records.base_names(given) == {
+        "command": ["train.py", "--set", "data.path=cifar", "--out", "results/run",
+                    "--config=my.yaml", "data"],
+        "files": [{"name": "x.bin", "sha256": "00"}], "n": 3, "s": "a b"}
+
+
+def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):
+    package = tmp_path / "kfcnet"
+    package.mkdir()
+    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    assert records._commit() is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    if subprocess.run([*git, "init", "-q"]).returncode:
+        pytest.skip("git is not installed")
+    (tmp_path / "file").write_text("one")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert records._commit() == head.strip()
+    (tmp_path / "file").write_text("two")
+    assert records._commit() == head.strip() + "-dirty"
