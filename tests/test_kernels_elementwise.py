@@ -379,6 +379,41 @@ def test_momentum_update_stands_still_after_a_non_finite_step(rng, nonfinite_ste
         assert (a != b).all() if moves else np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["adagrad", "rmsprop", "adam"])
+def test_adaptive_updates_follow_their_published_formulas(rng, name):
+    """Three steps with weight decay; Adam's second decay is near one, where floats are coarse."""
+    gain, squares_gain, epsilon, rate, decay = 0.1, 0.001, 1e-8, 0.05, 0.9
+    theta, weight_decay = normal(rng, 87), rng.choice([0, 0.01], 87).astype(np.float32)
+    means, squares, average = np.zeros((3, 87), np.float32)
+    wanted = place, m, s, mean = [a.astype(np.float64) for a in (theta, means, squares, average)]
+    for step in range(3):
+        gradient = normal(rng, 87)
+        given = [gradient, weight_decay, scalar(rate), scalar(decay)]
+        if name == "adam":
+            arguments = [*given, scalar(step, np.int64), None, theta, means, squares, average, 87,
+                         gain, np.log1p(-gain), squares_gain, np.log1p(-squares_gain), epsilon]
+        else:
+            gains = [gain] if name == "rmsprop" else []
+            arguments = [*given, None, theta, squares, average, 87, *gains, epsilon]
+        launch("adaptive_update", f"{name}_update", fours(theta), arguments)
+
+        g, t = gradient + weight_decay * place, step + 1
+        if name == "adagrad":
+            s += g**2
+            place -= rate * g / (np.sqrt(s) + epsilon)
+        elif name == "rmsprop":
+            s += gain * (g**2 - s)
+            place -= rate * g / (np.sqrt(s) + epsilon)
+        else:
+            m += gain * (g - m)
+            s += squares_gain * (g**2 - s)
+            unbiased = m / (1 - (1 - gain)**t), s / (1 - (1 - squares_gain)**t)
+            place -= rate * unbiased[0] / (np.sqrt(unbiased[1]) + epsilon)
+        mean[...] = decay * mean + (1 - decay) * place
+    for actual, expected in zip((theta, means, squares, average), wanted, strict=True):
+        assert_close(actual, expected, 1e-6)
+
+
 def test_accumulate_counts_and_keeps_the_first_non_finite_step():
     running, nonfinite_step = np.zeros(5, np.float32), scalar(-1, np.int64)
 
