@@ -6,8 +6,9 @@
 //   rmsprop  squares += gain * (g^2 - squares)
 //            theta   -= learning_rate * g / (sqrt(squares) + epsilon)
 //   adam     means   += gain * (g - means),  squares += squares_gain * (g^2 - squares)
-//            theta   -= learning_rate * m / (sqrt(s) + epsilon) with m = means / (1 - (1 - gain)^t),
-//            s likewise, at step t = step + 1 (Kingma & Ba 2015, Algorithm 1)
+//            theta   -= learning_rate * m / (sqrt(s) + epsilon)
+//            with m = means / (1 - (1 - gain)^t), and s likewise, at step t = step + 1
+//            (Kingma & Ba 2015, Algorithm 1)
 // and then average = averaging_decay*average + (1 - averaging_decay)*theta.
 //
 // All vectors (count), in the order of theta; null pointers and nonfinite_step as in
