@@ -1,0 +1,602 @@
+// The machine that runs a CUDA kernel on the CPU and watches its memory.
+//
+// Every thread of a block is a fiber with a stack of its own; fibers change at __syncthreads and at
+// warp collectives, in an order the caller chooses. The kernel's object code is compiled with GCC's
+// thread-sanitizer instrumentation, which calls __tsan_read4(p) and the like before each access;
+// the hooks below are ours, and hold every access against the launch's arrays, the block's shared
+// memory and what other threads did since the last barrier. The undefined-behaviour handlers are
+// ours too, so that a fault ends the launch with a message and not the process. x86-64 Linux.
+#include "core.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <link.h>
+#include <sys/mman.h>
+#include <utility>
+#include <vector>
+
+#ifndef __x86_64__
+#error "cuda_on_cpu: the change of fibers is written for x86-64"
+#endif
+
+// The static __shared__ variables lie in a section of their own; the linker names its ends.
+extern "C" __attribute__((weak, visibility("hidden"))) char __start_cuda_shared[],
+    __stop_cuda_shared[];
+extern "C" __attribute__((visibility("hidden"))) void cudacpu_change(void** save, void* load);
+extern "C" __attribute__((visibility("hidden"))) const ElfW(Ehdr) __ehdr_start;
+extern "C" __attribute__((visibility("hidden"))) char _end[];
+
+// Push the callee-saved registers, swap stacks, pop them again: all that a call must preserve.
+asm(R"(.text
+.hidden cudacpu_change
+.globl cudacpu_change
+.type cudacpu_change,@function
+cudacpu_change:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp,(%rdi)
+    movq %rsi,%rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size cudacpu_change,.-cudacpu_change
+)");
+
+namespace cudacpu {
+namespace {
+
+constexpr size_t STACK_BYTES = 128 << 10, PAGE = 4096;
+
+enum class State : uint8_t { ready, at_barrier, at_warp, done };
+
+struct Copy {
+    void* shared;
+    const void* global;
+    unsigned bytes, group;
+    bool valid;
+};
+
+struct Thread {
+    void* stack_pointer = nullptr;
+    char* stack = nullptr;  // lowest usable address
+    uint3 index = {};
+    unsigned linear = 0, mask = 0, warp_epoch = 0, copy_groups = 0;
+    int line = 0;
+    State state = State::done;
+    bool orders_memory = false;  // the warp collective waited at is a __syncwarp
+    std::vector<Copy> copies;    // issued by cp.async, not yet delivered
+};
+
+// One access that a later one must be ordered after. Epochs count barriers over the whole launch,
+// so they also tell blocks apart; 0 means none.
+struct Access {
+    unsigned epoch, warp_epoch, thread;
+};
+struct Cell {
+    Access write, reads[2];
+};
+
+struct Shadow {
+    Array array;
+    std::vector<Cell> cells;
+};
+
+Thread threads[MAX_THREADS];
+Thread* current;
+uint3 block;
+dim3 grid_dim, block_dim;
+unsigned thread_count, epoch, block_first_epoch, warp_epochs;
+void* scheduler_stack;
+Body body;
+void* body_argument;
+uint64_t warp_slots[MAX_THREADS / WARP][WARP];
+
+std::vector<Shadow> shadows;                    // the launch's arrays
+std::vector<Cell> static_cells, dynamic_cells;  // a cell for every 4 bytes of shared memory
+char* dynamic_memory;
+size_t dynamic_bytes, dynamic_capacity;
+
+bool failed;
+char message[1024];
+const void* fault_address;  // code address of the faulty access, for its source line
+
+// ---- faults
+
+__attribute__((format(printf, 1, 2))) void describe(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    failed = true;
+}
+
+void where(char* text, size_t size) {
+    snprintf(text, size, "block (%u, %u, %u), thread (%u, %u, %u)", block.x, block.y, block.z,
+             current->index.x, current->index.y, current->index.z);
+}
+
+// Leave the faulty fiber for good; the scheduler returns the message.
+[[noreturn]] void abandon() {
+    current->state = State::done;
+    cudacpu_change(&current->stack_pointer, scheduler_stack);
+    __builtin_trap();
+}
+
+[[noreturn]] void fault(const char* what, const void* code) {
+    char place[128];
+    where(place, sizeof place);
+    describe("%s: %s", what, place);
+    fault_address = code;
+    abandon();
+}
+
+// ---- memory: every access of the kernel comes through here
+
+bool ordered(const Access& before) {
+    if (before.epoch == 0) return true;
+    if (before.epoch < block_first_epoch) return false;  // another block of this launch
+    if (before.thread == current->linear || before.epoch < epoch) return true;
+    return before.thread / WARP == current->linear / WARP &&
+           before.warp_epoch < current->warp_epoch;
+}
+
+[[noreturn]] void race(const char* name, const Access& before, bool was_write, bool write,
+                       const void* code) {
+    char text[512];
+    const bool blocks = before.epoch < block_first_epoch;
+    snprintf(text, sizeof text,
+             "race on %s: %s by thread %u%s and %s without a barrier between them", name,
+             was_write ? "a write" : "a read", before.thread, blocks ? " of another block" : "",
+             write ? "a write" : "a read");
+    fault(text, code);
+}
+
+void record(Cell& cell, const char* name, bool write, const void* code) {
+    if (!ordered(cell.write)) race(name, cell.write, true, write, code);
+    const Access now = {epoch, current->warp_epoch, current->linear};
+    if (write) {
+        for (const Access& read : cell.reads)
+            if (!ordered(read)) race(name, read, false, true, code);
+        cell.write = now;
+        return;
+    }
+    // Two readers are kept, of different threads: a writer differs from one of them.
+    const Access& last = cell.reads[0];
+    if (last.epoch && (last.thread != now.thread || last.epoch < block_first_epoch))
+        cell.reads[1] = last;
+    cell.reads[0] = now;
+}
+
+// Accesses below 4 bytes are not held against each other: neighbours share a cell.
+void touch_shared(std::vector<Cell>& cells, size_t offset, unsigned bytes, bool write,
+                  const void* code) {
+    for (size_t cell = offset / 4; cell <= (offset + bytes - 1) / 4; ++cell) {
+        if (!write && cells[cell].write.epoch == 0)
+            fault("shared memory read before it was written", code);
+        if (bytes >= 4)
+            record(cells[cell], "shared memory", write, code);
+        else if (write)
+            cells[cell].write = {epoch, current->warp_epoch, current->linear};
+    }
+}
+
+[[noreturn]] void outside(const char* address, unsigned bytes, bool write, const void* code) {
+    const char* action = write ? "write" : "read";
+    const Array* nearest = nullptr;
+    size_t best = ~size_t(0);
+    for (const Shadow& shadow : shadows) {
+        const Array& array = shadow.array;
+        const size_t gap =
+            address < array.base ? array.base - address : address - array.base - array.bytes;
+        if (gap < best) best = gap, nearest = &array;
+    }
+    char text[512];
+    if (!address)
+        snprintf(text, sizeof text, "%s through a null pointer", action);
+    else if (nearest && best < (1u << 20))
+        snprintf(text, sizeof text,
+                 "%s of %u bytes outside the arrays: %s[%lld], which has %zu elements", action,
+                 bytes, nearest->name,
+                 (long long)(address - nearest->base) / (long long)nearest->element,
+                 nearest->bytes / nearest->element);
+    else
+        snprintf(text, sizeof text, "%s of %u bytes outside every array of the launch", action,
+                 bytes);
+    fault(text, code);
+}
+
+bool inside(const char* address, unsigned bytes, const char* base, size_t size) {
+    return address >= base && address + bytes <= base + size;
+}
+
+void touch(const void* pointer, unsigned bytes, bool write, const void* code, bool atomic = false) {
+    if (!current) return;
+    const char* address = static_cast<const char*>(pointer);
+    if (inside(address, bytes, current->stack, STACK_BYTES)) return;
+    for (Shadow& shadow : shadows) {
+        const Array& array = shadow.array;
+        if (!inside(address, bytes, array.base, array.bytes)) continue;
+        if (atomic) return;
+        const size_t first = (address - array.base) / array.element;
+        const size_t last = (address - array.base + bytes - 1) / array.element;
+        for (size_t cell = first; cell <= last; ++cell)
+            record(shadow.cells[cell], array.name, write, code);
+        return;
+    }
+    const size_t static_bytes = __stop_cuda_shared - __start_cuda_shared;
+    if (inside(address, bytes, __start_cuda_shared, static_bytes)) {
+        if (!atomic) touch_shared(static_cells, address - __start_cuda_shared, bytes, write, code);
+    } else if (inside(address, bytes, dynamic_memory, dynamic_bytes)) {
+        if (!atomic) touch_shared(dynamic_cells, address - dynamic_memory, bytes, write, code);
+    } else {
+        const char* image =
+            reinterpret_cast<const char*>(&__ehdr_start);  // __constant__ data, literals
+        if (!inside(address, bytes, image, _end - image)) outside(address, bytes, write, code);
+    }
+}
+
+// ---- fibers
+
+void wait(State state, int line, unsigned mask = 0, bool orders_memory = false) {
+    Thread* thread = current;
+    thread->state = state;
+    thread->line = line;
+    thread->mask = mask;
+    thread->orders_memory = orders_memory;
+    cudacpu_change(&thread->stack_pointer, scheduler_stack);
+}
+
+void fiber_main() {
+    body(body_argument);
+    wait(State::done, 0);
+    __builtin_trap();
+}
+
+void prepare_fiber(Thread& thread) {
+    if (!thread.stack) {
+        char* pages = static_cast<char*>(mmap(nullptr, STACK_BYTES + PAGE, PROT_READ | PROT_WRITE,
+                                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        if (pages == MAP_FAILED) {
+            perror("cuda_on_cpu: mmap");
+            abort();
+        }
+        mprotect(pages, PAGE, PROT_NONE);  // an overflow of the stack faults
+        thread.stack = pages + PAGE;
+    }
+    // Offset by the thread, so that the stacks do not all fall into the same cache sets.
+    char* end = thread.stack + STACK_BYTES - thread.linear * 320 % PAGE / 64 * 64;
+    void** top = reinterpret_cast<void**>(end);
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(fiber_main);
+    for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
+    thread.stack_pointer = top;
+}
+
+// ---- the block scheduler
+
+bool fail_pair(const char* what, const Thread& one, const Thread& other) {
+    describe("%s: block (%u, %u, %u), thread %u at line %d, thread %u at line %d", what, block.x,
+             block.y, block.z, one.linear, one.line, other.linear, other.line);
+    return false;
+}
+
+// Release the lanes that a warp collective waits for, once all have come. False: an error.
+bool release_warp(Thread& thread, bool& released) {
+    Thread* warp = &threads[thread.linear / WARP * WARP];
+    if (!(thread.mask >> thread.linear % WARP & 1))
+        return fail_pair("warp collective: the caller is not in its mask", thread, thread);
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        if (!(thread.mask >> lane & 1)) continue;
+        const Thread& other = warp[lane];
+        if (&other >= threads + thread_count || other.state == State::done)
+            return fail_pair("warp collective: a lane in the mask has exited", thread, other);
+        if (other.state != State::at_warp || other.mask != thread.mask || other.line != thread.line)
+            return true;
+    }
+    const bool orders_memory = thread.orders_memory;
+    const unsigned now = orders_memory ? ++warp_epochs : 0, mask = thread.mask;
+    for (unsigned lane = 0; lane < WARP; ++lane) {
+        if (!(mask >> lane & 1)) continue;
+        warp[lane].state = State::ready;
+        if (orders_memory) warp[lane].warp_epoch = now;
+    }
+    released = true;
+    return true;
+}
+
+// After every ready thread has run: release warps, or the whole block. False: an error.
+bool release_waiting(unsigned& running) {
+    bool released = false;
+    unsigned at_barrier = 0;
+    const Thread *first = nullptr, *left = nullptr, *waiting = nullptr;
+    for (unsigned i = 0; i < thread_count; ++i) {
+        Thread& thread = threads[i];
+        if (thread.state == State::at_barrier) {
+            if (!first) first = &thread;
+            if (thread.line != first->line)
+                return fail_pair("divergent __syncthreads", *first, thread);
+            ++at_barrier;
+        } else if (thread.state == State::at_warp) {
+            if (!release_warp(thread, released)) return false;
+            waiting = &thread;
+        } else if (thread.state == State::done) {
+            left = &thread;
+        } else {
+            released = true;
+        }
+    }
+    if (released || running == 0) return true;
+    if (first && left)
+        return fail_pair("__syncthreads not reached by a thread that has left the kernel", *first,
+                         *left);
+    if (at_barrier < running)
+        return fail_pair("deadlock: a warp collective is not reached by all lanes of its mask",
+                         *waiting, first ? *first : *waiting);
+    ++epoch;
+    for (unsigned i = 0; i < thread_count; ++i) threads[i].state = State::ready;
+    return true;
+}
+
+void start_block() {
+    block_first_epoch = ++epoch;
+    for (unsigned i = 0; i < thread_count; ++i) {
+        Thread& thread = threads[i];
+        thread.linear = i;
+        thread.index = {i % block_dim.x, i / block_dim.x % block_dim.y,
+                        i / (block_dim.x * block_dim.y)};
+        thread.state = State::ready;
+        thread.warp_epoch = thread.copy_groups = 0;
+        thread.copies.clear();
+        prepare_fiber(thread);
+    }
+    const size_t static_bytes = __stop_cuda_shared - __start_cuda_shared;
+    memset(__start_cuda_shared, 0xFF, static_bytes);
+    if (dynamic_bytes) memset(dynamic_memory, 0xFF, dynamic_bytes);
+    static_cells.assign((static_bytes + 3) / 4, Cell{});
+    dynamic_cells.assign((dynamic_bytes + 3) / 4, Cell{});
+}
+
+// `order`: of the threads between two barriers. 0 ascending, 1 descending, else shuffled with that
+// seed.
+bool run_block(unsigned order) {
+    static unsigned sequence[MAX_THREADS];
+    uint64_t random = order * 0x9E3779B97F4A7C15ull + 1;
+    start_block();
+    for (unsigned i = 0; i < thread_count; ++i) sequence[i] = order == 1 ? thread_count - 1 - i : i;
+    for (unsigned running = thread_count; running;) {
+        for (unsigned i = thread_count - 1; order > 1 && i; --i) {
+            random = random * 6364136223846793005ull + 1442695040888963407ull;
+            std::swap(sequence[i], sequence[(random >> 33) % (i + 1)]);
+        }
+        for (unsigned i = 0; i < thread_count; ++i) {
+            Thread& thread = threads[sequence[i]];
+            if (thread.state != State::ready) continue;
+            current = &thread;
+            cudacpu_change(&scheduler_stack, thread.stack_pointer);
+            current = nullptr;
+            if (failed) return false;
+            running -= thread.state == State::done;
+        }
+        if (!release_waiting(running)) return false;
+    }
+    return true;
+}
+
+bool valid_dimensions() {
+    const unsigned long long threads_asked = 1ull * block_dim.x * block_dim.y * block_dim.z;
+    return threads_asked >= 1 && threads_asked <= MAX_THREADS && block_dim.z <= 64 && grid_dim.x &&
+           grid_dim.y && grid_dim.z && grid_dim.x <= 0x7FFFFFFF && grid_dim.y <= 65535 &&
+           grid_dim.z <= 65535;
+}
+
+bool run_grid(unsigned order) {
+    const uint64_t blocks = 1ull * grid_dim.x * grid_dim.y * grid_dim.z;
+    for (uint64_t i = 0; i < blocks; ++i) {
+        const uint64_t b = order == 1 ? blocks - 1 - i : i;
+        block = {unsigned(b % grid_dim.x), unsigned(b / grid_dim.x % grid_dim.y),
+                 unsigned(b / grid_dim.x / grid_dim.y)};
+        if (!run_block(order)) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+int run(Body kernel, void* argument, const unsigned* dimensions, size_t shared_bytes,
+        unsigned order, const Array* arrays, unsigned count) {
+    body = kernel;
+    body_argument = argument;
+    grid_dim = {dimensions[0], dimensions[1], dimensions[2]};
+    block_dim = {dimensions[3], dimensions[4], dimensions[5]};
+    failed = false;
+    fault_address = nullptr;
+    epoch = warp_epochs = 0;
+    if (!valid_dimensions()) {
+        describe("grid or block dimensions that no GPU accepts");
+        return 1;
+    }
+    thread_count = block_dim.x * block_dim.y * block_dim.z;
+    if (shared_bytes > dynamic_capacity) {
+        free(dynamic_memory);
+        dynamic_capacity = (shared_bytes + 255) / 256 * 256;
+        dynamic_memory = static_cast<char*>(aligned_alloc(256, dynamic_capacity));
+    }
+    dynamic_bytes = shared_bytes;
+    shadows.clear();
+    for (unsigned i = 0; i < count; ++i)
+        shadows.push_back({arrays[i], std::vector<Cell>(arrays[i].bytes / arrays[i].element)});
+    const bool finished = run_grid(order);
+    shadows.clear();
+    return finished ? 0 : 2;
+}
+
+// ---- what the kernel calls
+
+uint3 thread_index() { return current->index; }
+uint3 block_index() { return block; }
+dim3 block_size() { return block_dim; }
+dim3 grid_size() { return grid_dim; }
+void* dynamic_shared() { return dynamic_memory; }
+unsigned lane() { return current->linear % WARP; }
+
+void barrier(int line) { wait(State::at_barrier, line); }
+void sync_warp(int line, unsigned mask) { wait(State::at_warp, line, mask, true); }
+
+// Collectives: write the slot, meet, read the slots, meet again. They order no memory, as on a GPU.
+uint64_t exchange(unsigned mask, uint64_t bits, unsigned source_lane, int line) {
+    uint64_t* slots = warp_slots[current->linear / WARP];
+    slots[lane()] = bits;
+    wait(State::at_warp, line, mask);
+    bits = slots[source_lane % WARP];
+    wait(State::at_warp, line, mask);
+    return mask >> source_lane % WARP & 1 ? bits
+                                          : ~0ull;  // not in the mask: undefined on a GPU, NaN here
+}
+
+uint64_t combine_ballot(unsigned mask, bool bit, int line) {
+    uint64_t* slots = warp_slots[current->linear / WARP];
+    slots[lane()] = bit;
+    wait(State::at_warp, line, mask);
+    uint64_t votes = 0;
+    for (unsigned other = 0; other < WARP; ++other)
+        if (mask >> other & 1) votes |= slots[other] << other;
+    wait(State::at_warp, line, mask);
+    return votes;
+}
+
+float to_tf32(float x) {  // cvt.rna: nearest, ties away from zero, 10 bits of mantissa
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits = (bits + 0x1000u) & ~0x1FFFu;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+// mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 with the fragment layout of the PTX ISA:
+// with g = lane / 4 and t = lane % 4, a holds A[g, t], A[g + 8, t], A[g, t + 4], A[g + 8, t + 4],
+// b holds B[t, g], B[t + 4, g], and c and d hold [g, 2t], [g, 2t + 1], [g + 8, 2t], [g + 8, 2t +
+// 1].
+void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const float* c, int line) {
+    static float A[MAX_THREADS / WARP][16][8], B[MAX_THREADS / WARP][8][8];
+    const unsigned warp = current->linear / WARP, g = lane() / 4, t = lane() % 4;
+    const auto value = [](uint32_t bits) {  // the unit reads the upper 19 bits
+        bits &= ~0x1FFFu;
+        float x;
+        memcpy(&x, &bits, 4);
+        return x;
+    };
+    for (unsigned i = 0; i < 4; ++i) A[warp][g + i % 2 * 8][t + i / 2 * 4] = value(a[i]);
+    for (unsigned i = 0; i < 2; ++i) B[warp][t + i * 4][g] = value(b[i]);
+    wait(State::at_warp, line, ~0u);
+    for (unsigned i = 0; i < 4; ++i) {
+        float sum = c[i];
+        for (unsigned k = 0; k < 8; ++k)
+            sum += A[warp][g + i / 2 * 8][k] * B[warp][k][2 * t + i % 2];
+        d[i] = sum;
+    }
+    wait(State::at_warp, line, ~0u);
+}
+
+// cp.async: the bytes are NaN from here until the wait that covers them.
+void copy_async(void* shared, const void* global, unsigned bytes, bool valid) {
+    const void* code = __builtin_return_address(0);
+    if ((uintptr_t(shared) | (valid ? uintptr_t(global) : 0)) % bytes)
+        fault("misaligned asynchronous copy", code);
+    touch(shared, bytes, true, code);
+    if (valid) touch(global, bytes, false, code);
+    memset(shared, 0xFF, bytes);
+    current->copies.push_back({shared, global, bytes, current->copy_groups, valid});
+}
+
+void copy_commit() { ++current->copy_groups; }
+
+void copy_wait(unsigned groups_left) {
+    std::vector<Copy> pending;
+    for (const Copy& copy : current->copies) {
+        if (copy.group + groups_left >= current->copy_groups) {
+            pending.push_back(copy);
+            continue;
+        }
+        touch(copy.shared, copy.bytes, true, __builtin_return_address(0));
+        if (copy.valid)
+            memcpy(copy.shared, copy.global, copy.bytes);
+        else
+            memset(copy.shared, 0, copy.bytes);
+    }
+    current->copies.swap(pending);
+}
+
+void check_atomic(const void* address, unsigned bytes) {
+    touch(address, bytes, true, __builtin_return_address(0), true);
+}
+
+}  // namespace cudacpu
+
+// ---- the hooks that the compiler calls
+
+#define ACCESS(NAME, BYTES, WRITE) \
+    void __tsan_##NAME(void* p) { cudacpu::touch(p, BYTES, WRITE, __builtin_return_address(0)); }
+#define ACCESSES(BYTES) \
+    ACCESS(read##BYTES, BYTES, false) \
+    ACCESS(write##BYTES, BYTES, true) ACCESS(unaligned_read##BYTES, BYTES, false) \
+        ACCESS(unaligned_write##BYTES, BYTES, true)
+
+// What a handler of the undefined-behaviour sanitizer is told first, whatever the check.
+struct SourceLocation {
+    const char* file;
+    unsigned line, column;
+};
+
+#define UNDEFINED(NAME, WHAT) \
+    void __ubsan_handle_##NAME##_abort(SourceLocation* location) { \
+        cudacpu::undefined(WHAT, location); \
+    }
+
+namespace cudacpu {
+[[noreturn]] static void undefined(const char* what, const SourceLocation* location) {
+    char text[512];
+    snprintf(text, sizeof text, "%s at %s:%u", what, location->file, location->line);
+    fault(text, nullptr);
+}
+}  // namespace cudacpu
+
+extern "C" {
+ACCESSES(1)
+ACCESSES(2) ACCESSES(4) ACCESSES(8) ACCESSES(16) void __tsan_read_range(void* p, size_t n) {
+    cudacpu::touch(p, unsigned(n), false, __builtin_return_address(0));
+}
+void __tsan_write_range(void* p, size_t n) {
+    cudacpu::touch(p, unsigned(n), true, __builtin_return_address(0));
+}
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+
+UNDEFINED(out_of_bounds, "index outside a local or shared array")
+UNDEFINED(type_mismatch_v1, "misaligned access")
+UNDEFINED(divrem_overflow, "integer division by zero")
+UNDEFINED(shift_out_of_bounds, "shift beyond the width of the type")
+UNDEFINED(add_overflow, "integer overflow")
+UNDEFINED(sub_overflow, "integer overflow")
+UNDEFINED(mul_overflow, "integer overflow")
+UNDEFINED(negate_overflow, "integer overflow")
+
+const char* cudacpu_message() { return cudacpu::message; }
+// Offset of the faulty access in this library, for addr2line; 0 where the message says the place
+// itself.
+size_t cudacpu_fault_offset() {
+    if (!cudacpu::fault_address) return 0;
+    return static_cast<const char*>(cudacpu::fault_address) -
+           reinterpret_cast<const char*>(&__ehdr_start) - 1;
+}
+}

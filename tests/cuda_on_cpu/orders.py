@@ -1,0 +1,44 @@
+"""The same launch under several orders of the threads and blocks: the results must not differ."""
+
+from functools import cache
+
+import numpy as np
+
+from cuda_on_cpu.cuda_cpu import KernelError, Library
+from kfcnet.ops import kernels
+
+ORDERS = (0, 1, 2, 3)  # ascending, descending, two shuffles
+
+
+@cache
+def library(file, constants):
+    """kernels/<file>.cu compiled with (macro, value) pairs."""
+    return Library(kernels.source(file), dict(constants), file)
+
+
+def run_in_orders(kernel, grid, block, values, shared=0, orders=ORDERS):
+    """Launch once for every order, from the same contents of the arrays.
+
+    Raises KernelError where the results differ in a bit.
+    """
+    arrays = [value for value in values if isinstance(value, np.ndarray) and value.flags.writeable]
+    before = [array.copy() for array in arrays]
+    for order in orders:
+        if order != orders[0]:
+            after = [array.copy() for array in arrays]
+            for array, contents in zip(arrays, before, strict=True):
+                array[...] = contents
+        kernel.launch(grid, block, values, shared, order)
+        if order != orders[0] and not all(map(_same_bits, arrays, after)):
+            raise KernelError(f"{kernel.name}: the result depends on the order of the threads")
+
+
+def _same_bits(one, other):
+    return one.tobytes() == other.tobytes()
+
+
+def launch_in_all_orders(file, kernel, grid, block, values, constants, shared=0):
+    """Launch a kernel of kernels/<file>.cu under all ORDERS, its arguments checked first."""
+    compiled = library(file, tuple(sorted(constants.items()))).kernel(kernel)
+    values = kernels.checked(kernel, compiled.arguments, values, constants, np.ndarray)
+    run_in_orders(compiled, grid, block, values, shared)
