@@ -1,7 +1,10 @@
 // kernels/momentum_update.cu: one step of descent with momentum, over the whole parameter vector.
 //
-//   velocity = momentum*velocity - learning_rate*clip_scale*(direction + weight_decay*theta)
-//   theta    = theta + velocity
+//   descent  = learning_rate * clip_scale * (direction + weight_decay*theta)
+//   velocity = momentum*velocity - descent
+//   theta   += velocity                         momentum_update
+//   theta   += momentum*velocity - descent      nesterov_update, the look-ahead form of Sutskever
+//                                               et al. (2013); without clip_scale
 //   average  = averaging_decay*average + (1 - averaging_decay)*theta
 //
 // All vectors (count), in the order of theta. Without weight_decay or clip_scale their term or
@@ -15,6 +18,30 @@
 // Bytes an element: 28, with weight decay 32; limited by memory.
 #include "vector.cuh"
 
+using Four = Vector<float, 4>;
+
+template <bool looks_ahead>
+__device__ __forceinline__ void update(const float* direction, const float* weight_decay,
+                                       float rate, float momentum, float averaging_decay,
+                                       float* theta, float* velocity, float* average, int count) {
+    const unsigned first = first_of_four();
+    if (first >= count) return;
+    Four down = load_four(direction, first, count), place = load_four(theta, first, count);
+    Four speed = load_four(velocity, first, count), mean = load_four(average, first, count);
+    if (weight_decay) {
+        const Four weight = load_four(weight_decay, first, count);
+        for (int lane = 0; lane < 4; ++lane) down[lane] += weight[lane] * place[lane];
+    }
+    for (int lane = 0; lane < 4; ++lane) {
+        speed[lane] = momentum * speed[lane] - rate * down[lane];
+        place[lane] += looks_ahead ? momentum * speed[lane] - rate * down[lane] : speed[lane];
+        mean[lane] = averaging_decay * mean[lane] + (1.0f - averaging_decay) * place[lane];
+    }
+    store_four(velocity, first, count, speed);
+    store_four(theta, first, count, place);
+    store_four(average, first, count, mean);
+}
+
 extern "C" __global__ void momentum_update(
     const float* __restrict__ direction,           // (count)
     const float* __restrict__ weight_decay,        // or null: (count)
@@ -27,25 +54,24 @@ extern "C" __global__ void momentum_update(
     float* __restrict__ velocity,                  // (count)
     float* __restrict__ average,                   // (count)
     int count) {
-    const unsigned first = first_of_four();
-    if (first >= count || (nonfinite_step && *nonfinite_step >= 0)) return;
+    if (nonfinite_step && *nonfinite_step >= 0) return;
     const float rate = clip_scale ? *learning_rate * *clip_scale : *learning_rate;
-    const float kept = *momentum, decay = *averaging_decay;
+    update<false>(direction, weight_decay, rate, *momentum, *averaging_decay, theta, velocity,
+                  average, count);
+}
 
-    Vector<float, 4> down = load_four(direction, first, count);
-    Vector<float, 4> place = load_four(theta, first, count);
-    Vector<float, 4> speed = load_four(velocity, first, count);
-    Vector<float, 4> mean = load_four(average, first, count);
-    if (weight_decay) {
-        const Vector<float, 4> weight = load_four(weight_decay, first, count);
-        for (int lane = 0; lane < 4; ++lane) down[lane] += weight[lane] * place[lane];
-    }
-    for (int lane = 0; lane < 4; ++lane) {
-        speed[lane] = kept * speed[lane] - rate * down[lane];
-        place[lane] += speed[lane];
-        mean[lane] = decay * mean[lane] + (1.0f - decay) * place[lane];
-    }
-    store_four(velocity, first, count, speed);
-    store_four(theta, first, count, place);
-    store_four(average, first, count, mean);
+extern "C" __global__ void nesterov_update(
+    const float* __restrict__ direction,           // (count)
+    const float* __restrict__ weight_decay,        // or null: (count)
+    const float* __restrict__ learning_rate,       // (1)
+    const float* __restrict__ momentum,            // (1)
+    const float* __restrict__ averaging_decay,     // (1)
+    const long long* __restrict__ nonfinite_step,  // or null: (1)
+    float* __restrict__ theta,                     // (count)
+    float* __restrict__ velocity,                  // (count)
+    float* __restrict__ average,                   // (count)
+    int count) {
+    if (nonfinite_step && *nonfinite_step >= 0) return;
+    update<true>(direction, weight_decay, *learning_rate, *momentum, *averaging_decay, theta,
+                 velocity, average, count);
 }

@@ -369,6 +369,19 @@ def test_momentum_update_moves_and_averages(reference, rng, decays, clips):
         assert_close(actual, wanted, 1e-6)
 
 
+def test_nesterov_update_looks_ahead(rng):
+    direction, weight_decay, (rate, momentum, _, decay), moved = update_arguments(rng, 87)
+    theta, velocity, average = (a.astype(np.float64) for a in moved)
+    down = rate * (direction + weight_decay * theta)
+    velocity = momentum * velocity - down
+    theta = theta + momentum * velocity - down
+    expected = theta, velocity, decay * average + (1 - decay) * theta
+    launch("momentum_update", "nesterov_update", fours(direction),
+           [direction, weight_decay, rate, momentum, decay, None, *moved, 87])
+    for actual, wanted in zip(moved, expected, strict=True):
+        assert_close(actual, wanted, 1e-6)
+
+
 @pytest.mark.parametrize("nonfinite_step, moves", [(-1, True), (0, False), (12, False)])
 def test_momentum_update_stands_still_after_a_non_finite_step(rng, nonfinite_step, moves):
     direction, _, (rate, momentum, _, decay), moved = update_arguments(rng, 6)
