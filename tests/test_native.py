@@ -2,7 +2,7 @@
 
 Shapes are asymmetric (H != W) and channel counts lie on both sides of the vector widths.
 """
-from __future__ import annotations
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -179,10 +179,12 @@ poolings = pytest.mark.parametrize("shape", POOLINGS)
 
 def windows(height, width, window, stride):
     """(output position, rows, columns) of every clipped window."""
-    for r, row in enumerate(range(0, max(1, height - window + stride), stride)):
-        for c, column in enumerate(range(0, max(1, width - window + stride), stride)):
-            yield (r, c), slice(row, min(row + window, height)), slice(column,
-                                                                       min(column + window, width))
+    def spans(length):
+        starts = range(0, max(1, length - window + stride), stride)
+        return [slice(start, min(start + window, length)) for start in starts]
+    for r, rows in enumerate(spans(height)):
+        for c, columns in enumerate(spans(width)):
+            yield (r, c), rows, columns
 
 
 def pooling_case(shape, dtype):
@@ -398,6 +400,18 @@ def test_the_best_instruction_set_is_the_default():
     np.testing.assert_array_equal(chosen, named)
     assert native.targets[-1] == "baseline"
     assert chosen.any()
+
+
+def test_shards_on_threads_write_the_same_images():
+    """Many small calls at once on two threads; a race would show as a difference."""
+    x, weight, dy = conv_operands((24, 7, 10, 3, 5, 5, 1, 2), np.float32)
+    together, apart = np.zeros_like(dy), np.zeros_like(dy)
+    native.conv_forward(x, weight, together, 5, 1, 2)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(native.conv_forward, x[m:m + 1], weight, apart[m:m + 1], 5, 1, 2)
+                 for m in range(24)]
+    assert all(call.result() is None for call in calls)
+    np.testing.assert_array_equal(apart, together)
 
 
 def test_no_images_give_zero_sums():

@@ -11,6 +11,7 @@
  *        times one or two vectors stays in registers and takes rank-one updates. Images are copied
  *        into zero-padded scratch, so that inner loops know no borders; the K*J inputs under one
  *        kernel row then lie side by side.
+ * Build  -O3 -fno-math-errno; without the latter, response normalisation takes roots one by one.
  * Where  The first half is the module; the second half has the kernels, which the file includes
  *        from itself once per instruction set and number type. Tests: tests/test_native.py.
  *
@@ -53,10 +54,10 @@ typedef union {
     conv_shape conv;
     pool_shape pool;
     norm_shape norm;
-} shape;
+} any_shape;
 
 /* What the module computes. A pass takes its arrays in the order of the call, and a member of
- * `shape`; it returns -1 if it ran out of memory, else 0. */
+ * `any_shape`; it returns -1 if it ran out of memory, else 0. */
 typedef int pass(void *const *arrays, const void *shape);
 enum {
     CONV_FORWARD,
@@ -211,7 +212,11 @@ typedef int64_t integer_like_double;
 
 #define TARGET baseline
 #define VECTOR_BYTES 16
+#if defined(__aarch64__)
+#define TILE 8 /* 32 registers */
+#else
 #define TILE 4
+#endif
 #define REAL float
 #include "native.c"
 #define REAL double
@@ -266,7 +271,7 @@ typedef struct {
         int axes, flags;
     } arrays[MAX_ARRAYS];
     size numbers;
-    int (*take_shape)(call *c, shape *s);
+    int (*take_shape)(call *c, any_shape *s);
     int image, output, other; /* which array is the image, the output, the weight or argmax */
 } description;
 
@@ -388,7 +393,7 @@ static int set_output(const call *c, conv_shape *s)
     return 0;
 }
 
-static int take_conv(call *c, shape *shape)
+static int take_conv(call *c, any_shape *shape)
 {
     conv_shape *s = &shape->conv;
     const description *what = c->what;
@@ -434,7 +439,7 @@ static void regions_shape(const conv_shape *s, size axes[5])
     axes[4] = (2 * s->kernel - 1) * s->in_maps;
 }
 
-static int take_regions(call *c, shape *shape)
+static int take_regions(call *c, any_shape *shape)
 {
     conv_shape *s = &shape->conv;
     const Py_ssize_t *x = c->buffers[0].shape;
@@ -446,7 +451,7 @@ static int take_regions(call *c, shape *shape)
     return check_shape(c, 1, axes);
 }
 
-static int take_assembly(call *c, shape *shape)
+static int take_assembly(call *c, any_shape *shape)
 {
     conv_shape *s = &shape->conv;
     size axes[5];
@@ -459,7 +464,7 @@ static int take_assembly(call *c, shape *shape)
     return check_shape(c, 1, square);
 }
 
-static int take_pool(call *c, shape *shape)
+static int take_pool(call *c, any_shape *shape)
 {
     pool_shape *s = &shape->pool;
     const description *what = c->what;
@@ -483,7 +488,7 @@ static int take_pool(call *c, shape *shape)
     return what->other < 0 ? 0 : check_shape(c, what->other, output);
 }
 
-static int take_norm(call *c, shape *shape)
+static int take_norm(call *c, any_shape *shape)
 {
     norm_shape *s = &shape->norm;
     const Py_ssize_t *x = c->buffers[0].shape;
@@ -573,7 +578,7 @@ static PyObject *run(int number, PyObject *const *args, Py_ssize_t given)
 {
     call c = {.what = &descriptions[number], .args = args, .given = given};
     size expected = c.what->numbers;
-    shape s;
+    any_shape s;
     pass *const *kernels;
     PyObject *result = NULL;
     for (int a = 0; a < MAX_ARRAYS && c.what->arrays[a].name != NULL; a++)
@@ -713,7 +718,7 @@ PyMODINIT_FUNC PyInit__native(void)
 #define byte_lanes NAME(byte_lanes)
 #define scene_block NAME(scene_block)
 typedef REAL vector __attribute__((vector_size(VECTOR_BYTES)));
-/* The same at any address, as it lies in arrays of REAL. */
+/* A vector as it lies in an array of REAL, at any address. */
 typedef REAL loose __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 /* Integers as wide as REAL, as comparisons yield them, and as many bytes. */
 typedef JOIN(integer, like, REAL) lanes __attribute__((vector_size(VECTOR_BYTES)));
@@ -808,7 +813,7 @@ static ALWAYS_INLINE void NAME(correlate_tile)(const plane *s, const REAL *x, co
     vector sum[TILE][2];
     for (int n = 0; n < TILE; n++)
         for (int v = 0; v < vectors; v++)
-            sum[n][v] = ((const vector *)(bias + i))[v];
+            sum[n][v] = ((const loose *)(bias + i))[v];
     size row = s->kernel * s->maps, width = s->padded_outputs;
     size first = larger(0, s->top - r * s->stride);
     size last = smaller(s->kernel, s->bottom - r * s->stride);
@@ -916,7 +921,7 @@ static ALWAYS_INLINE void NAME(gradient_tile)(const conv_shape *s, const REAL *x
     sums += (kr * round_up(s->kernel * s->in_maps, TILE) + q) * padded + i;
     for (int n = 0; n < TILE; n++)
         for (int v = 0; v < vectors; v++)
-            ((vector *)(sums + n * padded))[v] += sum[n][v];
+            ((loose *)(sums + n * padded))[v] += sum[n][v];
 }
 
 static void NAME(gradient)(const conv_shape *s, const REAL *x, const REAL *dy, size padded,
@@ -938,7 +943,7 @@ static void NAME(bias_gradient)(const REAL *dy, size positions, size padded, REA
         vector sum = {0};
         for (size t = 0; t < positions; t++)
             sum += *(const loose *)(dy + t * padded + i);
-        *(vector *)(bias + i) += sum;
+        *(loose *)(bias + i) += sum;
     }
 }
 
@@ -989,9 +994,9 @@ static int NAME(conv_backward_weights)(void *const *arrays, const void *shape)
 /* ---- Kronecker factor Omega: the Gram matrix of the patches, without the patches ---- */
 
 /* Entry ((delta, j), (delta', j')) is the sum over output positions t of a[t + delta - padding, j]
- * times a[t + delta' - padding, j'], where a = 0 outside the image. With s = t + delta - padding and
- * d = delta' - delta that is a[s, j] * a[s + d, j'] summed over a window of s that depends on delta
- * alone. So the few offsets d, each summed once over every region between the windows' edges,
+ * times a[t + delta' - padding, j'], where a = 0 outside the image. With s = t + delta - padding
+ * and d = delta' - delta that is a[s, j] * a[s + d, j'], summed over a window of s that depends on
+ * delta alone. So the few offsets d, each summed once over every region between the windows' edges,
  * serve all pairs of taps, and no term is subtracted.
  *
  * regions is (row regions, column regions, K, J + 1, (2K-1)*J), its last three axes d_row, j and
@@ -1005,29 +1010,30 @@ static size NAME(region_size)(const conv_shape *s)
     return s->kernel * (s->in_maps + 1) * (2 * s->kernel - 1) * s->in_maps;
 }
 
-/* Images under way, padded by `border` columns left and right and rows below, and their region. */
+/* Images under way, padded by `border` columns left and right, and their region. */
 typedef struct {
     const REAL *images;
-    size count, step, wide, maps, border;
+    size count, step, height, wide, maps, border;
     size row, column, rows, columns;
 } scene_block;
 
-/* to (TILE rows from j) x (columns from i) += the region's products for one d_row. */
-static ALWAYS_INLINE void NAME(gram_tile)(const scene_block *b, REAL *to, size d_row, size j,
-                                          size i, int vectors)
+/* to (TILE rows from j) x (columns from i) += the region's products for one d_row, which has `rows`
+ * rows with a partner on the image. */
+static ALWAYS_INLINE void NAME(gram_tile)(const scene_block *b, REAL *to, size d_row, size rows,
+                                          size j, size i, int vectors)
 {
     vector sum[TILE][2];
     size row_step = b->wide * b->maps, columns = (2 * b->border + 1) * b->maps;
     const REAL *first = b->images + (b->row * b->wide + b->column) * b->maps;
     const REAL *x = first + b->border * b->maps + j, *w = first + d_row * row_step + i;
     NAME(clear)(sum, vectors);
-    if (b->rows == 1)
+    if (rows == 1) /* the images take the place of the rows */
         NAME(accumulate)(sum, x, 1, w, (walk){b->count, b->columns, b->step, b->maps, b->step,
                                               b->maps}, vectors);
     else
         for (size m = 0; m < b->count; m++)
             NAME(accumulate)(sum, x + m * b->step, 1, w + m * b->step,
-                             (walk){b->rows, b->columns, row_step, b->maps, row_step, b->maps},
+                             (walk){rows, b->columns, row_step, b->maps, row_step, b->maps},
                              vectors);
     for (int n = 0; n < TILE && n < b->maps - j; n++)
         for (int v = 0; v < vectors; v++) {
@@ -1041,13 +1047,17 @@ static ALWAYS_INLINE void NAME(gram_tile)(const scene_block *b, REAL *to, size d
 static void NAME(gram_region)(const scene_block *b, REAL *to)
 {
     size columns = (2 * b->border + 1) * b->maps;
-    for (size d_row = 0; d_row <= b->border; d_row++, to += (b->maps + 1) * columns)
+    for (size d_row = 0; d_row <= b->border; d_row++, to += (b->maps + 1) * columns) {
+        size rows = smaller(b->rows, b->height - d_row - b->row);
+        if (rows <= 0)
+            return;
         for (size i = d_row == 0 ? b->border * b->maps : 0; i < columns; i += 2 * LANES)
             for (size j = 0; j < b->maps; j += TILE)
                 if (columns - i > LANES)
-                    NAME(gram_tile)(b, to, d_row, j, i, 2);
+                    NAME(gram_tile)(b, to, d_row, rows, j, i, 2);
                 else
-                    NAME(gram_tile)(b, to, d_row, j, i, 1);
+                    NAME(gram_tile)(b, to, d_row, rows, j, i, 1);
+    }
 }
 
 /* to (J) += sum of the region's pixels. */
@@ -1081,9 +1091,9 @@ static int NAME(patch_gram_regions)(void *const *arrays, const void *shape)
     const conv_shape *s = shape;
     const REAL *x = arrays[0];
     REAL *regions = arrays[1];
-    size border = s->kernel - 1, high = s->height + border, wide = s->width + 2 * border;
+    size border = s->kernel - 1, wide = s->width + 2 * border;
     size pixels = s->height * s->width * s->in_maps;
-    size step = round_up(high * wide * s->in_maps, LANES);
+    size step = round_up(s->height * wide * s->in_maps, LANES);
     size capacity = smaller(s->images, 1 + GRAM_CACHE / (1 + NAME(bytes)(step)));
     size count = region_count(s->height, s->kernel, s->padding) *
                  region_count(s->width, s->kernel, s->padding);
@@ -1095,10 +1105,11 @@ static int NAME(patch_gram_regions)(void *const *arrays, const void *shape)
     memset(regions, 0, (size_t)NAME(bytes)(count * NAME(region_size)(s)));
     for (size first = 0; first < s->images; first += capacity) {
         scene_block b = {.images = scenes, .count = smaller(capacity, s->images - first),
-                         .step = step, .wide = wide, .maps = s->in_maps, .border = border};
+                         .step = step, .height = s->height, .wide = wide, .maps = s->in_maps,
+                         .border = border};
         for (size m = 0; m < b.count; m++)
             NAME(spread)(x + (first + m) * pixels, s->height, s->width, s->in_maps,
-                         scenes + m * step + border * s->in_maps, high, wide, 0, 1);
+                         scenes + m * step + border * s->in_maps, s->height, wide, 0, 1);
         NAME(gram_block)(&b, s, regions);
     }
     free(block);
