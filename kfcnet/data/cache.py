@@ -39,7 +39,7 @@ def read(path):
         with h5py.File(path, "r") as file:
             arrays = Arrays(*(file[name][()] for name in Arrays._fields))
             expected = file.attrs["sha256"]
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a damaged HDF5 file can raise nearly anything
         raise DataError(f"{path} cannot be read as a data set ({error}).") from error
     if sha256_of(arrays) != expected:
         raise DataError(f"{path} is damaged: its checksum does not match its contents.")
@@ -66,7 +66,7 @@ def write(path, arrays, compression=None, **attributes):
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
-            f"The cache {path} cannot be written: {error.strerror}.\n"
+            f"The cache {path} cannot be written: {error.strerror or error}.\n"
             "Make room there, or set KFCNET_DATA to a directory that can be written to."
         ) from error
     return sha256
