@@ -47,7 +47,7 @@ def command(function):
             status = _exit_status(error)
             if status is None:
                 raise
-            print(f"{'stopped' if status > 2 else 'error'}: {error}", file=sys.stderr)
+            print(error if status > 2 else f"error: {error}", file=sys.stderr)
             return status
 
     return run

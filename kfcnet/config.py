@@ -38,6 +38,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -147,12 +148,11 @@ WeightDecay = Annotated[
 
 
 class _OptimizerConfig(_Model):
-    """What SGD and the second-order methods share. Timescales are in examples."""
+    """What all optimizers share. Timescales are in examples."""
 
     name: str
     learning_rate: PositiveFloat
     batch_size: PositiveInt = 128
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: WeightDecay = 0.0  # one number, or layer name -> number; biases never decay
     averaging_timescale: PositiveFloat = 50000.0
 
@@ -167,6 +167,31 @@ class SgdConfig(_OptimizerConfig):
     """SGD with momentum and averaged parameters."""
 
     name: Literal["sgd"] = "sgd"
+    momentum: Decay = 0.9
+
+
+class AdagradConfig(_OptimizerConfig):
+    """Steps divided by the root of the sum of all squared gradients."""
+
+    name: Literal["adagrad"] = "adagrad"
+    epsilon: PositiveFloat = 1e-8
+
+
+class RmspropConfig(_OptimizerConfig):
+    """Steps divided by the root of a running mean of the squared gradients."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    square_decay: Decay = 0.9
+    epsilon: PositiveFloat = 1e-8
+
+
+class AdamConfig(_OptimizerConfig):
+    """Running means of the gradient and of its square, corrected for starting at zero."""
+
+    name: Literal["adam"] = "adam"
+    momentum: Decay = 0.9
+    square_decay: Decay = 0.999
+    epsilon: PositiveFloat = 1e-8
 
 
 class KfcPreConfig(_OptimizerConfig):
@@ -178,6 +203,7 @@ class KfcPreConfig(_OptimizerConfig):
 
     name: Literal["kfc_pre"] = "kfc_pre"
     batch_size: PositiveInt = 512
+    momentum: Decay = 0.9
     damping: NonNegative = 1e-3
     clip: PositiveFloat | None = 0.3
     clip_fraction: Fraction = 0.25
@@ -185,7 +211,7 @@ class KfcPreConfig(_OptimizerConfig):
     statistics_period: PositiveInt = 5
     statistics_fraction: Fraction = 0.25
     initial_examples: PositiveInt = 5000
-    inverse_period: PositiveInt = 20
+    inverse_period: Annotated[PositiveInt, Field(validate_default=True)] = 20
 
     @field_validator("statistics_timescale")
     @classmethod
@@ -203,7 +229,10 @@ class KfcPreConfig(_OptimizerConfig):
         return period
 
 
-OptimizerConfig = Annotated[SgdConfig | KfcPreConfig, Field(discriminator="name")]
+OptimizerConfig = Annotated[
+    SgdConfig | KfcPreConfig | AdagradConfig | RmspropConfig | AdamConfig,
+    Field(discriminator="name"),
+]
 
 
 class EvaluationConfig(_Model):
@@ -329,7 +358,7 @@ def _find(name_or_path: str | Path) -> tuple[str, str]:
         if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
             raise ConfigError(
                 f"{path} is a packaged config and another file in this folder:\n"
-                f"write ./{path} for the file, {name} in an empty folder for the packaged one"
+                f"write ./{path} for the file, {name} for the packaged one"
             )
         return f"{name}.yaml", text
     try:
@@ -379,6 +408,7 @@ def _apply_override(document: dict, override: str) -> None:
 _MODELS = {
     "data": DataConfig, "evaluation": EvaluationConfig, "ops": OpsConfig,
     "sgd": SgdConfig, "kfc_pre": KfcPreConfig,
+    "adagrad": AdagradConfig, "rmsprop": RmspropConfig, "adam": AdamConfig,
     "conv": ConvConfig, "dense": DenseConfig, "relu": ReluConfig, "max_pool": MaxPoolConfig,
     "avg_pool": AvgPoolConfig, "response_norm": ResponseNormConfig,
     "batch_norm": BatchNormConfig, "dropout": DropoutConfig,

@@ -1,0 +1,227 @@
+"""Configurations: every key is checked, errors name it in full, text survives a round trip."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kfcnet import yaml_text
+from kfcnet.config import (
+    ConfigError,
+    KfcPreConfig,
+    OpsConfig,
+    SgdConfig,
+    config_names,
+    dump_config,
+    load_config,
+    parse_config,
+)
+
+FOLDER = Path(__file__).parents[1] / "configs"
+TEXT = """
+data: {name: digits}
+network:
+- {layer: conv, filters: 8, kernel: 3, std: 1e-4}
+- {layer: relu}
+- {layer: max_pool, size: 2, stride: 2}
+- {layer: conv, name: middle, filters: 8, kernel: 3}
+- {layer: conv, filters: 8, kernel: 3}
+- {layer: dense, units: 10}
+optimizer:
+  name: kfc_pre
+  learning_rate: 1e-3
+  weight_decay: {conv1: .004, dense1: 1}
+epochs: 3
+"""
+
+
+def parse(*overrides, text=TEXT):
+    return parse_config(text, "my.yaml", overrides)
+
+
+def error_of(*overrides, text=TEXT):
+    with pytest.raises(ConfigError) as caught:
+        parse(*overrides, text=text)
+    message = str(caught.value)
+    assert 1 <= len(message.splitlines()) <= 2
+    return message
+
+
+def test_the_papers_curves_are_packaged():
+    assert {"cifar_kfc", "cifar_sgd", "svhn_kfc", "svhn_sgd", "digits_kfc", "digits_sgd"} <= set(
+        config_names()
+    )
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_parses_and_survives_a_round_trip(name):
+    config = load_config(name)
+    assert load_config(f"{name}.yaml") == load_config(FOLDER / f"{name}.yaml") == config
+    assert parse_config(dump_config(config)) == config
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_opens_by_saying_what_it_reproduces(name):
+    assert (FOLDER / f"{name}.yaml").read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("data", ["cifar", "svhn", "digits"])
+def test_both_methods_train_the_same_network_on_the_same_data(data):
+    kfc, sgd = load_config(f"{data}_kfc"), load_config(f"{data}_sgd")
+    assert kfc.network == sgd.network and kfc.data == sgd.data
+    assert kfc.optimizer.weight_decay == sgd.optimizer.weight_decay
+
+
+def test_kfc_pre_has_the_papers_settings_by_default():
+    config = KfcPreConfig(learning_rate=0.01)
+    assert (config.batch_size, config.damping) == (512, 1e-3)
+    assert (config.momentum, config.clip) == (0.9, 0.3)
+    assert config.averaging_timescale == config.statistics_timescale == 50000
+
+
+def test_statistics_timescale_follows_the_averaging_timescale_unless_given():
+    assert parse("optimizer.averaging_timescale=700").optimizer.statistics_timescale == 700
+    assert parse("optimizer.statistics_timescale=30").optimizer.statistics_timescale == 30
+
+
+def test_layers_without_a_name_are_numbered_by_kind():
+    names = [getattr(layer, "name", None) for layer in parse().network]
+    assert names == ["conv1", None, None, "middle", "conv3", "dense1"]
+
+
+def test_layers_left_out_of_the_decay_mapping_are_not_decayed():
+    optimizer = parse().optimizer
+    assert [optimizer.layer_decay(name) for name in ("conv1", "middle", "dense1")] == [0.004, 0, 1]
+    assert SgdConfig(learning_rate=1, weight_decay=0.5).layer_decay("any") == 0.5
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        parse().epochs = 4
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1e-3", 1e-3), ("-1E3", -1e3), (".5", 0.5), ("12", 12), ("010", 10.0), ("off", "off"),
+    ("yes", "yes"), ("true", True), ("null", None), ("~", None), ("", None), ("1:30", "1:30"),
+    ("'1e-3'", "1e-3"), ("2016-05-24", "2016-05-24"), ("{a: [1, b]}", {"a": [1, "b"]}),
+])  # fmt: skip
+def test_plain_scalars_are_read_by_the_rules_of_yaml_1_2(text, value):
+    parsed = yaml_text.parse(text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize("value", ["off", "1e-3", "1:30", "null", "é", "a: b", "0x10", 1e-5, 3])
+def test_dumped_scalars_mean_the_same_to_any_yaml_reader(value):
+    text = yaml_text.dump({"key": value})
+    assert yaml_text.parse(text) == {"key": value} == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("override, key, value", [
+    ("optimizer.learning_rate=3e-2", "learning_rate", 0.03),
+    ("optimizer.weight_decay=0", "weight_decay", 0),
+    ("optimizer.weight_decay.conv1=1", "weight_decay", {"conv1": 1, "dense1": 1}),
+    ("optimizer.clip=null", "clip", None),
+])  # fmt: skip
+def test_overrides_are_yaml_values(override, key, value):
+    assert getattr(parse(override).optimizer, key) == value
+
+
+def test_overrides_reach_items_of_lists_and_sections_left_out():
+    config = parse("network.0.std=he", "network.5.units=7", "ops.native=off", "data.path=/where")
+    assert config.network[0].std == "he" and config.network[5].units == 7
+    assert config.ops == OpsConfig(native="off") and config.data.path == Path("/where")
+
+
+@pytest.mark.parametrize("override, message", [
+    ("optimizer.dampin=1", "optimizer.dampin: unknown key; did you mean damping?"),
+    ("learning_rate=1", "learning_rate: unknown key; known: data, network"),
+    ("data.nme=svhn", "data.nme: unknown key; did you mean name?"),
+    ("network.0.kernl=3", "network.0.kernl: unknown key; did you mean kernel?"),
+    ("network.0.layer=cnv", "network.0.layer: unknown value cnv; did you mean conv?"),
+    ("network.1=relu", "network.1: must be keys and values, got 'relu'"),
+    ("network.1={size: 2}", "network.1.layer: missing"),
+    ("network.0={layer: conv, kernel: 3}", "network.0.filters: missing"),
+    ("network=[]", "network: must be a list of at least one layer, got []"),
+    ("network=[{layer: relu}]", "network: no conv or dense layer"),
+    ("network.4.name=conv1", "network: 2 layers are named conv1"),
+    ("network.0.name=a/b", "network.0.name: must be letters, digits and _ only, got 'a/b'"),
+    ("network.0.std=hee", "network.0.std: must be a number or he, got 'hee'"),
+    ("network.0.std=0", "network.0.std: must be above 0, got 0"),
+    ("network.0.filters=1.5", "network.0.filters: must be a whole number, got 1.5"),
+    ("network.0.padding=-1", "network.0.padding: must be at least 0, got -1"),
+    ("network.2.stride=3", "network.2.stride: 3 is above the window's size, 2"),
+    ("network.9.std=1", "--set network.9.std: network has items 0 to 5, not 9"),
+    ("network.x.std=1", "--set network.x.std: network has items 0 to 5, not x"),
+    ("optimizer.name=kfc_pree", "optimizer.name: unknown value kfc_pree; did you mean kfc_pre?"),
+    ("optimizer={name: sgd, learning_rate: 1, damping: 1}", "optimizer.damping: unknown key"),
+    ("optimizer.damping=-1", "optimizer.damping: must be at least 0, got -1"),
+    ("optimizer={name: sgd}", "optimizer.learning_rate: missing"),
+    ("optimizer={learning_rate: 1}", "optimizer.name: missing"),
+    ("optimizer.learning_rate=fast", "optimizer.learning_rate: must be a number, got 'fast'"),
+    ("optimizer.learning_rate=true", "optimizer.learning_rate: must be a number, got True"),
+    ("optimizer.learning_rate=.inf", "optimizer.learning_rate: must be a finite number, got inf"),
+    ("optimizer.momentum=1", "optimizer.momentum: must be below 1, got 1"),
+    ("optimizer.clip_fraction=1.5", "optimizer.clip_fraction: must be at most 1, got 1.5"),
+    ("optimizer.statistics_fraction=0", "optimizer.statistics_fraction: must be above 0, got 0"),
+    ("optimizer.weight_decay=[1]", "optimizer.weight_decay: must be a number, got [1]"),
+    ("optimizer.weight_decay.conv1=x", "optimizer.weight_decay.conv1: must be a number, got 'x'"),
+    ("optimizer.weight_decay.conv9=1", "optimizer.weight_decay.conv9: the network has no such"),
+    ("optimizer.inverse_period=4", "optimizer.inverse_period: 4 is below statistics_period, 5"),
+    ("optimizer.statistics_period=21", "optimizer.inverse_period: 20 is below statistics"),
+    ("evaluation={every: 1.5, unit: updates}", "evaluation: every must be a whole number"),
+    ("data=null", "data: must be keys and values, got None"),
+    ("epochs=0", "epochs: must be above 0, got 0"),
+    ("seed=4294967296", "seed: must be below 4294967296, got 4294967296"),
+    ("device=gpu", "device: must be auto, cpu or cuda, got 'gpu'"),
+    ("dtype=float16", "dtype: must be float32 or float64, got 'float16'"),
+    ("ops.shards=0", "ops.shards: must be at least 1, got 0"),
+    ("epochs.x=1", "--set epochs.x: epochs has no keys of its own"),
+    ("epochs", "--set epochs: expected key.key=value"),
+    ("epochs=[1", "--set epochs: line 1, column 3: expected ',' or ']'"),
+])  # fmt: skip
+def test_bad_settings_are_refused_by_the_name_of_their_key(override, message):
+    assert message in error_of(override)
+
+
+def test_a_misspelt_key_is_reported_once_and_not_as_missing_too():
+    message = error_of(text=TEXT.replace("learning_rate", "learning_rat"))
+    assert message == "my.yaml: optimizer.learning_rat: unknown key; did you mean learning_rate?"
+
+
+def test_many_errors_are_counted_not_listed():
+    message = error_of("seed=-1", "epochs=-1", "device=gpu")
+    assert message.splitlines()[1] == "(and 2 more errors)"
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a: [1\nb: 2", "my.yaml: line 2, column 2: expected ',' or ']'"),
+    ("a: 1\na: 2", "my.yaml: line 1, column 1: key a is given 2 times"),
+    ("a: !!python/object:os.system {}", "could not determine a constructor"),
+    ("a: *b", "my.yaml: line 1, column 4: found undefined alias"),
+    ("? [1, 2]\n: 3", "found unhashable key"),
+    ("a: \x00", "my.yaml: not YAML"),
+    ("", "my.yaml: expected keys and values, got None"),
+    ("- 1", "my.yaml: expected keys and values, got [1]"),
+])  # fmt: skip
+def test_text_that_is_no_config_is_refused_with_its_place(text, message):
+    assert message in error_of(text=text)
+
+
+def test_a_missing_file_is_answered_with_the_known_names(tmp_path):
+    with pytest.raises(ConfigError, match="No such file(.|\n)*cifar_kfc, cifar_sgd, digits_kfc"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_binary_file_is_refused(tmp_path):
+    (tmp_path / "picture.yaml").write_bytes(b"\x89PNG\xff\xfe")
+    with pytest.raises(ConfigError, match="picture.yaml: not a text file"):
+        load_config(tmp_path / "picture.yaml")
+
+
+def test_a_name_that_means_two_different_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits_kfc.yaml").write_text(TEXT)
+    with pytest.raises(ConfigError, match="write ./digits_kfc.yaml for the file"):
+        load_config("digits_kfc.yaml")
+    assert load_config("./digits_kfc.yaml") == parse()
+    assert load_config("digits_kfc") == load_config(FOLDER / "digits_kfc.yaml")
