@@ -38,4 +38,6 @@ def settings(name, **changes):
     if name == "kfc_pre":
         values |= dict(damping=1e-3, clip=0.3, clip_fraction=0.25, statistics_timescale=None,
                        statistics_period=2, statistics_fraction=0.5, inverse_period=4)
+    if name in ("adagrad", "rmsprop", "adam"):
+        values |= dict(epsilon=1e-8, square_decay=0.9)
     return SimpleNamespace(**(values | changes))

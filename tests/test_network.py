@@ -136,6 +136,7 @@ def test_the_paper_network_has_its_89578_parameters(ops64):
     ([dict(layer="relu")], "no layer has weights"),
     ([dict(layer="dense", units=2, name="a"), dict(layer="dense", units=2, name="a")], "'a'"),
     ([dict(layer="conv", filters=2)], "kernel"),
+    ([dict(layer="max_pool", size=2, stride=3), dict(layer="dense", units=2)], "stride"),
 ])
 def test_impossible_networks_are_refused_by_name(ops64, layers, message):
     with pytest.raises(ValueError, match=message):

@@ -53,6 +53,24 @@ def test_sgd_is_the_published_update(ops64, rng):
     assert (opt.steps, opt.examples) == (4, 32)
 
 
+@pytest.mark.parametrize("name, arguments", [
+    ("adagrad", dict(lr=0.1, eps=1e-8)), ("rmsprop", dict(lr=0.1, alpha=0.9, eps=1e-8)),
+    ("adam", dict(lr=0.1, betas=(0.9, 0.9), eps=1e-8)), ("sgd", dict(lr=0.1, momentum=0.9))])
+def test_baselines_follow_pytorch_step_by_step(ops64, rng, name, arguments):
+    torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
+    opt = optimizer(ops64, name, layers=EVERY_LAYER[1:])
+    theta = torch.tensor(opt.network.theta.copy(), requires_grad=True)
+    makers = dict(adagrad=torch.optim.Adagrad, rmsprop=torch.optim.RMSprop,
+                  adam=torch.optim.Adam, sgd=torch.optim.SGD)
+    reference = makers[name]([theta], **arguments)
+    for step, batch in enumerate(batches(ops64, rng, 5)):
+        with opt.network.using(theta.detach().numpy()):
+            theta.grad = torch.tensor(loss_gradient(opt, batch, step))
+        reference.step()
+        opt.step(batch)
+        assert_close(opt.network.theta, theta.detach().numpy(), 1e-9)
+
+
 def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
     """Four steps with T_s = 2, T_f = 4, weight decay, dropout and an active clip, in plain NumPy."""
     opt = optimizer(ops64, "kfc_pre", weight_decay=0.05, learning_rate=3.0, clip=0.01)
@@ -153,7 +171,7 @@ def test_identical_batches_give_the_batch_factor_back(ops64, rng):
     assert_close(opt.blocks[0].Omega, expected, 1e-12)
 
 
-@pytest.mark.parametrize("name", ["sgd", "kfc_pre"])
+@pytest.mark.parametrize("name", ["sgd", "kfc_pre", "adagrad", "rmsprop", "adam"])
 def test_a_restored_optimizer_goes_on_bit_for_bit(name, rng):
     ops = CpuOps("float32", shards=2)
     data = batches(ops, rng, 7)

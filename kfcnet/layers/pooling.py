@@ -6,7 +6,10 @@ from kfcnet.ops.shapes import pooled_size
 
 class _Pool(Layer):
     def __init__(self, ops, input_shape, name, size, stride):
+        """Raises ValueError where the stride would leave pixels, or a whole window, out."""
         super().__init__(ops, input_shape, name)
+        if stride > size:
+            raise ValueError(f"{name}: a stride of {stride} is above the window's size, {size}")
         H, W, J = self.input_shape
         self.window = (size, stride)
         self.output_shape = (pooled_size(H, size, stride), pooled_size(W, size, stride), J)

@@ -377,8 +377,51 @@ class CpuOps:
         velocity *= momentum
         velocity -= step * direction
         theta += velocity
-        average *= averaging_decay
-        average += (1 - averaging_decay) * theta
+        _fold(average, theta, averaging_decay)
+
+    def nesterov_update(self, theta, velocity, average, direction, learning_rate, momentum,
+                        averaging_decay):
+        """Like `momentum_update`, but theta += momentum*velocity - learning_rate*direction, with
+        the new velocity: the look-ahead form of Sutskever et al. (2013).
+        """
+        velocity *= momentum
+        velocity -= learning_rate * direction
+        theta += momentum * velocity
+        theta -= learning_rate * direction
+        _fold(average, theta, averaging_decay)
+
+    def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
+                       averaging_decay):
+        """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
+        squares += gradient * gradient
+        theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
+        _fold(average, theta, averaging_decay)
+
+    def rmsprop_update(self, theta, squares, average, gradient, learning_rate, square_decay,
+                       epsilon, averaging_decay):
+        """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
+        _fold(squares, gradient * gradient, square_decay)
+        theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
+        _fold(average, theta, averaging_decay)
+
+    def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
+                    square_decay, epsilon, steps, averaging_decay):
+        """velocity and squares: running means of g and g^2, here divided by 1 - decay^steps.
+
+        theta -= learning_rate * mean / (sqrt(mean square) + epsilon); steps counts this one.
+        """
+        _fold(velocity, gradient, momentum)
+        _fold(squares, gradient * gradient, square_decay)
+        mean_scale, square_scale = 1 - momentum**steps, 1 - square_decay**steps
+        theta -= learning_rate / mean_scale * velocity / (
+            np.sqrt(squares / square_scale) + epsilon)
+        _fold(average, theta, averaging_decay)
+
+
+def _fold(average, value, decay):
+    """average <- decay*average + (1 - decay)*value."""
+    average *= decay
+    average += (1 - decay) * value
 
 
 def _pooled_shape(shape, size, stride):

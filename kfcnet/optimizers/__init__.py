@@ -1,12 +1,14 @@
 """Optimizers: step(batch), the averaged parameters, and a state to resume from."""
 
+from kfcnet.optimizers.adaptive import Adagrad, Adam, RMSProp
 from kfcnet.optimizers.base import Batch, Optimizer, Step
 from kfcnet.optimizers.kfc_pre import KfcPre
 from kfcnet.optimizers.sgd import SGD
 
-OPTIMIZERS = {"sgd": SGD, "kfc_pre": KfcPre}
+OPTIMIZERS = {"sgd": SGD, "kfc_pre": KfcPre, "adagrad": Adagrad, "rmsprop": RMSProp, "adam": Adam}
 
-__all__ = ["OPTIMIZERS", "SGD", "Batch", "KfcPre", "Optimizer", "Step", "build_optimizer"]
+__all__ = ["OPTIMIZERS", "SGD", "Adagrad", "Adam", "Batch", "KfcPre", "Optimizer", "RMSProp",
+           "Step", "build_optimizer"]
 
 
 def build_optimizer(config, network, loss, seed=0):
