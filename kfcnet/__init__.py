@@ -1,0 +1,23 @@
+"""KFC: Kronecker-factored curvature for convolutional networks (Grosse & Martens 2016).
+
+`train(config, out)` trains as a configuration says, `load_run(path)` gives a trained network back;
+`load_config(name)` reads a configuration. Layers, networks and optimizers work without one.
+"""
+
+import importlib
+
+_HOMES = {"load_config": "config", "load_run": "evaluation", "train": "trainer",
+          "build_network": "network", "build_optimizer": "optimizers", "get_ops": "ops"}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    """Public functions are imported when first asked for: `import kfcnet` stays light."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_HOMES])

@@ -20,7 +20,7 @@ class Examples:
 
     def __init__(self, ops, images, labels, mean, input_scale):
         """images uint8 (N, H, W, C), labels int32 (N,); inputs are (pixel - mean) / input_scale."""
-        self.ops, self.images, self.labels = ops, images, labels
+        self.ops, self.images, self.labels = ops, ops.place(images), ops.place(labels)
         self.mean, self.scale = ops.asarray(mean), 1 / input_scale
 
     def __len__(self):

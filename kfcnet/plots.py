@@ -65,7 +65,12 @@ def read_run(folder):
         config = yaml_text.parse((folder / "config.yaml").read_text())
     except (OSError, ValueError) as error:
         raise RecordError(f"cannot read {folder / 'config.yaml'}: {error}") from error
-    return Run(read_metrics(folder / "metrics.csv"), config, read_json(folder / "run.json"))
+    record = read_json(folder / "run.json")
+    for content, keys, name in ((config, ("data", "network", "optimizer"), "config.yaml"),
+                                (record, ("device",), "run.json")):
+        if not isinstance(content, dict) or any(key not in content for key in keys):
+            raise RecordError(f"{folder / name}: the record of a run has keys {', '.join(keys)}")
+    return Run(read_metrics(folder / "metrics.csv"), config, record)
 
 
 def plot_runs(folders, out, x="seconds"):
@@ -242,9 +247,9 @@ def _data_set(run):
 
 
 def _device(run):
-    """"CPU (name of the processor)", from `run.json`."""
+    """"CPU (name of the processor)" or "CUDA (name of the GPU)", from `run.json`."""
     device = run.record["device"]
-    name = device.get("processor")
+    name = device.get("processor") or device.get("name")
     return device["device"].upper() + (f" ({name})" if name else "")
 
 

@@ -164,7 +164,8 @@ class Trainer:
             self._warm_up()
         with self.clock:
             if self.optimizer.needs_preparation:
-                self._prepare(self.optimizer)
+                with self._inverting():
+                    self._prepare(self.optimizer)
             while True:
                 self._step()
                 if (self.schedule.due(self.optimizer.steps) or self._save_is_due()
@@ -173,17 +174,23 @@ class Trainer:
             self._read()
 
     def _step(self):
-        """One update; a factor that cannot be inverted may be the first that is seen of a NaN."""
+        """One update; its results are read now or together with those of later ones."""
         if not self.readings.count:
             self.kept = self.optimizer.steps, self.ops.copy(self.network.theta)
-        try:
+        with self._inverting():
             self.readings.add(self.optimizer.step(self._batch(self.optimizer.steps)))
+        if self.readings.full:
+            self._read()
+
+    @contextlib.contextmanager
+    def _inverting(self):
+        """End the run where a factor cannot be inverted, often the first that is seen of a NaN."""
+        try:
+            yield
         except np.linalg.LinAlgError as error:
             self._read()
             self._fail(self.optimizer.steps, f"a factor cannot be inverted ({error})",
                        self.network.theta)
-        if self.readings.full:
-            self._read()
 
     def _batch(self, step):
         return self.train_set.batch(self.batches.indices(step))

@@ -1,0 +1,205 @@
+"""Figures: what is in them, that they are the same bytes twice, and what they cannot be made of."""
+
+import shutil
+
+import matplotlib
+import numpy as np
+import pytest
+import yaml
+from matplotlib import image
+from matplotlib.colors import to_rgb
+
+from kfcnet import plots, records
+from kfcnet.records import COLUMNS, RecordError
+
+LAYERS = [{"layer": "conv", "filters": 32}, {"layer": "relu"}, {"layer": "conv", "filters": 64},
+          {"layer": "dense", "units": 10}]
+
+
+def write_run(folder, name="kfc_pre", batch=512, data="cifar10", rows=9, seed=0, final=0.2,
+              processor="Some CPU", network=LAYERS, zero=False):
+    """A run that nobody trained: errors fall from 90% to `final`."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(
+        {"data": {"name": data}, "network": network, "seed": seed,
+         "optimizer": {"name": name, "batch_size": batch, "learning_rate": 0.01}}))
+    records.write_json(folder / "run.json", {"device": {"device": "cpu", "processor": processor}})
+    records.create_metrics(folder / "metrics.csv")
+    for row in range(rows):
+        done = row / max(rows - 1, 1)
+        values = dict.fromkeys(COLUMNS, 0.0) | {
+            "iteration": row * 49, "examples": row * 49 * batch, "epoch": 0.5 * row,
+            "seconds": 30.0 * row, "train_loss": 2.3 * 0.1**done, "test_loss": 2.3 * 0.2**done,
+            "train_error": 0.0 if zero and row == rows - 1 else 0.9 * (final / 2) ** done,
+            "test_error": 0.9 * (final / 0.9) ** done}
+        records.append_metrics(folder / "metrics.csv", values)
+    return folder
+
+
+def drawn(folders, x="seconds"):
+    """(Figure, loss axes, error axes) of runs."""
+    figure = plots.draw_runs([plots.read_run(folder) for folder in folders], x)
+    return figure, *figure.axes
+
+
+def curves(axes):
+    return [line for line in axes.lines if len(line.get_xdata()) > 2]
+
+
+def title(figure):
+    return figure.texts[0].get_text()
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_a_figure_drawn_twice_is_the_same_bytes(suffix, tmp_path):
+    run = write_run(tmp_path / "run")
+    first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
+    plots.plot_runs([run], first)
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 20}):  # a user's own settings
+        plots.plot_runs([run], second)
+    assert first.read_bytes() == second.read_bytes()
+    assert len(first.read_bytes()) > 2000
+
+
+def test_a_figure_is_a_picture_with_every_curve_in_it(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", "sgd", 128, final=0.3)]
+    plots.plot_runs(runs, tmp_path / "two.png")
+    pixels = image.imread(tmp_path / "two.png")[..., :3]
+    assert pixels.shape[1] >= 1400
+    for colour in plots.COLOURS[:2]:
+        assert (np.abs(pixels - to_rgb(colour)).max(axis=2) < 0.02).sum() > 500
+    assert (np.abs(pixels - to_rgb(plots.COLOURS[2])).max(axis=2) < 0.02).sum() == 0
+
+
+@pytest.mark.parametrize("x, column, label", [
+    ("seconds", "seconds", "training time (s)"), ("updates", "iteration", "updates"),
+    ("epochs", "epoch", "epochs"), ("examples", "examples", "training examples")])
+def test_curves_lie_where_the_records_say(x, column, label, tmp_path):
+    run = write_run(tmp_path / "run")
+    metrics = records.read_metrics(run / "metrics.csv")
+    _, *panels = drawn([run], x)
+    for axes, quantity in zip(panels, ("loss", "error"), strict=True):
+        assert axes.get_xlabel() == label
+        train, test = curves(axes)
+        for line, part in ((train, "train"), (test, "test")):
+            np.testing.assert_array_equal(line.get_xdata(), metrics[column])
+            np.testing.assert_array_equal(line.get_ydata(), metrics[f"{part}_{quantity}"])
+        assert (train.get_linestyle(), test.get_linestyle()) == ("--", "-")
+        assert train.get_color() == test.get_color()
+
+
+@pytest.mark.parametrize("rows, unit", [(21, "s"), (22, "min"), (481, "min"), (482, "h")])
+def test_time_is_shown_in_readable_units(rows, unit, tmp_path):
+    _, loss, _ = drawn([write_run(tmp_path / "run", rows=rows)])
+    assert loss.get_xlabel() == f"training time ({unit})"
+    divisor = {"s": 1, "min": 60, "h": 3600}[unit]
+    assert curves(loss)[0].get_xdata()[-1] == 30 * (rows - 1) / divisor
+
+
+def test_runs_differ_in_colour_and_in_marker(tmp_path):
+    runs = [write_run(tmp_path / str(seed), seed=seed) for seed in range(4)]
+    lines = curves(drawn(runs)[1])
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines})
+    assert len({line.get_marker() for line in lines}) == 4
+
+
+def test_labels_and_title_come_from_the_records(tmp_path):
+    runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", "sgd", 128)]
+    figure, loss, error = drawn(runs)
+    assert title(figure) == "CIFAR-10, conv 32-64, dense 10, CPU (Some CPU)"
+    assert texts(error)[:2] == ["KFC-pre, M = 512", "SGD, M = 128"]
+    assert texts(loss) == ["training", "test"]
+    assert title(drawn(runs[:1])[0]) == (
+        "CIFAR-10, conv 32-64, dense 10, batch 512, CPU (Some CPU)")
+
+
+def test_what_runs_do_not_share_is_in_their_labels(tmp_path):
+    runs = [write_run(tmp_path / "a", seed=1), write_run(tmp_path / "b", seed=2),
+            write_run(tmp_path / "c", "sgd", 128, processor="Other CPU",
+                      network=[*LAYERS, {"layer": "batch_norm"}])]
+    figure, _, error = drawn(runs)
+    assert title(figure) == "CIFAR-10"
+    assert texts(error)[:3] == [
+        "KFC-pre, M = 512, conv 32-64, dense 10, CPU (Some CPU), seed 1",
+        "KFC-pre, M = 512, conv 32-64, dense 10, CPU (Some CPU), seed 2",
+        "SGD, M = 128, conv 32-64, dense 10, batch norm, CPU (Other CPU)"]
+
+
+@pytest.mark.parametrize("data, published", [
+    (["cifar10"], "published test error, 18%"), (["svhn"], "published test error, 2.78%"),
+    (["digits"], None), (["synthetic"], None), (["cifar10", "svhn"], None)])
+def test_the_published_error_is_drawn_for_its_own_data_set_only(data, published, tmp_path):
+    runs = [write_run(tmp_path / name, data=name) for name in data]
+    _, loss, error = drawn(runs)
+    shown = [text for text in texts(error) if "published" in text]
+    assert shown == ([published] if published else [])
+    levels = [line.get_ydata()[0] for line in error.lines if line.get_linestyle() == ":"]
+    assert levels == ([plots.PUBLISHED_ERROR[data[0]]] if published else [])
+    assert not [line for line in loss.lines if line.get_linestyle() == ":"]
+
+
+def test_an_error_of_zero_stays_in_the_figure(tmp_path):
+    figure, _, error = drawn([write_run(tmp_path / "run", zero=True)])
+    assert error.get_yscale() == "log" and error.get_ylim()[0] > 0
+    plots.save_figure(lambda: drawn([tmp_path / "run"])[0], tmp_path / "zero.png")
+
+
+def test_a_run_of_one_row_and_a_diverged_run_can_be_drawn(tmp_path):
+    one = write_run(tmp_path / "one", rows=1)
+    plots.plot_runs([one], tmp_path / "one.png")
+    bad = write_run(tmp_path / "bad")
+    row = {**dict.fromkeys(COLUMNS, np.nan), "iteration": 10**6, "examples": 10**8, "seconds": 900,
+           "epoch": 99}
+    records.append_metrics(bad / "metrics.csv", row)
+    plots.plot_runs([bad], tmp_path / "bad.png")
+    assert (tmp_path / "one.png").exists() and (tmp_path / "bad.png").exists()
+
+
+def test_bad_requests_are_errors_that_name_the_value(tmp_path):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(ValueError, match="'hours' is not one of seconds, updates"):
+        plots.plot_runs([run], tmp_path / "x.png", "hours")
+    with pytest.raises(ValueError, match="curves.gif.*.png"):
+        plots.plot_runs([run], tmp_path / "curves.gif")
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("metrics.csv", "iteration\n", "metrics.csv, line 1"),
+    ("run.json", "{", "run.json, line 1"),
+    ("config.yaml", "data: [", "config.yaml: line"),
+    ("config.yaml", "data: 3", "config.yaml: .*has keys data"),
+    ("run.json", "[]", "run.json: .*has keys device"),
+])
+def test_an_unreadable_record_is_an_error_naming_the_file(name, content, message, tmp_path):
+    run = write_run(tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(RecordError, match=message):
+        plots.plot_runs([run], tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_a_folder_without_a_run_is_an_error_naming_it(tmp_path):
+    with pytest.raises(RecordError, match="nothing holds no run"):
+        plots.plot_runs([tmp_path / "nothing"], tmp_path / "x.png")
+    run = write_run(tmp_path / "run")
+    shutil.rmtree(run)
+    with pytest.raises(RecordError, match="run holds no run"):
+        plots.plot_runs([run], tmp_path / "x.png")
+
+
+def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tmp_path):
+    run = plots.read_run(write_run(tmp_path / "run"))
+    results = [(2.0, {"optimizer.learning_rate": rate}, error)
+               for rate, error in ((0.3, None), (0.1, 0.4), (0.03, 0.3))]
+    results.append((8.0, {"optimizer.learning_rate": 0.03}, 0.1))
+    axes = plots.draw_sweep(results, run).axes[0]
+    lines = {line.get_label(): line for line in axes.lines}
+    assert lines["2 epochs"].get_xydata().tolist() == [[0, 0.3], [1, 0.4]]
+    assert lines["8 epochs"].get_xydata().tolist() == [[0, 0.1]]
+    crosses = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "x"]
+    assert [[2, 1]] in crosses
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.03", "0.1", "0.3"]

@@ -1,0 +1,292 @@
+"""A run that was killed, interrupted or finished goes on as if it had never stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import SGD, SMALL, assert_same_run, small
+
+from kfcnet import records, trainer
+from kfcnet.checkpoint import CheckpointError, load_checkpoint
+from kfcnet.records import read_json, read_metrics
+from kfcnet.run_folder import RunFolderError
+from kfcnet.trainer import Trainer, TrainingInterrupted, train
+
+TEXTS = {"kfc_pre": SMALL, "sgd": SGD}
+ALWAYS = "checkpoint_minutes=1e-9"  # a checkpoint after every step
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Figures have tests of their own, and take longer than these runs."""
+    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing catches it."""
+
+
+@pytest.fixture(scope="module", params=TEXTS)
+def text(request):
+    return TEXTS[request.param]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(text, tmp_path_factory):
+    """A run that was never stopped."""
+    out = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+        train(small(ALWAYS, text=text), out)
+    return out
+
+
+def kill_in(monkeypatch, owner, name, call, before=True):
+    """Let the `call`-th call of owner.name (counted from 1) end the process, so to speak."""
+    original, calls = getattr(owner, name), []
+
+    def killing(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call and before:
+            raise Killed
+        result = original(*args, **kwargs)
+        if len(calls) == call:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, killing)
+
+
+KILLS = {
+    "while the folder is begun": (records, "write_text", 1, True),
+    "at the first evaluation": (trainer, "evaluate", 1, True),
+    "before the first checkpoint": (Trainer, "_step", 1, False),
+    "in the first checkpoint's write": (records.os, "replace", 4, True),
+    "between checkpoint and next step": (Trainer, "_step", 3, True),
+    "after a step, before its checkpoint": (Trainer, "_step", 3, False),
+    "after a row, before its checkpoint": (trainer.RunFolder, "append", 2, False),
+    "before a row": (trainer.RunFolder, "append", 2, True),
+    "in a later checkpoint's write": (records.os, "replace", 10, True),
+    "after a later checkpoint's write": (records.os, "replace", 10, False),
+    "before the last evaluation": (trainer, "evaluate", 7, True),
+    "before the figure": (trainer.plots, "plot_runs", 1, True),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_run_goes_on_bit_for_bit(kill, text, uninterrupted, tmp_path):
+    config = small(ALWAYS, text=text)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, *KILLS[kill])
+        train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
+    assert (tmp_path / "run" / "curves.png").exists()
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_run_killed_again_and_again_goes_on_bit_for_bit(text, uninterrupted, tmp_path):
+    for _ in range(4):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            kill_in(patch, Trainer, "_step", 3)
+            train(small(ALWAYS, text=text), tmp_path / "run", resume=True)
+    train(small(ALWAYS, text=text), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_steps_since_the_last_checkpoint_are_repeated_with_their_rows(text, uninterrupted,
+                                                                      tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
+        kill_in(patch, Trainer, "_step", 9)
+        train(small(ALWAYS, text=text), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 3
+    assert read_metrics(tmp_path / "run" / "metrics.csv")["iteration"].tolist() == [0, 5]
+    train(small(ALWAYS, text=text), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_row_cut_short_by_the_kill_is_dropped(text, uninterrupted, tmp_path):
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "_step", 7)
+        train(small(ALWAYS, text=text), run)
+    with open(run / "metrics.csv", "a") as file:
+        file.write("10,0.83")
+    train(small(ALWAYS, text=text), run, resume=True)
+    assert_same_run(run, uninterrupted)
+
+
+def test_seconds_go_on_where_they_were(tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "_step", 8)
+        train(small(ALWAYS), tmp_path / "run")
+    before = read_metrics(tmp_path / "run" / "metrics.csv")
+    train(small(ALWAYS), tmp_path / "run", resume=True)
+    after = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert (after["seconds"][:len(before["seconds"])] == before["seconds"]).all()
+    for name in ("seconds", "seconds_gradient", "seconds_statistics", "seconds_clip"):
+        assert (np.diff(after[name]) > 0).all()
+
+
+def test_a_missing_folder_is_started(tmp_path, text, uninterrupted):
+    train(small(ALWAYS, text=text), tmp_path / "new" / "run", resume=True)
+    assert_same_run(tmp_path / "new" / "run", uninterrupted)
+
+
+def test_a_finished_run_is_only_drawn_again(uninterrupted, text, tmp_path, monkeypatch):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    (run / "curves.png").unlink()
+    monkeypatch.setattr(trainer.data, "load", lambda *_, **__: pytest.fail("data are not needed"))
+    train(small(ALWAYS, text=text), run, resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_more_epochs_go_on_as_if_they_had_been_asked_for_at_once(text, tmp_path):
+    settings = ["evaluation.every=6"]
+    train(small(*settings, text=text), tmp_path / "grown")
+    train(small(*settings, "epochs=2", text=text), tmp_path / "grown", resume=True)
+    train(small(*settings, "epochs=2", text=text), tmp_path / "long")
+    assert_same_run(tmp_path / "grown", tmp_path / "long")
+    assert "epochs: 2.0" in (tmp_path / "grown" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("override, key", [
+    ("optimizer.learning_rate=0.011", "optimizer.learning_rate is 0.011 now and was 0.01 in"),
+    ("seed=1", "seed is 1 now and was 0 in"),
+    ("network.0.filters=4", "network.0.filters is 4 now and was 3 in"),
+    ("network=[{layer: dense, units: 10}]", "network.0.layer is dense now and was conv in"),
+    ("evaluation.every=4", "evaluation.every is 4.0 now and was 5.0 in"),
+])
+def test_a_changed_setting_is_refused_by_name(override, key, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "_step", 3)
+        train(small(ALWAYS), tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(RunFolderError, match=key):
+        train(small(ALWAYS, override), tmp_path / "run", resume=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_other_data_are_refused(tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "_step", 3)
+        train(small(ALWAYS), tmp_path / "run")
+    dataset = trainer.data.load(small().data)
+    dataset.provenance["sha256"] = "0" * 64
+    monkeypatch.setattr(trainer.data, "load", lambda *_, **__: dataset)
+    with pytest.raises(RunFolderError, match="checksum of the data is 000"):
+        train(small(ALWAYS), tmp_path / "run", resume=True)
+
+
+def test_a_damaged_checkpoint_is_an_error_and_nothing_is_touched(uninterrupted, text, tmp_path):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    content = bytearray((run / "checkpoint.h5").read_bytes())
+    content[-50] ^= 8
+    (run / "checkpoint.h5").write_bytes(content)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(CheckpointError, match="checkpoint.h5 is damaged"):
+        train(small(ALWAYS, text=text), run, resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, status, text,
+                                                                 uninterrupted, tmp_path):
+    step = Trainer._step
+
+    def signalled(self):
+        if self.optimizer.steps == 7:
+            os.kill(os.getpid(), number)
+        step(self)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_step", signalled)
+        with pytest.raises(TrainingInterrupted, match="after update 8.*--resume") as caught:
+            train(small("checkpoint_minutes=1000", text=text), tmp_path / "run")
+    assert caught.value.exit_status == status
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    outcome = read_json(tmp_path / "run" / "run.json")["outcome"]
+    assert outcome == {"state": "interrupted", "iteration": 8}
+    train(small("checkpoint_minutes=1000", text=text), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(text, uninterrupted, tmp_path):
+    evaluate = trainer.evaluate
+
+    def signalled(network, *args):
+        if len(list(tmp_path.glob("run/metrics.csv"))) and \
+                read_metrics(tmp_path / "run" / "metrics.csv")["iteration"].max(initial=-1) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(network, *args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+        patch.setattr(trainer, "evaluate", signalled)
+        train(small("checkpoint_minutes=1000", text=text), tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.csv")["iteration"].tolist() == [0, 5]
+    train(small("checkpoint_minutes=1000", text=text), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_signal_before_the_first_update_leaves_a_run_to_be_started(tmp_path):
+    evaluate = trainer.evaluate
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "evaluate", signalled)
+        with pytest.raises(TrainingInterrupted, match="before the first update"):
+            train(small(), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.h5").exists()
+    train(small(), tmp_path / "run", resume=True)
+    assert read_metrics(tmp_path / "run" / "metrics.csv")["iteration"].tolist() == [0, 5, 10, 12]
+
+
+def start_process(tmp_path, out):
+    (tmp_path / "config.yaml").write_text(SMALL)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--config", str(tmp_path / "config.yaml"), "--out", str(out),
+         "--set", ALWAYS, "epochs=12", "--resume"], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(out, count):
+    for _ in range(600):
+        if (out / "metrics.csv").exists() and (out / "metrics.csv").read_text().count("\n") > count:
+            return
+        time.sleep(0.05)
+    pytest.fail("the run does not get on")
+
+
+@pytest.mark.slow
+def test_a_process_that_is_really_killed_goes_on_bit_for_bit(tmp_path):
+    for rows in (1, 6, 15):
+        process = start_process(tmp_path, tmp_path / "run")
+        wait_for_rows(tmp_path / "run", rows)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    train(small(ALWAYS, "epochs=12"), tmp_path / "run", resume=True)
+    train(small(ALWAYS, "epochs=12"), tmp_path / "long")
+    assert_same_run(tmp_path / "run", tmp_path / "long")
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_process_that_is_interrupted_exits_with_the_signals_status(number, status, tmp_path):
+    process = start_process(tmp_path, tmp_path / "run")
+    wait_for_rows(tmp_path / "run", 2)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr
+    assert "--resume" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr

@@ -1,0 +1,232 @@
+"""Sweeps: the grid, the stages, the ranking, and going on after a stop."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import assert_same_run, small
+
+from kfcnet import sweep as sweeps
+from kfcnet import trainer
+from kfcnet.config import ConfigError
+from kfcnet.records import read_metrics
+from kfcnet.run_folder import RunFolderError
+from kfcnet.sweep import Point, Result, Stage, parse_grid, parse_stages, rank, sweep
+from kfcnet.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "sweep.py"
+CONFIG = """
+data: {name: digits, input_scale: 16}
+network: [{layer: dense, units: 10}]
+optimizer: {name: sgd, learning_rate: 0.05, batch_size: 120, averaging_timescale: 500}
+evaluation: {every: 0.5}
+epochs: 1
+device: cpu
+ops: {native: "off"}
+"""
+GRID = {"optimizer.learning_rate": [0.003, 1e40, 0.3, 0.03]}
+STAGES = [Stage(0.5, None), Stage(1, 2), Stage(2, 1)]
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """The figures of single runs have tests of their own, and take longer than these runs."""
+    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    return tmp_path / "config.yaml"
+
+
+def table(out):
+    with open(out / "sweep.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def watch_training(monkeypatch):
+    """The names of the runs that are trained from now on."""
+    names = []
+
+    def watched(config, folder, **options):
+        names.append(folder.name)
+        train(config, folder, **options)
+
+    monkeypatch.setattr(sweeps, "train", watched)
+    return names
+
+
+def test_a_grid_is_read_as_yaml():
+    assert parse_grid(["optimizer.learning_rate=0.3,1e-3", "network.0.std=he,0.1"]) == {
+        "optimizer.learning_rate": [0.3, 0.001], "network.0.std": ["he", 0.1]}
+    assert parse_grid(["optimizer.weight_decay=0,{conv1: 0.004, fc10: 1}"]) == {
+        "optimizer.weight_decay": [0, {"conv1": 0.004, "fc10": 1}]}
+
+
+@pytest.mark.parametrize("text", ["seed", "=1", "seed=", "seed=[1"])
+def test_a_grid_of_another_form_is_an_error_naming_it(text):
+    with pytest.raises(ValueError, match="--grid seed|--grid =1"):
+        parse_grid([text])
+
+
+def test_stages_have_epochs_and_a_number_of_runs_to_keep():
+    assert parse_stages(["2:all", "8:3", "30.5:1"]) == [
+        Stage(2.0, None), Stage(8.0, 3), Stage(30.5, 1)]
+
+
+@pytest.mark.parametrize("texts", [["2"], ["2:0"], ["2:some"], ["8:all", "2:3"], ["x:1"]])
+def test_stages_of_another_form_are_errors(texts):
+    with pytest.raises(ValueError, match="--stage"):
+        parse_stages(texts)
+
+
+def test_points_are_all_combinations_in_folders_of_their_own(tmp_path):
+    grid = {"optimizer.learning_rate": [0.1, 0.2], "seed": [0, 1]}
+    points = sweeps.grid_points(grid, tmp_path)
+    assert [point.folder.name for point in points] == [
+        "learning_rate=0.1,seed=0", "learning_rate=0.1,seed=1",
+        "learning_rate=0.2,seed=0", "learning_rate=0.2,seed=1"]
+    assert points[1].settings == {"optimizer.learning_rate": 0.1, "seed": 1}
+    names = [point.folder.name for point in sweeps.grid_points(
+        {"network.0.std": [1], "network.1.std": ["he"]}, tmp_path)]
+    assert names == ["network.0.std=1,network.1.std=he"]
+    with pytest.raises(ConfigError, match="given twice"):
+        sweeps.grid_points({"seed": [1, 1]}, tmp_path)
+
+
+def test_runs_rank_by_training_error_then_loss_and_diverged_ones_come_last():
+    point = Point({}, Path())
+    rows = [None, {"train_error": 0.2, "train_loss": 3.0}, {"train_error": 0.1, "train_loss": 9.0},
+            {"train_error": 0.2, "train_loss": 2.0}]
+    ranked = rank([Result(1, point, row) for row in rows])
+    assert [result.row for result in ranked] == [rows[2], rows[3], rows[1], rows[0]]
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_the_best_runs_go_on_and_the_table_keeps_all(config, tmp_path, monkeypatch):
+    trained = watch_training(monkeypatch)
+    results = sweep(config, GRID, STAGES, tmp_path / "out")
+    assert trained == ["learning_rate=0.003", "learning_rate=1e+40", "learning_rate=0.3",
+                       "learning_rate=0.03", *["learning_rate=0.3", "learning_rate=0.03"],
+                       "learning_rate=0.3"]
+    rows = table(tmp_path / "out")
+    rates = [row["optimizer.learning_rate"] for row in rows]
+    assert rates == ["0.3", "0.03", "0.003", "1e+40", "0.3", "0.03", "0.3"]
+    assert [row["state"] for row in rows] == 3 * ["finished"] + ["diverged"] + 3 * ["finished"]
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "1", "2", "1"]
+    assert [row["iteration"] for row in rows] == ["6", "6", "6", "", "12", "12", "24"]
+    assert [float(row["epochs"]) for row in rows] == [0.5] * 4 + [1] * 2 + [2]
+    errors = [float(row["train_error"]) for row in rows if row["train_error"]]
+    assert errors[:3] == sorted(errors[:3])
+    metrics = read_metrics(tmp_path / "out" / "learning_rate=0.3" / "metrics.csv")
+    assert errors[-1] == metrics["train_error"][-1] == results[-1].row["train_error"]
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == {
+        "sweep.csv", "sweep.md", "sweep.png"}
+    text = (tmp_path / "out" / "sweep.md").read_text().splitlines()
+    assert len(text) == 2 + 7 and "diverged" in text[5] and f"{errors[0]:.2%}" in text[2]
+
+
+def test_a_run_that_goes_on_is_the_run_trained_at_once(config, tmp_path):
+    sweep(config, {"optimizer.learning_rate": [0.3]}, STAGES, tmp_path / "out")
+    train(small("optimizer.learning_rate=0.3", "epochs=2", text=CONFIG), tmp_path / "direct")
+    assert_same_run(tmp_path / "out" / "learning_rate=0.3", tmp_path / "direct")
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_a_finished_sweep_trains_nothing_again(config, tmp_path, monkeypatch):
+    sweep(config, GRID, STAGES, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("sweep.*")}
+    for checkpoint in (tmp_path / "out").glob("*/checkpoint.h5"):
+        checkpoint.unlink()  # they stay behind where only the records are kept
+    trained = watch_training(monkeypatch)
+    sweep(config, GRID, STAGES, tmp_path / "out")
+    assert trained == []
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("sweep.*")} == before
+
+
+def test_a_stopped_sweep_goes_on_where_it_was(config, tmp_path, monkeypatch):
+    grid = {"optimizer.learning_rate": [0.03, 0.3]}
+    step, steps = Trainer._step, []
+
+    def interrupted(self):
+        steps.append(self.optimizer.steps)
+        if len(steps) == 15:  # in the first run's second stage
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(TrainingInterrupted):
+        sweep(config, grid, STAGES[:2], tmp_path / "out")
+    sweep(config, grid, STAGES[:2], tmp_path / "out")
+    assert len(steps) == 2 * 12  # no step was taken twice
+    sweep(config, grid, STAGES[:2], tmp_path / "straight")
+    for name in ("learning_rate=0.03", "learning_rate=0.3"):
+        assert_same_run(tmp_path / "out" / name, tmp_path / "straight" / name)
+
+
+def test_without_stages_every_run_goes_to_the_configured_end(config, tmp_path):
+    results = sweep(config, {"seed": [3]}, [], tmp_path / "out", ["epochs=0.75"])
+    assert [(result.stage, result.row["iteration"]) for result in results] == [(1, 9)]
+
+
+def test_another_configuration_is_never_mixed_in(config, tmp_path):
+    sweep(config, {"seed": [3]}, [], tmp_path / "out")
+    with pytest.raises(RunFolderError, match="optimizer.momentum is 0.8 now and was 0.9"):
+        sweep(config, {"seed": [3]}, [], tmp_path / "out", ["optimizer.momentum=0.8"])
+
+
+def test_a_sweep_whose_runs_all_diverge_says_so(config, tmp_path, monkeypatch):
+    def fail(self):
+        raise TrainingFailed("after update 0 the loss is not finite")
+
+    monkeypatch.setattr(Trainer, "_loop", fail)
+    sweep(config, {"seed": [3, 4]}, STAGES, tmp_path / "out")
+    assert [row["state"] for row in table(tmp_path / "out")] == ["diverged", "diverged"]
+
+
+def test_an_unknown_key_is_an_error_before_anything_is_trained(config, tmp_path):
+    with pytest.raises(ConfigError, match="optimizer.learningrate"):
+        sweep(config, {"optimizer.learningrate": [3]}, STAGES, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_prints_the_table(config, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--config", str(config), "--grid", "seed=1,2", "--stage",
+         "0.5:all", "--out", str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    assert done.stdout == (tmp_path / "out" / "sweep.md").read_text()
+    assert done.stdout.count("\n") == 4
+
+
+@pytest.mark.slow
+def test_several_workers_give_the_same_runs(config, tmp_path):
+    for workers in (1, 2):
+        sweep(config, {"seed": [1, 2]}, STAGES[:1], tmp_path / f"out{workers}", workers=workers)
+    for name in ("seed=1", "seed=2"):
+        assert_same_run(tmp_path / "out2" / name, tmp_path / "out1" / name)
+
+
+@pytest.mark.slow
+def test_interrupted_workers_save_their_runs(config, tmp_path):
+    command = [sys.executable, str(SCRIPT), "--config", str(config), "--grid", "seed=1,2",
+               "--stage", "1000:all", "--workers", "2", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folders = [tmp_path / "out" / f"seed={seed}" for seed in (1, 2)]
+    for _ in range(600):
+        if all((folder / "metrics.csv").exists()
+               and (folder / "metrics.csv").read_text().count("\n") > 3 for folder in folders):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode in (130, 143), stderr
+    assert "Traceback" not in stderr
+    assert all((folder / "checkpoint.h5").exists() for folder in folders)
+    shutil.rmtree(tmp_path / "out")

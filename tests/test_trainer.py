@@ -1,0 +1,417 @@
+"""The training loop: what is measured and when, what failing leaves, who may use a folder."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from runs import SGD as SGD_TEXT
+from runs import assert_same_run, small
+
+import kfcnet
+from kfcnet import instruments, records, trainer
+from kfcnet.checkpoint import load_checkpoint
+from kfcnet.config import ConfigError, load_config
+from kfcnet.evaluation import evaluate
+from kfcnet.instruments import Readings, Schedule
+from kfcnet.optimizers import SGD, KfcPre, Step
+from kfcnet.records import COLUMNS, PHASES, RecordError, read_json, read_metrics
+from kfcnet.run_folder import RunFolder, RunFolderError
+from kfcnet.trainer import Trainer, TrainingFailed, train
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Figures have tests of their own, and take longer than these runs."""
+    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run, its figure included."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    train(small("epochs=3", "evaluation.train_examples=500"), out)
+    return out
+
+
+@pytest.fixture
+def dataset():
+    return trainer.data.load(small().data)
+
+
+def in_folder(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# What is measured
+
+def test_a_run_leaves_its_five_files_and_no_other(finished):
+    assert {path.name for path in finished.iterdir()} == {
+        "config.yaml", "metrics.csv", "checkpoint.h5", "curves.png", "run.json"}
+
+
+def test_a_row_is_written_at_the_start_the_end_and_every_so_many_updates(finished):
+    metrics = read_metrics(finished / "metrics.csv")
+    assert metrics["iteration"].tolist() == [0, 5, 10, 15, 20, 25, 30, 35, 36]
+    assert list(metrics) == list(COLUMNS)
+    np.testing.assert_array_equal(metrics["examples"], 120 * metrics["iteration"])
+    np.testing.assert_allclose(metrics["epoch"], metrics["examples"] / 1437)
+    assert all(np.isfinite(column).all() for column in metrics.values())
+
+
+def test_the_first_row_is_measured_before_any_update(finished, dataset):
+    metrics = read_metrics(finished / "metrics.csv")
+    untrained = Trainer(small(), RunFolder("unused"), dataset)
+    loss, error = evaluate(untrained.network, untrained.loss, untrained.test_set)
+    assert (metrics["test_loss"][0], metrics["test_error"][0]) == (loss, error)
+    for name in ("seconds", "update_norm", "clipped"):
+        assert metrics[name][0] == 0
+
+
+def test_training_lowers_loss_and_error(finished):
+    metrics = read_metrics(finished / "metrics.csv")
+    assert metrics["train_loss"][-1] < 0.5 * metrics["train_loss"][0]
+    assert metrics["test_error"][-1] < 0.3 < 0.8 < metrics["test_error"][0]
+
+
+def test_rows_are_measured_with_the_averaged_parameters(finished, dataset):
+    metrics = read_metrics(finished / "metrics.csv")
+    state = load_checkpoint(finished / "checkpoint.h5")["optimizer"]
+    other = Trainer(small(), RunFolder("unused"), dataset)
+    measured = {}
+    for name in ("average", "theta"):
+        with other.network.using(other.ops.asarray(state[name])):
+            measured[name] = evaluate(other.network, other.loss, other.test_set)[0]
+    assert metrics["test_loss"][-1] == measured["average"]
+    assert abs(measured["theta"] - measured["average"]) > 1e-3
+
+
+def test_the_training_loss_is_that_of_a_fixed_part_on_the_cpu(dataset):
+    parts = [Trainer(small(f"seed={seed}", "evaluation.train_examples=500"), RunFolder("unused"),
+                     dataset).measured for seed in (0, 1)]
+    assert len(set(parts[0].tolist())) == 500
+    assert parts[0].tolist() == parts[1].tolist()
+    whole = Trainer(small(), RunFolder("unused"), dataset)
+    assert whole.measured.tolist() == list(range(1437))
+
+
+def test_evaluation_in_parts_is_the_mean_over_all(dataset, monkeypatch):
+    one = Trainer(small("dtype=float64"), RunFolder("unused"), dataset)
+    losses = []
+    for size in (256, 359, 7):
+        monkeypatch.setattr("kfcnet.evaluation.BATCH", size)
+        losses.append(evaluate(one.network, one.loss, one.test_set))
+    np.testing.assert_allclose(losses[1:], losses[:-1], rtol=1e-12)
+
+
+def test_clipped_is_the_share_of_clipped_steps_since_the_row_before(tmp_path, monkeypatch):
+    step, scales = KfcPre.step, []
+
+    def watched(self, batch):
+        result = step(self, batch)
+        scales.append(float(result.clip_scale[0]))
+        return result
+
+    monkeypatch.setattr(KfcPre, "step", watched)
+    train(small("evaluation.every=6", "optimizer.clip=0.0003"), tmp_path / "run")
+    clipped = np.array(scales[1:]) < 1  # the first step is the warm-up's
+    assert 0 < clipped.sum() < 12
+    metrics = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert metrics["clipped"].tolist() == [0, clipped[:6].mean(), clipped[6:].mean()]
+
+
+def test_the_norm_of_the_latest_move_is_recorded(finished):
+    state = load_checkpoint(finished / "checkpoint.h5")["optimizer"]
+    metrics = read_metrics(finished / "metrics.csv")
+    np.testing.assert_allclose(metrics["update_norm"][-1],
+                               np.linalg.norm(state["velocity"].astype(float)), rtol=1e-5)
+    assert (metrics["learning_rate"] == 0.01).all()
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(small(f"seed={seed}", "dtype=float32"), tmp_path / name)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(AssertionError):
+        assert_same_run(tmp_path / "a", tmp_path / "c")
+
+
+# Time
+
+def test_seconds_leave_out_evaluation_warm_up_and_checkpoints(tmp_path, monkeypatch):
+    def slow(function):
+        def slowed(*args, **kwargs):
+            time.sleep(0.3)
+            return function(*args, **kwargs)
+        return slowed
+
+    monkeypatch.setattr(trainer, "evaluate", slow(trainer.evaluate))
+    monkeypatch.setattr(trainer, "save_checkpoint", slow(trainer.save_checkpoint))
+    monkeypatch.setattr(Trainer, "_warm_up", slow(Trainer._warm_up))
+    train(small(), tmp_path / "run")
+    assert 0 < read_metrics(tmp_path / "run" / "metrics.csv")["seconds"][-1] < 0.3
+
+
+def test_the_preparation_of_the_factors_counts_as_statistics(tmp_path, monkeypatch):
+    sample, parts = KfcPre._sample_factors, []
+
+    def slow(self, predictive, *args, **kwargs):
+        parts.append(len(predictive))
+        time.sleep(0.05)
+        sample(self, predictive, *args, **kwargs)
+
+    monkeypatch.setattr(KfcPre, "_sample_factors", slow)
+    train(small("optimizer.statistics_fraction=0.5", "evaluation.every=1"), tmp_path / "run")
+    assert parts == [120] + 3 * [120] + 6 * [60]  # warm-up, 300 examples, every second step
+    metrics = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert metrics["seconds"][0] == metrics["seconds_statistics"][0] == 0
+    assert 0.15 <= metrics["seconds_statistics"][1] < metrics["seconds"][1] < 0.2
+
+
+def test_phases_are_parts_of_the_seconds(finished):
+    metrics = read_metrics(finished / "metrics.csv")
+    phases = sum(metrics[f"seconds_{phase}"] for phase in PHASES)
+    assert (phases <= metrics["seconds"]).all() and phases[-1] > 0.5 * metrics["seconds"][-1]
+    assert all(metrics[f"seconds_{phase}"][-1] > 0 for phase in PHASES)
+
+
+# Schedule and readings
+
+@pytest.mark.parametrize("overrides, steps, due", [
+    (["epochs=1", "evaluation={every: 5, unit: updates}"], 12, [0, 5, 10, 12]),
+    (["epochs=1", "evaluation={every: 0.5, unit: epochs}"], 12, [0, 6, 12]),
+    (["epochs=2", "evaluation={every: 0.75, unit: epochs}"], 24, [0, 9, 18, 24]),
+    (["epochs=0.3", "evaluation={every: 1, unit: epochs}"], 4, [0, 4]),
+    (["epochs=0.5", "evaluation={every: 0.01, unit: epochs}"], 6, list(range(7))),
+])
+def test_the_schedule_in_updates(overrides, steps, due):
+    schedule = Schedule(small(*overrides), 1437)
+    assert schedule.steps == steps
+    assert [step for step in range(steps + 1) if schedule.due(step)] == due
+
+
+def test_a_whole_number_of_epochs_needs_no_update_more():
+    config = small("epochs=3", "optimizer.batch_size=479")
+    assert Schedule(config, 1437).steps == 9
+
+
+def test_readings_keep_each_steps_results_apart(ops64, monkeypatch):
+    monkeypatch.setitem(instruments.STEPS_BETWEEN_READS, "cpu", 4)
+    readings, totals, scale = Readings(ops64), np.zeros(2), np.zeros(1)
+    for step in range(3):  # one buffer for all steps, as a captured graph has it
+        totals[:], scale[:] = [step + 0.5, 10 * step], [1.0 - 0.25 * (step == 1)]
+        readings.add(Step(totals, scale))
+    assert not readings.full
+    losses, errors, clipped = readings.read()
+    assert losses.tolist() == [0.5, 1.5, 2.5] and errors.tolist() == [0, 10, 20] and clipped == 1
+    assert len(readings.read()[0]) == 0
+    readings.add(Step(totals, None))
+    assert readings.read()[2] == 0
+
+
+def test_reading_rarely_changes_nothing(tmp_path, monkeypatch):
+    train(small(), tmp_path / "always")
+    monkeypatch.setitem(instruments.STEPS_BETWEEN_READS, "cpu", 7)
+    train(small(), tmp_path / "rarely")
+    assert_same_run(tmp_path / "rarely", tmp_path / "always")
+
+
+# Failing
+
+def poison(monkeypatch, step, layer):
+    """From update `step` on a weight of a layer is not a number."""
+    original = SGD.step
+
+    def poisoned(self, batch):
+        result = original(self, batch)
+        if self.steps == step:
+            self.network.weighted[layer].weight[0, 1] = np.nan
+        return result
+
+    monkeypatch.setattr(SGD, "step", poisoned)
+
+
+@pytest.mark.parametrize("reads", [1, 4, 50])
+@pytest.mark.parametrize("layer, name", [(0, "conv1"), (1, "dense1")])
+def test_a_loss_that_is_not_finite_ends_the_run_naming_step_layer_and_checkpoint(
+        layer, name, reads, tmp_path, monkeypatch):
+    monkeypatch.setitem(instruments.STEPS_BETWEEN_READS, "cpu", reads)
+    poison(monkeypatch, 6, layer)
+    config = small("checkpoint_minutes=1000", "evaluation.every=1000", text=SGD_TEXT)
+    monkeypatch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
+    with pytest.raises(TrainingFailed, match=(
+            f"after update 6 the loss is not finite.*first in layer {name}; the last good "
+            "checkpoint is .*checkpoint.h5, of update 3.*learning_rate")) as caught:
+        train(config, tmp_path / "run")
+    assert caught.value.exit_status == 1
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 3
+    outcome = read_json(tmp_path / "run" / "run.json")["outcome"]
+    assert outcome["state"] == "failed" and name in outcome["reason"]
+    assert str(tmp_path) not in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_failing_before_the_first_checkpoint_says_that_there_is_none(tmp_path, monkeypatch):
+    poison(monkeypatch, 2, 0)
+    with pytest.raises(TrainingFailed, match="after update 2.*there is no checkpoint yet"):
+        train(small(text=SGD_TEXT), tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoint.h5").exists()
+
+
+def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    poison(monkeypatch, 5, 1)
+    monkeypatch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps in (4, 5))
+    config = small("evaluation.every=1000", text=SGD_TEXT)
+    with pytest.raises(TrainingFailed, match="after update 5 the parameters.*dense1"):
+        train(config, tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 4
+
+
+def test_a_factor_that_cannot_be_inverted_ends_the_run_with_a_way_out(tmp_path):
+    settings = ["optimizer.damping=0", "optimizer.weight_decay=0"]
+    with pytest.raises(TrainingFailed, match="after update .* factor cannot be inverted .*damping"):
+        train(small(*settings), tmp_path / "run")
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
+def test_a_learning_rate_far_too_large_is_reported_as_such(tmp_path):
+    config = small("optimizer={name: sgd, learning_rate: 1e30, batch_size: 120}")
+    with pytest.raises(TrainingFailed, match="non-finite numbers"):
+        train(config, tmp_path / "run")
+
+
+def test_a_full_disk_at_a_checkpoint_is_an_error_naming_the_file(tmp_path, monkeypatch):
+    fsync, room = os.fsync, iter([True] * 12 + [False])
+
+    def full(descriptor):
+        if not next(room):
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(RecordError, match=r"cannot write .*: No space left on device.*--resume"):
+        train(small("checkpoint_minutes=1e-9"), tmp_path / "run")
+    monkeypatch.undo()
+    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] > 0
+    train(small("checkpoint_minutes=1e-9"), tmp_path / "run", resume=True)
+    train(small("checkpoint_minutes=1e-9"), tmp_path / "other")
+    assert_same_run(tmp_path / "run", tmp_path / "other")
+
+
+# The folder
+
+def test_an_existing_run_is_refused_and_stays_as_it_is(finished):
+    before = in_folder(finished)
+    with pytest.raises(RunFolderError, match="holds a run already.*--resume.*--overwrite"):
+        train(small("seed=1"), finished)
+    assert in_folder(finished) == before
+
+
+def test_overwriting_replaces_every_file(finished, tmp_path):
+    run = tmp_path / "run"
+    train(small(), run)
+    train(small("seed=1", text=SGD_TEXT), run, overwrite=True)
+    train(small("seed=1", text=SGD_TEXT), tmp_path / "fresh")
+    assert_same_run(run, tmp_path / "fresh")
+    assert (run / "config.yaml").read_bytes() == (tmp_path / "fresh/config.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("override, error", [
+    ("network=[{layer: dense, units: 9}]", "10 classes"),
+    ("network=[{layer: conv, filters: 2, kernel: 40}, {layer: dense, units: 10}]", "network.0"),
+])
+def test_an_impossible_network_never_costs_the_run_that_is_there(override, error, tmp_path):
+    train(small(), tmp_path / "run")
+    before = in_folder(tmp_path / "run")
+    with pytest.raises(ConfigError, match=error):
+        train(small(override), tmp_path / "run", overwrite=True)
+    assert in_folder(tmp_path / "run") == before
+    with pytest.raises(ConfigError):
+        train(small(override), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
+def test_a_folder_of_other_files_is_never_used(options, tmp_path):
+    (tmp_path / "thesis.tex").write_text("ten years of work")
+    with pytest.raises(RunFolderError, match="holds files that are not a run's"):
+        train(small(), tmp_path, **options)
+    assert in_folder(tmp_path) == {"thesis.tex": b"ten years of work"}
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(RunFolderError, match="run is a file"):
+        train(small(), tmp_path / "run")
+
+
+def test_two_processes_cannot_use_one_folder(tmp_path):
+    pytest.importorskip("fcntl")
+    with RunFolder(tmp_path / "run"), pytest.raises(RunFolderError, match="in use by another"):
+        train(small(), tmp_path / "run", resume=True)
+
+
+# The records
+
+def test_the_config_of_a_run_is_complete_and_gives_the_same_run(tmp_path):
+    train(small("epochs=0.4"), tmp_path / "first")
+    train(load_config(tmp_path / "first" / "config.yaml"), tmp_path / "second")
+    assert_same_run(tmp_path / "second", tmp_path / "first")
+
+
+def test_run_json_says_where_the_numbers_come_from(finished, dataset, monkeypatch):
+    record = read_json(finished / "run.json")
+    assert record["seed"] == 0 and record["data"] == dataset.provenance
+    assert record["device"]["device"] == "cpu" and record["device"]["shards"] == 2
+    assert record["versions"]["numpy"] == np.__version__
+    assert record["train_measured_on"].startswith("500 of 1,437 training images")
+    assert record["outcome"] == {"state": "finished", "iteration": 36}
+    assert record["command"] and "commit" in record
+
+
+def test_no_record_holds_an_absolute_path(tmp_path, monkeypatch, dataset):
+    monkeypatch.setattr("sys.argv", ["/abs/train.py", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(trainer.data, "load", lambda *_, **__: dataset)
+    train(small(f"data.path={tmp_path}"), tmp_path / "run")
+    for name in ("config.yaml", "run.json", "metrics.csv"):
+        assert str(tmp_path.parent) not in (tmp_path / "run" / name).read_text()
+    assert json.loads((tmp_path / "run/run.json").read_text())["command"] == [
+        "train.py", "--out", "run"]
+
+
+# Reading a run back
+
+def test_a_trained_network_predicts_as_it_was_measured(finished, dataset):
+    run = kfcnet.load_run(finished)
+    wrong = (run.predict(dataset.test_images) != dataset.test_labels).mean()
+    assert wrong == read_metrics(finished / "metrics.csv")["test_error"][-1]
+    probabilities = run.probabilities(dataset.test_images[:7])
+    assert probabilities.shape == (7, 10)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_batch_statistics_come_back_with_the_network(tmp_path, dataset):
+    train(small(text=SGD_TEXT), tmp_path / "run")
+    run, metrics = kfcnet.load_run(tmp_path / "run"), read_metrics(tmp_path / "run/metrics.csv")
+    measured = run.evaluate(dataset.test_images, dataset.test_labels)
+    assert measured == (metrics["test_loss"][-1], metrics["test_error"][-1])
+
+
+def test_images_of_another_shape_or_kind_are_errors_naming_both(finished, dataset):
+    run = kfcnet.load_run(finished)
+    with pytest.raises(ValueError, match=r"\(3, 9, 9, 1\).*\(M, 8, 8, 1\)"):
+        run.predict(np.zeros((3, 9, 9, 1), np.uint8))
+    with pytest.raises(ValueError, match="float64 given.*uint8"):
+        run.predict(dataset.test_images / 16)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, kfcnet; assert not {'numpy', 'matplotlib', 'h5py'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    assert kfcnet.train is train and "load_run" in dir(kfcnet)
+    with pytest.raises(AttributeError, match="no attribute 'fit'"):
+        kfcnet.fit  # noqa: B018
