@@ -1,4 +1,4 @@
-"""The command line: `kfcnet train`, `evaluate`, `plot`, `sweep` and `benchmark`.
+"""The command line: `kfcnet train`, `evaluate`, `plot`, `compare`, `sweep` and `benchmark`.
 
 Every command is a function of its arguments that returns the exit status: 0 for success, 1 for
 a run that failed, 2 for input that cannot be used (one or two lines on standard error say what,
@@ -6,6 +6,7 @@ where, and what to do), 128 + n for a run that signal n interrupted.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -35,9 +36,9 @@ def command(function):
 
     @functools.wraps(function)
     def run(argv=None, prog=None):
-        _log_to_stderr()
         try:
-            return function(argv, prog) or 0
+            with _notices_on_stderr():
+                return function(argv, prog) or 0
         except KeyboardInterrupt:
             return 130
         except BrokenPipeError:  # the reader of our output has gone
@@ -135,6 +136,22 @@ def plot(argv=None, prog=None):
 
 
 @command
+def compare(argv=None, prog=None):
+    """Draw runs against time and against updates, and table when each reached the paper's errors.
+
+    The first run is the one that the others' updates and seconds are divided by.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=compare.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("results/comparison"),
+                        help="folder of the figures and tables (default: results/comparison)")
+    options = parser.parse_args(argv)
+    from kfcnet import comparison
+
+    print(comparison.markdown(comparison.compare(options.runs, options.out)), end="")
+
+
+@command
 def sweep(argv=None, prog=None):
     """Train a grid of variations of a configuration in stages, the best ones further."""
     from kfcnet import sweep as sweeps
@@ -187,7 +204,8 @@ def benchmark(argv=None, prog=None):
 
 
 COMMANDS = {
-    "train": train, "evaluate": evaluate, "plot": plot, "sweep": sweep, "benchmark": benchmark
+    "train": train, "evaluate": evaluate, "plot": plot, "compare": compare, "sweep": sweep,
+    "benchmark": benchmark,
 }
 
 
@@ -205,13 +223,18 @@ def _overrides(options):
     return options.settings + ([f"device={options.device}"] if options.device else [])
 
 
-def _log_to_stderr():
-    """The package's notices, one line each, on standard error."""
-    logger = logging.getLogger("kfcnet")
-    if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+@contextlib.contextmanager
+def _notices_on_stderr():
+    """Show the package's notices, one line each, for the time of a command."""
+    logger, handler = logging.getLogger("kfcnet"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _version():

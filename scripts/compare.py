@@ -1,0 +1,11 @@
+"""Runs side by side, and when each reached which error: python scripts/compare.py RUN ..."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run the code of this checkout
+
+from kfcnet.cli import compare  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(compare())
