@@ -5,10 +5,15 @@ bit. References are in float64, on small asymmetric shapes that no tile divides.
 launch are those of a small machine: several tiles, buffers and groups even for these shapes.
 """
 
+from math import prod
+
 import numpy as np
 import pytest
 from checks import assert_close
 from cuda_on_cpu import launch_in_all_orders, missing
+
+from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.shapes import output_size
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
 
@@ -103,3 +108,130 @@ def test_tf32_products_are_rounded_once_an_operand(rng):
     error = np.abs(matmul("tf32", a, b, size) - a.astype(np.float64) @ b)
     bound = 2 * 2.0**-11 * (np.abs(a) @ np.abs(b))
     assert (error < 1.01 * bound).all() and error.max() > 1e-5
+
+
+# Convolutions
+
+CONVS = [  # M, H, W, J, filters, kernel, stride, padding
+    (3, 7, 6, 3, 10, 5, 1, 2), (3, 5, 7, 33, 6, 3, 2, 1), (2, 6, 5, 32, 33, 3, 1, 1),
+    (5, 4, 3, 1, 6, 2, 1, 0), (1, 7, 4, 8, 3, 3, 1, 3),
+]
+TILE = dict(TILE_IMAGES=2, TILE_HEIGHT=2, TILE_WIDTH=8)
+FORWARD = {
+    "register": dict(TILE_MAPS=32, THREAD_PIXELS=2, WARPS_PIXELS=2, WARPS_MAPS=1, WEIGHT_STAGES=2),
+    "tf32": dict(TILE_MAPS=32, WARPS_PIXELS=1, WARPS_MAPS=2, WEIGHT_STAGES=3),
+}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """The definition of every primitive, in float64."""
+    return CpuOps("float64", shards=1, native="off")
+
+
+def conv_arrays(rng, shape):
+    """x, weight, dy of a layer, and the macros that give its shape."""
+    M, H, W, J, filters, kernel, stride, padding = shape
+    out = [output_size(side, kernel, stride, padding) for side in (H, W)]
+    macros = dict(HEIGHT=H, WIDTH=W, IN_MAPS=J, OUT_MAPS=filters, KERNEL_SIZE=kernel, STRIDE=stride,
+                  PADDING=padding, OUT_HEIGHT=out[0], OUT_WIDTH=out[1])
+    weight, dy = normal(rng, filters, 1 + kernel**2 * J), normal(rng, M, *out, filters)
+    return normal(rng, M, H, W, J), weight, dy, macros
+
+
+def transposed(macros):
+    """The layer's macros as the convolution of backward-data sees them."""
+    side = macros["KERNEL_SIZE"] - 1 - macros["PADDING"]
+    return dict(HEIGHT=macros["OUT_HEIGHT"], WIDTH=macros["OUT_WIDTH"], OUT_HEIGHT=macros["HEIGHT"],
+                OUT_WIDTH=macros["WIDTH"], IN_MAPS=macros["OUT_MAPS"], OUT_MAPS=macros["IN_MAPS"],
+                KERNEL_SIZE=macros["KERNEL_SIZE"], STRIDE=1, PADDING=side,
+                DILATION=macros["STRIDE"])
+
+
+def with_runs(macros):
+    """Adds CHUNK_MAPS; returns runs, floats of a run, floats of a pixel and how many overhang."""
+    maps, kernel = macros["IN_MAPS"], macros["KERNEL_SIZE"]
+    macros["CHUNK_MAPS"] = 8 * ceil(maps, 8) if maps < 33 else 24
+    if maps < 8:
+        length = kernel * maps
+        return kernel, 8 * ceil(length, 8), maps, 8 * ceil(length, 8) - length
+    chunk = macros["CHUNK_MAPS"]
+    return kernel**2 * ceil(maps, chunk), chunk, chunk, 0
+
+
+def input_floats(macros, pitch, overhang):
+    """Floats of a tile of inputs in shared memory."""
+    rows, columns = ((macros[f"TILE_{side}"] - 1) * macros["STRIDE"] + macros["KERNEL_SIZE"]
+                     for side in ("HEIGHT", "WIDTH"))
+    return 4 * ceil(macros["TILE_IMAGES"] * rows * columns * pitch + overhang, 4)
+
+
+def tiles(M, macros):
+    return prod(map(ceil, (M, macros["OUT_HEIGHT"], macros["OUT_WIDTH"]),
+                    (macros["TILE_IMAGES"], macros["TILE_HEIGHT"], macros["TILE_WIDTH"])))
+
+
+def packed_conv(rung, x, weight, macros, flipped=False):
+    """The convolution with packed weights; macros has the shape, BIAS and RELU."""
+    macros = TILE | FORWARD[rung] | dict(DILATION=1, FRAGMENTS=int(rung == "tf32")) | macros
+    runs, depth, pixel, overhang = with_runs(macros)
+    map_tiles = ceil(macros["OUT_MAPS"], macros["TILE_MAPS"])
+    size = map_tiles * macros["TILE_MAPS"] * (1 + runs * depth)
+    packed = empty(size)
+    launch_in_all_orders("conv_pack", "conv_pack_flipped" if flipped else "conv_pack",
+                         (ceil(size, 128),), (128,), [weight, packed, size], macros)
+    y = empty(len(x), macros["OUT_HEIGHT"], macros["OUT_WIDTH"], macros["OUT_MAPS"])
+    pitch = pixel + 4 if macros["IN_MAPS"] >= 8 else pixel
+    floats = input_floats(macros, pitch, overhang)
+    floats += macros["WEIGHT_STAGES"] * depth * macros["TILE_MAPS"]
+    launch_in_all_orders(f"conv_forward_{rung}", f"conv_forward_{rung}",
+                         (tiles(len(x), macros), map_tiles),
+                         (32 * macros["WARPS_PIXELS"] * macros["WARPS_MAPS"],),
+                         [x, packed, y, len(x)], macros | {"PACKED_SIZE": size}, 4 * floats)
+    return y
+
+
+def conv_forward(rung, x, weight, dy, macros):
+    if rung in FORWARD:
+        return packed_conv(rung, x, weight, macros)
+    y = empty(*dy.shape)
+    size = {"naive": (64,), "tiled": (8, 8)}[rung]
+    grid = (ceil(y.size, 64),) if rung == "naive" else (ceil(y.size // y.shape[-1], 8),
+                                                        ceil(y.shape[-1], 8))
+    launch_in_all_orders(f"conv_forward_{rung}", f"conv_forward_{rung}", grid, size,
+                         [x, weight, y, len(x)], macros | {"TILE": 8})
+    return y
+
+
+@pytest.mark.parametrize("rung", ["naive", "tiled", "register", "tf32"])
+@pytest.mark.parametrize("shape", CONVS)
+def test_conv_forward_matches_the_reference_at_every_rung(reference, rng, shape, rung):
+    x, weight, dy, macros = conv_arrays(rng, shape)
+    relu = shape[0] % 2  # of the five shapes some with, some without
+    y = conv_forward(rung, x, weight, dy, macros | dict(BIAS=1, RELU=relu))
+    expected = reference.conv_forward(*map(np.float64, (x, weight)), *shape[5:])
+    assert_close(y, np.maximum(expected, 0) if relu else expected, TF32 if rung == "tf32" else FP32)
+
+
+@pytest.mark.parametrize("rung", ["naive", "tiled", "register", "tf32"])
+def test_conv_forward_leaves_out_the_bias_for_the_tangent(reference, rng, rung):
+    x, weight, dy, macros = conv_arrays(rng, CONVS[0])
+    y = conv_forward(rung, x, weight, dy, macros | dict(BIAS=0, RELU=0))
+    weight[:, 0] = 0
+    expected = reference.conv_forward(*map(np.float64, (x, weight)), *CONVS[0][5:])
+    assert_close(y, expected, TF32 if rung == "tf32" else FP32)
+
+
+@pytest.mark.parametrize("rung", ["naive", "register", "tf32"])
+@pytest.mark.parametrize("shape", CONVS)
+def test_conv_backward_data_matches_the_reference(reference, rng, shape, rung):
+    x, weight, dy, macros = conv_arrays(rng, shape)
+    if rung == "naive":
+        dx = empty(*x.shape)
+        launch_in_all_orders("conv_backward_naive", "conv_backward_data_naive",
+                             (ceil(x.size, 64),), (64,), [dy, weight, dx, len(x)], macros)
+    else:
+        macros = transposed(macros) | dict(BIAS=0, RELU=0)
+        dx = packed_conv(rung, dy, weight, macros, flipped=True)
+    expected = reference.conv_backward_data(*map(np.float64, (dy, weight)), x.shape, *shape[5:])
+    assert_close(dx, expected, TF32 if rung == "tf32" else FP32)

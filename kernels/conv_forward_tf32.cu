@@ -1,0 +1,79 @@
+// kernels/conv_forward_tf32.cu: y = [[x]]_H Wbar^T, fourth rung: tensor cores.
+//
+// Arguments as in conv_forward_register.cu, the weights packed with FRAGMENTS 1; inputs and weights
+// are rounded to TF32, the sums stay in fp32. It is backward-data too, as there.
+//
+// A warp makes 16*ROW_TILES positions of 8*MAP_PAIRS*2 maps with mma.sync m16n8k8; the block has
+// WARPS_PIXELS x WARPS_MAPS warps. A fragment of inputs is read straight from the image in shared
+// memory: its eight rows are patches, neighbours where TILE_WIDTH is a multiple of 8.
+// Tiles and copies: conv_pipeline.cuh.
+// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py. Test: tests/test_kernels_gemm.py.
+// Operations 2*M*T*OUT_MAPS*P; bytes as in conv_forward_register.cu. A warp's 32 x 32 tile reads 16
+// times 128 bytes of shared memory for 8 mma: shared memory and mma.sync are the limits, close by.
+#include "conv_pipeline.cuh"
+#include "tensor_core.cuh"
+#include "vector.cuh"
+
+constexpr int THREADS = WARPS_PIXELS * WARPS_MAPS * 32;
+constexpr int ROW_TILES = PIXELS / WARPS_PIXELS / 16;
+constexpr int MAP_PAIRS = TILE_MAPS / WARPS_MAPS / 16;
+static_assert(PIXELS == 16 * ROW_TILES * WARPS_PIXELS && TILE_MAPS == 16 * MAP_PAIRS * WARPS_MAPS,
+              "the warps cover the tile");
+
+// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * SLAB floats.
+extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_tf32(
+    const float* __restrict__ x,       // (M, HEIGHT, WIDTH, IN_MAPS)
+    const float* __restrict__ packed,  // (PACKED_SIZE)
+    float* __restrict__ y,             // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
+    int M) {
+    extern __shared__ __align__(16) float shared[];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const int first_pixel = warp / WARPS_MAPS * 16 * ROW_TILES + g;  // and eight further
+    const int first_pair = warp % WARPS_MAPS * MAP_PAIRS;
+    const Tile tile = tile_at(blockIdx.x);
+    int patch[ROW_TILES][2];
+    for (int i = 0; i < ROW_TILES; ++i)
+        for (int half = 0; half < 2; ++half)
+            patch[i][half] = patch_offset<PITCH>(first_pixel + 16 * i + 8 * half) + t;
+
+    float sum[ROW_TILES][2 * MAP_PAIRS][4] = {};
+    for_all_runs<THREADS>(x, packed, M, tile, shared, [&](const float* run, const float* slab) {
+#pragma unroll
+        for (int k = 0; k < RUN_DEPTH; k += 8) {
+            unsigned inputs[ROW_TILES][4], weights[2 * MAP_PAIRS][2];
+            for (int i = 0; i < ROW_TILES; ++i)
+                for (int e = 0; e < 4; ++e)
+                    inputs[i][e] = to_tf32(run[patch[i][e % 2] + k + e / 2 * 4]);
+            for (int j = 0; j < MAP_PAIRS; ++j) {
+                const Vector<float, 4> pair =
+                    load<4>(slab + k * TILE_MAPS + ((first_pair + j) * 32 + lane) * 4);
+                for (int e = 0; e < 4; ++e)
+                    weights[2 * j + e / 2][e % 2] = __float_as_uint(pair[e]);
+            }
+#pragma unroll
+            for (int i = 0; i < ROW_TILES; ++i)
+#pragma unroll
+                for (int j = 0; j < 2 * MAP_PAIRS; ++j)
+                    mma_m16n8k8_tf32(sum[i][j], inputs[i], weights[j], sum[i][j]);
+        }
+    });
+
+    for (int i = 0; i < ROW_TILES; ++i)
+        for (int half = 0; half < 2; ++half) {
+            const int position = output_index(tile, first_pixel + 16 * i + 8 * half, M);
+            if (position < 0) continue;
+            for (int j = 0; j < 2 * MAP_PAIRS; ++j) {
+                const int map = blockIdx.y * TILE_MAPS + first_pair * 16 + 8 * j + 2 * t;
+                Vector<float, 2> values;
+                for (int e = 0; e < 2; ++e) {
+                    const float value = sum[i][j][2 * half + e] + packed[map + e];
+                    values[e] = RELU && value < 0.0f ? 0.0f : value;
+                }
+                if (OUT_MAPS % 2 == 0 && map < OUT_MAPS)
+                    store(y + position * OUT_MAPS + map, values);
+                else
+                    for (int e = 0; e < 2; ++e)
+                        if (map + e < OUT_MAPS) y[position * OUT_MAPS + map + e] = values[e];
+            }
+        }
+}

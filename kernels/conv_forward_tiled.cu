@@ -1,0 +1,33 @@
+// kernels/conv_forward_tiled.cu: y = [[x]]_H Wbar^T, second rung: an implicit matrix product.
+//
+// Arguments as in conv_forward_naive.cu. It is matmul_tiled with a left operand that is not in
+// memory: rows are output positions of the whole batch, the depth is the patch column, and an
+// element of the patch matrix is fetched from the image when its tile is loaded.
+// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py. Test: tests/test_kernels_gemm.py.
+// Operations 2*M*T*OUT_MAPS*P; the address of every element of a patch costs more than its use.
+#include "patch.cuh"
+
+extern "C" __global__ void __launch_bounds__(TILE * TILE) conv_forward_tiled(
+    const float* __restrict__ x,       // (M, HEIGHT, WIDTH, IN_MAPS)
+    const float* __restrict__ weight,  // (OUT_MAPS, 1 + KERNEL_SIZE**2 * IN_MAPS)
+    float* __restrict__ y,             // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
+    int M) {
+    __shared__ float patch_tile[TILE][TILE + 1];   // [row][k]; one more column: no bank conflicts
+    __shared__ float weight_tile[TILE][TILE + 1];  // [map][k]
+    const int tx = threadIdx.x, ty = threadIdx.y;
+    const int row = blockIdx.x * TILE + ty, rows = M * LOCATIONS;
+    const int first_map = blockIdx.y * TILE, map = first_map + tx;
+    float sum = 0.0f;
+    for (int first = BIAS ? 0 : 1; first < PATCH_COLUMNS; first += TILE) {
+        const int column = first + tx;
+        patch_tile[ty][tx] =
+            row < rows && column < PATCH_COLUMNS ? patch_element(x, row, column) : 0.0f;
+        weight_tile[ty][tx] = first_map + ty < OUT_MAPS && column < PATCH_COLUMNS
+                                  ? weight[(first_map + ty) * PATCH_COLUMNS + column] : 0.0f;
+        __syncthreads();  // the tiles are complete
+#pragma unroll
+        for (int k = 0; k < TILE; ++k) sum = fmaf(patch_tile[ty][k], weight_tile[tx][k], sum);
+        __syncthreads();  // all have read before the next step overwrites
+    }
+    if (row < rows && map < OUT_MAPS) y[row * OUT_MAPS + map] = RELU && sum < 0.0f ? 0.0f : sum;
+}

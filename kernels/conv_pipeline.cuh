@@ -1,0 +1,47 @@
+// kernels/conv_pipeline.cuh: what the convolution kernels do around their arithmetic.
+//
+// A block makes a tile of output positions of TILE_MAPS maps. Its inputs stay in shared memory
+// while the slabs of packed weights, one for each run, pass through WEIGHT_STAGES buffers: the
+// copies run WEIGHT_STAGES - 1 runs ahead. Where the maps come in several chunks, the inputs of the
+// next replace those of the one before.
+#pragma once
+#include "conv_tile.cuh"
+
+constexpr int STEPS = CHUNKS * RUNS, SLAB = RUN_DEPTH * TILE_MAPS;
+constexpr int PITCH = ROW_RUNS ? IN_MAPS : CHUNK_MAPS + 4;  // 4g + t: 32 different banks
+constexpr int MAP_TILES = (OUT_MAPS + TILE_MAPS - 1) / TILE_MAPS;
+constexpr int BIASES = MAP_TILES * TILE_MAPS;  // packed[0 .. BIASES - 1]
+
+template <int THREADS>
+__device__ __forceinline__ void load_weights(float* stages, const float* packed, int step) {
+    if (step < STEPS) {
+        const float* slab = packed + BIASES + (blockIdx.y * STEPS + step) * SLAB;
+        float* stage = stages + step % WEIGHT_STAGES * SLAB;
+        for (int i = threadIdx.x * 4; i < SLAB; i += THREADS * 4)
+            async_copy_16(stage + i, slab + i, true);
+    }
+    async_copy_commit();
+}
+
+// multiply(inputs from the run's first element on, the run's slab of weights) for every run.
+template <int THREADS, class Multiply>
+__device__ __forceinline__ void for_all_runs(const float* x, const float* packed, int M,
+                                             const Tile& tile, float* shared, Multiply multiply) {
+    float* stages = shared + input_floats<PITCH>();
+    for (int step = 0; step < WEIGHT_STAGES - 1; ++step)
+        load_weights<THREADS>(stages, packed, step);
+    for (int step = 0; step < STEPS; ++step) {
+        const int chunk = step / RUNS, run = step % RUNS;
+        if (run == 0) {
+            if (chunk > 0) __syncthreads();  // the chunk before has been read
+            load_inputs<PITCH, THREADS>(shared, x, M, tile, chunk);
+            async_copy_commit();
+            async_copy_wait<0>();
+        } else {
+            async_copy_wait<WEIGHT_STAGES - 2>();
+        }
+        __syncthreads();  // inputs and weights are complete, the run before has been read
+        load_weights<THREADS>(stages, packed, step + WEIGHT_STAGES - 1);
+        multiply(shared + run_offset<PITCH>(run), stages + step % WEIGHT_STAGES * SLAB);
+    }
+}
