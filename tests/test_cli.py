@@ -1,0 +1,196 @@
+"""The command line: what each command does, and what bad input gets."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kfcnet import cli
+from kfcnet.config import load_config, parse_config
+from kfcnet.ops import get_ops
+from kfcnet.ops.errors import DeviceError
+
+ROOT = Path(__file__).parents[1]
+SHORT = ["--config", "digits_sgd", "--device", "cpu", "--set", "epochs=0.1"]
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("KFCNET_DATA", raising=False)
+
+
+def complaint(capsys, command, *argv):
+    """What a command prints when it refuses its input: one or two lines, and exit status 2."""
+    assert command(argv) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert captured.out == "" and 1 <= len(lines) <= 2 and lines[0].startswith("error: ")
+    return captured.err
+
+
+def readme_commands():
+    """The lines of README's shell blocks that call the package, without comments."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+    words = [shlex.split(line, comments=True) for line in blocks.replace("&&", "").splitlines()]
+    return [line for line in words if "kfcnet" in "".join(line[:1]) or "scripts/" in "".join(line)]
+
+
+def test_train_leaves_a_run_in_results_under_the_name_of_its_config(capsys):
+    assert cli.train(SHORT) == 0
+    files = {path.name for path in Path("results/digits_sgd").iterdir()}
+    assert files == {"config.yaml", "metrics.csv", "run.json", "checkpoint.h5", "curves.png"}
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_out_names_another_folder():
+    assert cli.train([*SHORT, "--out", "here"]) == 0
+    assert Path("here/metrics.csv").exists() and not Path("results").exists()
+
+
+def test_print_config_prints_what_loads_back_and_trains_nothing(capsys):
+    assert cli.train(["--config", "cifar_kfc.yaml", "--set", "seed=7", "--print-config"]) == 0
+    printed = parse_config(capsys.readouterr().out)
+    assert printed == load_config("cifar_kfc", ["seed=7"])
+    assert list(Path().iterdir()) == []
+
+
+def test_device_overrides_the_config(capsys):
+    cli.train([*SHORT, "device=cuda", "--device", "cpu", "--print-config"])
+    assert parse_config(capsys.readouterr().out).device == "cpu"
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_unasked(capsys):
+    assert cli.train(SHORT) == 0
+    before = Path("results/digits_sgd/metrics.csv").read_bytes()
+    capsys.readouterr()
+    assert "--resume" in complaint(capsys, cli.train, *SHORT)
+    assert Path("results/digits_sgd/metrics.csv").read_bytes() == before
+    assert cli.train([*SHORT, "--resume"]) == 0
+    assert cli.train([*SHORT, "--overwrite"]) == 0
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--config", "digits_sgd", "--set", "optimizer.learning_rat=1"],
+     "optimizer.learning_rat: unknown key"),
+    (["--config", "digits_sgd", "--set", "optimizer.learning_rate=much"],
+     "optimizer.learning_rate: must be a number"),
+    (["--config", "digits_sgd", "--set", "epochs=-1"], "epochs: must be above 0"),
+    (["--config", "digits_sgd", "--set", "network.0.kernel=99"], "network.0"),
+    (["--config", "digits_sgd", "--set", "network.6.units=9"], "10 classes"),
+    (["--config", "none"], "config none: No such file"),
+    (["--config", "."], "config .: Is a directory"),
+    (["--config", "cifar_sgd", "--set", "data.path=nowhere"], "data.path"),
+    (["--config", "digits_sgd", "--out", "/dev/null"], "/dev/null"),
+])  # fmt: skip
+def test_train_refuses_bad_input_in_a_line_or_two(argv, message, capsys):
+    assert message in complaint(capsys, cli.train, "--device", "cpu", *argv)
+    assert not Path("results").exists() or not any(Path("results").rglob("metrics.csv"))
+
+
+def test_a_gpu_that_is_not_there_is_an_error_with_the_way_out(capsys):
+    try:
+        get_ops("cuda")
+    except DeviceError:
+        assert "cuda" in complaint(capsys, cli.train, *SHORT, "--device", "cuda").lower()
+    else:
+        pytest.skip("there is a GPU")
+
+
+def test_a_run_whose_numbers_fail_ends_with_status_1(capsys):
+    assert cli.train([*SHORT, "epochs=1", "optimizer.learning_rate=1e30"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("kfcnet.trainer.train", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.train(SHORT)
+
+
+def test_evaluate_and_plot_read_a_run(capsys):
+    cli.train(SHORT)
+    capsys.readouterr()
+    assert cli.evaluate(["results/digits_sgd", "--train", "--device", "cpu"]) == 0
+    train, test = capsys.readouterr().out.splitlines()
+    assert "(1437 images" in train and "(360 images" in test
+    assert cli.plot(["results/digits_sgd", "--x", "updates", "--out", "figure.svg"]) == 0
+    assert Path("figure.svg").stat().st_size > 1000
+
+
+def test_evaluate_and_plot_refuse_a_folder_without_a_run(capsys):
+    assert "nowhere" in complaint(capsys, cli.evaluate, "nowhere", "--device", "cpu")
+    assert "nowhere" in complaint(capsys, cli.plot, "nowhere")
+
+
+def test_sweep_prints_a_table_of_its_runs(capsys):
+    argv = [*SHORT, "--grid", "optimizer.learning_rate=0.1,0.01", "--out", "grid"]
+    assert cli.sweep([*argv, "--stage", "0.1:all", "--stage", "0.2:1"]) == 0
+    assert capsys.readouterr().out.count("\n") >= 5  # two lines of header, three results
+
+
+@pytest.mark.parametrize("argv", [
+    [], ["dance"], ["train"], ["train", "--config", "digits_sgd", "--resume", "--overwrite"],
+    ["train", "--config", "digits_sgd", "--device", "gpu"], ["plot", "run", "--out", "figure.gif"],
+    ["sweep", "--config", "digits_sgd", "--grid", "nothing"],
+    ["sweep", "--config", "digits_sgd", "--grid", "seed=1", "--stage", "x"],
+    ["benchmark", "--rounds", "0"],
+])  # fmt: skip
+def test_misuse_gets_the_usage_and_status_2(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(argv)
+    assert stopped.value.code == 2 and "usage: kfcnet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([name, "--help"])
+    assert stopped.value.code == 0 and f"usage: kfcnet {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def test_readme_commands_are_understood(words, monkeypatch):
+    seen = []
+
+    def note(*args, **kwargs):
+        seen.append(args)
+        raise KeyboardInterrupt  # stop here: the arguments were understood
+
+    for target in ("trainer.train", "evaluation.load_run", "plots.plot_runs", "sweep.sweep",
+                   "benchmark.benchmark_cpu"):
+        monkeypatch.setattr(f"kfcnet.{target}", note)
+    if words[0] == "python":
+        assert (ROOT / words[1]).is_file()
+        words = ["kfcnet", Path(words[1]).stem, *words[2:]]
+    status = cli.main(words[1:])
+    assert (status, len(seen)) == ((0, 0) if "--print-config" in words else (130, 1))
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "plot", "sweep", "benchmark"])
+def test_scripts_run_from_any_folder(script):
+    command = [sys.executable, ROOT / "scripts" / f"{script}.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {script}.py")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_ctrl_c_says_how_to_go_on():
+    command = [sys.executable, ROOT / "scripts/train.py", *SHORT, "epochs=10000", "--out", "run"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (
+        Path("run/metrics.csv").exists() and len(Path("run/metrics.csv").read_text()) > 300
+    ):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors and "Traceback" not in errors
