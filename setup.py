@@ -36,7 +36,7 @@ setup(
         "numpy>=1.23.5",
         "scipy>=1.9.3",
         "h5py>=3.8",
-        "matplotlib>=3.6.3",
+        "matplotlib>=3.7",
         "PyYAML>=6.0.1",
         "pydantic>=2.5",
         "tqdm>=4.65",
@@ -45,7 +45,7 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]"],
         "cuda13": ["cupy-cuda13x[ctk]"],
-        "test": ["pytest>=7.4", "nvidia-cuda-nvrtc", "cuda-bindings"],
+        "test": ["pytest>=7.4", "setuptools>=70.1", "nvidia-cuda-nvrtc", "cuda-bindings"],
     },
     entry_points={"console_scripts": ["kfcnet=kfcnet.cli:main"]},
     zip_safe=False,
