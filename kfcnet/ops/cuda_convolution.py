@@ -1,0 +1,192 @@
+"""Tiles of the convolution kernels: how a layer's shape is cut for blocks, warps and threads.
+
+Everything here follows from the layer's shape (and from whether tensor cores are used), never from
+the batch or the device, so that the order of every sum is the same everywhere.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from kfcnet.ops.shapes import output_size
+
+FP32_SHARED = 48 * 1024  # bytes that every GPU gives a block
+TF32_SHARED = 99 * 1024  # bytes that every GPU with TF32 gives a block that asks for it
+
+
+def ceil_div(count, size):
+    return -(-count // size)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution's shape. dilation: of the input, what backward-data makes of a stride."""
+
+    height: int
+    width: int
+    in_maps: int
+    out_maps: int
+    kernel: int
+    stride: int
+    padding: int
+    out_height: int
+    out_width: int
+    dilation: int = 1
+
+    @classmethod
+    def of(cls, x_shape, out_maps, kernel, stride, padding):
+        """The layer that takes x (M, H, W, J)."""
+        _, H, W, J = x_shape
+        return cls(H, W, J, out_maps, kernel, stride, padding,
+                   output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding))
+
+    @property
+    def transposed(self):
+        """The convolution that takes derivatives of the outputs back to the inputs."""
+        return replace(self, height=self.out_height, width=self.out_width,
+                       out_height=self.height, out_width=self.width,
+                       in_maps=self.out_maps, out_maps=self.in_maps, stride=1,
+                       padding=self.kernel - 1 - self.padding, dilation=self.stride)
+
+    @property
+    def is_dense(self):
+        """Whether every pixel is multiplied by itself: a plain matrix product."""
+        return (self.kernel, self.stride, self.padding) == (1, 1, 0)
+
+    @property
+    def patch(self):
+        """P: inputs of one output, the constant 1 included."""
+        return 1 + self.kernel**2 * self.in_maps
+
+    @property
+    def locations(self):
+        """|T|: outputs of one map."""
+        return self.out_height * self.out_width
+
+    def constants(self):
+        return {"HEIGHT": self.height, "WIDTH": self.width, "IN_MAPS": self.in_maps,
+                "OUT_MAPS": self.out_maps, "KERNEL_SIZE": self.kernel, "STRIDE": self.stride,
+                "PADDING": self.padding, "OUT_HEIGHT": self.out_height,
+                "OUT_WIDTH": self.out_width}
+
+
+@dataclass(frozen=True)
+class ForwardTile:
+    """One block of `conv_forward_register` or `conv_forward_tf32`: pixels and maps of the output.
+
+    The block holds the inputs that its pixels see in shared memory and streams packed weights past
+    them, CHUNK_MAPS input maps of one offset at a time (for few input maps, one kernel row).
+    """
+
+    layer: Layer
+    images: int
+    height: int
+    width: int
+    maps: int
+    warps_pixels: int
+    warps_maps: int
+    thread_pixels: int | None  # None: tensor cores
+    stages: int
+
+    @property
+    def pixels(self):
+        return self.images * self.height * self.width
+
+    @property
+    def few_maps(self):
+        """Whether the runs of the depth are whole rows of the kernel."""
+        return self.layer.in_maps < 8
+
+    @cached_property
+    def chunk(self):
+        """Input maps of one run: a multiple of eight, at most 40, little of it padding."""
+        J = self.layer.in_maps
+        if J < 8:
+            return 8
+        if J % 32 == 0:
+            return 32
+        return 8 * ceil_div(ceil_div(J, ceil_div(J, 40)), 8)
+
+    @property
+    def depth(self):
+        """Length of one run, padded to eights."""
+        if self.few_maps:
+            return 8 * ceil_div(self.layer.kernel * self.layer.in_maps, 8)
+        return self.chunk
+
+    @property
+    def packed_size(self):
+        """Elements of the weights as the kernel reads them, bias included."""
+        K = self.layer.kernel
+        runs = K if self.few_maps else K * K * ceil_div(self.layer.in_maps, self.chunk)
+        return self.map_tiles * self.maps * (1 + runs * self.depth)
+
+    @property
+    def map_tiles(self):
+        return ceil_div(self.layer.out_maps, self.maps)
+
+    def tiles(self, M):
+        return (ceil_div(M, self.images) * ceil_div(self.layer.out_height, self.height)
+                * ceil_div(self.layer.out_width, self.width))
+
+    @property
+    def threads(self):
+        return 32 * self.warps_pixels * self.warps_maps
+
+    @property
+    def shared(self):
+        """Bytes of the inputs under the tile and of the weights in flight."""
+        K, J, stride = self.layer.kernel, self.layer.in_maps, self.layer.stride
+        pitch, overhang = (J, self.depth - K * J) if self.few_maps else (self.chunk + 4, 0)
+        rows, columns = (self.height - 1) * stride + K, (self.width - 1) * stride + K
+        inputs = 4 * ceil_div(self.images * rows * columns * pitch + overhang, 4)
+        return 4 * (inputs + self.stages * self.depth * self.maps)
+
+    def constants(self):
+        constants = self.layer.constants() | {
+            "DILATION": self.layer.dilation, "PACKED_SIZE": self.packed_size,
+            "CHUNK_MAPS": self.chunk, "TILE_IMAGES": self.images, "TILE_HEIGHT": self.height,
+            "TILE_WIDTH": self.width, "TILE_MAPS": self.maps, "WARPS_PIXELS": self.warps_pixels,
+            "WARPS_MAPS": self.warps_maps, "WEIGHT_STAGES": self.stages, "RELU": 0,
+            "FRAGMENTS": int(self.thread_pixels is None)}
+        return constants | ({"THREAD_PIXELS": self.thread_pixels} if self.thread_pixels else {})
+
+    def packing_constants(self):
+        """What decides how the weights are packed."""
+        names = "IN_MAPS", "OUT_MAPS", "KERNEL_SIZE", "CHUNK_MAPS", "TILE_MAPS", "FRAGMENTS"
+        return {name: self.constants()[name] for name in names}
+
+
+def forward_tile(layer, tensor_cores):
+    """The largest tile, up to 128 pixels, whose shared memory a block can have.
+
+    Raises ValueError where even 16 pixels need too much.
+    """
+    limit = TF32_SHARED if tensor_cores else FP32_SHARED
+    width = 16 if layer.out_width > 8 else 8
+    images, height = (2, 4) if layer.out_height <= 4 else (1, 8)
+    while True:
+        tile = _forward_tile(layer, images, height, width, tensor_cores)
+        if tile.shared <= limit:
+            return tile
+        if tile.pixels <= 16:
+            raise ValueError(f"convolution of {layer.kernel} x {layer.kernel} with stride "
+                             f"{layer.stride}: its inputs need {tile.shared} bytes of shared "
+                             f"memory, a block has {limit}")
+        if height > 4 or width == 4:
+            height //= 2
+        else:
+            width //= 2
+
+
+def _forward_tile(layer, images, height, width, tensor_cores):
+    pixels = images * height * width
+    if not tensor_cores:
+        thread_pixels = 4 if pixels >= 32 else 2
+        return ForwardTile(layer, images, height, width, maps=32,
+                           warps_pixels=pixels // (8 * thread_pixels), warps_maps=1,
+                           thread_pixels=thread_pixels, stages=2)
+    maps, warps_maps = (16, 1) if layer.out_maps <= 16 else (32, 1)
+    if pixels == 64 and layer.out_maps >= 64:
+        maps, warps_maps = 64, 2
+    return ForwardTile(layer, images, height, width, maps, max(1, pixels // 32), warps_maps,
+                       thread_pixels=None, stages=3)

@@ -1,0 +1,134 @@
+"""Steps that are recorded once and repeated, and work beside them on a second stream."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+
+from kfcnet.ops.cpu import CpuOps
+
+
+class Program:
+    """A function of device arrays that becomes one graph: what it launches is repeated as it was.
+
+    The first call runs the function as it stands, so that its kernels are compiled and its memory
+    is at hand; the second records it; from then on a call is one launch. Whatever the function does
+    on the host happens in the first two calls only, and a number that it passes by value stays what
+    it was at the second: what changes from call to call must lie in device memory. Its results are
+    the same arrays every time, overwritten by the next call.
+    """
+
+    def __init__(self, runtime, function, pool):
+        """pool: where the function's arrays come from; shared by programs that run in turn."""
+        self._runtime, self._function, self._pool = runtime, function, pool
+        self._inputs = self._graph = self._result = None
+
+    def __call__(self, *inputs):
+        """The function's result for the contents of `inputs`, of the same shapes every time."""
+        first = self._inputs is None
+        if first:
+            self._inputs = [self._runtime.copy(array) for array in inputs]
+        else:
+            self._take(inputs)
+        if first:
+            with self._runtime.allocating_from(self._pool):
+                return self._function(*self._inputs)
+        if self._graph is None:
+            with self._runtime.allocating_from(self._pool):
+                self._graph, self._result = self._runtime.capture(
+                    lambda: self._function(*self._inputs))
+        self._runtime.replay(self._graph)
+        return self._result
+
+    def _take(self, inputs):
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            if mine.shape != given.shape:
+                raise ValueError("a captured step was recorded for an input of shape "
+                                 f"{mine.shape}, not {given.shape}: its batches must all be full")
+            if mine is not given:
+                self._runtime.copy_into(mine, given)
+
+
+class Pending:
+    """Work that has been begun and whose result is taken up later, at a step that is fixed."""
+
+    def __init__(self, inputs, take):
+        self.inputs, self._take = inputs, take
+
+    def result(self):
+        """The arrays; raises what the work raised, numpy.linalg.LinAlgError for an inverse."""
+        return self._take()
+
+
+class Graphs:
+    """The part of CudaOps that is about when things happen."""
+
+    @cached_property
+    def _pool(self):
+        return self.runtime.new_pool()
+
+    @cached_property
+    def _host(self):
+        """One thread and the primitives of the CPU, for factorizations there."""
+        return ThreadPoolExecutor(1, "kfcnet-host"), CpuOps(self.dtype, shards=1)
+
+    def program(self, function):
+        """`function` of device arrays as a Program."""
+        return Program(self.runtime, function, self._pool)
+
+    def begin(self, function, *arrays, on_host=False):
+        """Start function(ops, *arrays) beside what follows; a Pending of the arrays it returns.
+
+        It works on copies of the arrays as they are now: `Pending.inputs`. on_host: in a thread of
+        the CPU, else on a second stream of the GPU.
+        """
+        inputs = [self.copy(array) for array in arrays]
+        return (self._begin_on_host if on_host else self._begin_beside)(function, inputs)
+
+    def _begin_beside(self, function, inputs):
+        failures, self._failures = self._failures, []
+        try:
+            result, event = self.runtime.beside(lambda: function(self, *inputs))
+            begun = self._failures
+        finally:
+            self._failures = failures
+
+        def take():
+            self.runtime.wait(event)
+            for failed in begun:
+                self._raise_if(failed)
+            return result
+
+        return Pending(inputs, take)
+
+    def _begin_on_host(self, function, inputs):
+        thread, host = self._host
+        arrays = self.runtime.to_host_later(inputs)
+        future = thread.submit(lambda: function(host, *arrays()))
+        return Pending(inputs, lambda: tuple(map(self.asarray, future.result())))
+
+    def spd_inverse(self, matrix, shift):
+        """Waits for the device, which alone knows whether the matrix was positive definite; within
+        `begin` the question is left to `Pending.result`."""
+        inverse, failed = self.runtime.spd_inverse(matrix, shift)
+        if self._failures is None:
+            self._raise_if(failed)
+        else:
+            self._failures.append(failed)
+        return inverse
+
+    def _raise_if(self, failed):
+        if self.to_numpy(failed)[0]:
+            raise np.linalg.LinAlgError("matrix is not positive definite after damping")
+
+    # What changes from step to step, in device memory
+
+    def counter(self, value):
+        """A step number that a program can advance: int64 (1,)."""
+        return self.runtime.asarray(np.array([value]), np.dtype(np.int64))
+
+    def advance(self, step, position=None, batch=0, count=1):
+        """step += 1 and position <- (position + batch) mod count, on the device."""
+        if position is None:
+            position = self.runtime.zeros((1,), np.dtype(np.int64))
+        self.launch("training_state", "advance_step", 1, step, position, batch, count, block=1)

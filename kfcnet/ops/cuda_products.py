@@ -1,0 +1,158 @@
+"""Launchers of the heavy kernels: matrix products, convolutions, Gram matrices, patches.
+
+The sizes of their tiles are chosen here, by the size of the result: large tiles for few loads an
+operation, small ones where large ones would leave multiprocessors idle. They depend on shapes only,
+never on the device, so that the order of every sum is the same everywhere.
+"""
+
+from typing import NamedTuple
+
+from kfcnet.ops.cuda_convolution import Layer, ceil_div, forward_tile
+
+MULTIPROCESSORS = 132  # of the GPU that tiles are chosen for: fewer tiles leave some idle
+
+
+class RegisterTile(NamedTuple):
+    """Tiles of `matmul_register`: of a block, of a step along the depth, of a thread."""
+
+    rows: int
+    columns: int
+    depth: int
+    thread: int
+    groups: int = 1
+
+    def constants(self):
+        return {"TILE_ROWS": self.rows, "TILE_COLUMNS": self.columns, "TILE_DEPTH": self.depth,
+                "THREAD_ROWS": self.thread, "THREAD_COLUMNS": self.thread,
+                "DEPTH_GROUPS": self.groups}
+
+    @property
+    def threads(self):
+        return self.rows * self.columns // self.thread**2 * self.groups
+
+    def shared(self, transpose_a, transpose_b):
+        """Bytes of the double-buffered tiles, or of the sums that the groups exchange."""
+        buffers = 2 * self.depth * (self.rows + self.columns + 8)
+        return 4 * max(buffers, self.rows * self.columns if self.groups > 1 else 0)
+
+
+class TensorCoreTile(NamedTuple):
+    """Tiles of `matmul_tf32`: of a block, of a step, of a warp, and the number of buffers."""
+
+    rows: int
+    columns: int
+    depth: int
+    warp_rows: int
+    warp_columns: int
+    stages: int = 3
+
+    def constants(self):
+        return {"TILE_ROWS": self.rows, "TILE_COLUMNS": self.columns, "TILE_DEPTH": self.depth,
+                "WARP_ROWS": self.warp_rows, "WARP_COLUMNS": self.warp_columns,
+                "STAGES": self.stages}
+
+    @property
+    def threads(self):
+        return 32 * (self.rows // self.warp_rows) * (self.columns // self.warp_columns)
+
+    def shared(self, transpose_a, transpose_b):
+        """Bytes of the buffers; rows are padded in the order that they have in memory."""
+        left = self.depth * (self.rows + 8) if transpose_a else self.rows * (self.depth + 4)
+        right = self.columns * (self.depth + 4) if transpose_b else self.depth * (self.columns + 8)
+        return 4 * self.stages * (left + right)
+
+
+REGISTER_TILES = (RegisterTile(128, 128, 16, 8), RegisterTile(64, 64, 16, 4),
+                  RegisterTile(32, 32, 64, 4, groups=4))
+TENSOR_CORE_TILES = (TensorCoreTile(128, 128, 16, 64, 32), TensorCoreTile(64, 64, 32, 32, 32))
+
+
+def _tile(tiles, rows, columns):
+    """The largest tile that gives every multiprocessor one, else the smallest."""
+    filling = (tile for tile in tiles
+               if rows * columns >= MULTIPROCESSORS * tile.rows * tile.columns)
+    return next(filling, tiles[-1])
+
+
+class Products:
+    """The part of CudaOps whose work is a matrix product of some kind."""
+
+    def matmul(self, a, b, transpose_a=False, transpose_b=False, out=None):
+        """In fp32 also where convolutions use TF32: the preconditioned step needs the bits."""
+        rows, depth = a.shape[::-1] if transpose_a else a.shape
+        depth_of_b, columns = b.shape[::-1] if transpose_b else b.shape
+        if depth != depth_of_b:
+            raise ValueError(f"matmul: depths {depth} and {depth_of_b} of {a.shape} and {b.shape} "
+                             "differ")
+        out = self.empty((rows, columns)) if out is None else out
+        self._product(a, b, out, (rows, columns, depth), transpose_a, transpose_b)
+        return out
+
+    def _product(self, a, b, c, sizes, transpose_a=False, transpose_b=False, a_shift=0, b_shift=0,
+                 scale=1.0, tensor_cores=False):
+        """c = scale * op(a) op(b). A shift puts a column of ones before an operand as it is stored
+        (-1), or leaves its first column out (1): the homogeneous coordinate."""
+        rows, columns, _ = sizes
+        kernel = "matmul_tf32" if tensor_cores else "matmul_register"
+        tile = _tile(TENSOR_CORE_TILES if tensor_cores else REGISTER_TILES, rows, columns)
+        self.launch(kernel, kernel, (ceil_div(columns, tile.columns), ceil_div(rows, tile.rows)),
+                    a, b, c, *sizes, scale, block=tile.threads,
+                    shared=tile.shared(transpose_a, transpose_b), TRANSPOSE_A=int(transpose_a),
+                    TRANSPOSE_B=int(transpose_b), A_SHIFT=a_shift, B_SHIFT=b_shift,
+                    **tile.constants())
+
+    # Convolution. Over 1 x 1 patches it is the product of all pixels with the weights.
+
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True):
+        layer = Layer.of(x.shape, len(weight), kernel, stride, padding)
+        y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
+        if layer.is_dense:
+            sizes = y.size // layer.out_maps, layer.out_maps, layer.in_maps + bias
+            self._product(x, weight, y, sizes, transpose_b=True,
+                          a_shift=-1 if bias else 0, b_shift=0 if bias else 1,
+                          tensor_cores=self.tensor_cores)
+        else:
+            self._convolve(layer, x, weight, y, "conv_pack", int(bias))
+        return y
+
+    def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
+        layer = Layer.of(x_shape, len(weight), kernel, stride, padding)
+        dx = self.empty((len(dy), *x_shape[1:]))
+        if layer.is_dense:
+            sizes = dx.size // layer.in_maps, layer.in_maps, layer.out_maps
+            self._product(dy, weight, dx, sizes, b_shift=1, tensor_cores=self.tensor_cores)
+        else:
+            self._convolve(layer.transposed, dy, weight, dx, "conv_pack_flipped", 0)
+        return dx
+
+    def _convolve(self, layer, x, weight, y, pack, bias):
+        """Pack the weights in the order in which the blocks read them, then convolve."""
+        tile = forward_tile(layer, self.tensor_cores)
+        packed = self.empty(tile.packed_size)
+        self._each("conv_pack", pack, packed.size, weight, packed, packed.size, BIAS=bias,
+                   **tile.packing_constants())
+        kernel = "conv_forward_tf32" if self.tensor_cores else "conv_forward_register"
+        self.launch(kernel, kernel, (tile.tiles(len(x)), tile.map_tiles), x, packed, y, len(x),
+                    block=tile.threads, shared=tile.shared, BIAS=bias, **tile.constants())
+
+    def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
+        layer = Layer.of(x.shape, dy.shape[-1], kernel, stride, padding)
+        if layer.is_dense:
+            sizes = layer.out_maps, layer.patch, dy.size // layer.out_maps
+            self._product(dy, x, out, sizes, transpose_a=True, b_shift=-1, scale=scale,
+                          tensor_cores=self.tensor_cores)
+        else:
+            self._each("conv_backward_naive", "conv_backward_weights_naive", out.size, x, dy, out,
+                       len(x), scale, **layer.constants())
+
+    def patches(self, x, kernel, stride, padding):
+        layer = Layer.of(x.shape, 1, kernel, stride, padding)
+        rows = self.empty((len(x) * layer.locations, layer.patch))
+        self._each("patches", "patches", rows.size, x, rows, len(x), **layer.constants())
+        return rows
+
+    def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
+        layer = Layer.of(x_shape, 1, kernel, stride, padding)
+        x = self.empty(x_shape)
+        self._each("patches", "patches_adjoint", x.size, rows, x, len(x), **layer.constants())
+        return x

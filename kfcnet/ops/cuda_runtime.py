@@ -1,0 +1,240 @@
+"""The GPU through CuPy: arrays, compilation, launches, streams, graphs. Only this file imports it.
+
+A runtime is what the launchers of `kfcnet/ops/cuda.py` need; the tests have another one. Work is
+queued in order on one stream; reading an array waits for it.
+"""
+
+import contextlib
+from functools import cache
+
+import numpy as np
+
+from kfcnet.ops import kernels
+from kfcnet.ops.errors import DeviceError
+
+OLDEST = 75  # compute capability 7.5
+TENSOR_CORES_FROM = 80  # TF32
+STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking for more
+
+
+@cache
+def _cupy():
+    """CuPy, where there is a GPU for it. Raises DeviceError with the way out."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"the GPU is used through CuPy, which cannot be imported ({error}): pip "
+                          'install "kfcnet[cuda13]", or "kfcnet[cuda12]" for a driver before '
+                          "CUDA 13") from None
+    if not cupy.cuda.is_available():
+        raise DeviceError(f"CuPy {cupy.__version__} finds no NVIDIA GPU or no driver that it can "
+                          "use: nvidia-smi shows both; otherwise use the device cpu")
+    return cupy
+
+
+def is_available():
+    """Whether CuPy is installed and sees a GPU."""
+    try:
+        return bool(_cupy())
+    except DeviceError:
+        return False
+
+
+class CupyRuntime:
+    """Arrays and launches on the current GPU of CuPy, on a stream of its own."""
+
+    def __init__(self):
+        """Raises DeviceError where there is no CuPy, no GPU, or too old a one."""
+        self._cupy = cupy = _cupy()
+        self.array_type = cupy.ndarray
+        self.device = cupy.cuda.Device()
+        self.capability = int(self.device.compute_capability)
+        if self.capability < OLDEST:
+            raise DeviceError(f"{self.name()} has compute capability {self.capability / 10}; the "
+                              f"kernels need {OLDEST / 10}: use another GPU or the device cpu")
+        self.tensor_cores = self.capability >= TENSOR_CORES_FROM
+        self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._side = cupy.cuda.Stream(non_blocking=True)
+        self._stream.use()
+        self._kernels, self._launched, self._capturing = {}, {}, False
+
+    def name(self):
+        properties = self._cupy.cuda.runtime.getDeviceProperties(self.device.id)
+        return properties["name"].decode()
+
+    def describe(self):
+        runtime = self._cupy.cuda.runtime
+        return {"device": "cuda", "processor": self.name(),
+                "compute_capability": f"{self.capability / 10}",
+                "cupy": self._cupy.__version__, "cuda_driver": runtime.driverGetVersion(),
+                "cuda_runtime": runtime.runtimeGetVersion(), "numpy": np.__version__}
+
+    # Arrays
+
+    @contextlib.contextmanager
+    def _errors(self):
+        """Errors of CUDA as DeviceErrors that name what may have caused them."""
+        cupy = self._cupy
+        try:
+            yield
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise DeviceError(f"{self.name()} is out of memory: {error}. A smaller "
+                              "optimizer.batch_size needs less") from None
+        except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+            launched = ", ".join(self._launched) or "none"
+            raise DeviceError(f"{self.name()}: {error}. Kernels since the host last waited: "
+                              f"{launched}. With CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
+                              ) from None
+
+    def empty(self, shape, dtype):
+        with self._errors():
+            return self._cupy.empty(shape, dtype)
+
+    def zeros(self, shape, dtype):
+        with self._errors():
+            return self._cupy.zeros(shape, dtype)
+
+    def asarray(self, x, dtype):
+        """An array of the host or of the device as a C-contiguous one here, of this dtype."""
+        self._refuse_in_capture("data from the host")
+        with self._errors():
+            return self._cupy.ascontiguousarray(self._cupy.asarray(x, dtype))
+
+    def to_numpy(self, array):
+        """Waits for everything queued before."""
+        self._refuse_in_capture("an array to the host")
+        with self._errors():
+            result = self._cupy.asnumpy(array)
+        self._launched.clear()
+        return result
+
+    def copy(self, array):
+        with self._errors():
+            return self._cupy.array(array, copy=True, order="C")
+
+    def copy_into(self, target, source):
+        """The elements of `source` into the memory of `target`, of the same shape and dtype."""
+        with self._errors():
+            self._cupy.copyto(target, source)
+
+    def synchronize(self):
+        with self._errors():
+            self._stream.synchronize()
+        self._launched.clear()
+
+    def _refuse_in_capture(self, what):
+        if self._capturing:
+            raise RuntimeError(f"a captured step cannot move {what}: it would not be repeated")
+
+    # Kernels
+
+    def launch(self, file, kernel, constants, grid, block, values, shared):
+        """Queue a launch; `values` are checked and cast. Raises DeviceError, ValueError."""
+        for value in values:
+            if isinstance(value, self.array_type) and value.device != self.device:
+                raise ValueError(f"{kernel}: an array lies on GPU {value.device.id}, the kernel "
+                                 f"runs on GPU {self.device.id}")
+        function = self._kernel(file, kernel, tuple(constants.items()))
+        if shared > STATIC_SHARED:
+            function.max_dynamic_shared_size_bytes = shared
+        passed = tuple(np.uintp(0) if value is None else value for value in values)
+        self._launched[kernel] = None
+        with self._errors():
+            function(grid, block, passed, shared_mem=shared)
+
+    def _kernel(self, file, kernel, constants):
+        key = file, kernel, constants
+        if key not in self._kernels:
+            self._kernels[key] = self._compiled(file, constants).get_function(kernel)
+        return self._kernels[key]
+
+    def _compiled(self, file, constants):
+        options = ("--std=c++17", *(f"-D{name}={value}" for name, value in constants))
+        module = self._cupy.RawModule(code=kernels.source(file), options=options, backend="nvrtc")
+        try:
+            module.compile()
+        except self._cupy.cuda.compiler.CompileException as error:
+            raise DeviceError(f"kernels/{file}.cu does not compile for sm_{self.capability} with "
+                              f"{' '.join(options)}:\n{error}") from None
+        return module
+
+    # Graphs and the second stream
+
+    def new_pool(self):
+        """Memory of its own for captured steps: a replay finds its buffers as they were."""
+        return self._cupy.cuda.MemoryPool()
+
+    @contextlib.contextmanager
+    def allocating_from(self, pool):
+        """Within the context new arrays come from `pool`, CuPy's own temporaries too."""
+        with self._cupy.cuda.using_allocator(pool.malloc):
+            yield
+
+    def capture(self, function):
+        """(graph, result): a function's launches, recorded and not run, and what it returned."""
+        self._capturing = True
+        self._stream.begin_capture()
+        try:
+            with self._errors():
+                result = function()
+        finally:
+            self._capturing = False
+            graph = self._stream.end_capture()
+        return graph, result
+
+    def replay(self, graph):
+        with self._errors():
+            graph.launch(self._stream)
+
+    def beside(self, function):
+        """Queue a function's work on the second stream, after all that is queued on the first.
+
+        Returns (result, event); work that uses the result comes after `wait(event)`.
+        """
+        with self._errors():
+            self._side.wait_event(self._stream.record())
+            try:
+                self._side.use()
+                result = function()
+                return result, self._side.record()
+            finally:
+                self._stream.use()
+
+    def wait(self, event):
+        """Let what is queued from here on come after an event; the host does not wait."""
+        self._stream.wait_event(event)
+
+    def to_host_later(self, arrays):
+        """A function for another thread: it waits until the arrays are as they are now queued."""
+        event = self._stream.record()
+
+        def fetch():
+            with self.device, self._side:
+                event.synchronize()
+                return [self._cupy.asnumpy(array) for array in arrays]
+
+        return fetch
+
+    # Factorization
+
+    def spd_inverse(self, matrix, shift):
+        """(matrix + shift*I)^-1 by Cholesky, and an int32 (1,) that is 0 where it succeeded."""
+        self._refuse_in_capture("a factorization")
+        cupy = self._cupy
+        from cupy.cuda import cublas, cusolver, device
+
+        n, lower = len(matrix), cublas.CUBLAS_FILL_MODE_LOWER
+        handle = device.get_cusolver_handle()
+        with self._errors():
+            factor, inverse = matrix.copy(), cupy.eye(n, dtype=matrix.dtype)
+            factor.ravel()[:: n + 1] += shift
+            info = cupy.zeros(2, np.int32)
+            work = cupy.empty(cusolver.spotrf_bufferSize(handle, lower, n, factor.data.ptr, n),
+                              matrix.dtype)
+            cusolver.spotrf(handle, lower, n, factor.data.ptr, n, work.data.ptr, work.size,
+                            info.data.ptr)
+            cusolver.spotrs(handle, lower, n, n, factor.data.ptr, n, inverse.data.ptr, n,
+                            info[1:].data.ptr)
+            inverse = (inverse + inverse.T) / 2  # rounding leaves it a little asymmetric
+            failed = (info != 0).any() | ~cupy.isfinite(inverse).all()
+            return inverse, failed.astype(np.int32).reshape(1)

@@ -1,0 +1,132 @@
+"""The runtime of `kfcnet/ops/cuda.py` over NumPy arrays: its launchers run without a GPU."""
+
+import contextlib
+
+import numpy as np
+
+from cuda_on_cpu.cuda_cpu import missing
+from cuda_on_cpu.orders import ORDERS, library, run_in_orders
+from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.errors import DeviceError
+
+ALIGNMENT = 256  # bytes, as on a GPU
+
+
+class CpuRuntime:
+    """Allocates NumPy arrays, launches kernels on the CPU.
+
+    orders: each launch runs once for every one of them, and the results must be equal. New arrays
+    are full of NaN, so that an element that no kernel writes shows. While a step is captured
+    nothing runs; what is done beside shows its results only after the wait for it.
+    """
+
+    array_type = np.ndarray
+
+    def __init__(self, orders=ORDERS[:1], tensor_cores=False):
+        if missing():
+            raise DeviceError(missing())
+        self.orders, self.tensor_cores = orders, tensor_cores
+        self.launches = 0  # kernels run or recorded by name, not replayed ones
+        self._host = CpuOps("float32", shards=1, native="off")
+        self._captured = None  # the actions of the step that is being captured
+
+    def describe(self):
+        return {"device": "cuda_on_cpu"}
+
+    def _do(self, action):
+        """Run an action on the device, or record it."""
+        if self._captured is None:
+            action()
+        else:
+            self._captured.append(action)
+
+    def _refuse_in_capture(self, what):
+        if self._captured is not None:
+            raise RuntimeError(f"a captured step cannot move {what}: it would not be repeated")
+
+    # Arrays
+
+    def empty(self, shape, dtype):
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory = np.full(size + ALIGNMENT, 0xFF, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        return memory[start : start + size].view(dtype).reshape(shape)
+
+    def zeros(self, shape, dtype):
+        array = self.empty(shape, dtype)
+        self._do(lambda: array.fill(0))
+        return array
+
+    def asarray(self, x, dtype):
+        self._refuse_in_capture("data from the host")
+        array = self.empty(np.shape(x), dtype)
+        array[...] = x
+        return array
+
+    def to_numpy(self, array):
+        self._refuse_in_capture("an array to the host")
+        return array.copy()
+
+    def copy(self, array):
+        copy = self.empty(array.shape, array.dtype)
+        self.copy_into(copy, array)
+        return copy
+
+    def copy_into(self, target, source):
+        self._do(lambda: np.copyto(target, source))
+
+    def synchronize(self):
+        self._refuse_in_capture("the host along")
+
+    # Kernels
+
+    def launch(self, file, kernel, constants, grid, block, values, shared):
+        compiled = library(file, tuple(sorted(constants.items()))).kernel(kernel)
+        self.launches += 1
+        self._do(lambda: run_in_orders(compiled, grid, block, values, shared, self.orders))
+
+    # Graphs and the second stream
+
+    def new_pool(self):
+        return None
+
+    def allocating_from(self, pool):
+        return contextlib.nullcontext()
+
+    def capture(self, function):
+        self._captured = graph = []
+        try:
+            return graph, function()
+        finally:
+            self._captured = None
+
+    def replay(self, graph):
+        for action in graph:
+            action()
+
+    def beside(self, function):
+        self._refuse_in_capture("work to the second stream")
+        result = function()
+        hidden = [(array, array.copy()) for array in result]
+        for array in result:
+            array.fill(np.nan)
+        return result, hidden
+
+    def wait(self, event):
+        for array, contents in event:
+            array[...] = contents
+
+    def to_host_later(self, arrays):
+        return lambda: [array.copy() for array in arrays]
+
+    # Factorization
+
+    def spd_inverse(self, matrix, shift):
+        """(matrix + shift*I)^-1 and 0, or anything and 1 where it is not positive definite."""
+        self._refuse_in_capture("a factorization")
+        try:
+            inverse = self._host.spd_inverse(matrix, shift)
+        except np.linalg.LinAlgError:
+            return self.empty(matrix.shape, matrix.dtype), np.ones(1, np.int32)
+        return self.asarray(inverse, matrix.dtype), np.zeros(1, np.int32)

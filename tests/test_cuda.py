@@ -1,0 +1,180 @@
+"""The launchers of the CUDA kernels: what they refuse, what a captured step repeats."""
+
+import numpy as np
+import pytest
+
+import cuda_on_cpu
+from checks import assert_close
+from kfcnet.ops import get_ops, kernels
+from kfcnet.ops.cuda import CudaOps, is_available
+from kfcnet.ops.errors import DeviceError
+
+pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
+                                reason=str(cuda_on_cpu.missing()))
+
+
+@pytest.fixture
+def cuda():
+    return CudaOps(cuda_on_cpu.CpuRuntime())
+
+
+# Kernel sources
+
+
+def test_every_kernel_states_the_shapes_of_its_arrays():
+    for path in kernels.folder().glob("*.cu"):
+        assert kernels.signatures(path.stem), path.name
+
+
+def test_included_headers_are_spliced_in_once():
+    text = kernels.source("dropout")
+    assert "#include" not in text and "#pragma once" not in text
+    assert text.count("struct __align__(lanes * sizeof(T)) Vector") == 1
+
+
+def test_argument_without_a_shape_is_refused():
+    text = 'extern "C" __global__ void f(\n    const float* x,\n    int count) {\n}\n'
+    with pytest.raises(ValueError, match="f: pointer x lacks its shape"):
+        kernels.parse(text, "file.cu")
+
+
+# Misread arguments
+
+
+def test_array_of_another_dtype_is_refused(cuda):
+    with pytest.raises(TypeError, match="relu: x: an array of float32 is needed, float64 given"):
+        cuda.launch("relu", "relu", 1, np.zeros(4), cuda.empty(4), 4)
+
+
+def test_array_of_another_size_is_refused(cuda):
+    with pytest.raises(ValueError, match=r"relu: y: 4 elements are needed, .* \(5,\) has 5"):
+        cuda.launch("relu", "relu", 1, cuda.empty(4), cuda.empty(5), 4)
+
+
+def test_array_that_is_not_contiguous_is_refused(cuda):
+    with pytest.raises(ValueError, match="relu: x: the array is not C-contiguous"):
+        cuda.launch("relu", "relu", 1, cuda.empty(8)[::2], cuda.empty(4), 4)
+
+
+def test_array_of_the_host_is_refused(cuda):
+    with pytest.raises(TypeError, match="relu: x: an array of the device is needed, list given"):
+        cuda.launch("relu", "relu", 1, [1.0] * 4, cuda.empty(4), 4)
+
+
+@pytest.mark.parametrize("count, error", [
+    (2**31, OverflowError), (-(2**31) - 1, OverflowError), (4.5, TypeError), ("4", TypeError),
+    (True, TypeError), (None, TypeError),
+])
+def test_number_that_the_kernel_would_misread_is_refused(cuda, count, error):
+    with pytest.raises(error, match="relu: count"):
+        cuda.launch("relu", "relu", 1, cuda.empty(4), cuda.empty(4), count)
+
+
+def test_wrong_number_of_arguments_is_refused(cuda):
+    with pytest.raises(TypeError, match="relu takes 3 arguments, 2 given"):
+        cuda.launch("relu", "relu", 1, cuda.empty(4), cuda.empty(4))
+
+
+def test_missing_array_is_refused_where_the_kernel_does_not_provide_for_it(cuda):
+    with pytest.raises(TypeError, match="relu: x"):
+        cuda.launch("relu", "relu", 1, None, cuda.empty(4), 4)
+
+
+def test_matrix_product_of_unequal_depths_is_refused(cuda):
+    with pytest.raises(ValueError, match="depths 3 and 4"):
+        cuda.matmul(cuda.empty((2, 3)), cuda.empty((4, 2)))
+
+
+def test_softmax_over_more_classes_than_the_kernel_does_is_refused(cuda):
+    with pytest.raises(ValueError, match="320"):
+        cuda.softmax_cross_entropy(cuda.empty((2, 400)), np.zeros(2, np.int32))
+
+
+def test_kernel_that_needs_too_much_shared_memory_is_refused(cuda):
+    with pytest.raises(ValueError, match="bytes of shared memory"):
+        cuda.conv_forward(cuda.empty((1, 64, 64, 40)), cuda.empty((2, 1 + 32 * 32 * 40)), 32, 4, 0)
+
+
+@pytest.mark.skipif(is_available(), reason="there is a GPU")
+def test_absent_gpu_is_an_error_that_says_how_to_get_it():
+    with pytest.raises(DeviceError, match="CuPy"):
+        get_ops("cuda")
+
+
+# Captured steps
+
+
+def noisy_step(ops, counter, state):
+    """A function of one array whose result depends on a counter and on what it did before."""
+
+    def step(x):
+        ops.axpy(1.0, ops.uniforms(x.size, 3, 1, counter), state)
+        ops.advance(counter)
+        y = ops.relu(x)
+        ops.multiply_add(state, x, y)
+        return y
+
+    return step
+
+
+def test_program_repeats_what_the_function_does(cuda, rng):
+    batches = [cuda.asarray(rng.standard_normal(13)) for _ in range(5)]
+    results = []
+    for make in (lambda function: function, cuda.program):
+        state = cuda.zeros(13)
+        step = make(noisy_step(cuda, cuda.counter(7), state))
+        results.append([cuda.to_numpy(step(batch)) for batch in batches] + [state])
+    for eager, captured in zip(*results, strict=True):
+        np.testing.assert_array_equal(captured, eager)
+
+
+def test_program_launches_nothing_new_from_the_third_call_on(cuda):
+    step = cuda.program(noisy_step(cuda, cuda.counter(0), cuda.zeros(4)))
+    for _ in range(2):
+        step(cuda.zeros(4))
+    launched = cuda.runtime.launches
+    step(cuda.zeros(4))
+    assert cuda.runtime.launches == launched
+
+
+def test_program_refuses_a_batch_of_another_size(cuda):
+    step = cuda.program(cuda.relu)
+    step(cuda.zeros((4, 3)))
+    with pytest.raises(ValueError, match=r"\(4, 3\), not \(2, 3\)"):
+        step(cuda.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("function, message", [
+    (lambda ops: lambda x: ops.axpy(float(ops.to_numpy(x)[0]), x, x), "an array to the host"),
+    (lambda ops: lambda x: ops.axpy(1.0, ops.asarray(np.ones(4)), x), "data from the host"),
+])
+def test_program_that_would_not_be_repeated_whole_is_refused(cuda, function, message):
+    step = cuda.program(function(cuda))
+    step(cuda.zeros(4))
+    with pytest.raises(RuntimeError, match=message):
+        step(cuda.zeros(4))
+
+
+# Work beside the step
+
+
+def inverse(ops, matrix):
+    return (ops.spd_inverse(matrix, ops.asarray([0.5])),)
+
+
+@pytest.mark.parametrize("on_host", [False, True], ids=["side stream", "host"])
+def test_inverse_begun_earlier_is_that_of_the_matrix_as_it_was(cuda, rng, on_host):
+    root = rng.standard_normal((5, 5))
+    matrix = cuda.asarray(root @ root.T)
+    pending = cuda.begin(inverse, matrix, on_host=on_host)
+    cuda.axpy(1.0, matrix, matrix)
+    (result,) = pending.result()
+    assert_close(cuda.to_numpy(result), np.linalg.inv(root @ root.T + 0.5 * np.eye(5)), 1e-4)
+    assert_close(cuda.to_numpy(pending.inputs[0]), root @ root.T, 1e-6)
+
+
+@pytest.mark.parametrize("on_host", [False, True], ids=["side stream", "host"])
+def test_inverse_that_fails_is_reported_when_it_is_taken_up(cuda, on_host):
+    pending = cuda.begin(inverse, cuda.asarray(-np.eye(3)), on_host=on_host)
+    with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
+        pending.result()
