@@ -111,6 +111,7 @@ def evaluate(argv=None, prog=None):
 
     run = load_run(options.run, options.device)
     dataset = data.load(run.config.data.model_copy(update={"path": options.data}))
+    run.check_data(dataset)
     for part in ("train", "test") if options.train else ("test",):
         images, labels = (getattr(dataset, f"{part}_{what}") for what in ("images", "labels"))
         loss, error = run.evaluate(images, labels)

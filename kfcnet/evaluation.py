@@ -6,6 +6,7 @@ import numpy as np
 
 from kfcnet.checkpoint import load_checkpoint
 from kfcnet.config import parse_config
+from kfcnet.data import DataError
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
@@ -65,6 +66,7 @@ class TrainedNetwork:
         ops = get_ops(device, config.dtype, config.ops.shards, config.ops.native)
         self.config, self.steps = config, checkpoint["optimizer"]["steps"]
         self.mean = checkpoint["data"]["mean"]
+        self.data_checksum = checkpoint["origin"]["checksum of the data"]
         self.network = build_network(config.network, self.mean.shape, ops, config.seed)
         self.network.theta[...] = ops.asarray(checkpoint["optimizer"]["average"])
         for layer in self.network.layers:
@@ -96,6 +98,14 @@ class TrainedNetwork:
     def evaluate(self, images, labels):
         """(mean loss in nats, share of wrong classes) on images (M, H, W, C), labels int32 (M,)."""
         return evaluate(self.network, self.loss, self.examples(images, labels))
+
+    def check_data(self, dataset):
+        """Raise DataError unless `dataset` is the one that the network was trained on."""
+        found = dataset.provenance["sha256"]
+        if found != self.data_checksum:
+            raise DataError(f"the run was trained on other data than the {dataset.name} found here "
+                            f"(checksum {self.data_checksum[:12]}, here {found[:12]}); name the "
+                            "place of its data by --data")
 
     def examples(self, images, labels):
         """Images and labels as the network takes them."""

@@ -37,7 +37,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 
 STYLE = {
-    "figure.figsize": (7.2, 3.2), "figure.dpi": 200, "figure.constrained_layout.use": True,
+    "figure.figsize": (7.2, 3.4), "figure.dpi": 200, "figure.constrained_layout.use": True,
     "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
     "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
@@ -108,14 +108,17 @@ def draw_runs(runs, x="seconds"):
         positions = run.metrics[COLUMN_OF[x]] / scale
         for axes, quantity in ((loss, "loss"), (error, "error")):
             _draw_curves(axes, positions, run.metrics, quantity, colour, marker)
-    _finish_loss_axis(loss, runs)
-    _finish_error_axis(error, runs)
+    loss.set_ylabel("loss (nats per example)")
+    _set_log_axis(loss, 1)
+    error.set_ylabel("error (%)")
+    _set_log_axis(error, 100)
+    _draw_published_error(error, runs)
     for axes in (loss, error):
         axes.set_xlabel(X_AXES[x] + unit)
         axes.set_xlim(left=0)
     titles, labels = titles_and_labels(runs)
     figure.suptitle(", ".join(titles), fontsize=8)
-    _add_legends(loss, error, labels)
+    _add_legend(figure, labels)
     return figure
 
 
@@ -130,24 +133,24 @@ def draw_sweep(results, run):
         (key, value), *others = settings.items()
         unit = "epoch" if epochs == 1 else "epochs"
         name = ", ".join([f"{epochs:g} {unit}", *(f"{_short(k)} {v}" for k, v in others)])
-        lines.setdefault(name, []).append((value, error))
+        lines.setdefault((epochs, name), []).append((value, error))
     values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
     figure = Figure(figsize=(4.5, 3))
     axes = figure.subplots()
-    for (name, line), colour, marker in zip(lines.items(), _cycle(COLOURS), _cycle(MARKERS),
-                                            strict=False):
+    for ((_, name), line), colour, marker in zip(sorted(lines.items()), _cycle(COLOURS),
+                                                 _cycle(MARKERS), strict=False):
         measured = sorted((values.index(x), error) for x, error in line if error is not None)
         diverged = [values.index(x) for x, error in line if error is None]
         axes.plot(*np.array(measured or np.empty((0, 2))).T, color=colour, marker=marker,
                   label=name)
         axes.plot(diverged, np.ones(len(diverged)), "x", color=colour, clip_on=False)
-    axes.plot([], [], "xk", label="diverged")
+    if any(error is None for *_, error in results):
+        axes.plot([], np.ones(0), "xk", label="diverged")
     axes.set(xlabel=_short(key), ylabel="training error (%)")
     axes.set_xticks(range(len(values)), [str(value) for value in values])
-    errors = [error for *_, error in results if error is not None]
-    _set_log_axis(axes, np.array([1.0, *errors]), 100)
+    _set_log_axis(axes, 100)
     axes.set_ylim(top=1)
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    figure.legend(loc="outside right upper")
     figure.suptitle(", ".join([_method(run), _data_set(run), _device(run)]), fontsize=8)
     return figure
 
@@ -165,58 +168,51 @@ def _draw_curves(axes, positions, metrics, quantity, colour, marker):
     """Training dashed with hollow markers, test solid with full ones, some eight of each."""
     every = max(1, len(positions) // 8)
     for part, line, face in (("train", "--", "white"), ("test", "-", colour)):
-        values = metrics[f"{part}_{quantity}"]
-        axes.plot(positions, np.where(np.isfinite(values), values, np.nan), line, color=colour,
-                  marker=marker, markevery=every, markerfacecolor=face, label="_nolegend_")
+        axes.plot(positions, metrics[f"{part}_{quantity}"], line, color=colour, marker=marker,
+                  markevery=every, markerfacecolor=face, label="_nolegend_")
 
 
-def _finish_loss_axis(axes, runs):
-    axes.set_ylabel("loss (nats per example)")
-    _set_log_axis(axes, _measured(runs, "loss"), 1)
+def _set_log_axis(axes, factor):
+    """Make the vertical axis logarithmic, with as many labels in a decade as there is room for.
 
-
-def _finish_error_axis(axes, runs):
-    """In percent, with the published error where all runs are on one data set that has one."""
-    axes.set_ylabel("error (%)")
-    _set_log_axis(axes, _measured(runs, "error"), 100)
-    data_sets = {run.config["data"]["name"] for run in runs}
-    published = PUBLISHED_ERROR.get(data_sets.pop()) if len(data_sets) == 1 else None
-    if published is not None:
-        axes.axhline(published, color="black", linestyle=":", linewidth=1,
-                     label=f"published test error, {100 * published:g}%")
-
-
-def _measured(runs, quantity):
-    return np.concatenate([run.metrics[f"{part}_{quantity}"] for run in runs
-                           for part in ("train", "test")])
-
-
-def _set_log_axis(axes, values, factor):
-    """A logarithmic axis for `values`, with as many labels in a decade as there is room for.
-
-    A value of zero (no error at all) is drawn on the lower edge; labels are multiplied by `factor`.
+    A value of zero (no error at all) is moved to the lower edge. Labels are multiplied by `factor`.
     """
+    values = np.concatenate([line.get_ydata() for line in axes.lines])
     values = values[np.isfinite(values) & (values > 0)]
     low, high = (values.min(), values.max()) if len(values) else (0.1, 1)
-    axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(low / 1.3, high * 1.3)
+    bottom = low / 1.3
+    for line in axes.lines:
+        line.set_ydata(np.where(line.get_ydata() == 0, bottom, line.get_ydata()))
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, high * 1.3)
     labelled = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 500 * low else (1,)
     axes.yaxis.set_major_locator(LogLocator(subs=labelled))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _add_legends(loss, error, labels):
-    """Which run is which colour, and once for all what dashed and solid mean."""
+def _draw_published_error(axes, runs):
+    """A horizontal line, where all runs are on one data set whose published error is known."""
+    data_sets = {run.config["data"]["name"] for run in runs}
+    published = PUBLISHED_ERROR.get(data_sets.pop()) if len(data_sets) == 1 else None
+    if published is not None:
+        axes.axhline(published, color="black", linestyle=":", linewidth=1,
+                     label=f"published test error, {100 * published:g}%")
+        axes.set_ylim(bottom=min(published / 1.3, axes.get_ylim()[0]))
+
+
+def _add_legend(figure, labels):
+    """Below the panels: which run is which colour, and once for all what dashed and solid mean."""
     runs = [Line2D([], [], color=colour, marker=marker, label=label)
             for label, colour, marker in zip(labels, _cycle(COLOURS), _cycle(MARKERS),
                                              strict=False)]
     parts = [Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face,
                     label=part)
              for part, line, face in (("training", "--", "white"), ("test", "-", "black"))]
-    published = error.get_legend_handles_labels()[0]
-    error.legend(handles=runs + published, loc="upper right")
-    loss.legend(handles=parts, loc="upper right", handlelength=3)
+    published = figure.axes[1].get_legend_handles_labels()[0]
+    longest = max(map(len, labels))
+    figure.legend(handles=[*runs, *parts, *published], loc="outside lower center",
+                  ncols=1 if longest > 60 else 2 if longest > 30 else 4, handlelength=3)
 
 
 def titles_and_labels(runs):

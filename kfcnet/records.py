@@ -79,6 +79,12 @@ def read_metrics(path):
             for i, name in enumerate(header)}
 
 
+def last_iteration(path):
+    """Iteration of the latest whole row, a line cut short left aside; -1 where there is none."""
+    header, rows = _parse(path, cut_short=True)
+    return rows[-1][header.index("iteration")] if rows else -1
+
+
 def truncate_metrics(path, iteration):
     """Drop the rows after `iteration`, and a last line that a kill cut short."""
     header, rows = _parse(path, cut_short=True)
@@ -251,8 +257,8 @@ def _commit():
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40",
-               "--exclude=*"]
+    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty",
+               "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

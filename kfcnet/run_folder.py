@@ -1,5 +1,6 @@
 """The folder of a run: who may write to it, and what is in it."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from kfcnet.evaluation import CHECKPOINT
 from kfcnet.records import (
     append_metrics,
     create_metrics,
+    last_iteration,
     read_json,
-    read_metrics,
     truncate_metrics,
     write_json,
     write_text,
@@ -35,6 +36,7 @@ class RunFolder:
 
     def __enter__(self):
         """Raises RunFolderError where there is something at the path that may not be used."""
+        self._is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
@@ -52,9 +54,10 @@ class RunFolder:
         return self
 
     def __exit__(self, *_):
-        """Let others in; a folder that nothing was written to goes away again."""
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        """Let others in; a new folder goes away again if nothing was written to it."""
+        if self._is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                self.path.rmdir()
         if self._lock is not None:
             os.close(self._lock)
 
@@ -123,7 +126,7 @@ class RunFolder:
 
     def last_row(self):
         """Iteration of the latest row of metrics; -1 where there is none."""
-        return int(read_metrics(self.metrics)["iteration"].max(initial=-1))
+        return last_iteration(self.metrics)
 
     @property
     def checkpoint(self):

@@ -93,6 +93,14 @@ def test_truncation_drops_a_line_that_a_kill_cut_short(metrics):
     assert metrics.read_text() == before
 
 
+def test_the_last_iteration_is_that_of_the_last_whole_row(metrics):
+    assert records.last_iteration(metrics) == 30
+    metrics.write_text(metrics.read_text() + "40,1.25,51")
+    assert records.last_iteration(metrics) == 30
+    records.create_metrics(metrics)
+    assert records.last_iteration(metrics) == -1
+
+
 class FullDisk:
     """A file on a disk that takes `room` more bytes."""
 

@@ -16,6 +16,7 @@ import kfcnet
 from kfcnet import instruments, records, trainer
 from kfcnet.checkpoint import load_checkpoint
 from kfcnet.config import ConfigError, load_config
+from kfcnet.data import DataError
 from kfcnet.evaluation import evaluate
 from kfcnet.instruments import Readings, Schedule
 from kfcnet.optimizers import SGD, KfcPre, Step
@@ -333,6 +334,10 @@ def test_an_impossible_network_never_costs_the_run_that_is_there(override, error
     with pytest.raises(ConfigError):
         train(small(override), tmp_path / "new")
     assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError):
+        train(small(override), tmp_path / "empty")
+    assert (tmp_path / "empty").exists()
 
 
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
@@ -399,6 +404,14 @@ def test_batch_statistics_come_back_with_the_network(tmp_path, dataset):
     run, metrics = kfcnet.load_run(tmp_path / "run"), read_metrics(tmp_path / "run/metrics.csv")
     measured = run.evaluate(dataset.test_images, dataset.test_labels)
     assert measured == (metrics["test_loss"][-1], metrics["test_error"][-1])
+
+
+def test_other_data_than_those_of_the_run_are_an_error_with_both_checksums(finished, dataset):
+    run = kfcnet.load_run(finished)
+    run.check_data(dataset)
+    dataset.provenance["sha256"] = "0" * 64
+    with pytest.raises(DataError, match="here 000000000000.*--data"):
+        run.check_data(dataset)
 
 
 def test_images_of_another_shape_or_kind_are_errors_naming_both(finished, dataset):
