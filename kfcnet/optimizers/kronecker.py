@@ -1,0 +1,83 @@
+"""What the optimizers with Kronecker factors share: statistics, inverses, preconditioning."""
+
+import math
+
+from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.optimizers.base import Optimizer
+
+
+class KroneckerOptimizer(Optimizer):
+    """One block of the Fisher matrix a weighted layer, from factors at sampled targets.
+
+    `factor_damping` is added to each layer's weight decay in Eq. 21, `direction` (n,) the natural
+    gradient of the latest step. The factors start from an estimate on many examples, so that their
+    running average has no bias to correct.
+    """
+
+    def __init__(self, network, loss, config, seed=0):
+        super().__init__(network, loss, config, seed)
+        self.blocks = [self._block(layer, weight_decay) for layer, weight_decay
+                       in zip(network.weighted, self.weight_decays, strict=True)]
+        self.direction = self.ops.zeros(network.theta.shape)
+        self.factor_damping = config.damping
+        self.factors_at = 0  # examples seen when the factors were last updated
+        self.needs_preparation = True
+
+    def _block(self, layer, weight_decay):
+        return KroneckerBlock(layer, self.ops, weight_decay)
+
+    def prepare(self, batches):
+        """Factors and inverses at the initial parameters: the mean over all of the batches."""
+        seen = 0
+        for index, batch in enumerate(batches):
+            M = len(batch.inputs)
+            with self.phase("statistics"):
+                z = self.network.forward(batch.inputs, training=True, step=index)
+                predictive, _, _ = self.loss.evaluate(z, batch.targets)
+                # Counted down from the top of the range: no step will ever draw these uniforms.
+                self._sample_factors(predictive, 2**63 - 1 - index, decay=seen / (seen + M))
+            seen += M
+        with self.phase("inverses"):
+            self._update_inverses()
+        self.needs_preparation = False
+
+    def _update_statistics(self, predictive):
+        """Fold the part of the mini-batch that statistics are taken from into the factors."""
+        M = len(predictive)
+        m = math.ceil(self.config.statistics_fraction * M)
+        self._sample_factors(predictive[:m], self.steps, self._factor_decay(M))
+
+    def _sample_factors(self, predictive, step, decay):
+        """Fold the factors of one backward pass at sampled targets into the running averages."""
+        self.network.backward(self.loss.sampled_gradient(predictive, step), per_example=True)
+        for block in self.blocks:
+            block.update_factors(decay)
+
+    def _factor_decay(self, M):
+        """exp(-(examples since the last update) / timescale), the present batch included."""
+        timescale = self.config.statistics_timescale or self.config.averaging_timescale
+        seen = self.examples + M
+        decay = math.exp(-(seen - self.factors_at) / timescale)
+        self.factors_at = seen
+        return decay
+
+    def _update_inverses(self):
+        for block in self.blocks:
+            block.update_inverses(self.factor_damping)
+
+    def _precondition(self, gradient, direction):
+        """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), for flat vectors (n,)."""
+        views = self.network.views
+        for block, view, out in zip(self.blocks, views(gradient), views(direction), strict=True):
+            block.precondition(view, out)
+
+    def state(self):
+        blocks = {block.layer.name: block.state() for block in self.blocks}
+        return {**super().state(), "factors_at": self.factors_at, "blocks": blocks}
+
+    def load_state(self, state):
+        super().load_state(state)
+        self.factors_at = int(state["factors_at"])
+        for block in self.blocks:
+            block.load_state(state["blocks"][block.layer.name])
+        self.needs_preparation = False
