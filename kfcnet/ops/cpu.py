@@ -363,6 +363,13 @@ class CpuOps:
         upper = np.triu(inverse)
         return np.ascontiguousarray(upper + np.triu(upper, 1).T)
 
+    def eigh(self, matrix):
+        """Eigenvalues (n,), ascending, and eigenvectors (n, n), in columns, of a symmetric matrix.
+
+        Raises numpy.linalg.LinAlgError where the iteration does not converge.
+        """
+        return np.linalg.eigh(matrix)
+
     # Updates
 
     def clip_scale(self, quadratic, learning_rate, clip):
