@@ -235,3 +235,52 @@ def test_conv_backward_data_matches_the_reference(reference, rng, shape, rung):
         dx = packed_conv(rung, dy, weight, macros, flipped=True)
     expected = reference.conv_backward_data(*map(np.float64, (dy, weight)), x.shape, *shape[5:])
     assert_close(dx, expected, TF32 if rung == "tf32" else FP32)
+
+
+WEIGHTS = {
+    "register": dict(LANE_ROWS=8, ROW_LANES=2, SLOTS=2, WARPS_COLUMNS=1, WARPS_DEPTH=2),
+    "tf32": dict(MAP_TILES=1, COLUMN_TILES=3, WARPS_COLUMNS=2, WARPS_DEPTH=2),
+}
+
+
+def weights_partials(rung, x, dy, macros, slices):
+    """The slices' sums of dy^T [[x]]_H."""
+    macros = TILE | WEIGHTS[rung] | dict(DILATION=1) | macros
+    runs, depth, pixel, overhang = with_runs(macros)
+    chunks = 1 if macros["IN_MAPS"] < 8 else ceil(macros["IN_MAPS"], macros["CHUNK_MAPS"])
+    if rung == "register":
+        length = depth - overhang
+        maps, width, pitch = 16, 16 * 2, pixel  # of dy in a block, slots of a block
+        dy_pitch, columns, sums = maps, runs // chunks * ceil(length, 4), 8 * 2 * 4
+    else:
+        maps, width = 16, 2 * 3
+        dy_pitch, columns, sums = 40, runs // chunks * depth // 8, 3 * 4
+        pitch = pixel + 8 if pixel % 16 == 0 else pixel
+    floats = input_floats(macros, pitch, overhang) + 32 * dy_pitch
+    threads = 32 * macros["WARPS_COLUMNS"]
+    partials = empty(slices, dy.shape[-1], 1 + macros["KERNEL_SIZE"]**2 * macros["IN_MAPS"])
+    launch_in_all_orders(f"conv_backward_weights_{rung}", f"conv_backward_weights_{rung}",
+                         (slices, ceil(dy.shape[-1], maps), chunks * ceil(columns, width)),
+                         (threads * macros["WARPS_DEPTH"],), [x, dy, partials, len(x), slices],
+                         macros, 4 * max(2 * floats, sums * threads))
+    return partials
+
+
+@pytest.mark.parametrize("rung", ["naive", "register", "tf32"])
+@pytest.mark.parametrize("shape", CONVS)
+def test_conv_backward_weights_matches_the_reference(reference, rng, shape, rung):
+    x, weight, dy, macros = conv_arrays(rng, shape)
+    gradient = empty(*weight.shape)
+    if rung == "naive":
+        launch_in_all_orders("conv_backward_naive", "conv_backward_weights_naive",
+                             (ceil(weight.size, 64),), (64,), [x, dy, gradient, len(x), 0.25],
+                             macros)
+    else:
+        slices = 3  # of so few tiles that one slice can be empty
+        partials = weights_partials(rung, x, dy, macros, slices)
+        launch_in_all_orders("conv_backward_weights_sum", "conv_backward_weights_sum",
+                             (ceil(weight.size, 32),), (32, 8),
+                             [partials, gradient, slices, weight.size, 0.25], {})
+    expected = np.empty(weight.shape)
+    reference.conv_backward_weights(*map(np.float64, (x, dy)), *shape[5:], 0.25, expected)
+    assert_close(gradient, expected, TF32 if rung == "tf32" else FP32)
