@@ -38,7 +38,7 @@ setup(
         "h5py>=3.8",
         "matplotlib>=3.7",
         "PyYAML>=6.0.1",
-        "pydantic>=2.5",
+        "pydantic>=2.6",
         "tqdm>=4.65",
         "threadpoolctl>=3.1",
     ],
