@@ -29,7 +29,10 @@ METHODS = {"kfc_pre": "KFC-pre", "sgd": "SGD", "kfac": "K-FAC", "adagrad": "Adag
 DATA_SETS = {"cifar10": "CIFAR-10", "svhn": "SVHN", "digits": "UCI digits 8x8",
              "synthetic": "synthetic images"}
 ERRORS = {"train_error": "training error", "test_error": "test error"}
-PUBLISHED_ERROR = {"cifar10": 0.18, "svhn": 0.0278}
+WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
+"""Images of a data set's training and test parts together; SVHN without and with the extra part."""
+
+PUBLISHED_ERROR = {"CIFAR-10": 0.18, "SVHN": 0.0278}
 """Test errors of the same networks as their authors published them (the paper's Figure 1)."""
 
 # Okabe and Ito's palette, which the common kinds of colour blindness leave distinct.
@@ -193,7 +196,7 @@ def _set_log_axis(axes, factor):
 
 def _draw_published_error(axes, runs):
     """A horizontal line, where all runs are on one data set whose published error is known."""
-    data_sets = {run.config["data"]["name"] for run in runs}
+    data_sets = {_data_set(run) for run in runs}
     published = PUBLISHED_ERROR.get(data_sets.pop()) if len(data_sets) == 1 else None
     if published is not None:
         axes.axhline(published, color="black", linestyle=":", linewidth=1,
@@ -239,7 +242,12 @@ def _method(run):
 
 
 def _data_set(run):
-    return DATA_SETS.get(run.config["data"]["name"], run.config["data"]["name"])
+    """The data set's name, with its size where it is a part of the published one."""
+    name, record = run.config["data"]["name"], run.record.get("data", {})
+    images = record.get("train_examples", 0) + record.get("test_examples", 0)
+    title = DATA_SETS.get(name, name)
+    whole = not images or images in WHOLE.get(name, {images})
+    return title if whole else f"{title}, {images / 1000:.3g}k subset"
 
 
 def _device(run):

@@ -91,6 +91,7 @@ class Trainer:
             Examples(self.ops, images, labels, dataset.mean, config.data.input_scale)
             for images, labels in ((dataset.train_images, dataset.train_labels),
                                    (dataset.test_images, dataset.test_labels)))
+        self.loss = LOSSES[config.loss](self.ops, config.seed)
         self.clock, self.signals, self.readings = Stopwatch(), Signals(), Readings(self.ops)
         self.network, self.optimizer = self._build()
         self.optimizer.phase = self.clock.phase
@@ -105,7 +106,6 @@ class Trainer:
     def _build(self):
         """A network at its initial parameters and an optimizer for it."""
         config = self.config
-        self.loss = LOSSES[config.loss](self.ops, config.seed)
         try:
             network = build_network(config.network, self.dataset.mean.shape, self.ops, config.seed)
             optimizer = build_optimizer(config.optimizer, network, self.loss, config.seed)
@@ -141,18 +141,22 @@ class Trainer:
         self.folder.finish("finished", self.optimizer.steps)
 
     def _loop(self):
-        """Evaluate, train to the next stop, save; a signal ends it with everything saved."""
+        """Evaluate, save, train to the next stop; a signal ends it with everything saved.
+
+        The row of a step is written before its checkpoint: a checkpoint without its row is then
+        one whose evaluation is still to come, and the counters since the last row are right.
+        """
         try:
             while True:
                 steps = self.optimizer.steps
                 if self.schedule.due(steps) and self.last_row < steps:
                     self._evaluate()
+                if self._save_is_due():
+                    self._save()
                 if steps >= self.schedule.steps:
                     break
                 self._train()
                 self.signals.check()
-                if self._save_is_due():
-                    self._save()
             self._save()
         except StopRequested as stop:
             self._save()

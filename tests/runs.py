@@ -15,7 +15,8 @@ network:
 - {layer: dense, units: 10}
 optimizer:
   {name: kfc_pre, learning_rate: 0.01, batch_size: 120, initial_examples: 300,
-   averaging_timescale: 1000, statistics_period: 2, inverse_period: 4, weight_decay: 0.001}
+   averaging_timescale: 1000, statistics_period: 2, inverse_period: 4, weight_decay: 0.001,
+   clip: 0.0003}
 evaluation: {every: 5, unit: updates}
 epochs: 1
 device: cpu
