@@ -6,13 +6,14 @@
 //                          example's uniform number (the last class where rounding leaves none)
 //   softmax_fisher         result (1) = scale * sum over examples of r^T (diag(p) - p p^T) r, the
 //                          exact Fisher matrix of the outputs between their tangents r (M, CLASSES)
+//   softmax_fisher_product product (M, CLASSES) = (diag(p) - p p^T) r of every example
 //
 // An example is wrong where its label is not its first largest logit. NaN logits give NaN losses.
 // The sums are taken by one block, which walks over the batch, in a fixed order: at these sizes a
 // second launch would take longer than the other multiprocessors save.
 // Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py.
 // Tests: tests/test_kernels_elementwise.py.
-// Bytes a logit: 12, 8 and 8; limited by latency.
+// Bytes a logit: 12, 8, 8 and 12; limited by latency.
 #include "block_sum.cuh"
 
 constexpr int ROW = CLASSES | 1;  // odd: threads that walk over rows side by side hit all banks
@@ -99,4 +100,18 @@ extern "C" __global__ void __launch_bounds__(BLOCK) softmax_fisher(
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) *result = scale * sum;
+}
+
+// One thread: one class of one example, which finds the example's mean of r for itself.
+extern "C" __global__ void softmax_fisher_product(
+    const float* __restrict__ p,    // (M, CLASSES)
+    const float* __restrict__ r,    // (M, CLASSES)
+    float* __restrict__ product,    // (M, CLASSES)
+    int M) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= M * CLASSES) return;
+    const int first = i / CLASSES * CLASSES;
+    float mean = 0.0f;
+    for (int c = 0; c < CLASSES; ++c) mean += p[first + c] * r[first + c];
+    product[i] = p[i] * (r[i] - mean);
 }

@@ -239,6 +239,12 @@ def test_softmax_fisher_is_the_quadratic_form(ops, rng):
     assert_close(ops.to_numpy(got), [expected])
 
 
+def test_softmax_fisher_product_is_the_product_with_the_matrix_of_every_example(ops, rng):
+    p, r = rng.dirichlet(np.ones(4), 6), rng.standard_normal((6, 4)) + 3
+    expected = [(np.diag(q) - np.outer(q, q)) @ v for q, v in zip(p, r, strict=True)]
+    assert_close(ops.to_numpy(ops.softmax_fisher_product(ops.asarray(p), ops.asarray(r))), expected)
+
+
 def test_gather_normalises_the_chosen_images(ops, rng):
     images = rng.integers(0, 256, (9, 4, 3, 2)).astype(np.uint8)
     mean, indices = images.mean(axis=0), np.array([4, 0, 8, 4, 2])
@@ -282,6 +288,20 @@ def test_spd_inverse_refuses_what_is_not_positive_definite(ops, spoil):
     matrix = np.diag([2.0, spoil, 3.0])
     with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
         ops.spd_inverse(ops.asarray(matrix), ops.asarray([0.1]))
+
+
+def test_eigh_gives_ascending_values_and_orthonormal_vectors(ops, rng):
+    root = rng.standard_normal((9, 6))  # three eigenvalues are zero
+    matrix = ops.asarray(root @ root.T)
+    values, vectors = map(ops.to_numpy, ops.eigh(matrix))
+    assert (np.diff(values) >= 0).all()
+    assert_close(vectors @ np.diag(values) @ vectors.T, ops.to_numpy(matrix))
+    assert_close(vectors.T @ vectors, np.eye(9))
+
+
+def test_eigh_refuses_what_has_no_eigenvalues(ops):
+    with pytest.raises(np.linalg.LinAlgError, match="converge"):
+        ops.eigh(ops.asarray(np.full((3, 3), np.nan)))
 
 
 def test_clip_scale_brings_nu_down_to_the_cap_and_never_up(ops):

@@ -304,6 +304,10 @@ class CpuOps:
         mean = (p * r).sum(axis=1, keepdims=True)
         return self.asarray([scale * (p * np.square(r - mean)).sum()])
 
+    def softmax_fisher_product(self, p, r):
+        """(diag(p) - p p^T) r of every example, (M, C)."""
+        return p * (r - (p * r).sum(axis=1, keepdims=True))
+
     def uniforms(self, count, seed, purpose, step, stream=0):
         return self.asarray(philox.uniforms(seed, purpose, step, count, stream))
 

@@ -274,6 +274,13 @@ class CudaOps(Products, Graphs):
                     block=block, CLASSES=C, BLOCK=block)
         return result
 
+    def softmax_fisher_product(self, p, r):
+        M, C = p.shape
+        product = self.empty(p.shape)
+        self._each("softmax_cross_entropy", "softmax_fisher_product", M * C, p, r, product, M,
+                   CLASSES=C, BLOCK=_softmax_block(C))
+        return product
+
     def uniforms(self, count, seed, purpose, step, stream=0):
         return self._random("uniforms", count, seed, purpose, step, stream)
 
@@ -334,6 +341,13 @@ class CudaOps(Products, Graphs):
         result = self.empty(1)
         self.launch("reduce", "trace", 1, matrix, result, len(matrix))
         return result
+
+    def eigh(self, matrix):
+        """By the runtime's library; waits for the device, which knows whether it was found."""
+        values, vectors = self.runtime.eigh(matrix)
+        if not np.isfinite(self.to_numpy(values)).all():
+            raise np.linalg.LinAlgError("eigenvalues did not converge")
+        return values, vectors
 
     # Updates
 

@@ -238,3 +238,10 @@ class CupyRuntime:
             inverse = (inverse + inverse.T) / 2  # rounding leaves it a little asymmetric
             failed = (info != 0).any() | ~cupy.isfinite(inverse).all()
             return inverse, failed.astype(np.int32).reshape(1)
+
+    def eigh(self, matrix):
+        """(values from the smallest on, vectors in columns); NaN where they cannot be found."""
+        self._refuse_in_capture("a factorization")
+        with self._errors():
+            values, vectors = self._cupy.linalg.eigh(matrix)
+            return values, self._cupy.ascontiguousarray(vectors)

@@ -130,3 +130,12 @@ class CpuRuntime:
         except np.linalg.LinAlgError:
             return self.empty(matrix.shape, matrix.dtype), np.ones(1, np.int32)
         return self.asarray(inverse, matrix.dtype), np.zeros(1, np.int32)
+
+    def eigh(self, matrix):
+        """(values from the smallest on, vectors in columns), or NaN where there are none."""
+        self._refuse_in_capture("a factorization")
+        try:
+            values, vectors = self._host.eigh(matrix)
+        except np.linalg.LinAlgError:
+            values, vectors = np.full(len(matrix), np.nan), matrix
+        return tuple(self.asarray(array, matrix.dtype) for array in (values, vectors))
