@@ -5,7 +5,6 @@ the batch or the device, so that the order of every sum is the same everywhere.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from kfcnet.ops.shapes import output_size
 
@@ -13,8 +12,26 @@ FP32_SHARED = 48 * 1024  # bytes that every GPU gives a block
 TF32_SHARED = 99 * 1024  # bytes that every GPU with TF32 gives a block that asks for it
 
 
+MULTIPROCESSORS = 132  # of the GPU that grids are chosen for: fewer blocks leave some idle
+
+
 def ceil_div(count, size):
     return -(-count // size)
+
+
+def chunk_maps(J):
+    """Input maps that are taken at a time: a multiple of eight, at most 40, little padding."""
+    if J < 8:
+        return 8
+    if J % 32 == 0:
+        return 32
+    return 8 * ceil_div(ceil_div(J, ceil_div(J, 40)), 8)
+
+
+def too_much_shared(layer, needed, limit):
+    """The error of a layer whose smallest tile is too large."""
+    return ValueError(f"convolution of {layer.kernel} x {layer.kernel} with stride {layer.stride}: "
+                      f"its inputs need {needed} bytes of shared memory, a block has {limit}")
 
 
 @dataclass(frozen=True)
@@ -96,15 +113,9 @@ class ForwardTile:
         """Whether the runs of the depth are whole rows of the kernel."""
         return self.layer.in_maps < 8
 
-    @cached_property
+    @property
     def chunk(self):
-        """Input maps of one run: a multiple of eight, at most 40, little of it padding."""
-        J = self.layer.in_maps
-        if J < 8:
-            return 8
-        if J % 32 == 0:
-            return 32
-        return 8 * ceil_div(ceil_div(J, ceil_div(J, 40)), 8)
+        return chunk_maps(self.layer.in_maps)
 
     @property
     def depth(self):
@@ -169,9 +180,7 @@ def forward_tile(layer, tensor_cores):
         if tile.shared <= limit:
             return tile
         if tile.pixels <= 16:
-            raise ValueError(f"convolution of {layer.kernel} x {layer.kernel} with stride "
-                             f"{layer.stride}: its inputs need {tile.shared} bytes of shared "
-                             f"memory, a block has {limit}")
+            raise too_much_shared(layer, tile.shared, limit)
         if height > 4 or width == 4:
             height //= 2
         else:
@@ -190,3 +199,116 @@ def _forward_tile(layer, images, height, width, tensor_cores):
         maps, warps_maps = 64, 2
     return ForwardTile(layer, images, height, width, maps, max(1, pixels // 32), warps_maps,
                        thread_pixels=None, stages=3)
+
+
+@dataclass(frozen=True)
+class WeightsTile:
+    """One block of `conv_backward_weights_*`: output maps by columns of the patch, over pixels.
+
+    Blocks share the pixels of the mini-batch in slices; a second kernel adds the slices in order.
+    Columns come in groups, of four for fp32 and of eight for tensor cores.
+    """
+
+    layer: Layer
+    height: int
+    width: int
+    tensor_cores: bool
+
+    @property
+    def few_maps(self):
+        return self.layer.in_maps < 8
+
+    @property
+    def chunk(self):
+        return chunk_maps(self.layer.in_maps)
+
+    @property
+    def columns(self):
+        """Groups of columns in one chunk of the input maps."""
+        K, J = self.layer.kernel, self.layer.in_maps
+        runs, length = (K, K * J) if self.few_maps else (K * K, self.chunk)
+        return runs * ceil_div(length, 8 if self.tensor_cores else 4)
+
+    @property
+    def row_lanes(self):
+        """Lanes of a warp along the output maps (fp32)."""
+        return 4 if self.layer.out_maps > 16 else 2 if self.layer.out_maps > 8 else 1
+
+    @property
+    def maps(self):
+        if self.tensor_cores:
+            return 32 if self.layer.out_maps > 16 else 16
+        return 8 * self.row_lanes
+
+    @property
+    def groups(self):
+        """Groups of columns that one warp makes."""
+        if self.tensor_cores:
+            return min(10, self.columns) if self.few_maps else 8
+        return (3 if self.few_maps else 2) * 32 // self.row_lanes
+
+    @property
+    def warps_columns(self):
+        return 1 if self.few_maps else min(13, ceil_div(self.columns, self.groups))
+
+    @property
+    def warps_depth(self):
+        """Warps that share the pixels: where there are few columns, many."""
+        return max(1, 8 // self.warps_columns)
+
+    @property
+    def threads(self):
+        return 32 * self.warps_columns * self.warps_depth
+
+    @property
+    def shared(self):
+        """Bytes of the inputs and derivatives in flight, or of the sums that warps exchange."""
+        K, J, stride = self.layer.kernel, self.layer.in_maps, self.layer.stride
+        pixel, overhang = (J, 8 * ceil_div(K * J, 8) - K * J) if self.few_maps else (self.chunk, 0)
+        pitch_x, pitch_dy = pixel, self.maps
+        if self.tensor_cores:
+            pitch_x += 0 if self.few_maps or pixel % 16 else 8
+            pitch_dy += 24 if self.maps % 32 == 16 else 8
+        rows, columns = (self.height - 1) * stride + K, (self.width - 1) * stride + K
+        inputs = 4 * ceil_div(rows * columns * pitch_x + overhang, 4)
+        sums = self.maps * self.groups * (8 if self.tensor_cores else 4) * self.warps_columns
+        buffers = 2 * (inputs + self.height * self.width * pitch_dy)
+        return 4 * max(buffers, sums if self.warps_depth > 1 else 0)
+
+    def grid(self, M):
+        """(slices, blocks along the maps, blocks along the columns): about a block a
+        multiprocessor, two where they are short."""
+        layer = self.layer
+        across = ceil_div(layer.out_maps, self.maps)
+        chunks = 1 if self.few_maps else ceil_div(layer.in_maps, self.chunk)
+        along = chunks * ceil_div(self.columns, self.warps_columns * self.groups)
+        tiles = M * ceil_div(layer.out_height, self.height) * ceil_div(layer.out_width, self.width)
+        blocks = MULTIPROCESSORS * (2 if self.few_maps else 1)
+        return min(tiles, max(1, blocks // (across * along))), across, along
+
+    def constants(self):
+        constants = self.layer.constants() | {
+            "DILATION": 1, "CHUNK_MAPS": self.chunk, "TILE_IMAGES": 1, "TILE_HEIGHT": self.height,
+            "TILE_WIDTH": self.width, "WARPS_COLUMNS": self.warps_columns,
+            "WARPS_DEPTH": self.warps_depth}
+        if self.tensor_cores:
+            return constants | {"MAP_TILES": self.maps // 16, "COLUMN_TILES": self.groups}
+        return constants | {"LANE_ROWS": 8, "ROW_LANES": self.row_lanes,
+                            "SLOTS": self.groups * self.row_lanes // 32}
+
+
+def weights_tile(layer, tensor_cores):
+    """The largest tile whose shared memory a block can have. Raises ValueError without one."""
+    limit = TF32_SHARED if tensor_cores else FP32_SHARED
+    if layer.in_maps < 8:
+        width, height = next(w for w in (32, 16, 8) if layer.out_width > w // 2 or w == 8), 4
+    else:
+        width = 16 if layer.out_width > 8 else 8
+        height = 64 // width
+    while True:
+        tile = WeightsTile(layer, height, width, tensor_cores)
+        if tile.shared <= limit:
+            return tile
+        if height == 1 and width == 8:
+            raise too_much_shared(layer, tile.shared, limit)
+        height, width = (height // 2, width) if height > 1 else (height, width // 2)

@@ -7,10 +7,13 @@ never on the device, so that the order of every sum is the same everywhere.
 
 from typing import NamedTuple
 
-from kfcnet.ops.cuda_convolution import Layer, ceil_div, forward_tile
-
-MULTIPROCESSORS = 132  # of the GPU that tiles are chosen for: fewer tiles leave some idle
-
+from kfcnet.ops.cuda_convolution import (
+    MULTIPROCESSORS,
+    Layer,
+    ceil_div,
+    forward_tile,
+    weights_tile,
+)
 
 class RegisterTile(NamedTuple):
     """Tiles of `matmul_register`: of a block, of a step along the depth, of a thread."""
@@ -142,8 +145,18 @@ class Products:
             self._product(dy, x, out, sizes, transpose_a=True, b_shift=-1, scale=scale,
                           tensor_cores=self.tensor_cores)
         else:
-            self._each("conv_backward_naive", "conv_backward_weights_naive", out.size, x, dy, out,
-                       len(x), scale, **layer.constants())
+            self._sum_over_pixels(layer, x, dy, scale, out)
+
+    def _sum_over_pixels(self, layer, x, dy, scale, out):
+        """out = scale * dy^T [[x]]_H: sums over slices of the pixels, then the slices in order."""
+        tile = weights_tile(layer, self.tensor_cores)
+        grid = tile.grid(len(x))
+        partials = self.empty((grid[0], *out.shape))
+        kernel = f"conv_backward_weights_{'tf32' if self.tensor_cores else 'register'}"
+        self.launch(kernel, kernel, grid, x, dy, partials, len(x), grid[0], block=tile.threads,
+                    shared=tile.shared, **tile.constants())
+        self.launch("conv_backward_weights_sum", "conv_backward_weights_sum",
+                    ceil_div(out.size, 32), partials, out, grid[0], out.size, scale, block=(32, 8))
 
     def patches(self, x, kernel, stride, padding):
         layer = Layer.of(x.shape, 1, kernel, stride, padding)
