@@ -28,10 +28,10 @@ def save_checkpoint(path, state):
     """Write `state`, a nested dict of arrays, numbers, booleans and strings, to `path`.
 
     Arrays have at least one axis and keep shape and dtype. Until the new file is whole and on the
-    disk, the old one stays. Raises RecordError where it cannot be written.
+    disk, the old one stays. Raises WriteError where it cannot be written.
     """
     memory = io.BytesIO()
-    with h5py.File(memory, "w", userblock_size=BLOCK, libver="latest") as file:
+    with h5py.File(memory, "w", userblock_size=BLOCK) as file:
         _write_group(file, state)
     content = memory.getbuffer()
     header = MAGIC + hashlib.sha256(content[BLOCK:]).hexdigest().encode() + b"\n"

@@ -61,12 +61,14 @@ def _exit_status(error):
     from kfcnet.checkpoint import CheckpointError
     from kfcnet.data import DataError
     from kfcnet.ops.errors import DeviceError
-    from kfcnet.records import RecordError
+    from kfcnet.records import RecordError, WriteError
     from kfcnet.run_folder import RunFolderError
     from kfcnet.trainer import TrainingFailed, TrainingInterrupted
 
     if isinstance(error, (TrainingFailed, TrainingInterrupted)):
         return error.exit_status
+    if isinstance(error, WriteError):
+        return 1
     of_input = (CheckpointError, DataError, DeviceError, RecordError, RunFolderError)
     return 2 if isinstance(error, of_input) else None
 

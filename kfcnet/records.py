@@ -32,7 +32,11 @@ LIBRARIES = ("numpy", "scipy", "h5py", "matplotlib", "pydantic", "PyYAML", "thre
 
 
 class RecordError(RuntimeError):
-    """A record cannot be written or read; the text names the file, the line and what to do."""
+    """A record cannot be read or written; the text names the file, the line and what to do."""
+
+
+class WriteError(RecordError):
+    """A file cannot be written, on a full disk for instance; what was there before is whole."""
 
 
 class Crossing(NamedTuple):
@@ -51,7 +55,7 @@ def create_metrics(path):
 def append_metrics(path, row):
     """Add one row {column: number} and bring it to the disk; floats keep all their digits.
 
-    Raises RecordError where it cannot be written; the file then is as it was before.
+    Raises WriteError where it cannot be written; the file then is as it was before.
     """
     line = ",".join(_text(name, row[name]) for name in COLUMNS) + "\n"
     try:
@@ -123,7 +127,7 @@ def describe_run(config, ops, provenance, train_measured_on):
 
 
 def write_json(path, value):
-    """Replace a JSON file in one go. Raises RecordError where it cannot be written."""
+    """Replace a JSON file in one go. Raises WriteError where it cannot be written."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -146,7 +150,7 @@ def write_bytes(path, content):
     """Replace a file in one go and bring it to the disk.
 
     The bytes go to a temporary file in the same folder, which then takes the file's name: a kill
-    or a full disk leaves the old file whole. Raises RecordError where the bytes cannot be written.
+    or a full disk leaves the old file whole. Raises WriteError where the bytes cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -231,8 +235,8 @@ def _unreadable(path, line, reason):
 
 
 def _cannot_write(path, error):
-    return RecordError(f"cannot write {path}: {error.strerror or error}; make room or choose "
-                       "another folder, then go on with --resume")
+    return WriteError(f"cannot write {path}: {error.strerror or error}; make room or name another "
+                      "place (a run then goes on with --resume)")
 
 
 def _write_all(file, content):

@@ -60,7 +60,7 @@ def train(config, out, resume=False, overwrite=False, download=True):
     is there. download: fetch the data set where it is missing.
 
     Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
-    DataError, DeviceError and CheckpointError for what is missing or damaged, RecordError where
+    DataError, DeviceError and CheckpointError for what is missing or damaged, WriteError where
     `out` cannot be written, TrainingFailed where the numbers fail, and TrainingInterrupted, once
     the state is saved, after SIGINT or SIGTERM.
     """

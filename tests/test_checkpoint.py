@@ -6,7 +6,7 @@ import pytest
 
 from kfcnet import checkpoint, records
 from kfcnet.checkpoint import BLOCK, CheckpointError, load_checkpoint, save_checkpoint
-from kfcnet.records import RecordError
+from kfcnet.records import WriteError
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_last_checkpoint_valid(saved, state, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(records.os, "fsync", fail)
-    with pytest.raises(RecordError, match="checkpoint.h5: No space left on device"):
+    with pytest.raises(WriteError, match="checkpoint.h5: No space left on device"):
         save_checkpoint(saved, {"optimizer": {"steps": 8}})
     monkeypatch.undo()
     assert_same(load_checkpoint(saved), state)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kfcnet import records
-from kfcnet.records import COLUMNS, RecordError
+from kfcnet.records import COLUMNS, RecordError, WriteError
 
 
 def row(iteration, **values):
@@ -132,7 +132,7 @@ def full_disk(monkeypatch):
 
 def test_a_full_disk_leaves_the_metrics_as_they_were(metrics, full_disk):
     before = metrics.read_bytes()
-    with pytest.raises(RecordError, match="metrics.csv: No space left on device"):
+    with pytest.raises(WriteError, match="metrics.csv: No space left on device"):
         records.append_metrics(metrics, row(40))
     assert metrics.read_bytes() == before
 
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_metrics_as_they_were(metrics, full_disk):
 def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, full_disk):
     path = tmp_path / "run.json"
     path.write_text("{}")
-    with pytest.raises(RecordError, match="run.json: No space left on device"):
+    with pytest.raises(WriteError, match="run.json: No space left on device"):
         records.write_json(path, {"long": "x" * 100})
     assert path.read_text() == "{}"
     assert os.listdir(tmp_path) == ["run.json"]

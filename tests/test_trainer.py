@@ -20,7 +20,7 @@ from kfcnet.data import DataError
 from kfcnet.evaluation import evaluate
 from kfcnet.instruments import Readings, Schedule
 from kfcnet.optimizers import SGD, KfcPre, Step
-from kfcnet.records import COLUMNS, PHASES, RecordError, read_json, read_metrics
+from kfcnet.records import COLUMNS, PHASES, WriteError, read_json, read_metrics
 from kfcnet.run_folder import RunFolder, RunFolderError
 from kfcnet.trainer import Trainer, TrainingFailed, train
 
@@ -278,7 +278,7 @@ def test_a_factor_that_cannot_be_inverted_ends_the_run_with_a_way_out(method, tm
         raise np.linalg.LinAlgError("dense1: Gamma is not positive definite")
 
     monkeypatch.setattr(KfcPre, method, fail)
-    with pytest.raises(TrainingFailed, match=r"after update 0 .*\(dense1: Gamma .*damping may help"):
+    with pytest.raises(TrainingFailed, match=r"update 0 .*\(dense1: Gamma .*damping may help"):
         train(small(), tmp_path / "run")
 
 
@@ -298,7 +298,7 @@ def test_a_full_disk_at_a_checkpoint_is_an_error_naming_the_file(tmp_path, monke
         fsync(descriptor)
 
     monkeypatch.setattr(records.os, "fsync", full)
-    with pytest.raises(RecordError, match=r"cannot write .*: No space left on device.*--resume"):
+    with pytest.raises(WriteError, match=r"cannot write .*: No space left on device.*--resume"):
         train(small("checkpoint_minutes=1e-9"), tmp_path / "run")
     monkeypatch.undo()
     monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
