@@ -2,7 +2,7 @@
 #pragma once
 
 // value[0 .. COUNT - 1] of group 0 becomes the sum over the groups, added in their order. Thread
-// `place` of a group meets thread `place` of the others; GROUP_THREADS threads are in each. `shared`
+// `place` of a group meets thread `place` of the others; each has GROUP_THREADS threads. `shared`
 // holds COUNT * GROUP_THREADS floats; all threads of the block call, and no copy is under way.
 template <int COUNT, int GROUPS, int GROUP_THREADS>
 __device__ __forceinline__ void sum_groups(float* value, float* shared, int group, int place) {

@@ -284,3 +284,118 @@ def test_conv_backward_weights_matches_the_reference(reference, rng, shape, rung
     expected = np.empty(weight.shape)
     reference.conv_backward_weights(*map(np.float64, (x, dy)), *shape[5:], 0.25, expected)
     assert_close(gradient, expected, TF32 if rung == "tf32" else FP32)
+
+
+# Kronecker factors
+
+GRAMS = [  # M, H, W, J, kernel, padding
+    (5, 7, 6, 3, 5, 2), (3, 6, 7, 33, 3, 1), (3, 5, 7, 32, 3, 0), (4, 4, 5, 1, 2, 1),
+    (2, 3, 4, 8, 3, 2), (3, 5, 6, 12, 1, 0),
+]
+
+
+def gram_offsets(x, macros, positions, scale, decay, out):
+    """Omega by relative offsets, the slices of a region holding about `positions` pixels each."""
+    (M, H, W, J), kernel = x.shape, macros["KERNEL_SIZE"]
+    pitch = J if J < 8 else 4 * ceil(J, 4) if J < 33 else 20
+    rows, lanes = (4, 1) if J < 8 else (8, 4)
+    tile = dict(TILE_HEIGHT=2, TILE_WIDTH=3, BUFFER_PIXELS=(2 * kernel + 3) * (kernel + 2) * 2)
+    columns = 1 + (2 * kernel * (kernel - 1) + 1) * J
+    macros = macros | tile | dict(CHUNK_MAPS=pitch, LANE_ROWS=rows, ROW_LANES=lanes, SLOTS=2,
+                                  WARPS_COLUMNS=2, WARPS_DEPTH=2, SUM_BLOCK=64,
+                                  ITEM_SIZE=J * columns)
+    areas = np.outer(*(np.diff(region_borders(side, macros["OUT_" + name], macros))
+                       for side, name in ((H, "HEIGHT"), (W, "WIDTH"))))
+    items = sum(ceil(M * int(area), positions) for area in areas.flat)
+    chunks = ceil(J, pitch)
+    runs, length = (kernel, (2 * kernel - 1) * J) if J < 8 else (columns // J, pitch)
+    buffer = macros["BUFFER_PIXELS"] * pitch + 8
+    partials = empty(items, J, columns)
+    launch_in_all_orders(
+        "gram_offsets", "gram_offsets_slices",
+        (items, chunks**2, ceil(runs * ceil(length, 4), 4 * (32 // lanes))), (128,),
+        [x, partials, M, positions, items], macros,
+        4 * max(2 * (2 if chunks > 1 else 1) * buffer, rows * 8 * 64))
+    launch_in_all_orders("gram_offsets", "gram_offsets_sum", (ceil(J * columns, 64),), (64,),
+                         [partials, out, M, positions, items, scale, decay], macros)
+
+
+def region_borders(side, out_side, macros):
+    """Where the windows of the kernel's offsets cut a side of the image, and its ends."""
+    starts = [delta - macros["PADDING"] for delta in range(macros["KERNEL_SIZE"])]
+    inside = {s for start in starts for s in (start, start + out_side) if 0 < s < side}
+    return sorted(inside | {0, side})
+
+
+def average(rng, *shape):
+    """A symmetric running average, or NaN that a decay of zero must not read."""
+    out = normal(rng, *shape)
+    return out + out.T
+
+
+@pytest.mark.parametrize("shape", GRAMS)
+def test_gram_offsets_is_omega_with_its_running_average(reference, rng, shape):
+    x, weight, _, macros = conv_arrays(rng, (*shape[:4], 1, shape[4], 1, shape[5]))
+    P, window = weight.shape[1], (shape[4], 1, shape[5])
+    expected = np.empty((P, P))
+    reference.patch_gram(x.astype(np.float64), *window, 0.3, 0.0, expected)
+    out = empty(P, P)
+    gram_offsets(x, macros, 11, 0.3, 0.0, out)
+    assert_close(out, expected)
+    before = out = average(rng, P, P)
+    expected += 0.7 * before
+    gram_offsets(x, macros, 1000, 0.3, 0.7, out)
+    assert_close(out, expected)
+    assert np.array_equal(out, out.T)
+
+
+def gram_sum(partials, scale, decay, out):
+    """The ordered sum of the slices with the running average."""
+    slices, side, _ = partials.shape
+    pairs = ceil(side, 32) * (ceil(side, 32) + 1) // 2
+    launch_in_all_orders("gram_sum", "gram_sum", (pairs,), (32, 8),
+                         [partials, out, side, slices, scale, decay], {})
+
+
+@pytest.mark.parametrize("shape", [*CONVS[:2], (11, 1, 1, 21, 5, 1, 1, 0)])
+def test_gram_patches_is_omega_for_any_stride(reference, rng, shape):
+    x, weight, _, macros = conv_arrays(rng, shape)
+    P, slices, tiles = weight.shape[1], 3, ceil(weight.shape[1], 16)
+    partials, out = empty(slices, P, P), average(rng, P, P)
+    expected = out.astype(np.float64)
+    reference.patch_gram(x.astype(np.float64), *shape[5:], 0.3, 0.7, expected)
+    launch_in_all_orders("gram_patches", "gram_patches_slices",
+                         (tiles * (tiles + 1) // 2, slices), (16,), [x, partials, len(x), slices],
+                         macros | dict(TILE=16, DEPTH=4))
+    gram_sum(partials, 0.3, 0.7, out)
+    assert_close(out, expected)
+    assert np.array_equal(out, out.T)
+
+
+@pytest.mark.parametrize("count, maps", [(53, 3), (41, 33), (70, 32), (5, 64)])
+def test_gram_rows_is_gamma_and_reads_no_average_without_decay(rng, count, maps):
+    rows, slices, pairs = normal(rng, count, maps), 3, ceil(maps, 32) * (ceil(maps, 32) + 1) // 2
+    partials, out = empty(slices, maps, maps), empty(maps, maps)
+    launch_in_all_orders("gram_rows", "gram_rows_slices", (slices, pairs), (64,),
+                         [rows, partials, count, slices], dict(MAPS=maps, WARPS=2, TILE_ROWS=8),
+                         4 * max(4 * 8 * 32, 32 * 32))
+    gram_sum(partials, 0.3, 0.0, out)
+    assert_close(out, 0.3 * rows.astype(np.float64).T @ rows)
+    assert np.array_equal(out, out.T)
+
+
+# Patches
+
+@pytest.mark.parametrize("shape", CONVS)
+def test_patches_and_their_adjoint_match_the_reference(reference, rng, shape):
+    x, weight, _, macros = conv_arrays(rng, shape)
+    expected = reference.patches(x.astype(np.float64), *shape[5:])
+    rows, back = empty(*expected.shape), empty(*x.shape)
+    launch_in_all_orders("patches", "patches", (ceil(rows.size, 64),), (64,),
+                         [x, rows, len(x)], macros)
+    assert np.array_equal(rows, expected)
+    rows = normal(rng, *rows.shape)
+    launch_in_all_orders("patches", "patches_adjoint", (ceil(x.size, 64),), (64,),
+                         [rows, back, len(x)], macros)
+    expected = reference.patches_adjoint(rows.astype(np.float64), x.shape, *shape[5:])
+    assert_close(back, expected)
