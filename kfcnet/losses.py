@@ -3,6 +3,8 @@
 Gradients are those of each example's own loss, never divided by M.
 """
 
+import numpy as np
+
 from kfcnet import philox
 
 
@@ -16,6 +18,10 @@ class SoftmaxCrossEntropy:
         """z (M, C), labels int32 (M,) -> (p (M, C), dz (M, C), [sum of nats, number wrong])."""
         return self.ops.softmax_cross_entropy(z, labels)
 
+    def predictive(self, z):
+        """softmax(z), which needs no labels."""
+        return self.evaluate(z, np.zeros(len(z), np.int32))[0]
+
     def sampled_gradient(self, p, step):
         """dz (M, C) at classes drawn from p, not at the labels: the Fisher, not the empirical one."""
         uniforms = self.ops.uniforms(len(p), self.seed, philox.TARGETS, step)
@@ -24,6 +30,10 @@ class SoftmaxCrossEntropy:
     def fisher_quadratic(self, p, r, scale):
         """scale * sum over examples of r^T F_R r, F_R = diag(p) - p p^T, r (m, C); device scalar."""
         return self.ops.softmax_fisher(p, r, scale)
+
+    def fisher_product(self, p, r):
+        """F_R r of every example, (m, C)."""
+        return self.ops.softmax_fisher_product(p, r)
 
 
 class SquaredError:
@@ -41,6 +51,10 @@ class SquaredError:
         totals[:1] = halves
         return z, dz, totals
 
+    def predictive(self, z):
+        """The mean of N(z, I)."""
+        return z
+
     def sampled_gradient(self, z, step):
         """dz (M, C) at targets drawn from N(z, I): standard normals."""
         noise = self.ops.normals(z.size, self.seed, philox.TARGETS, step)
@@ -49,6 +63,10 @@ class SquaredError:
     def fisher_quadratic(self, z, r, scale):
         """scale * sum over examples of |r|^2: the Fisher matrix of the outputs is the identity."""
         return scale * self.ops.dot(r, r)
+
+    def fisher_product(self, z, r):
+        """F_R r of every example, (m, C): r itself."""
+        return r
 
 
 LOSSES = {"softmax_cross_entropy": SoftmaxCrossEntropy, "squared_error": SquaredError}

@@ -61,6 +61,7 @@ class Network:
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         self.theta = ops.asarray(self._initial(seed))
         self.gradient = ops.zeros(self.theta.shape)
+        self.passes = 0  # forward passes so far: the layers remember the latest
         self.bind(self.theta)
 
     def _initial(self, seed):
@@ -93,6 +94,7 @@ class Network:
     def forward(self, x, training=False, step=0):
         """x (M, H, W, C) -> z (M, classes)."""
         mode = Mode(training, step)
+        self.passes += 1
         for layer in self.layers:
             x = layer.forward(x, mode)
         return x
@@ -108,9 +110,10 @@ class Network:
             if dz is None:
                 return
 
-    def compute_gradient(self):
-        """Fill `gradient` with the mean gradient of the latest backward pass."""
-        for layer, view in zip(self.weighted, self.views(self.gradient), strict=True):
+    def compute_gradient(self, out=None):
+        """Fill `gradient`, or `out` (n,), with the mean gradient of the latest backward pass."""
+        views = self.views(self.gradient if out is None else out)
+        for layer, view in zip(self.weighted, views, strict=True):
             layer.gradient(view)
 
     def tangent(self, direction, count):
@@ -132,6 +135,7 @@ class Network:
         """Set every batch normalisation's statistics for evaluation to those of x (M, H, W, C)."""
         normalisations = [layer for layer in self.layers if isinstance(layer, BatchNorm)]
         dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
+        self.passes += 1
         for layer in normalisations:
             layer.measuring = True
         for layer in self.layers:
@@ -141,6 +145,7 @@ class Network:
 
     def first_nonfinite(self, x):
         """Name of the first layer whose parameters or outputs on x are not finite, or None."""
+        self.passes += 1
         for layer in self.layers:
             x = layer.forward(x, Mode())
             if not np.isfinite(self.ops.to_numpy(x)).all():
