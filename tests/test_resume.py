@@ -1,5 +1,6 @@
 """A run that was killed, interrupted or finished goes on as if it had never stopped."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -8,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import cuda_on_cpu
 import numpy as np
 import pytest
 from runs import SGD, SMALL, assert_same_run, small
 
 from kfcnet import records, trainer
 from kfcnet.checkpoint import CheckpointError, load_checkpoint
+from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.cuda import CudaOps
 from kfcnet.records import read_json, read_metrics
 from kfcnet.run_folder import RunFolderError
 from kfcnet.trainer import Trainer, TrainingInterrupted, train
@@ -252,6 +256,33 @@ def test_a_signal_before_the_first_update_leaves_a_run_to_be_started(tmp_path):
     assert not (tmp_path / "run" / "checkpoint.h5").exists()
     train(small(), tmp_path / "run", resume=True)
     assert read_metrics(tmp_path / "run" / "metrics.csv")["iteration"].tolist() == [0, 5, 10, 12]
+
+
+def test_a_run_on_the_cuda_kernels_follows_the_cpu_and_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    if cuda_on_cpu.missing():
+        pytest.skip(cuda_on_cpu.missing())
+    whole = trainer.data.load(small().data)
+    few = dataclasses.replace(
+        whole, train_images=whole.train_images[:40], train_labels=whole.train_labels[:40],
+        test_images=whole.test_images[:10], test_labels=whole.test_labels[:10])
+    monkeypatch.setattr(trainer.data, "load", lambda *_, **__: few)
+    config = small("optimizer.batch_size=12", "epochs=2", text=SGD)  # 7 updates
+    train(config, tmp_path / "cpu")
+    monkeypatch.setattr(trainer, "get_ops", lambda *_: CudaOps(cuda_on_cpu.CpuRuntime()))
+    train(config, tmp_path / "cuda")
+    losses = [read_metrics(tmp_path / device / "metrics.csv")["test_loss"]
+              for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
+        kill_in(patch, Trainer, "_step", 6)
+        train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "cuda")
+    monkeypatch.setattr(trainer, "get_ops", lambda *_: CpuOps())
+    with pytest.raises(RunFolderError, match="device is cpu now and was cuda_on_cpu"):
+        train(small("optimizer.batch_size=12", "epochs=3", text=SGD), tmp_path / "run", resume=True)
 
 
 def start_process(tmp_path, out):
