@@ -8,7 +8,6 @@ where, and what to do), 128 + n for a run that signal n interrupted.
 import argparse
 import contextlib
 import functools
-import json
 import logging
 import sys
 from importlib import metadata
@@ -176,6 +175,7 @@ def sweep(argv=None, prog=None):
     out = options.out or Path("results", f"sweep_{Path(options.config).stem}")
     try:
         grid, stages = sweeps.parse_grid(options.grid), sweeps.parse_stages(options.stage)
+        sweeps.grid_points(grid, out)
     except ValueError as error:
         parser.error(str(error))
     if options.workers < 1:
@@ -197,13 +197,14 @@ def benchmark(argv=None, prog=None):
     if options.rounds < 1 or options.shards < 1:
         parser.error("--rounds and --shards: at least one is needed")
     from kfcnet import benchmark as benchmarks
+    from kfcnet.records import write_json
 
     report = benchmarks.benchmark_cpu(
         rounds=options.rounds, native=options.native, shards=options.shards
     )
     print(benchmarks.format_report(report))
     if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(options.json, report)
 
 
 COMMANDS = {

@@ -141,6 +141,7 @@ def test_sweep_prints_a_table_of_its_runs(capsys):
     ["train", "--config", "digits_sgd", "--device", "gpu"], ["plot", "run", "--out", "figure.gif"],
     ["sweep", "--config", "digits_sgd", "--grid", "nothing"],
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1", "--stage", "x"],
+    ["sweep", "--config", "digits_sgd", "--grid", "seed=1,1"],
     ["benchmark", "--rounds", "0"],
 ])  # fmt: skip
 def test_misuse_gets_the_usage_and_status_2(argv, capsys):
@@ -164,8 +165,8 @@ def test_readme_commands_are_understood(words, monkeypatch):
         seen.append(args)
         raise KeyboardInterrupt  # stop here: the arguments were understood
 
-    for target in ("trainer.train", "evaluation.load_run", "plots.plot_runs", "sweep.sweep",
-                   "benchmark.benchmark_cpu"):
+    for target in ("trainer.train", "evaluation.load_run", "plots.plot_runs", "comparison.compare",
+                   "sweep.sweep", "benchmark.benchmark_cpu"):
         monkeypatch.setattr(f"kfcnet.{target}", note)
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()
@@ -174,7 +175,7 @@ def test_readme_commands_are_understood(words, monkeypatch):
     assert (status, len(seen)) == ((0, 0) if "--print-config" in words else (130, 1))
 
 
-@pytest.mark.parametrize("script", ["train", "evaluate", "plot", "sweep", "benchmark"])
+@pytest.mark.parametrize("script", list(cli.COMMANDS))
 def test_scripts_run_from_any_folder(script):
     command = [sys.executable, ROOT / "scripts" / f"{script}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
