@@ -147,13 +147,63 @@ WeightDecay = Annotated[
 ]
 
 
+# Longest Euclidean norm of a unit's incoming weights.
+MaxNorm = Annotated[
+    Annotated[PositiveFloat, Tag("number")]
+    | Annotated[dict[str, PositiveFloat], Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
+]
+
+
+class _ScheduleConfig(_Model):
+    """The learning rate's course, in examples; it begins with a linear rise over `warm_up`."""
+
+    name: str
+    warm_up: NonNegative = 0.0
+    warm_up_start: Fraction = 0.01  # share of the learning rate that the rise starts from
+
+
+class ConstantConfig(_ScheduleConfig):
+    name: Literal["constant"] = "constant"
+
+
+class StepConfig(_ScheduleConfig):
+    """Multiplied by `factor` after each of the numbers of examples in `at`."""
+
+    name: Literal["step"] = "step"
+    at: Annotated[tuple[PositiveFloat, ...], Field(strict=False, min_length=1)]
+    factor: Fraction = 0.1
+
+
+class CosineConfig(_ScheduleConfig):
+    """Half a period of a cosine from the warm-up's end to `examples`, then `final` of the rate."""
+
+    name: Literal["cosine"] = "cosine"
+    examples: PositiveFloat
+    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @field_validator("examples")
+    @classmethod
+    def _ends_after_the_warm_up(cls, examples, info):
+        if examples <= info.data.get("warm_up", 0):
+            raise ValueError(f"{examples:g} is not above warm_up, {info.data['warm_up']:g}")
+        return examples
+
+
+ScheduleConfig = Annotated[
+    ConstantConfig | StepConfig | CosineConfig, Field(discriminator="name")
+]
+
+
 class _OptimizerConfig(_Model):
     """What all optimizers share. Timescales are in examples."""
 
     name: str
     learning_rate: PositiveFloat
+    schedule: ScheduleConfig = ConstantConfig()
     batch_size: PositiveInt = 128
     weight_decay: WeightDecay = 0.0  # one number, or layer name -> number; biases never decay
+    max_norm: MaxNorm | None = None  # likewise; layers that a mapping leaves out are free
     averaging_timescale: PositiveFloat = 50000.0
 
     def layer_decay(self, name: str) -> float:
@@ -164,10 +214,11 @@ class _OptimizerConfig(_Model):
 
 
 class SgdConfig(_OptimizerConfig):
-    """SGD with momentum and averaged parameters."""
+    """SGD with momentum, plain or Nesterov's, and averaged parameters."""
 
     name: Literal["sgd"] = "sgd"
     momentum: Decay = 0.9
+    nesterov: bool = False
 
 
 class AdagradConfig(_OptimizerConfig):
@@ -291,14 +342,16 @@ class Config(_Model):
         return tuple(layers)
 
     @model_validator(mode="after")
-    def _decays_name_layers(self):
-        decay, names = self.optimizer.weight_decay, _weighted_names(self.network)
-        for name in decay if isinstance(decay, dict) else ():
-            if name not in names:
-                raise ValueError(
-                    f"optimizer.weight_decay.{name}: the network has no such layer"
-                    + _suggestion(name, names)
-                )
+    def _mappings_name_layers(self):
+        names = _weighted_names(self.network)
+        for key in ("weight_decay", "max_norm"):
+            value = getattr(self.optimizer, key)
+            for name in value if isinstance(value, dict) else ():
+                if name not in names:
+                    raise ValueError(
+                        f"optimizer.{key}.{name}: the network has no such layer"
+                        + _suggestion(name, names)
+                    )
         return self
 
 
@@ -412,6 +465,7 @@ _MODELS = {
     "conv": ConvConfig, "dense": DenseConfig, "relu": ReluConfig, "max_pool": MaxPoolConfig,
     "avg_pool": AvgPoolConfig, "response_norm": ResponseNormConfig,
     "batch_norm": BatchNormConfig, "dropout": DropoutConfig,
+    "constant": ConstantConfig, "step": StepConfig, "cosine": CosineConfig,
 }
 
 
@@ -452,7 +506,7 @@ def _explain_one(error: dict, document: dict) -> str:
         "string_type": "text", "finite_number": "a finite number", "tuple_type": "a list",
         "model_type": "keys and values", "model_attributes_type": "keys and values",
         "dict_type": "keys and values", "path_type": "a path",
-        "too_short": "a list of at least one layer",
+        "too_short": "a list of at least one item",
         "string_pattern_mismatch": "letters, digits and _ only",
         "literal_error": context.get("expected", "").replace("'", ""),
         "greater_than": f"above {context.get('gt', 0):.10g}",

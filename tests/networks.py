@@ -33,11 +33,14 @@ def network(ops, specification=EVERY_LAYER, input_shape=INPUT_SHAPE, seed=3):
 
 def settings(name, **changes):
     """An optimizer's configuration with the paper's values where it has them."""
-    values = dict(name=name, learning_rate=0.1, momentum=0.9, weight_decay=0.0,
-                  averaging_timescale=100.0)
+    values = dict(name=name, learning_rate=0.1, momentum=0.9, weight_decay=0.0, max_norm=None,
+                  averaging_timescale=100.0, schedule=SimpleNamespace(name="constant", warm_up=0))
+    if name == "sgd":
+        values |= dict(nesterov=False)
     if name == "kfc_pre":
-        values |= dict(damping=1e-3, clip=0.3, clip_fraction=0.25, statistics_timescale=None,
-                       statistics_period=2, statistics_fraction=0.5, inverse_period=4)
+        values |= dict(structure="kfc", damping=1e-3, clip=0.3, clip_fraction=0.25,
+                       statistics_timescale=None, statistics_period=2, statistics_fraction=0.5,
+                       inverse_period=4)
     if name in ("adagrad", "rmsprop", "adam"):
         values |= dict(epsilon=1e-8, square_decay=0.9)
     return SimpleNamespace(**(values | changes))

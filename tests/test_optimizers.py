@@ -53,12 +53,32 @@ def test_sgd_is_the_published_update(ops64, rng):
     assert (opt.steps, opt.examples) == (4, 32)
 
 
+def test_nesterov_takes_the_gradient_where_momentum_is_about_to_lead(ops64, rng):
+    """Sutskever et al. (2013): what is kept is the point ahead, theta + momentum*velocity."""
+    opt = optimizer(ops64, "sgd", nesterov=True)
+    ahead = opt.network.theta.copy()
+    behind, velocity = ahead.copy(), 0.0
+    average = ahead.copy()
+    for step, batch in enumerate(batches(ops64, rng, 4)):
+        with opt.network.using(behind + 0.9 * velocity):
+            gradient = loss_gradient(opt, batch, step)
+        velocity = 0.9 * velocity - 0.1 * gradient
+        behind = behind + velocity
+        ahead = behind + 0.9 * velocity
+        average = math.exp(-8 / 100) * average + (1 - math.exp(-8 / 100)) * ahead
+        opt.step(batch)
+        assert_close(opt.network.theta, ahead)
+        assert_close(opt.average, average)
+
+
 @pytest.mark.parametrize("name, arguments", [
     ("adagrad", dict(lr=0.1, eps=1e-8)), ("rmsprop", dict(lr=0.1, alpha=0.9, eps=1e-8)),
-    ("adam", dict(lr=0.1, betas=(0.9, 0.9), eps=1e-8)), ("sgd", dict(lr=0.1, momentum=0.9))])
+    ("adam", dict(lr=0.1, betas=(0.9, 0.9), eps=1e-8)), ("sgd", dict(lr=0.1, momentum=0.9)),
+    ("sgd", dict(lr=0.1, momentum=0.9, nesterov=True))])
 def test_baselines_follow_pytorch_step_by_step(ops64, rng, name, arguments):
     torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
-    opt = optimizer(ops64, name, layers=EVERY_LAYER[1:])
+    own = {"nesterov": True} if "nesterov" in arguments else {}
+    opt = optimizer(ops64, name, layers=EVERY_LAYER[1:], **own)
     theta = torch.tensor(opt.network.theta.copy(), requires_grad=True)
     makers = dict(adagrad=torch.optim.Adagrad, rmsprop=torch.optim.RMSprop,
                   adam=torch.optim.Adam, sgd=torch.optim.SGD)

@@ -405,6 +405,18 @@ class CpuOps:
         theta -= learning_rate * direction
         _fold(average, theta, averaging_decay)
 
+    def max_norm(self, weight, average, limit, averaging_decay):
+        """Shorten every row of weight[:, 1:] (I, P - 1) above the Euclidean norm `limit` to it.
+
+        average (I, P) has folded in `weight` as it was, with averaging_decay; it takes its share of
+        the change. Column 0, the bias, is free. In place.
+        """
+        incoming = weight[:, 1:]
+        norms = np.sqrt(np.square(incoming).sum(axis=1, keepdims=True))
+        shorter = incoming * (limit / np.maximum(norms, limit))
+        average[:, 1:] += (1 - averaging_decay) * (shorter - incoming)
+        incoming[...] = shorter
+
     def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
                        averaging_decay):
         """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""

@@ -20,9 +20,10 @@ class _Adaptive(Optimizer):
         with self.phase("gradient"):
             _, dz, totals = self._forward(batch)
             self._backward(dz)
-            self.steps += 1
-            self.examples += len(batch.inputs)
-            self._update(math.exp(-len(batch.inputs) / self.config.averaging_timescale))
+            M = len(batch.inputs)
+            averaging_decay = math.exp(-M / self.config.averaging_timescale)
+            self._update(averaging_decay)
+            self._finish_update(M, averaging_decay)
         return Step(totals, None)
 
     def _update(self, averaging_decay):
@@ -61,4 +62,4 @@ class Adam(_Adaptive):
         self.ops.adam_update(
             self.network.theta, self.velocity, self.squares, self.average, self.network.gradient,
             self.learning_rate, self.config.momentum, self.config.square_decay,
-            self.config.epsilon, self.steps, averaging_decay)
+            self.config.epsilon, self.steps + 1, averaging_decay)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kfcnet.optimizers import schedules
+
 
 class Batch(NamedTuple):
     """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C)."""
@@ -35,17 +37,18 @@ class Optimizer:
     def __init__(self, network, loss, config, seed=0):
         """config: the optimizer's part of a configuration, e.g. kfcnet.config.SgdConfig().
 
-        Raises ValueError where `weight_decay` names a layer that is not there.
+        Raises ValueError where `weight_decay` or `max_norm` names a layer that is not there.
         """
         self.network, self.loss, self.config, self.seed = network, loss, config, seed
         self.ops = network.ops
-        self.learning_rate = config.learning_rate
         self.velocity = self.ops.zeros(network.theta.shape)
         self.average = self.ops.copy(network.theta)
-        self.weight_decays = self._weight_decay_by_layer()
+        self.weight_decays = self._by_layer("weight_decay", absent=0.0)
+        self.max_norms = self._by_layer("max_norm", absent=None)
         self.decay = self._decay_vector()
         self.steps = 0
         self.examples = 0
+        self.learning_rate = self._scheduled_rate()  # of the next update
         self.phase = lambda name: contextlib.nullcontext()
 
     needs_preparation = False
@@ -57,17 +60,17 @@ class Optimizer:
         """Move the parameters along one mini-batch; returns a Step."""
         raise NotImplementedError
 
-    def _weight_decay_by_layer(self):
-        """Each weighted layer's lambda: the same for all, or by name and zero where not named."""
+    def _by_layer(self, key, absent):
+        """A setting for each weighted layer: one for all, or by name, `absent` where not named."""
         names = [layer.name for layer in self.network.weighted]
-        decay = self.config.weight_decay
-        if not hasattr(decay, "keys"):
-            return [float(decay)] * len(names)
-        unknown = [name for name in decay if name not in names]
+        setting = getattr(self.config, key)
+        if not hasattr(setting, "keys"):
+            return [setting] * len(names)
+        unknown = [name for name in setting if name not in names]
         if unknown:
-            raise ValueError(f"optimizer.weight_decay: no weighted layer is named {unknown[0]!r}; "
+            raise ValueError(f"optimizer.{key}: no weighted layer is named {unknown[0]!r}; "
                              f"there are {', '.join(names)}")
-        return [float(decay.get(name, 0.0)) for name in names]
+        return [setting.get(name, absent) for name in names]
 
     def _decay_vector(self):
         """lambda of every entry of theta (n,); biases are never decayed."""
@@ -93,8 +96,21 @@ class Optimizer:
         self.ops.momentum_update(
             self.network.theta, self.velocity, self.average, direction, self.learning_rate,
             self.config.momentum, clip_scale, averaging_decay)
+        self._finish_update(examples, averaging_decay)
+
+    def _finish_update(self, examples, averaging_decay):
+        """After a move that `average` has folded in: the constraint on weights, the counters."""
+        views = self.network.views
+        for limit, weight, average in zip(self.max_norms, views(self.network.theta),
+                                          views(self.average), strict=True):
+            if limit is not None:
+                self.ops.max_norm(weight, average, limit, averaging_decay)
         self.steps += 1
         self.examples += examples
+        self.learning_rate = self._scheduled_rate()
+
+    def _scheduled_rate(self):
+        return self.config.learning_rate * schedules.factor(self.config.schedule, self.examples)
 
     def state(self):
         """Everything a later process needs to go on bit for bit: NumPy arrays and numbers."""
@@ -105,6 +121,7 @@ class Optimizer:
     def load_state(self, state):
         """Take over what `state` returned."""
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
+        self.learning_rate = self._scheduled_rate()
         self.network.theta[...] = self.ops.asarray(state["theta"])
         self.velocity[...] = self.ops.asarray(state["velocity"])
         self.average[...] = self.ops.asarray(state["average"])

@@ -1,0 +1,75 @@
+"""Max-norm: the primitive row by row, and what the optimizers do with it."""
+
+import math
+
+import numpy as np
+import pytest
+from checks import assert_close
+from networks import EVERY_LAYER
+from test_optimizers import batches, optimizer
+
+LAYERS = EVERY_LAYER[1:]
+
+
+def norms(weight):
+    """The lengths of the units' incoming weights, the biases left out."""
+    return np.sqrt((weight[:, 1:] ** 2).sum(axis=1))
+
+
+def test_max_norm_shortens_the_rows_that_are_too_long_and_no_others(ops64, rng):
+    weight = rng.standard_normal((3, 5)) * np.array([[0.1], [3.0], [1.0]])
+    weight[2, 1:] *= 2 / norms(weight)[2]  # exactly at the limit
+    before, average = weight.copy(), np.zeros((3, 5))
+    ops64.max_norm(weight, average, 2.0, 1.0)
+    assert norms(before)[0] < 2 < norms(before)[1]
+    assert_close(weight[[0, 2]], before[[0, 2]], 1e-15)
+    assert_close(norms(weight)[1], 2.0)
+    assert_close(weight[1, 1:] / norms(weight)[1], before[1, 1:] / norms(before)[1])
+    assert np.array_equal(weight[:, 0], before[:, 0])
+    assert np.array_equal(average, np.zeros((3, 5)))  # it had taken nothing of the weight
+
+
+def test_max_norm_leaves_rows_of_zeros_alone(ops64):
+    weight, average = np.zeros((2, 4)), np.zeros((2, 4))
+    ops64.max_norm(weight, average, 1.0, 0.5)
+    assert np.array_equal(weight, np.zeros((2, 4)))
+
+
+@pytest.mark.parametrize("name", ["sgd", "kfc_pre", "adagrad", "rmsprop", "adam"])
+def test_no_incoming_weights_are_ever_longer_than_the_limit(ops64, rng, name):
+    """And the parameters are averaged as they are after the constraint."""
+    limits = {"conv2": 0.9, "dense1": 0.5}
+    opt = optimizer(ops64, name, layers=LAYERS, max_norm=limits)
+    first, *data = batches(ops64, rng, 5)
+    opt.prepare([first])
+    average, shortened = opt.average.copy(), 0
+    for batch in data:
+        before = optimizer(ops64, name, layers=LAYERS)  # the same step, free
+        before.load_state(opt.state())
+        before.step(batch)
+        opt.step(batch)
+        free, held = (dict(zip(("conv1", "conv2", "dense1", "dense2"),
+                               o.network.views(o.network.theta), strict=True))
+                      for o in (before, opt))
+        for layer, weight in held.items():
+            limit = limits.get(layer, math.inf)
+            scale = np.minimum(1, limit / norms(free[layer]))[:, None]
+            shortened += (scale < 1).sum()
+            assert_close(weight[:, 1:], scale * free[layer][:, 1:], 1e-12)
+            assert_close(weight[:, 0], free[layer][:, 0], 1e-12)
+        xi = math.exp(-8 / 100)
+        average = xi * average + (1 - xi) * opt.network.theta
+        assert_close(opt.average, average, 1e-12)
+    assert shortened > 0
+
+
+def test_one_number_holds_for_every_layer(ops64, rng):
+    opt = optimizer(ops64, "sgd", layers=LAYERS, max_norm=0.3)
+    opt.step(*batches(ops64, rng, 1))
+    for weight in opt.network.views(opt.network.theta):
+        assert norms(weight).max() <= 0.3 * (1 + 1e-12)
+
+
+def test_a_max_norm_for_an_unknown_layer_is_refused(ops64):
+    with pytest.raises(ValueError, match="max_norm.*conv9"):
+        optimizer(ops64, "sgd", max_norm={"conv9": 1.0})
