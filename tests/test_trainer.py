@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -143,34 +142,42 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 
 # Time
 
-def test_seconds_leave_out_evaluation_warm_up_and_checkpoints(tmp_path, monkeypatch):
-    def slow(function):
-        def slowed(*args, **kwargs):
-            time.sleep(0.3)
-            return function(*args, **kwargs)
-        return slowed
+@pytest.fixture
+def takes(monkeypatch):
+    """takes(owner, name, seconds): so long does owner.name take by the trainer's clock."""
+    now = [0.0]
 
-    monkeypatch.setattr(trainer, "evaluate", slow(trainer.evaluate))
-    monkeypatch.setattr(trainer, "save_checkpoint", slow(trainer.save_checkpoint))
-    monkeypatch.setattr(Trainer, "_warm_up", slow(Trainer._warm_up))
-    train(small(), tmp_path / "run")
-    assert 0 < read_metrics(tmp_path / "run" / "metrics.csv")["seconds"][-1] < 0.3
+    def takes(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            now[0] += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
+    return takes
 
 
-def test_the_preparation_of_the_factors_counts_as_statistics(tmp_path, monkeypatch):
-    sample, parts = KfcPre._sample_factors, []
-
-    def slow(self, predictive, *args, **kwargs):
-        parts.append(len(predictive))
-        time.sleep(0.05)
-        sample(self, predictive, *args, **kwargs)
-
-    monkeypatch.setattr(KfcPre, "_sample_factors", slow)
-    train(small("optimizer.statistics_fraction=0.5", "evaluation.every=1"), tmp_path / "run")
-    assert parts == [120] + 3 * [120] + 6 * [60]  # warm-up, 300 examples, every second step
+def test_seconds_are_those_of_the_steps_and_of_nothing_else(tmp_path, takes):
+    takes(KfcPre, "step", 1)
+    for owner, name in ((trainer, "evaluate"), (trainer, "save_checkpoint"),
+                        (Trainer, "_warm_up"), (Trainer, "_build"), (RunFolder, "append")):
+        takes(owner, name, 1000)
+    train(small("checkpoint_minutes=1e-9"), tmp_path / "run")
     metrics = read_metrics(tmp_path / "run" / "metrics.csv")
-    assert metrics["seconds"][0] == metrics["seconds_statistics"][0] == 0
-    assert 0.15 <= metrics["seconds_statistics"][1] < metrics["seconds"][1] < 0.2
+    assert metrics["seconds"].tolist() == metrics["iteration"].tolist() == [0, 5, 10, 12]
+
+
+def test_the_preparation_of_the_factors_counts_as_statistics(tmp_path, takes):
+    takes(KfcPre, "_sample_factors", 10)
+    takes(KfcPre, "_update_inverses", 1)
+    train(small("evaluation.every=1"), tmp_path / "run")
+    metrics = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert metrics["seconds_statistics"][:5].tolist() == [0, 30, 40, 40, 50]  # 300 examples first
+    assert metrics["seconds_inverses"][:5].tolist() == [0, 1, 1, 1, 2]
+    assert metrics["seconds"][:5].tolist() == [0, 31, 41, 41, 52]
 
 
 def test_phases_are_parts_of_the_seconds(finished):
