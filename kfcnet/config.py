@@ -248,11 +248,13 @@ class AdamConfig(_OptimizerConfig):
 class KfcPreConfig(_OptimizerConfig):
     """SGD with momentum on the natural gradient of KFC, with clipped updates.
 
-    Periods are in updates, fractions are shares of the mini-batch. The factors start from
+    `structure` is what is kept of each layer's curvature (kfcnet/curvature/structures.py). Periods
+    are in updates, fractions are shares of the mini-batch. The factors start from
     `initial_examples` examples. `clip: null` leaves updates unclipped.
     """
 
     name: Literal["kfc_pre"] = "kfc_pre"
+    structure: Literal["kfc", "diagonal", "sua", "white", "ekfc"] = "kfc"
     batch_size: PositiveInt = 512
     momentum: Decay = 0.9
     damping: NonNegative = 1e-3

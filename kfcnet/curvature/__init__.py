@@ -8,10 +8,12 @@ import numpy as np
 
 from kfcnet.curvature import damping as _damping
 from kfcnet.curvature import factors as _factors
+from kfcnet.curvature import robust as _robust
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.ops.cpu import CpuOps
 
-__all__ = ["KroneckerBlock", "damped_inverses", "derivative_factor", "input_factor", "precondition"]
+__all__ = ["KroneckerBlock", "damped_inverses", "damping_floor", "derivative_factor",
+           "input_factor", "precondition"]
 
 
 def _reference_ops(*arrays):
@@ -66,6 +68,14 @@ def damped_inverses(Omega, Gamma, c):
     if not c > 0:
         raise ValueError(f"c: {c} is not positive")
     return _damping.damped_inverses(_reference_ops(Omega, Gamma), Omega, Gamma, c)
+
+
+def damping_floor(Omega, Gamma):
+    """The least c of `damped_inverses` that is safe for these factors in their precision.
+
+    Zero eigenvalues need a shift above rounding, and rounding can make them a little negative.
+    """
+    return _robust.damping_floor(_reference_ops(Omega, Gamma), Omega, Gamma)[0]
 
 
 def precondition(gradient, Omega_inv, Gamma_inv):

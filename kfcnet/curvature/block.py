@@ -1,22 +1,32 @@
 """One layer's block of the approximate Fisher matrix."""
 
+import functools
+import warnings
+
 import numpy as np
 
 from kfcnet.curvature.damping import damped_inverses, precondition
 from kfcnet.curvature.factors import update_derivative_factor, update_input_factor
+from kfcnet.curvature.robust import InversionWarning, all_finite, damping_floor, inverted
 
 
 class KroneckerBlock:
     """Omega (P, P) and Gamma (I, I) of a weighted layer as running averages, and their inverses.
 
+    The paper's KFC: activations independent of derivatives (IAD), moments that depend on the
+    distance of two locations only (SH), derivatives uncorrelated between locations (SUD).
     weight_decay: the layer's lambda; the block is damped with lambda + damping (Eq. 21).
     """
+
+    FACTORS = "Omega", "Gamma"  # what an inversion starts from
+    INVERSES = "Omega_inv", "Gamma_inv"  # what it leaves
 
     def __init__(self, layer, ops, weight_decay=0.0):
         I, P = layer.weight_shape
         self.layer, self.ops, self.weight_decay = layer, ops, weight_decay
         self.Omega, self.Gamma = ops.zeros((P, P)), ops.zeros((I, I))
         self.Omega_inv, self.Gamma_inv = ops.zeros((P, P)), ops.zeros((I, I))
+        self.has_inverses = False
 
     def update_factors(self, decay):
         """Fold in the layer's latest sampled pass; its m examples also choose the activations."""
@@ -25,23 +35,63 @@ class KroneckerBlock:
         update_input_factor(self.ops, inputs, self.layer.window, decay, self.Omega)
         update_derivative_factor(self.ops, derivatives, decay, self.Gamma)
 
-    def update_inverses(self, damping):
-        """Invert the damped factors; raises numpy.linalg.LinAlgError naming the layer."""
+    def update_inverses(self, damping, step=None):
+        """Invert the damped factors; where that fails, warn and keep the last good inverses.
+
+        step: said in the warning. Raises numpy.linalg.LinAlgError naming the layer where there are
+        no inverses to keep.
+        """
+        c = self.weight_decay + damping
+        factors = {name: getattr(self, name) for name in self.FACTORS}
         try:
-            self.Omega_inv, self.Gamma_inv = damped_inverses(
-                self.ops, self.Omega, self.Gamma, self.weight_decay + damping)
+            inverses = inverted(self.ops, functools.partial(self.invert, c), factors)
         except np.linalg.LinAlgError as error:
-            raise np.linalg.LinAlgError(f"{self.layer.name}: {error}") from None
+            text = f"{self.layer.name}: {error}{self._diagnosis(c)}"
+            if not self.has_inverses:
+                raise np.linalg.LinAlgError(text) from None
+            at = "" if step is None else f"step {step}, "
+            warnings.warn(f"{at}{text}; the last good inverses stay", InversionWarning,
+                          stacklevel=2)
+            return
+        for name, inverse in zip(self.INVERSES, inverses, strict=True):
+            setattr(self, name, inverse)
+        self.has_inverses = True
+
+    def invert(self, c, ops, Omega, Gamma):
+        """The arrays of INVERSES from those of FACTORS, on any device; c = weight decay + damping.
+
+        Raises numpy.linalg.LinAlgError where a damped factor is not positive definite.
+        """
+        return damped_inverses(ops, *self.project(ops, Omega, Gamma), c)
+
+    def project(self, ops, Omega, Gamma):
+        """The factors of this structure, which may keep less than KFC's own."""
+        return Omega, Gamma
+
+    def _diagnosis(self, c):
+        """What is known about factors that cannot be inverted, for people."""
+        if not (all_finite(self.ops, self.Omega) and all_finite(self.ops, self.Gamma)):
+            return ""
+        factors = self.project(self.ops, self.Omega, self.Gamma)
+        floor, (input_value, derivative_value) = damping_floor(self.ops, *factors)
+        return (f": smallest eigenvalue of Omega {input_value:.3g}, of Gamma "
+                f"{derivative_value:.3g}; weight decay + damping is {c:.3g}, from {floor:.3g} on "
+                f"it is safe in {self.ops.dtype.name}")
 
     def precondition(self, gradient, out=None):
         """The block's share of the natural gradient (Eq. 22): (I, P) -> (I, P)."""
         return precondition(self.ops, gradient, self.Omega_inv, self.Gamma_inv, out)
 
-    STATE = ("Omega", "Gamma", "Omega_inv", "Gamma_inv")
+    def matrix(self):
+        """The block (I*P, I*P) in theta's order, undamped, as a NumPy array; for small layers."""
+        Omega, Gamma = map(self.ops.to_numpy, self.project(self.ops, self.Omega, self.Gamma))
+        return np.kron(Gamma, Omega)
 
     def state(self):
-        return {name: self.ops.to_numpy(getattr(self, name)).copy() for name in self.STATE}
+        return {name: self.ops.to_numpy(getattr(self, name)).copy()
+                for name in dict.fromkeys(self.FACTORS + self.INVERSES)}
 
     def load_state(self, state):
-        for name in self.STATE:
+        for name in dict.fromkeys(self.FACTORS + self.INVERSES):
             setattr(self, name, self.ops.asarray(state[name]))
+        self.has_inverses = True

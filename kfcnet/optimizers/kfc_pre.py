@@ -2,6 +2,7 @@
 
 import math
 
+from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import Step
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 
@@ -12,6 +13,9 @@ class KfcPre(KroneckerOptimizer):
     `step` is its algorithm box: statistics every T_s steps, inverses every T_f, the gradient, the
     natural gradient, the clip, and a momentum step whose iterates are averaged.
     """
+
+    def _block(self, layer, weight_decay):
+        return build_block(self.config.structure, layer, self.ops, weight_decay)
 
     def step(self, batch):
         c, M = self.config, len(batch.inputs)

@@ -63,7 +63,7 @@ class KroneckerOptimizer(Optimizer):
 
     def _update_inverses(self):
         for block in self.blocks:
-            block.update_inverses(self.factor_damping)
+            block.update_inverses(self.factor_damping, self.steps)
 
     def _precondition(self, gradient, direction):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), for flat vectors (n,)."""
