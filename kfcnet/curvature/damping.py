@@ -13,15 +13,21 @@ def trace_norm_pi(ops, Omega, Gamma):
     return ((input_scale * defined + ~defined) / (derivative_scale * defined + ~defined)) ** 0.5
 
 
+def damping_shifts(ops, Omega, Gamma, c):
+    """pi*sqrt(c) and sqrt(c)/pi (Eq. 21), what is added to Omega and Gamma; device scalars."""
+    pi = trace_norm_pi(ops, Omega, Gamma)
+    root = c**0.5
+    return pi * root, root / pi
+
+
 def damped_inverses(ops, Omega, Gamma, c):
     """Inverses of Omega + pi*sqrt(c)*I and Gamma + sqrt(c)/pi*I (Eq. 21).
 
     c > 0 is all of the damping: the layer's weight decay lambda plus gamma. Raises
     numpy.linalg.LinAlgError where a damped factor is not positive definite.
     """
-    pi = trace_norm_pi(ops, Omega, Gamma)
-    root = c**0.5
-    return ops.spd_inverse(Omega, pi * root), ops.spd_inverse(Gamma, root / pi)
+    input_shift, derivative_shift = damping_shifts(ops, Omega, Gamma, c)
+    return ops.spd_inverse(Omega, input_shift), ops.spd_inverse(Gamma, derivative_shift)
 
 
 def precondition(ops, gradient, Omega_inv, Gamma_inv, out=None):
