@@ -25,8 +25,8 @@ COLUMNS = ("iteration", "epoch", "examples", "seconds",
            *(f"seconds_{phase}" for phase in PHASES))
 """Losses are nats per example, errors fractions. `seconds` is training time since the start,
 without evaluation, warm-up, compilation and checkpoints; `seconds_<phase>` are its parts.
-`update_norm` is the Euclidean norm of the latest move of the parameters, `clipped` the share of
-clipped steps since the row before."""
+`learning_rate` is that of the next update, `update_norm` the Euclidean norm of the latest move of
+the parameters, `clipped` the share of clipped steps since the row before."""
 
 LIBRARIES = ("numpy", "scipy", "h5py", "matplotlib", "pydantic", "PyYAML", "threadpoolctl", "tqdm")
 
