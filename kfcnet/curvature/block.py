@@ -1,6 +1,5 @@
 """One layer's block of the approximate Fisher matrix."""
 
-import functools
 import warnings
 
 import numpy as np
@@ -44,7 +43,8 @@ class KroneckerBlock:
         c = self.weight_decay + damping
         factors = {name: getattr(self, name) for name in self.FACTORS}
         try:
-            inverses = inverted(self.ops, functools.partial(self.invert, c), factors)
+            inverses = inverted(self.ops, lambda ops, *arrays: self.invert(ops, c, *arrays),
+                                factors)
         except np.linalg.LinAlgError as error:
             text = f"{self.layer.name}: {error}{self._diagnosis(c)}"
             if not self.has_inverses:
@@ -57,7 +57,7 @@ class KroneckerBlock:
             setattr(self, name, inverse)
         self.has_inverses = True
 
-    def invert(self, c, ops, Omega, Gamma):
+    def invert(self, ops, c, Omega, Gamma):
         """The arrays of INVERSES from those of FACTORS, on any device; c = weight decay + damping.
 
         Raises numpy.linalg.LinAlgError where a damped factor is not positive definite.

@@ -116,7 +116,7 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         """Q_G^T matrix Q_O, the coordinates of a matrix (I, P) in the basis."""
         return ops.matmul(ops.matmul(derivative_basis, matrix, transpose_a=True), input_basis)
 
-    def invert(self, c, ops, Omega, Gamma, input_basis, derivative_basis, moments):
+    def invert(self, ops, c, Omega, Gamma, input_basis, derivative_basis, moments):
         input_values, new_input_basis = ops.eigh(Omega)
         derivative_values, new_derivative_basis = ops.eigh(Gamma)
         if self.passes:
