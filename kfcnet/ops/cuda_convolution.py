@@ -1,15 +1,13 @@
 """Tiles of the convolution kernels: how a layer's shape is cut for blocks, warps and threads.
 
-Everything here follows from the layer's shape (and from whether tensor cores are used), never from
-the batch or the device, so that the order of every sum is the same everywhere.
+Everything here follows from the layer's shape, from whether tensor cores are used, and from the
+shared memory that a block can have.
 """
 
 from dataclasses import dataclass, replace
 
 from kfcnet.ops.shapes import output_size
 
-FP32_SHARED = 48 * 1024  # bytes that every GPU gives a block
-TF32_SHARED = 99 * 1024  # bytes that every GPU with TF32 gives a block that asks for it
 
 
 MULTIPROCESSORS = 132  # of the GPU that grids are chosen for: fewer blocks leave some idle
@@ -167,12 +165,11 @@ class ForwardTile:
         return {name: self.constants()[name] for name in names}
 
 
-def forward_tile(layer, tensor_cores):
-    """The largest tile, up to 128 pixels, whose shared memory a block can have.
+def forward_tile(layer, tensor_cores, limit):
+    """The largest tile, up to 128 pixels, in `limit` bytes of shared memory.
 
     Raises ValueError where even 16 pixels need too much.
     """
-    limit = TF32_SHARED if tensor_cores else FP32_SHARED
     width = 16 if layer.out_width > 8 else 8
     images, height = (2, 4) if layer.out_height <= 4 else (1, 8)
     while True:
@@ -297,9 +294,8 @@ class WeightsTile:
                             "SLOTS": self.groups * self.row_lanes // 32}
 
 
-def weights_tile(layer, tensor_cores):
-    """The largest tile whose shared memory a block can have. Raises ValueError without one."""
-    limit = TF32_SHARED if tensor_cores else FP32_SHARED
+def weights_tile(layer, tensor_cores, limit):
+    """The largest tile in `limit` bytes of shared memory; raises ValueError without one."""
     if layer.in_maps < 8:
         width, height = next(w for w in (32, 16, 8) if layer.out_width > w // 2 or w == 8), 4
     else:

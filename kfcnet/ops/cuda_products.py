@@ -1,8 +1,8 @@
 """Launchers of the heavy kernels: matrix products, convolutions, Gram matrices, patches.
 
 The sizes of their tiles are chosen here, by the size of the result: large tiles for few loads an
-operation, small ones where large ones would leave multiprocessors idle. They depend on shapes only,
-never on the device, so that the order of every sum is the same everywhere.
+operation, small ones where large ones would leave multiprocessors idle. They depend on shapes and
+on what a block of the device can hold, so that the order of every sum is always the same there.
 """
 
 from typing import NamedTuple
@@ -14,6 +14,8 @@ from kfcnet.ops.cuda_convolution import (
     forward_tile,
     weights_tile,
 )
+from kfcnet.ops.cuda_gram import ITEMS, offsets_tile, patch_slices, row_slices, triangle
+
 
 class RegisterTile(NamedTuple):
     """Tiles of `matmul_register`: of a block, of a step along the depth, of a thread."""
@@ -130,7 +132,7 @@ class Products:
 
     def _convolve(self, layer, x, weight, y, pack, bias):
         """Pack the weights in the order in which the blocks read them, then convolve."""
-        tile = forward_tile(layer, self.tensor_cores)
+        tile = forward_tile(layer, self.tensor_cores, self.runtime.shared_limit)
         packed = self.empty(tile.packed_size)
         self._each("conv_pack", pack, packed.size, weight, packed, packed.size, BIAS=bias,
                    **tile.packing_constants())
@@ -149,7 +151,7 @@ class Products:
 
     def _sum_over_pixels(self, layer, x, dy, scale, out):
         """out = scale * dy^T [[x]]_H: sums over slices of the pixels, then the slices in order."""
-        tile = weights_tile(layer, self.tensor_cores)
+        tile = weights_tile(layer, self.tensor_cores, self.runtime.shared_limit)
         grid = tile.grid(len(x))
         partials = self.empty((grid[0], *out.shape))
         kernel = f"conv_backward_weights_{'tf32' if self.tensor_cores else 'register'}"
@@ -157,6 +159,47 @@ class Products:
                     shared=tile.shared, **tile.constants())
         self.launch("conv_backward_weights_sum", "conv_backward_weights_sum",
                     ceil_div(out.size, 32), partials, out, grid[0], out.size, scale, block=(32, 8))
+
+    # Kronecker factors, always in fp32: TF32 would add its rounding to what is inverted.
+
+    def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
+        layer = Layer.of(x.shape, 1, kernel, stride, padding)
+        sum_up = self._gram_by_offsets if stride == 1 and kernel > 1 else self._gram_of_patches
+        sum_up(layer, x, scale, decay, out)
+
+    def _gram_by_offsets(self, layer, x, scale, decay, out):
+        tile = offsets_tile(layer, self.runtime.shared_limit)
+        positions = ceil_div(len(x) * layer.height * layer.width, ITEMS)
+        items = tile.items(len(x), positions)
+        partials = self.empty((items, tile.item_size))
+        self.launch("gram_offsets", "gram_offsets_slices", tile.grid(items), x, partials, len(x),
+                    positions, items, block=tile.threads, shared=tile.shared, **tile.constants())
+        self.launch("gram_offsets", "gram_offsets_sum", ceil_div(tile.item_size, tile.sum_block),
+                    partials, out, len(x), positions, items, scale, decay, block=tile.sum_block,
+                    **tile.constants())
+
+    def _gram_of_patches(self, layer, x, scale, decay, out, tile=64):
+        slices = patch_slices(layer, len(x), tile)
+        partials = self.empty((slices, layer.patch, layer.patch))
+        pairs = triangle(ceil_div(layer.patch, tile))
+        self.launch("gram_patches", "gram_patches_slices", (pairs, slices), x, partials, len(x),
+                    slices, block=(tile // 4) ** 2, TILE=tile, DEPTH=16, **layer.constants())
+        self._sum_gram(partials, scale, decay, out)
+
+    def gram(self, rows, scale, decay, out, warps=8, tile_rows=64):
+        count, maps = rows.shape
+        slices = row_slices(count, maps, tile_rows)
+        partials = self.empty((slices, maps, maps))
+        self.launch("gram_rows", "gram_rows_slices", (slices, triangle(ceil_div(maps, 32))), rows,
+                    partials, count, slices, block=32 * warps, shared=16 * 32 * tile_rows,
+                    MAPS=maps, WARPS=warps, TILE_ROWS=tile_rows)
+        self._sum_gram(partials, scale, decay, out)
+
+    def _sum_gram(self, partials, scale, decay, out):
+        """out = decay*out + scale * the sum of the slices in their order, and mirrored."""
+        slices, side, _ = partials.shape
+        self.launch("gram_sum", "gram_sum", triangle(ceil_div(side, 32)), partials, out, side,
+                    slices, scale, decay, block=(32, 8))
 
     def patches(self, x, kernel, stride, padding):
         layer = Layer.of(x.shape, 1, kernel, stride, padding)

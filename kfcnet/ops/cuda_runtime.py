@@ -13,7 +13,7 @@ from kfcnet.ops import kernels
 from kfcnet.ops.errors import DeviceError
 
 OLDEST = 75  # compute capability 7.5
-TENSOR_CORES_FROM = 80  # TF32
+TENSOR_CORES_FROM = 80  # TF32, and 99 KB of shared memory at least
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking for more
 
 
@@ -53,6 +53,7 @@ class CupyRuntime:
             raise DeviceError(f"{self.name()} has compute capability {self.capability / 10}; the "
                               f"kernels need {OLDEST / 10}: use another GPU or the device cpu")
         self.tensor_cores = self.capability >= TENSOR_CORES_FROM
+        self.shared_limit = (99 if self.tensor_cores else 48) * 1024
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._side = cupy.cuda.Stream(non_blocking=True)
         self._stream.use()

@@ -26,6 +26,7 @@ class CpuRuntime:
         if missing():
             raise DeviceError(missing())
         self.orders, self.tensor_cores = orders, tensor_cores
+        self.shared_limit = (99 if tensor_cores else 48) * 1024
         self.launches = 0  # kernels run or recorded by name, not replayed ones
         self._host = CpuOps("float32", shards=1, native="off")
         self._captured = None  # the actions of the step that is being captured
