@@ -199,8 +199,6 @@ class _OptimizerConfig(_Model):
     """What all optimizers share. Timescales are in examples."""
 
     name: str
-    learning_rate: PositiveFloat
-    schedule: ScheduleConfig = ConstantConfig()
     batch_size: PositiveInt = 128
     weight_decay: WeightDecay = 0.0  # one number, or layer name -> number; biases never decay
     max_norm: MaxNorm | None = None  # likewise; layers that a mapping leaves out are free
@@ -213,53 +211,20 @@ class _OptimizerConfig(_Model):
         return self.weight_decay
 
 
-class SgdConfig(_OptimizerConfig):
-    """SGD with momentum, plain or Nesterov's, and averaged parameters."""
+class _RateConfig(_OptimizerConfig):
+    """A learning rate, and its course."""
 
-    name: Literal["sgd"] = "sgd"
-    momentum: Decay = 0.9
-    nesterov: bool = False
-
-
-class AdagradConfig(_OptimizerConfig):
-    """Steps divided by the root of the sum of all squared gradients."""
-
-    name: Literal["adagrad"] = "adagrad"
-    epsilon: PositiveFloat = 1e-8
+    learning_rate: PositiveFloat
+    schedule: ScheduleConfig = ConstantConfig()
 
 
-class RmspropConfig(_OptimizerConfig):
-    """Steps divided by the root of a running mean of the squared gradients."""
+class _StatisticsConfig(_OptimizerConfig):
+    """Where Kronecker factors come from, and when. Periods are in updates.
 
-    name: Literal["rmsprop"] = "rmsprop"
-    square_decay: Decay = 0.9
-    epsilon: PositiveFloat = 1e-8
-
-
-class AdamConfig(_OptimizerConfig):
-    """Running means of the gradient and of its square, corrected for starting at zero."""
-
-    name: Literal["adam"] = "adam"
-    momentum: Decay = 0.9
-    square_decay: Decay = 0.999
-    epsilon: PositiveFloat = 1e-8
-
-
-class KfcPreConfig(_OptimizerConfig):
-    """SGD with momentum on the natural gradient of KFC, with clipped updates.
-
-    `structure` is what is kept of each layer's curvature (kfcnet/curvature/structures.py). Periods
-    are in updates, fractions are shares of the mini-batch. The factors start from
-    `initial_examples` examples. `clip: null` leaves updates unclipped.
+    Fractions are shares of the mini-batch. The factors start from `initial_examples` examples.
     """
 
-    name: Literal["kfc_pre"] = "kfc_pre"
-    structure: Literal["kfc", "diagonal", "sua", "white", "ekfc"] = "kfc"
     batch_size: PositiveInt = 512
-    momentum: Decay = 0.9
-    damping: NonNegative = 1e-3
-    clip: PositiveFloat | None = 0.3
-    clip_fraction: Fraction = 0.25
     statistics_timescale: Annotated[PositiveFloat | None, Field(validate_default=True)] = None
     statistics_period: PositiveInt = 5
     statistics_fraction: Fraction = 0.25
@@ -282,8 +247,132 @@ class KfcPreConfig(_OptimizerConfig):
         return period
 
 
+class SgdConfig(_RateConfig):
+    """SGD with momentum, plain or Nesterov's, and averaged parameters."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Decay = 0.9
+    nesterov: bool = False
+
+
+class AdagradConfig(_RateConfig):
+    """Steps divided by the root of the sum of all squared gradients."""
+
+    name: Literal["adagrad"] = "adagrad"
+    epsilon: PositiveFloat = 1e-8
+
+
+class RmspropConfig(_RateConfig):
+    """Steps divided by the root of a running mean of the squared gradients."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    square_decay: Decay = 0.9
+    epsilon: PositiveFloat = 1e-8
+
+
+class AdamConfig(_RateConfig):
+    """Running means of the gradient and of its square, corrected for starting at zero."""
+
+    name: Literal["adam"] = "adam"
+    momentum: Decay = 0.9
+    square_decay: Decay = 0.999
+    epsilon: PositiveFloat = 1e-8
+
+
+class KfcPreConfig(_StatisticsConfig, _RateConfig):
+    """SGD with momentum on the natural gradient of KFC, with clipped updates.
+
+    `structure` is what is kept of each layer's curvature (kfcnet/curvature/structures.py). Updates
+    are clipped on a share `clip_fraction` of the mini-batch; `clip: null` leaves them unclipped.
+    """
+
+    name: Literal["kfc_pre"] = "kfc_pre"
+    structure: Literal["kfc", "diagonal", "sua", "white", "ekfc"] = "kfc"
+    momentum: Decay = 0.9
+    damping: NonNegative = 1e-3
+    clip: PositiveFloat | None = 0.3
+    clip_fraction: Fraction = 0.25
+
+
+class _TrustConfig(_StatisticsConfig):
+    """A quadratic model of the objective, damped as far as it deserves trust.
+
+    `damping` is its first value, adapted by the Levenberg-Marquardt rule: multiplied or divided by
+    `damping_decay` for each update since the rule was last applied. The exact Fisher matrix is that
+    of a share `fisher_fraction` of the mini-batch.
+    """
+
+    damping: PositiveFloat = 150.0
+    damping_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    fisher_fraction: Fraction = 0.25
+
+
+class KfacConfig(_TrustConfig):
+    """K-FAC with KFC's factors: exact step sizes and momentum, and damping that adapts itself.
+
+    The defaults are those of Martens & Grosse (2015) for autoencoders, in brackets their names; the
+    paper says that it ran K-FAC, and not with which values.
+
+        damping 150 (lambda_0), damping_decay 19/20 (w_1 = (19/20)^T_1, w_2^2 = (19/20)^T_2),
+        damping_period 5 (T_1), factor_damping_period 20 (T_2), inverse_period 20 (T_3),
+        statistics_fraction 1/8 (tau_1), fisher_fraction 1/4 (tau_2), statistics_period 1,
+        statistics_timescale 10,000 examples: their 0.95 an update, in mini-batches of 512.
+
+    `factor_damping` is the first value of gamma^2, what the factors are damped with beside weight
+    decay; by default it starts like `damping`, as theirs does. `tikhonov` adds it to the factors
+    (Eq. 21), or exactly to their product. Mini-batches do not grow and the iterates' average is
+    that of the other optimizers; theirs grow, and average with a decay of 0.99 an update.
+    """
+
+    name: Literal["kfac"] = "kfac"
+    tikhonov: Literal["factored", "exact"] = "factored"
+    factor_damping: PositiveFloat | None = None
+    damping_period: PositiveInt = 5
+    statistics_timescale: PositiveFloat | None = 10000.0
+    statistics_period: PositiveInt = 1
+    statistics_fraction: Fraction = 0.125
+    factor_damping_period: Annotated[PositiveInt, Field(validate_default=True)] = 20
+
+    @field_validator("factor_damping_period")
+    @classmethod
+    def _inverts_anyway(cls, period, info):
+        if period % info.data.get("inverse_period", period):
+            raise ValueError(
+                f"{period} is not a multiple of inverse_period, {info.data['inverse_period']}"
+            )
+        return period
+
+
+class HessianFreeConfig(_TrustConfig):
+    """Hessian-free optimization: SciPy's conjugate gradients on the exact Fisher matrix.
+
+    They are preconditioned with the inverse of KFC's matrix, damped like the model itself, or not
+    at all, start from `warm_start` times the previous update, and end after `cg_iterations` or
+    where the residual is below `cg_tolerance` times the gradient. What the paper (its section 3.2)
+    leaves open follows Martens (2010), but for damping, which he starts from 45.
+    """
+
+    name: Literal["hessian_free"] = "hessian_free"
+    batch_size: PositiveInt = 2048
+    damping: PositiveFloat = 1.0
+    damping_decay: Annotated[float, Field(gt=0, lt=1)] = 2 / 3
+    statistics_timescale: PositiveFloat | None = 10000.0
+    statistics_period: PositiveInt = 1
+    inverse_period: PositiveInt = 1
+    preconditioner: Literal["kfc", "none"] = "kfc"
+    cg_iterations: PositiveInt = 50
+    cg_tolerance: Annotated[float, Field(ge=1e-5, lt=1)] = 1e-3
+    warm_start: Annotated[float, Field(ge=0, le=1)] = 0.95
+
+
 OptimizerConfig = Annotated[
-    SgdConfig | KfcPreConfig | AdagradConfig | RmspropConfig | AdamConfig,
+    SgdConfig
+    | KfcPreConfig
+    | KfacConfig
+    | HessianFreeConfig
+    | AdagradConfig
+    | RmspropConfig
+    | AdamConfig,
     Field(discriminator="name"),
 ]
 
@@ -462,7 +551,8 @@ def _apply_override(document: dict, override: str) -> None:
 # A pydantic error's location names sections and, after each choice, the model chosen.
 _MODELS = {
     "data": DataConfig, "evaluation": EvaluationConfig, "ops": OpsConfig,
-    "sgd": SgdConfig, "kfc_pre": KfcPreConfig,
+    "sgd": SgdConfig, "kfc_pre": KfcPreConfig, "kfac": KfacConfig,
+    "hessian_free": HessianFreeConfig,
     "adagrad": AdagradConfig, "rmsprop": RmspropConfig, "adam": AdamConfig,
     "conv": ConvConfig, "dense": DenseConfig, "relu": ReluConfig, "max_pool": MaxPoolConfig,
     "avg_pool": AvgPoolConfig, "response_norm": ResponseNormConfig,
