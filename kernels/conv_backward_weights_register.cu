@@ -20,6 +20,8 @@ constexpr int DY_MAPS = LANE_ROWS * ROW_LANES;
 constexpr int RUN_SLOTS = (RUN_LENGTH + 3) / 4, ALL_SLOTS = RUNS * RUN_SLOTS;
 constexpr int BLOCK_SLOTS = WARPS_COLUMNS * SLOTS * SLOT_LANES;
 constexpr int GROUPS = (ALL_SLOTS + BLOCK_SLOTS - 1) / BLOCK_SLOTS;  // gridDim.z = CHUNKS * GROUPS
+static_assert(TILE_WIDTH % 4 == 0, "a warp takes four neighbours in turn");
+static_assert(DY_MAPS <= 32, "a lane sums the biases of its map");
 constexpr int PATCH_COLUMNS = 1 + KERNEL_SIZE * KERNEL_SIZE * IN_MAPS;
 
 // Shared memory: max(2 * buffer_floats, (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
@@ -43,29 +45,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_r
     }
     const bool has_bias = blockIdx.z == 0 && warp_column == 0;
 
-    float sum[SUMS] = {}, bias[LANE_ROWS] = {};
-    for_all_tiles<PIXEL_FLOATS, DY_MAPS, DY_MAPS, THREADS>(
-        x, dy, M, chunk, first_map, shared, [&](const float* inputs, const float* derivatives) {
-#pragma unroll 2
-            for (int pixel = warp_depth; pixel < PIXELS; pixel += WARPS_DEPTH) {
-                const float* left = derivatives + pixel * DY_MAPS + row;
-                add_outer_product<true, !ROW_RUNS>(
-                    sum, left, inputs + patch_offset<PIXEL_FLOATS>(pixel), offset);
-                if (has_bias)
-                    for (int i = 0; i < LANE_ROWS; ++i) bias[i] += left[i];
+    float sum[SUMS] = {}, bias = 0.0f;  // of map `lane`
+    const auto as_copied = [](float*, float*) {};
+    const auto multiply = [&](const float* inputs, const float* derivatives) {
+        for (int first = 4 * warp_depth; first < PIXELS; first += 4 * WARPS_DEPTH) {
+            const float* near = derivatives + first * DY_MAPS;
+            const float* patch = inputs + patch_offset<PIXEL_FLOATS>(first);
+#pragma unroll
+            for (int c = 0; c < 4; ++c, near += DY_MAPS, patch += STRIDE * PIXEL_FLOATS) {
+                add_outer_product<true, !ROW_RUNS>(sum, near + row, patch, offset);
+                if (has_bias) bias += near[lane % DY_MAPS];
             }
-        });
+        }
+    };
+    for_all_tiles<PIXEL_FLOATS, DY_MAPS, DY_MAPS, THREADS>(x, dy, M, chunk, first_map, shared,
+                                                           as_copied, multiply);
     const int place = threadIdx.x % GROUP_THREADS;
     sum_groups<SUMS, WARPS_DEPTH, GROUP_THREADS>(sum, shared, warp_depth, place);
-    sum_groups<LANE_ROWS, WARPS_DEPTH, GROUP_THREADS>(bias, shared, warp_depth, place);
+    sum_groups<1, WARPS_DEPTH, GROUP_THREADS>(&bias, shared, warp_depth, place);
     if (warp_depth > 0) return;
 
     float* partial = partials + blockIdx.x * OUT_MAPS * PATCH_COLUMNS;
+    if (has_bias && lane < DY_MAPS && first_map + lane < OUT_MAPS)
+        partial[(first_map + lane) * PATCH_COLUMNS] = bias;
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; ++i) {
         const int map = first_map + row + i;
         if (map >= OUT_MAPS) continue;
-        if (has_bias && lane % SLOT_LANES == 0) partial[map * PATCH_COLUMNS] = bias[i];
 #pragma unroll
         for (int q = 0; q < SLOTS; ++q) {
             const int slot = first_slot + q * SLOT_LANES;

@@ -1,7 +1,7 @@
 // kernels/conv_backward_weights_tf32.cu: dy^T [[x]]_H in slices of the batch, on tensor cores.
 //
-// Arguments as in conv_backward_weights_register.cu; x and dy are rounded to TF32, the sums stay in
-// fp32 (the biases' sums are of unrounded derivatives).
+// Arguments as in conv_backward_weights_register.cu; x and dy are rounded to TF32 as they arrive in
+// shared memory, the sums stay in fp32.
 //
 // A warp makes 16*MAP_TILES maps of dy times COLUMN_TILES times eight columns of the patch with
 // mma.sync m16n8k8, whose depth is eight neighbouring positions (TILE_WIDTH is a multiple of 8).
@@ -12,6 +12,7 @@
 // 4*MAP_TILES + 2*COLUMN_TILES reads of shared memory for MAP_TILES*COLUMN_TILES mma: for two and
 // eight tiles 24 for 16, so shared memory and mma.sync are the limits, close by.
 #include "conv_slices.cuh"
+#include "round_tf32.cuh"
 #include "tensor_core.cuh"
 #include "warp_groups.cuh"
 
@@ -20,6 +21,7 @@ constexpr int DY_MAPS = 16 * MAP_TILES;
 constexpr int DY_PITCH = DY_MAPS % 32 == 16 ? DY_MAPS + 24 : DY_MAPS + 8;  // 8t + g: 32 banks
 constexpr int X_PITCH = ROW_RUNS ? IN_MAPS : CHUNK_MAPS % 16 == 0 ? CHUNK_MAPS + 8 : CHUNK_MAPS;
 constexpr int RUN_TILES = RUN_DEPTH / 8, ALL_TILES = RUNS * RUN_TILES;
+constexpr int NEAR_TILES = COLUMN_TILES % RUN_TILES == 0 ? RUN_TILES : 1;  // side by side for sure
 constexpr int BLOCK_TILES = WARPS_COLUMNS * COLUMN_TILES;
 constexpr int GROUPS = (ALL_TILES + BLOCK_TILES - 1) / BLOCK_TILES;  // gridDim.z = CHUNKS * GROUPS
 constexpr int PATCH_COLUMNS = 1 + KERNEL_SIZE * KERNEL_SIZE * IN_MAPS;
@@ -39,36 +41,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_t
     const int chunk = blockIdx.z / GROUPS, group = blockIdx.z % GROUPS;
     const int first_map = blockIdx.y * DY_MAPS;
     const int first_tile = group * BLOCK_TILES + warp_column * COLUMN_TILES;
-    int offset[COLUMN_TILES];  // of a tile's column g in a patch; beyond the last: of the first
-    for (int j = 0; j < COLUMN_TILES; ++j) {
+    int offset[COLUMN_TILES / NEAR_TILES];  // of column g in a patch; beyond the last: of the first
+    for (int j = 0; j < COLUMN_TILES; j += NEAR_TILES) {
         const int tile = first_tile + j < ALL_TILES ? first_tile + j : 0;
-        offset[j] = run_offset<X_PITCH>(tile / RUN_TILES) + tile % RUN_TILES * 8 + g;
+        offset[j / NEAR_TILES] = run_offset<X_PITCH>(tile / RUN_TILES) + tile % RUN_TILES * 8 + g;
     }
     const bool has_bias = blockIdx.z == 0 && warp_column == 0;
 
     float sum[MAP_TILES][COLUMN_TILES][4] = {}, bias[2 * MAP_TILES] = {};
-    for_all_tiles<X_PITCH, DY_PITCH, DY_MAPS, THREADS>(
-        x, dy, M, chunk, first_map, shared, [&](const float* inputs, const float* derivatives) {
-            for (int pixel = warp_depth * 8; pixel < PIXELS; pixel += WARPS_DEPTH * 8) {
-                const float* near = derivatives + (pixel + t) * DY_PITCH + g;
-                const float* patch = inputs + patch_offset<X_PITCH>(pixel) + t * STRIDE * X_PITCH;
-                unsigned left[MAP_TILES][4], right[COLUMN_TILES][2];
-                for (int i = 0; i < MAP_TILES; ++i)
-                    for (int e = 0; e < 4; ++e) {
-                        const float value = near[e / 2 * 4 * DY_PITCH + 16 * i + e % 2 * 8];
-                        left[i][e] = to_tf32(value);
-                        if (has_bias) bias[2 * i + e % 2] += value;
-                    }
+    const auto round_both = [](float* inputs, float* derivatives) {
+        change_inputs<X_PITCH, THREADS>(inputs, rounded_to_tf32);
+        change_copied<OUT_MAPS, DY_MAPS, DY_PITCH, THREADS>(derivatives, PIXELS, rounded_to_tf32);
+    };
+    const auto multiply = [&](const float* inputs, const float* derivatives) {
+        for (int pixel = warp_depth * 8; pixel < PIXELS; pixel += WARPS_DEPTH * 8) {
+            const float* near = derivatives + (pixel + t) * DY_PITCH + g;
+            const float* patch = inputs + patch_offset<X_PITCH>(pixel) + t * STRIDE * X_PITCH;
+            unsigned left[MAP_TILES][4], right[COLUMN_TILES][2];
+            for (int i = 0; i < MAP_TILES; ++i)
+                for (int e = 0; e < 4; ++e) {
+                    const float value = near[e / 2 * 4 * DY_PITCH + 16 * i + e % 2 * 8];
+                    left[i][e] = __float_as_uint(value);
+                    if (has_bias) bias[2 * i + e % 2] += value;
+                }
+            for (int j = 0; j < COLUMN_TILES; ++j)
+                for (int e = 0; e < 2; ++e)
+                    right[j][e] =
+                        __float_as_uint(patch[offset[j / NEAR_TILES] + j % NEAR_TILES * 8 +
+                                              e * 4 * STRIDE * X_PITCH]);
+#pragma unroll
+            for (int i = 0; i < MAP_TILES; ++i)
+#pragma unroll
                 for (int j = 0; j < COLUMN_TILES; ++j)
-                    for (int e = 0; e < 2; ++e)
-                        right[j][e] = to_tf32(patch[offset[j] + e * 4 * STRIDE * X_PITCH]);
-#pragma unroll
-                for (int i = 0; i < MAP_TILES; ++i)
-#pragma unroll
-                    for (int j = 0; j < COLUMN_TILES; ++j)
-                        mma_m16n8k8_tf32(sum[i][j], left[i], right[j], sum[i][j]);
-            }
-        });
+                    mma_m16n8k8_tf32(sum[i][j], left[i], right[j], sum[i][j]);
+        }
+    };
+    for_all_tiles<X_PITCH, DY_PITCH, DY_MAPS, THREADS>(x, dy, M, chunk, first_map, shared,
+                                                       round_both, multiply);
     const int place = threadIdx.x % GROUP_THREADS;
     sum_groups<SUMS, WARPS_DEPTH, GROUP_THREADS>(&sum[0][0][0], shared, warp_depth, place);
     for (int i = 0; i < 2 * MAP_TILES; ++i)  // lanes t = 0, 1, 2, 3 had different positions

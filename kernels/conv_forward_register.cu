@@ -12,7 +12,6 @@
 // weights again for every tile. Four depths are 32*THREAD_PIXELS multiply-adds for
 // THREAD_PIXELS + 8 reads of shared memory: limited by fp32 arithmetic.
 #include "conv_pipeline.cuh"
-#include "vector.cuh"
 
 constexpr int THREADS = WARPS_PIXELS * WARPS_MAPS * 32;
 static_assert(PIXELS == 8 * THREAD_PIXELS * WARPS_PIXELS && TILE_MAPS == 32 * WARPS_MAPS,
@@ -39,7 +38,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
     for (int q = 0; q < THREAD_PIXELS; ++q) patch[q] = patch_offset<PITCH>(first_pixel + 8 * q);
 
     float sum[THREAD_PIXELS][8] = {};
-    for_all_runs<THREADS>(x, packed, M, tile, shared, [&](const float* run, const float* slab) {
+    const auto as_copied = [](float*) {};
+    const auto multiply = [&](const float* run, const float* slab) {
 #pragma unroll 2
         for (int k = 0; k < RUN_DEPTH; k += 4) {
             Vector<float, 4> inputs[THREAD_PIXELS];
@@ -57,7 +57,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
                     }
             }
         }
-    });
+    };
+    for_all_runs<THREADS>(x, packed, M, tile, shared, as_copied, multiply);
 
     for (int q = 0; q < THREAD_PIXELS; ++q) {
         const int position = output_index(tile, first_pixel + 8 * q, M);

@@ -1,7 +1,7 @@
 // kernels/conv_forward_tf32.cu: y = [[x]]_H Wbar^T, fourth rung: tensor cores.
 //
 // Arguments as in conv_forward_register.cu, the weights packed with FRAGMENTS 1; inputs and weights
-// are rounded to TF32, the sums stay in fp32. It is backward-data too, as there.
+// are rounded to TF32 (here as they arrive, there when packed), the sums stay in fp32.
 //
 // A warp makes 16*ROW_TILES positions of 8*MAP_PAIRS*2 maps with mma.sync m16n8k8; the block has
 // WARPS_PIXELS x WARPS_MAPS warps. A fragment of inputs is read straight from the image in shared
@@ -11,8 +11,8 @@
 // Operations 2*M*T*OUT_MAPS*P; bytes as in conv_forward_register.cu. A warp's 32 x 32 tile reads 16
 // times 128 bytes of shared memory for 8 mma: shared memory and mma.sync are the limits, close by.
 #include "conv_pipeline.cuh"
+#include "round_tf32.cuh"
 #include "tensor_core.cuh"
-#include "vector.cuh"
 
 constexpr int THREADS = WARPS_PIXELS * WARPS_MAPS * 32;
 constexpr int ROW_TILES = PIXELS / WARPS_PIXELS / 16;
@@ -37,13 +37,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_tf32(
             patch[i][half] = patch_offset<PITCH>(first_pixel + 16 * i + 8 * half) + t;
 
     float sum[ROW_TILES][2 * MAP_PAIRS][4] = {};
-    for_all_runs<THREADS>(x, packed, M, tile, shared, [&](const float* run, const float* slab) {
+    const auto round_inputs = [](float* inputs) {
+        change_inputs<PITCH, THREADS>(inputs, rounded_to_tf32);
+    };
+    const auto multiply = [&](const float* run, const float* slab) {
 #pragma unroll
         for (int k = 0; k < RUN_DEPTH; k += 8) {
             unsigned inputs[ROW_TILES][4], weights[2 * MAP_PAIRS][2];
             for (int i = 0; i < ROW_TILES; ++i)
                 for (int e = 0; e < 4; ++e)
-                    inputs[i][e] = to_tf32(run[patch[i][e % 2] + k + e / 2 * 4]);
+                    inputs[i][e] = __float_as_uint(run[patch[i][e % 2] + k + e / 2 * 4]);
             for (int j = 0; j < MAP_PAIRS; ++j) {
                 const Vector<float, 4> pair =
                     load<4>(slab + k * TILE_MAPS + ((first_pair + j) * 32 + lane) * 4);
@@ -56,7 +59,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_tf32(
                 for (int j = 0; j < 2 * MAP_PAIRS; ++j)
                     mma_m16n8k8_tf32(sum[i][j], inputs[i], weights[j], sum[i][j]);
         }
-    });
+    };
+    for_all_runs<THREADS>(x, packed, M, tile, shared, round_inputs, multiply);
 
     for (int i = 0; i < ROW_TILES; ++i)
         for (int half = 0; half < 2; ++half) {

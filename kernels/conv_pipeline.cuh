@@ -23,10 +23,12 @@ __device__ __forceinline__ void load_weights(float* stages, const float* packed,
     async_copy_commit();
 }
 
-// multiply(inputs from the run's first element on, the run's slab of weights) for every run.
-template <int THREADS, class Multiply>
+// multiply(inputs from the run's first element on, the run's slab of weights) for every run, after
+// prepare(inputs) once a chunk: a thread may change what it has copied.
+template <int THREADS, class Prepare, class Multiply>
 __device__ __forceinline__ void for_all_runs(const float* x, const float* packed, int M,
-                                             const Tile& tile, float* shared, Multiply multiply) {
+                                             const Tile& tile, float* shared, Prepare prepare,
+                                             Multiply multiply) {
     float* stages = shared + input_floats<PITCH>();
     for (int step = 0; step < WEIGHT_STAGES - 1; ++step)
         load_weights<THREADS>(stages, packed, step);
@@ -37,6 +39,7 @@ __device__ __forceinline__ void for_all_runs(const float* x, const float* packed
             load_inputs<PITCH, THREADS>(shared, x, M, tile, chunk);
             async_copy_commit();
             async_copy_wait<0>();
+            prepare(shared);
         } else {
             async_copy_wait<WEIGHT_STAGES - 2>();
         }

@@ -13,10 +13,12 @@ __device__ constexpr int buffer_floats() {
 }
 
 // multiply(inputs, derivatives) for every tile of the slice, from shared memory: X_PITCH floats a
-// pixel of a chunk of x, DY_PITCH a position of DY_MAPS maps of dy, zero outside.
-template <int X_PITCH, int DY_PITCH, int DY_MAPS, int THREADS, class Multiply>
+// pixel of a chunk of x, DY_PITCH a position of DY_MAPS maps of dy, zero outside; prepare(inputs,
+// derivatives) before it: a thread may change what it has copied.
+template <int X_PITCH, int DY_PITCH, int DY_MAPS, int THREADS, class Prepare, class Multiply>
 __device__ __forceinline__ void for_all_tiles(const float* x, const float* dy, int M, int chunk,
-                                              int first_map, float* shared, Multiply multiply) {
+                                              int first_map, float* shared, Prepare prepare,
+                                              Multiply multiply) {
     const int tiles = (M + TILE_IMAGES - 1) / TILE_IMAGES * TILES_DOWN * TILES_ACROSS;
     const int tiles_each = (tiles + gridDim.x - 1) / gridDim.x;
     const int begin = blockIdx.x * tiles_each, end = min(begin + tiles_each, tiles);
@@ -35,9 +37,10 @@ __device__ __forceinline__ void for_all_tiles(const float* x, const float* dy, i
     load_tile(begin);
     for (int index = begin; index < end; ++index) {
         load_tile(index + 1);
+        float* inputs = shared + index % 2 * buffer_floats<X_PITCH, DY_PITCH>();
         async_copy_wait<1>();
+        prepare(inputs, inputs + input_floats<X_PITCH>());
         __syncthreads();  // this tile is complete
-        const float* inputs = shared + index % 2 * buffer_floats<X_PITCH, DY_PITCH>();
         multiply(inputs, inputs + input_floats<X_PITCH>());
         __syncthreads();  // all have read before the tile after next overwrites
     }

@@ -62,3 +62,9 @@ __device__ __forceinline__ void load_inputs(float* inputs, const float* x, int M
         inputs, x, M, seen, chunk * CHUNK_MAPS);
     if (int(threadIdx.x) < RUN_OVERHANG) inputs[IN_PIXELS * PITCH + threadIdx.x] = 0.0f;
 }
+
+// value = change(value) for the inputs that this thread copied.
+template <int PITCH, int THREADS, class Change>
+__device__ __forceinline__ void change_inputs(float* inputs, Change change) {
+    change_copied<IN_MAPS, PIXEL_FLOATS, PITCH, THREADS>(inputs, IN_PIXELS, change);
+}

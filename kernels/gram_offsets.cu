@@ -44,7 +44,7 @@ constexpr int BLOCK_SLOTS = WARPS_COLUMNS * SLOTS * SLOT_LANES;
 constexpr int OVERHANG = 8;  // floats that the last pixel's vectors may reach too far
 constexpr int BUFFER = BUFFER_PIXELS * PITCH + OVERHANG;
 constexpr int CHUNK_BUFFERS = CHUNKS > 1 ? 2 : 1;  // anchors and partners, where they differ
-static_assert(LANE_ROWS * ROW_LANES >= PITCH, "a warp has all maps of a chunk");
+static_assert(LANE_ROWS * ROW_LANES >= PITCH && PITCH <= 32, "a warp has all maps of a chunk");
 static_assert(BUFFER_PIXELS >= (TILE_HEIGHT + REACH) * (TILE_WIDTH + 2 * REACH), "a tile fits");
 
 // Column (d, j') of a float of a run, counted from (0, 0), or -1: padding, or before (0, 0).
@@ -118,14 +118,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gram_offsets_slices(
     }
     const bool has_ones = partner_chunk == 0 && blockIdx.z == 0 && warp_column == 0;
 
-    float sum[SUMS] = {}, ones[LANE_ROWS] = {};
+    float sum[SUMS] = {}, ones = 0.0f;  // times map `lane`
     load_stage(0);
     for (int stage = 0; stage < stages; ++stage) {
         load_stage(stage + 1);
         async_copy_wait<1>();
         __syncthreads();  // this stage is complete
         const float* partners = shared + stage % 2 * CHUNK_BUFFERS * BUFFER;
-        const float* anchors = partners + (CHUNKS > 1 ? BUFFER : 0) + (row < PITCH ? row : 0);
+        const float* anchors = partners + (CHUNKS > 1 ? BUFFER : 0);
         const Rectangle seen = rectangle_of(stage);
         const int rows = min(seen_rows - REACH, region.top + region.rows - seen.top);
         const int columns =
@@ -135,25 +135,25 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gram_offsets_slices(
             int pixel = (seen_row * seen_columns + REACH) * PITCH;
 #pragma unroll 2
             for (int c = 0; c < columns; ++c, pixel += PITCH) {
-                add_outer_product<!ROW_RUNS, !ROW_RUNS>(sum, anchors + pixel, partners + pixel,
-                                                        offset);
-                if (has_ones)
-                    for (int i = 0; i < LANE_ROWS; ++i) ones[i] += anchors[pixel + i];
+                add_outer_product<!ROW_RUNS, !ROW_RUNS>(
+                    sum, anchors + pixel + (row < PITCH ? row : 0), partners + pixel, offset);
+                if (has_ones) ones += anchors[pixel + lane % PITCH];
             }
         }
         __syncthreads();  // all have read before the stage after next overwrites
     }
     const int place = threadIdx.x % GROUP_THREADS;
     sum_groups<SUMS, WARPS_DEPTH, GROUP_THREADS>(sum, shared, warp_depth, place);
-    sum_groups<LANE_ROWS, WARPS_DEPTH, GROUP_THREADS>(ones, shared, warp_depth, place);
+    sum_groups<1, WARPS_DEPTH, GROUP_THREADS>(&ones, shared, warp_depth, place);
     if (warp_depth > 0) return;
 
     float* partial = partials + (long long)blockIdx.x * ITEM_SIZE;
+    const int ones_map = anchor_chunk * CHUNK_MAPS + lane;
+    if (has_ones && lane < PITCH && ones_map < IN_MAPS) partial[ones_map * COLUMNS_OUT] = ones;
 #pragma unroll
     for (int i = 0; i < LANE_ROWS; ++i) {
         const int j = anchor_chunk * CHUNK_MAPS + row + i;
         if (row + i >= PITCH || j >= IN_MAPS) continue;
-        if (has_ones && lane % SLOT_LANES == 0) partial[j * COLUMNS_OUT] = ones[i];
 #pragma unroll
         for (int q = 0; q < SLOTS; ++q) {
             const int slot = first_slot + q * SLOT_LANES;
