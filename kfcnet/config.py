@@ -119,8 +119,12 @@ class ResponseNormConfig(_Model):
 
 
 class BatchNormConfig(_Model):
+    """`affine` learns a scale and a shift of every map, in a layer named after this, `_affine`."""
+
     layer: Literal["batch_norm"] = "batch_norm"
+    name: LayerName | None = None
     epsilon: PositiveFloat = 1e-5
+    affine: bool = False
 
 
 class DropoutConfig(_Model):
@@ -416,18 +420,19 @@ class Config(_Model):
     @field_validator("network")
     @classmethod
     def _name_layers(cls, network):
-        """Name the weighted layers that have no name: conv1, conv2, ..., dense1, ..."""
+        """Name the layers that may have a name and do not: conv1, conv2, ..., dense1, ..."""
         counts, layers = Counter(), []
         for layer in network:
-            if isinstance(layer, ConvConfig | DenseConfig):
+            if isinstance(layer, ConvConfig | DenseConfig | BatchNormConfig):
                 counts[layer.layer] += 1
                 name = layer.name or f"{layer.layer}{counts[layer.layer]}"
                 layer = layer.model_copy(update={"name": name})
             layers.append(layer)
-        names = Counter(_weighted_names(layers))
-        if not names:
+        weighted = _weighted_names(layers)
+        if not weighted:
             raise ValueError("no conv or dense layer, so there is nothing to train")
-        for name, uses in names.items():
+        names = [layer.name for layer in layers if isinstance(layer, BatchNormConfig)]
+        for name, uses in Counter(weighted + names).items():
             if uses > 1:
                 raise ValueError(f"{uses} layers are named {name}; names must differ")
         return tuple(layers)
@@ -447,7 +452,14 @@ class Config(_Model):
 
 
 def _weighted_names(layers) -> list[str]:
-    return [layer.name for layer in layers if isinstance(layer, ConvConfig | DenseConfig)]
+    """Names of the layers that have parameters, as kfcnet.network.build_network gives them."""
+    names = []
+    for layer in layers:
+        if isinstance(layer, ConvConfig | DenseConfig):
+            names.append(layer.name)
+        elif isinstance(layer, BatchNormConfig) and layer.affine:
+            names.append(f"{layer.name}_affine")
+    return names
 
 
 def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Config:

@@ -1,12 +1,23 @@
 """A network: layers in order over one flat parameter vector."""
 
 import contextlib
+import math
 
 import numpy as np
 
 from kfcnet import philox
-from kfcnet.layers import (AvgPool, BatchNorm, Conv2d, Dense, Dropout, MaxPool, Mode, ReLU,
-                           ResponseNorm)
+from kfcnet.layers import (
+    AvgPool,
+    BatchNorm,
+    Conv2d,
+    Dense,
+    Dropout,
+    MaxPool,
+    Mode,
+    ReLU,
+    ResponseNorm,
+    ScaleShift,
+)
 
 LAYERS = {"conv": Conv2d, "dense": Dense, "relu": ReLU, "max_pool": MaxPool, "avg_pool": AvgPool,
           "response_norm": ResponseNorm, "batch_norm": BatchNorm, "dropout": Dropout}
@@ -29,10 +40,13 @@ def build_network(specifications, input_shape, ops, seed=0):
         name = arguments.pop("name", None) or f"{kind}{counts[kind]}"
         if kind == "dropout":
             arguments |= {"seed": seed, "stream": index}
+        is_affine = kind == "batch_norm" and arguments.pop("affine", False)
         try:
             layers.append(LAYERS[kind](ops, shape, name, **arguments))
         except (TypeError, ValueError) as error:
             raise ValueError(f"network.{index} ({kind}): {error}") from None
+        if is_affine:
+            layers.append(ScaleShift(ops, shape, f"{name}_affine"))
         shape = layers[-1].output_shape
     return Network(layers, ops, seed)
 
@@ -69,7 +83,7 @@ class Network:
         for index, (layer, view) in enumerate(zip(self.weighted, self.views(flat), strict=True)):
             size = view[:, 1:].shape
             draw = philox.normals(seed, philox.INITIAL, 0, size[0] * size[1], stream=index)
-            view[:, 1:] = layer.std * draw.reshape(size)
+            view[:, 1:] = layer.mean + layer.std * draw.reshape(size)
         return flat
 
     def views(self, flat):
@@ -158,8 +172,9 @@ class Network:
         for layer in self.layers:
             shape = " x ".join(map(str, layer.output_shape))
             if layer in self.weighted:
-                I, P = layer.weight_shape
-                lines.append(f"{layer.name:<18}{shape:<16}{I * P:>11,}  {P}, {I}")
+                parameters = math.prod(layer.weight_shape)
+                factors = ", ".join(map(str, layer.factor_sizes))
+                lines.append(f"{layer.name:<18}{shape:<16}{parameters:>11,}  {factors}")
             else:
                 lines.append(f"{layer.name:<18}{shape:<16}")
         return "\n".join([*lines, f"{'total':<34}{len(self.theta):>11,}"])

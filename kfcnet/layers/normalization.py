@@ -31,10 +31,11 @@ class ResponseNorm(Layer):
 class BatchNorm(Layer):
     """Zero mean and unit variance of every map over the mini-batch (Ioffe & Szegedy 2015).
 
-    No learned scale and shift: the next layer with weights absorbs them. The gradient goes through
-    the batch's statistics. The Fisher matrix is defined example by example, so the sampled pass and
-    the tangent pass take the statistics as constants. Evaluation uses the statistics last measured
-    by `measure`, never those of the batch that is being evaluated.
+    Without learned scale and shift the next layer with weights has to absorb them; a ScaleShift
+    layer behind this one learns them. The gradient goes through the batch's statistics. The Fisher
+    matrix is defined example by example, so the sampled pass and the tangent pass take the
+    statistics as constants. Evaluation uses the statistics last measured by `measure_statistics`,
+    never those of the batch that is being evaluated.
     """
 
     def __init__(self, ops, input_shape, name, epsilon=1e-5):

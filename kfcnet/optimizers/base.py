@@ -61,11 +61,14 @@ class Optimizer:
         raise NotImplementedError
 
     def _by_layer(self, key, absent):
-        """A setting for each weighted layer: one for all, or by name, `absent` where not named."""
+        """A setting for each weighted layer: by name, or one for all but learned scales.
+
+        `absent` where a layer is not named, and for scale and shift where there is one for all.
+        """
         names = [layer.name for layer in self.network.weighted]
         setting = getattr(self.config, key)
         if not hasattr(setting, "keys"):
-            return [setting] * len(names)
+            return [absent if layer.is_per_map else setting for layer in self.network.weighted]
         unknown = [name for name in setting if name not in names]
         if unknown:
             raise ValueError(f"optimizer.{key}: no weighted layer is named {unknown[0]!r}; "

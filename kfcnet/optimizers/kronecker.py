@@ -3,6 +3,7 @@
 import math
 
 from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.curvature.per_map import ScaleShiftBlock
 from kfcnet.optimizers.base import Optimizer
 
 
@@ -16,7 +17,8 @@ class KroneckerOptimizer(Optimizer):
 
     def __init__(self, network, loss, config, seed=0):
         super().__init__(network, loss, config, seed)
-        self.blocks = [self._block(layer, weight_decay) for layer, weight_decay
+        self.blocks = [ScaleShiftBlock(layer, self.ops, weight_decay) if layer.is_per_map
+                       else self._block(layer, weight_decay) for layer, weight_decay
                        in zip(network.weighted, self.weight_decays, strict=True)]
         self.direction = self.ops.zeros(network.theta.shape)
         self.factor_damping = config.damping

@@ -1,0 +1,53 @@
+"""The Fisher block of batch normalisation's learned scale and shift."""
+
+import numpy as np
+
+from kfcnet.curvature.block import KroneckerBlock
+
+
+class ScaleShiftBlock(KroneckerBlock):
+    """The exact Fisher block of a layer y_j = shift_j + scale_j * x_j: no Kronecker product.
+
+    With two parameters a map the block (2J, 2J) is small enough to need none of KFC's assumptions.
+    It is the second moment of each example's own gradient,
+
+        Omega = E[ g g^T ],    g = (Dshift_1, Dscale_1, Dshift_2, ...),
+        Dshift_j = sum_t Dy_{j,t},    Dscale_j = sum_t Dy_{j,t} x_{j,t},
+
+    and stands in Omega's place, with Gamma = 1 (1, 1), so that Gamma (x) Omega is the block in
+    theta's order as for other layers. Damping is plain Tikhonov: Omega + c*I. What is damped,
+    inverted and averaged is otherwise treated alike, whatever the structure of the other blocks.
+    """
+
+    def __init__(self, layer, ops, weight_decay=0.0):
+        super().__init__(layer, ops, weight_decay)
+        J = len(layer.weight)
+        self.Omega, self.Omega_inv = ops.zeros((2 * J, 2 * J)), ops.zeros((2 * J, 2 * J))
+        self.Gamma, self.Gamma_inv = ops.asarray(np.ones((1, 1))), ops.asarray(np.ones((1, 1)))
+        # Columns of g that the shifts and the scales of the J maps go to.
+        self._columns = [ops.asarray(np.eye(2 * J)[first::2]) for first in (0, 1)]
+
+    def update_factors(self, decay):
+        """Fold in the second moment of the examples of the layer's latest sampled pass."""
+        ops, dy = self.ops, self.layer.output_gradients
+        by_scale = ops.zeros(dy.shape)
+        ops.multiply_add(dy, self.layer.inputs[:len(dy)], by_scale)
+        gradients = ops.zeros((len(dy), len(self.Omega)))
+        for derivatives, columns in zip((dy, by_scale), self._columns, strict=True):
+            ops.axpy(1.0, ops.matmul(self._means(derivatives), columns), gradients)
+        # Means over the |T| locations were taken where g has sums.
+        T = self.layer.locations
+        ops.gram(gradients, scale=(1 - decay) * T**2 / len(dy), decay=decay, out=self.Omega)
+
+    def _means(self, x):
+        """x (m, H, W, J) -> means over the image (m, J): one pooling window that covers it."""
+        side = max(x.shape[1:3])
+        return self.ops.avg_pool(x, side, side).reshape(len(x), -1)
+
+    def invert(self, ops, c, Omega, Gamma):
+        return ops.spd_inverse(Omega, ops.asarray([c])), Gamma
+
+    def precondition(self, gradient, out=None):
+        """(J, 2) -> (J, 2)."""
+        flat = out if out is None else out.reshape(1, -1)
+        return super().precondition(gradient.reshape(1, -1), flat).reshape(gradient.shape)

@@ -1,0 +1,206 @@
+"""Batch normalisation: learned scale and shift, their curvature, and statistics as constants."""
+
+import math
+
+import numpy as np
+import pytest
+from checks import assert_close, derivative
+from networks import INPUT_SHAPE, network, settings
+from runs import SGD, small
+from test_optimizers import batches
+
+from kfcnet import trainer
+from kfcnet.config import ConfigError
+from kfcnet.curvature.per_map import ScaleShiftBlock
+from kfcnet.layers import ScaleShift
+from kfcnet.losses import SoftmaxCrossEntropy
+from kfcnet.network import build_network
+from kfcnet.optimizers import build_optimizer
+from kfcnet.run_folder import RunFolder
+from kfcnet.trainer import Trainer
+
+AFFINE = dict(layer="batch_norm", epsilon=0.1, affine=True)
+LAYERS = [
+    dict(layer="conv", name="conv1", filters=3, kernel=3, padding=1, std=0.5), AFFINE,
+    dict(layer="relu"), dict(layer="max_pool", size=3, stride=2),
+    dict(layer="dense", name="dense1", units=4, std=0.5), AFFINE, dict(layer="relu"),
+    dict(layer="dense", name="dense2", units=3, std=0.4),
+]
+LABELS = np.array([0, 2, 1, 1, 0], np.int32)
+
+
+@pytest.fixture
+def inputs(rng):
+    return rng.standard_normal((5, *INPUT_SHAPE))
+
+
+def kfc_pre(ops, **changes):
+    net = network(ops, LAYERS)
+    return build_optimizer(settings("kfc_pre", **changes), net, SoftmaxCrossEntropy(ops, 3))
+
+
+def test_scale_and_shift_start_as_the_identity_and_are_counted(ops64, inputs):
+    plain = [dict(layer, affine=False) if layer is AFFINE else layer for layer in LAYERS]
+    with_affine, without = (build_network(layers, INPUT_SHAPE, ops64) for layers in (LAYERS, plain))
+    for mine, other in ((0, 0), (2, 1), (4, 2)):
+        with_affine.weighted[mine].weight[...] = without.weighted[other].weight
+    assert [layer.name for layer in with_affine.weighted] == [
+        "conv1", "batch_norm1_affine", "dense1", "batch_norm2_affine", "dense2"]
+    assert len(with_affine.theta) == len(without.theta) + 2 * (3 + 4)
+    assert_close(with_affine.forward(inputs, training=True), without.forward(inputs, training=True))
+
+
+def test_every_map_is_scaled_and_shifted_by_its_own_numbers(ops64, rng):
+    net = build_network([AFFINE, dict(layer="dense", units=2)], (3, 2, 2), ops64)
+    x = rng.standard_normal((4, 3, 2, 2))
+    net.weighted[0].weight[...] = [[5.0, 2.0], [-1.0, 0.0]]  # (shift, scale); a scale may vanish
+    net.forward(x, training=True)
+    normalised = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 0.1)
+    assert_close(net.weighted[1].inputs.reshape(x.shape)[..., 0], 5 + 2 * normalised[..., 0])
+    assert_close(net.weighted[1].inputs.reshape(x.shape)[..., 1], -np.ones((4, 3, 2)))
+
+
+def test_gradient_goes_through_the_statistics_and_to_scale_and_shift(ops64, rng, inputs):
+    net, loss = network(ops64, LAYERS), SoftmaxCrossEntropy(ops64)
+
+    def mean_loss(theta):
+        with net.using(theta):
+            return loss.evaluate(net.forward(inputs, training=True), LABELS)[2][0] / 5
+    _, dz, _ = loss.evaluate(net.forward(inputs, training=True), LABELS)
+    net.backward(dz)
+    net.compute_gradient()
+    for index, expected in enumerate(net.gradient.copy()):
+        unit = np.eye(1, len(net.theta), index)[0]
+        assert abs(derivative(mean_loss, net.theta.copy(), unit, 1e-6) - expected) < 1e-7
+
+
+def test_the_sampled_and_the_tangent_pass_take_statistics_as_constants(ops64, rng, inputs):
+    """Both are the derivatives of evaluation at the batch's statistics, for a part of the batch."""
+    net = network(ops64, LAYERS)
+    net.measure_statistics(inputs)
+    net.forward(inputs, training=True)
+    direction, r = rng.standard_normal(len(net.theta)), rng.standard_normal((3, 3))
+    tangent = net.tangent(direction, 3)
+    net.backward(r, per_example=True)
+    net.compute_gradient()
+    along = net.gradient @ direction * 3  # undo the mean over the three examples
+
+    def outputs(theta):
+        with net.using(theta):
+            return net.forward(inputs)[:3]
+    expected = derivative(outputs, net.theta.copy(), direction, 1e-6)
+    assert_close(tangent, expected, 1e-7)
+    assert_close(along, (expected * r).sum(), 1e-7)
+
+    def through_statistics(theta):
+        with net.using(theta):
+            return net.forward(inputs, training=True)[:3]
+    other = derivative(through_statistics, net.theta.copy(), direction, 1e-6)
+    assert np.abs(other - expected).max() > 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("layer", [1, 3], ids=["maps", "units"])
+def test_the_block_of_scale_and_shift_is_the_exact_fisher_block(ops64, rng, inputs, layer):
+    """The second moment of each example's own gradient, example by example."""
+    net, loss = network(ops64, LAYERS), SoftmaxCrossEntropy(ops64)
+    block = ScaleShiftBlock(net.weighted[layer], ops64)
+    expected = 0.0
+    for step, decay in ((0, 0.0), (1, 0.3)):
+        p, _, _ = loss.evaluate(net.forward(inputs * (1 + step), training=True), LABELS)
+        sampled = loss.sampled_gradient(p, step)
+        net.backward(sampled, per_example=True)
+        block.update_factors(decay)
+        rows = []
+        for m in range(5):
+            alone = np.zeros_like(sampled)
+            alone[m] = sampled[m]
+            net.backward(alone, per_example=True)
+            net.compute_gradient()
+            rows.append(5 * net.views(net.gradient)[layer].ravel())
+        expected = decay * expected + (1 - decay) * np.transpose(rows) @ rows / 5
+    assert_close(block.matrix(), expected)
+
+
+def test_the_natural_gradient_of_scale_and_shift_is_a_damped_solve(ops64, rng):
+    opt = kfc_pre(ops64, damping=0.02, weight_decay={"batch_norm1_affine": 0.03})
+    opt.prepare(batches(ops64, rng, 1))
+    block, gradient = opt.blocks[1], rng.standard_normal((3, 2))
+    expected = np.linalg.solve(block.matrix() + 0.05 * np.eye(6), gradient.ravel())
+    assert_close(block.precondition(gradient), expected.reshape(3, 2), 1e-9)
+    out = np.empty((3, 2))
+    block.precondition(gradient, out)
+    assert_close(out, expected.reshape(3, 2), 1e-9)
+
+
+def test_one_weight_decay_for_all_leaves_scale_and_shift_alone_unless_they_are_named(ops64):
+    for decay, expected in ((0.5, 0.0), ({"batch_norm1_affine": 0.5}, 0.5)):
+        opt = kfc_pre(ops64, weight_decay=decay, max_norm=0.7)
+        assert_close(opt.network.views(opt.decay)[1], np.outer(np.ones(3), [0, expected]))
+        assert opt.max_norms == [0.7, None, 0.7, None, 0.7]
+
+
+def test_kfc_pre_trains_scale_and_shift_and_resumes_bit_for_bit(ops64, rng):
+    straight, resumed = kfc_pre(ops64), kfc_pre(ops64)
+    first, *data = batches(ops64, rng, 7)
+    straight.prepare([first])
+    initial = straight.network.theta.copy()
+    for batch in data[:3]:
+        straight.step(batch)
+    resumed.load_state(straight.state())
+    for batch in data[3:]:
+        straight.step(batch)
+        resumed.step(batch)
+    assert np.isfinite(straight.network.theta).all()
+    assert np.array_equal(straight.network.theta, resumed.network.theta)
+    moved = straight.network.views(straight.network.theta - initial)
+    assert min(np.abs(part).min() for part in (moved[1], moved[3])) > 0
+
+
+def test_the_config_names_scale_and_shift():
+    affine = "network.2={layer: batch_norm, affine: true, name: bn}"
+    config = small(affine, "optimizer.weight_decay={bn_affine: 0.1}", text=SGD)
+    assert config.optimizer.layer_decay("bn_affine") == 0.1
+    assert config.network[2].name == "bn" and config.network[2].affine
+    assert small(text=SGD).network[2].name == "batch_norm1"
+    for refused in ("optimizer.weight_decay={batch_norm1_affine: 0.1}",
+                    "optimizer.weight_decay={batch_norm1: 0.1}",
+                    "network.2={layer: batch_norm, name: conv1}"):
+        with pytest.raises(ConfigError):
+            small(refused, text=SGD)
+
+
+def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(rng):
+    """Measured anew on the first training examples of those that losses are measured on."""
+    one = Trainer(small("network.2.affine=true", "dtype=float64", text=SGD), RunFolder("unused"),
+                  trainer.data.load(small().data))
+    net, opt = one.network, one.optimizer
+    for step in range(3):
+        opt.step(one._batch(step))
+    with net.using(opt.average):
+        one._measure_statistics()
+        x = one.train_set.batch(one.measured[:trainer.STATISTICS_EXAMPLES]).inputs
+        normalisation = next(layer for layer in net.layers if layer.name == "batch_norm1")
+        convolved = net.weighted[0].forward(x, None)  # dropout is the identity when measuring
+    mean, inv_std = normalisation.population
+    assert_close(mean, convolved.mean((0, 1, 2)))
+    assert_close(inv_std, 1 / np.sqrt(convolved.var((0, 1, 2)) + 1e-5))
+    assert math.isfinite(mean[0]) and len(x) == 1024
+
+
+def test_scale_and_shift_are_the_same_on_every_device(ops, ops64, rng):
+    x, dy = (rng.standard_normal((3, 5, 4, 6)) for _ in range(2))
+    weight, direction = rng.standard_normal((2, 6, 2))
+    results = []
+    for device in (ops, ops64):
+        layer = ScaleShift(device, (5, 4, 6), "affine")
+        layer.weight = device.asarray(weight)
+        block, out = ScaleShiftBlock(layer, device), device.empty((6, 2))
+        passes = [layer.forward(device.asarray(x), None), layer.backward(device.asarray(dy)),
+                  layer.tangent(device.asarray(dy[:2]), device.asarray(direction), 2)]
+        layer.gradient(out)
+        block.update_factors(0.0)
+        block.update_inverses(0.1)
+        natural = block.precondition(device.asarray(direction))
+        results.append([device.to_numpy(a) for a in (*passes, out, block.Omega, natural)])
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected, 1e-4 if ops.dtype == np.float32 else None)
