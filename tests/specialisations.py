@@ -1,0 +1,125 @@
+"""Which kernels, with which constants, the networks of `configs/` and everything else launch.
+
+Found by going through the training steps with a runtime that launches nothing and writes it down.
+"""
+
+from functools import cache
+from typing import NamedTuple
+from unittest.mock import patch
+
+import numpy as np
+
+from kfcnet import network
+from kfcnet.config import load_config, parse_config
+from kfcnet.losses import LOSSES
+from kfcnet.ops.cuda import CudaOps
+from kfcnet.optimizers import Batch, build_optimizer
+
+# What the paper's networks do not use: the other layers and odd numbers of maps.
+OTHER_LAYERS = """
+data: {name: cifar10}
+network:
+  - {layer: conv, filters: 33, kernel: 3, stride: 2, padding: 1}
+  - {layer: batch_norm}
+  - {layer: relu}
+  - {layer: response_norm, size: 5, across: true}
+  - {layer: conv, filters: 24, kernel: 1}
+  - {layer: response_norm, size: 3, across: true}
+  - {layer: dense, units: 10}
+optimizer: {name: kfc_pre, learning_rate: 0.01}
+epochs: 1
+"""
+LADDER = {  # for teaching; the launchers take the top rungs
+    "matmul_naive": dict(TRANSPOSE_A=0, TRANSPOSE_B=1, A_SHIFT=0, B_SHIFT=0),
+    "matmul_tiled": dict(TRANSPOSE_A=0, TRANSPOSE_B=1, A_SHIFT=0, B_SHIFT=0, TILE=16),
+    "conv_forward_naive": dict(HEIGHT=16, WIDTH=16, IN_MAPS=32, OUT_MAPS=32, KERNEL_SIZE=5,
+                               STRIDE=1, PADDING=2, OUT_HEIGHT=16, OUT_WIDTH=16, BIAS=1, RELU=0),
+}
+LADDER["conv_forward_tiled"] = LADDER["conv_forward_naive"] | dict(TILE=16)
+LADDER["conv_backward_naive"] = LADDER["patches"] = LADDER["conv_forward_naive"]
+
+
+class Specialisation(NamedTuple):
+    """A source with its constants, and of each kernel launched (threads, dynamic shared bytes)."""
+
+    file: str
+    constants: tuple
+    launches: dict
+
+
+class RecordingRuntime:
+    """Allocates without touching the memory, launches nothing."""
+
+    array_type = np.ndarray
+
+    def __init__(self, shared_limit):
+        self.launched, self.shared_limit = {}, shared_limit
+
+    def launch(self, file, kernel, constants, grid, block, values, shared):
+        kernels = self.launched.setdefault((file, tuple(sorted(constants.items()))), {})
+        threads, most = kernels.get(kernel, (0, 0))
+        kernels[kernel] = max(threads, int(np.prod(block))), max(most, shared)
+
+    def empty(self, shape, dtype):
+        small = np.prod(shape) <= 16  # device scalars, which Python calculates with
+        return np.ones(shape, dtype) if small else np.empty(shape, dtype)
+
+    zeros = empty
+
+    def asarray(self, x, dtype):
+        return self.empty(np.shape(x), dtype)
+
+    def copy(self, array):
+        return self.empty(array.shape, array.dtype)
+
+    def copy_into(self, target, source):
+        pass
+
+    def to_numpy(self, array):
+        return array
+
+    def spd_inverse(self, matrix, shift):
+        return matrix, np.zeros(1, np.int32)
+
+
+def of_config(config, tensor_cores):
+    """The Specialisations of a configuration's training step and evaluation."""
+    runtime = RecordingRuntime((99 if tensor_cores else 48) * 1024)
+    ops = CudaOps(runtime, tensor_cores)
+    _train(ops, config)
+    return [Specialisation(file, constants, launches)
+            for (file, constants), launches in runtime.launched.items()]
+
+
+def _train(ops, config):
+    side = (32, 32, 3)
+    with patch.object(network.philox, "normals", lambda *a, **k: np.zeros(a[3])):
+        net = network.build_network(config.network, side, ops)
+    loss = LOSSES[config.loss](ops)
+    M = config.optimizer.batch_size
+    images = ops.place(np.empty((2 * M, *side), np.uint8))
+    inputs = ops.gather(images, np.zeros(M, np.int64), ops.empty(side), 1.0)
+    batch = Batch(inputs, ops.take(np.zeros(2 * M, np.int32), np.zeros(M, np.int64)))
+    optimizer = build_optimizer(config.optimizer, net, loss)
+    optimizer.prepare([batch])
+    for _ in range(getattr(config.optimizer, "inverse_period", 1)):
+        optimizer.step(batch)
+    net.measure_statistics(inputs[:256])
+    net.forward(inputs[:256])
+    ops.advance(ops.counter(0))
+
+
+@cache
+def everything(tensor_cores):
+    """All Specialisations, each once; without tensor cores none of the TF32 kernels."""
+    configs = [load_config("cifar_kfc"), load_config("svhn_kfc"), parse_config(OTHER_LAYERS)]
+    configs += [load_config("cifar_sgd", [f"optimizer={{name: {name}, learning_rate: 0.1}}"])
+                for name in ("sgd", "sgd, nesterov: true", "adagrad", "rmsprop", "adam")]
+    found = {}
+    for config in configs:
+        for file, constants, launches in of_config(config, tensor_cores):
+            found.setdefault((file, constants), {}).update(launches)
+    for file, constants in LADDER.items():
+        found[file, tuple(sorted(constants.items()))] = {}
+    return [Specialisation(file, constants, launches)
+            for (file, constants), launches in sorted(found.items())]
