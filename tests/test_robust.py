@@ -174,7 +174,7 @@ EDGES = {
 
 
 def train(ops, structure, layers, shape, M, change=lambda net: None):
-    """Six steps of KFC-pre with statistics and inverses at each; the network. No warning may fall."""
+    """The network after six steps with statistics and inverses at each; no warning may fall."""
     net = network(ops, layers, shape)
     change(net)
     classes = net.layers[-1].output_shape[0]
