@@ -79,6 +79,34 @@ def test_public_functions_refuse_what_they_cannot_mean(bad, error):
         bad()
 
 
+def test_factors_of_a_batch_are_the_mean_of_its_parts_weighted_by_their_examples(rng):
+    x, ds = rng.standard_normal((7, 4, 5, 2)), rng.standard_normal((7, 4, 5, 3))
+    for factor, arrays in ((lambda a: input_factor(a, 3, 1, 1), x), (derivative_factor, ds)):
+        whole = factor(arrays)
+        assert_close((2 * factor(arrays[:2]) + 5 * factor(arrays[2:])) / 7, whole, 1e-13)
+        assert_close(factor(arrays[::-1]), whole, 1e-13)
+        assert_close(factor(np.concatenate([arrays] * 3)), whole, 1e-13)
+
+
+def test_factors_are_quadratic_in_what_they_are_made_of(rng):
+    """Only the homogeneous row of Omega, whose activation is one, is linear; its corner is |T|."""
+    x, ds = rng.standard_normal((3, 4, 5, 2)), rng.standard_normal((3, 4, 5, 3))
+    assert_close(derivative_factor(-3 * ds), 9 * derivative_factor(ds), 1e-13)
+    expected = 9 * input_factor(x, 3, 1, 1)
+    expected[0] /= -3
+    expected[:, 0] /= -3
+    assert_close(input_factor(-3 * x, 3, 1, 1), expected, 1e-13)
+    assert_close(expected[0, 0], 20)
+
+
+def test_factors_are_symmetric_and_positive_semidefinite(rng):
+    x = np.maximum(rng.standard_normal((2, 5, 4, 3)), 0)  # fewer rows than columns
+    for factor in (input_factor(x, 5, 1, 2), derivative_factor(rng.standard_normal((1, 4)))):
+        assert np.array_equal(factor, factor.T)
+        values = np.linalg.eigvalsh(factor)
+        assert values[0] > -1e-12 * values[-1] and values[-1] > 0
+
+
 def linear_convolution_fisher(ops, window, shape=(3, 5, 4, 2), filters=3):
     """The exact Fisher matrix of one convolution with Gaussian outputs, and its KFC factors.
 
@@ -180,6 +208,64 @@ def test_theorem_2_estimates_theorem_1_on_stationary_fields(rng):
                     if 0 <= r - dr < 2 and 0 <= c - dc < 2), np.zeros((2, 2)))
     expected = theorem_1(3, 5, 4, 1, covariance, J=2)
     assert_close(input_factor(a, 3, padding=1)[1:, 1:], expected, 0.03)
+
+
+def simulated_fields(rng, M, broken=None):
+    """Activations (M, 5, 4, 2), derivatives (M, 5, 4, 2), and theory's (Omega, Gamma) for them.
+
+    Activations are a mean plus a moving average of white noise, derivatives white noise in space
+    that is independent of them. broken: the assumption that does not hold, while the mean of
+    Omega's and Gamma's estimates over locations stays what theory has.
+    """
+    mix, mean = rng.standard_normal((2, 2, 2, 2)), np.array([0.7, -0.4])
+    noise = rng.standard_normal((M, 6, 5, 2))
+    a = mean + sum(noise[:, r:r + 5, c:c + 4] @ mix[r, c] for r in range(2) for c in range(2))
+
+    def moment(dr, dc):
+        return np.outer(mean, mean) + sum(
+            (mix[r, c].T @ mix[r - dr, c - dc] for r in range(2) for c in range(2)
+             if 0 <= r - dr < 2 and 0 <= c - dc < 2), np.zeros((2, 2)))
+    counts = beta(3, 5, 4, 1)
+    Omega = np.empty((19, 19))
+    Omega[0, 0], Omega[1:, 1:] = 20, theorem_1(3, 5, 4, 1, moment, J=2)
+    Omega[0, 1:] = Omega[1:, 0] = np.kron(counts.diagonal(), mean)
+    root = rng.standard_normal((2, 2))
+    white = rng.standard_normal((M, 6, 5, 2))
+    ds = white[:, 1:, 1:] @ root
+    if broken == "IAD":
+        ds *= a[..., :1] / np.sqrt(moment(0, 0)[0, 0])
+    elif broken == "SUD":
+        ds = (white[:, 1:, 1:] + white[:, :-1, 1:]) @ root / np.sqrt(2)
+    elif broken == "SH":
+        profile = np.array([0.2, 0.4, 1.0, 1.4, 1.3])[:, None, None]
+        a, ds = a * profile, ds * (profile / np.sqrt(np.square(profile).mean()))
+    return a, ds, Omega, root.T @ root
+
+
+def theorem_1_error(rng, broken=None):
+    """Largest entry of E[Dw Dw'] minus theory's beta * Omega * Gamma, relative to the largest."""
+    M, fisher, Gamma_sum = 30_000, 0.0, 0.0
+    a, ds, Omega, Gamma = simulated_fields(rng, M, broken)
+    for part in np.split(np.arange(M), 10):
+        rows = patches_loops(a[part], 3, 1, 1).reshape(len(part), 20, 19)
+        gradients = np.einsum("mti,mtp->mip", ds[part].reshape(len(part), 20, 2), rows)
+        gradients = gradients.reshape(len(part), 38)
+        fisher = fisher + gradients.T @ gradients / M
+    assert np.isfinite(fisher).all()
+    if broken == "SH":  # theory has to be given the mean over locations that it is about
+        Omega = input_factor(a, 3, padding=1)
+    return np.abs(fisher - np.kron(Gamma, Omega)).max() / np.abs(fisher).max()
+
+
+def test_theorem_1_holds_where_its_assumptions_do(rng):
+    """The covariance of simulated gradients, biases included, against beta * Omega * Gamma."""
+    assert theorem_1_error(rng) < 0.03
+
+
+@pytest.mark.parametrize("broken", ["IAD", "SH", "SUD"])
+def test_theorem_1_fails_where_an_assumption_is_broken(rng, broken):
+    """The controls: the same simulation with one assumption less."""
+    assert theorem_1_error(rng, broken) > 0.15
 
 
 def test_theorem_2_departs_from_theorem_1_where_fields_are_not_stationary(rng):
