@@ -239,10 +239,11 @@ class WeightsTile:
 
     @property
     def groups(self):
-        """Groups of columns that one warp makes."""
-        if self.tensor_cores:
-            return min(10, self.columns) if self.few_maps else 8
-        return (3 if self.few_maps else 2) * 32 // self.row_lanes
+        """Groups of columns that one warp makes; on tensor cores whole runs of maps."""
+        if not self.tensor_cores:
+            return (3 if self.few_maps else 2) * 32 // self.row_lanes
+        run = self.chunk // 8
+        return min(10, self.columns) if self.few_maps else run * max(1, 8 // run)
 
     @property
     def warps_columns(self):

@@ -69,6 +69,8 @@ class TensorCoreTile(NamedTuple):
 
 REGISTER_TILES = (RegisterTile(128, 128, 16, 8), RegisterTile(64, 64, 16, 4),
                   RegisterTile(32, 32, 64, 4, groups=4))
+PATCHES_TILE = 64  # rows and columns of Omega that a block of gram_patches makes
+ROWS_TILE, ROWS_WARPS = 64, 8  # rows that a block of gram_rows takes at a time, its warps
 TENSOR_CORE_TILES = (TensorCoreTile(128, 128, 16, 64, 32), TensorCoreTile(64, 64, 32, 32, 32))
 
 
@@ -178,7 +180,8 @@ class Products:
                     partials, out, len(x), positions, items, scale, decay, block=tile.sum_block,
                     **tile.constants())
 
-    def _gram_of_patches(self, layer, x, scale, decay, out, tile=64):
+    def _gram_of_patches(self, layer, x, scale, decay, out):
+        tile = PATCHES_TILE
         slices = patch_slices(layer, len(x), tile)
         partials = self.empty((slices, layer.patch, layer.patch))
         pairs = triangle(ceil_div(layer.patch, tile))
@@ -186,13 +189,13 @@ class Products:
                     slices, block=(tile // 4) ** 2, TILE=tile, DEPTH=16, **layer.constants())
         self._sum_gram(partials, scale, decay, out)
 
-    def gram(self, rows, scale, decay, out, warps=8, tile_rows=64):
+    def gram(self, rows, scale, decay, out):
         count, maps = rows.shape
-        slices = row_slices(count, maps, tile_rows)
+        slices = row_slices(count, maps, ROWS_TILE)
         partials = self.empty((slices, maps, maps))
         self.launch("gram_rows", "gram_rows_slices", (slices, triangle(ceil_div(maps, 32))), rows,
-                    partials, count, slices, block=32 * warps, shared=16 * 32 * tile_rows,
-                    MAPS=maps, WARPS=warps, TILE_ROWS=tile_rows)
+                    partials, count, slices, block=32 * ROWS_WARPS, shared=16 * 32 * ROWS_TILE,
+                    MAPS=maps, WARPS=ROWS_WARPS, TILE_ROWS=ROWS_TILE)
         self._sum_gram(partials, scale, decay, out)
 
     def _sum_gram(self, partials, scale, decay, out):
