@@ -1,7 +1,7 @@
 """The curvature: Kronecker factors, their running averages, damping, inverses, preconditioning.
 
-The functions of this package take and return NumPy arrays, float32 or float64, and keep the dtype;
-the modules below it do the same on any device.
+The functions and operators of this package take and return NumPy arrays, float32 or float64, and
+keep the dtype; the modules below it do the same on any device.
 """
 
 import numpy as np
@@ -10,10 +10,13 @@ from kfcnet.curvature import damping as _damping
 from kfcnet.curvature import factors as _factors
 from kfcnet.curvature import robust as _robust
 from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.curvature.eigenbasis import EigenbasisBlock
+from kfcnet.curvature.operators import FisherOperator, KroneckerFisher
 from kfcnet.ops.cpu import CpuOps
 
-__all__ = ["KroneckerBlock", "damped_inverses", "damping_floor", "derivative_factor",
-           "input_factor", "precondition"]
+__all__ = ["EigenbasisBlock", "FisherOperator", "KroneckerBlock", "KroneckerFisher",
+           "damped_inverses", "damping_floor", "derivative_factor", "input_factor",
+           "precondition"]
 
 
 def _reference_ops(*arrays):

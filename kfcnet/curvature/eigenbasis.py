@@ -1,0 +1,51 @@
+"""Damping a Kronecker product as it stands, Gamma (x) Omega + c*I, in the factors' eigenvectors.
+
+With Omega = Q_O diag(d_O) Q_O^T and Gamma = Q_G diag(d_G) Q_G^T the eigenvectors of the product
+are those of Q_G (x) Q_O, and its eigenvalues d_G d_O^T, an array of the shape of Wbar (I, P).
+"""
+
+from kfcnet.curvature.block import KroneckerBlock
+
+
+def product_eigenvalues(derivative_values, input_values):
+    """d_G d_O^T (I, P) from d_G (I,) and d_O (P,), without what rounding made negative."""
+    d_G, d_O = (values * (values > 0) for values in (derivative_values, input_values))
+    return d_G[:, None] * d_O
+
+
+def rotate(ops, gradient, input_basis, derivative_basis):
+    """Q_G^T gradient Q_O: the coordinates of a matrix (I, P) in the eigenvectors."""
+    return ops.matmul(ops.matmul(derivative_basis, gradient, transpose_a=True), input_basis)
+
+
+def eigen_solve(ops, gradient, input_basis, derivative_basis, inverse_values, out=None):
+    """Q_G ((Q_G^T gradient Q_O) * inverse_values) Q_O^T, inverse_values and gradient (I, P)."""
+    scaled = ops.zeros(gradient.shape)
+    ops.multiply_add(inverse_values, rotate(ops, gradient, input_basis, derivative_basis), scaled)
+    return ops.matmul(ops.matmul(derivative_basis, scaled), input_basis, transpose_b=True, out=out)
+
+
+class EigenbasisBlock(KroneckerBlock):
+    """KFC with exact Tikhonov damping: (Gamma (x) Omega + c*I)^-1, c = weight decay + damping.
+
+    Eq. 21 damps the factors instead, which adds pi*sqrt(c) I (x) Omega and the like to the product
+    too; Martens & Grosse (2015) found that this often works better.
+    """
+
+    INVERSES = "input_basis", "derivative_basis", "inverse_values"
+
+    def __init__(self, layer, ops, weight_decay=0.0):
+        super().__init__(layer, ops, weight_decay)
+        I, P = layer.weight_shape
+        self.input_basis, self.derivative_basis = ops.zeros((P, P)), ops.zeros((I, I))
+        self.inverse_values = ops.zeros((I, P))
+
+    def invert(self, ops, c, Omega, Gamma):
+        input_values, input_basis = ops.eigh(Omega)
+        derivative_values, derivative_basis = ops.eigh(Gamma)
+        damped = product_eigenvalues(derivative_values, input_values) + c
+        return input_basis, derivative_basis, 1 / damped
+
+    def precondition(self, gradient, out=None):
+        return eigen_solve(self.ops, gradient, self.input_basis, self.derivative_basis,
+                           self.inverse_values, out)

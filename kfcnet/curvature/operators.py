@@ -1,0 +1,184 @@
+"""The Fisher matrix and its Kronecker approximation as linear operators for SciPy.
+
+Both act on NumPy vectors (n,) in the order of theta: layer by layer, each Wbar (I, P) row-major,
+so that a layer's Kronecker block is Gamma (x) Omega. Being scipy.sparse.linalg.LinearOperators
+they can be handed to conjugate gradients, Lanczos or a stochastic trace estimator.
+"""
+
+from functools import cached_property
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator
+
+from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.curvature.damping import damping_shifts
+from kfcnet.curvature.eigenbasis import eigen_solve, product_eigenvalues
+from kfcnet.ops.cpu import CpuOps
+
+
+class FisherOperator(LinearOperator):
+    """The exact Fisher matrix of a network on a mini-batch, F + diag(weight_decay) + damping*I.
+
+        F = (1/M) sum over examples of J^T F_R J,    J = dz/dtheta,
+
+    with F_R the Fisher matrix of the predictive distribution, so that F is also the generalised
+    Gauss-Newton matrix. A product is a tangent pass, F_R, and a backward pass. It belongs to the
+    parameters that the network has when the operator is made, and leaves the network as it was.
+    Batch normalisation's statistics count as constants (kfcnet/layers/normalization.py).
+    """
+
+    def __init__(self, network, loss, inputs, weight_decay=0.0, damping=0.0, step=None):
+        """inputs: (M, H, W, C). weight_decay: a number for all parameters, or one for each (n,).
+
+        step: train with the dropout masks of this step and the batch's own statistics; by default
+        the network is as it is in evaluation.
+        """
+        n = len(network.theta)
+        super().__init__(network.ops.dtype, (n, n))
+        self.network, self.loss, self.inputs, self.step = network, loss, inputs, step
+        self.theta = network.ops.copy(network.theta)
+        if np.ndim(weight_decay) == 0:
+            weight_decay = np.full(n, float(weight_decay))
+        self.weight_decay, self.damping = network.ops.asarray(weight_decay), damping
+        self._pass = None
+
+    def _matvec(self, v):
+        ops, network = self.network.ops, self.network
+        direction, product = ops.asarray(np.ravel(v)), ops.zeros(self.theta.shape)
+        with network.using(self.theta):
+            self._forward()
+            r = network.tangent(direction, len(self.inputs))
+            network.backward(self.loss.fisher_product(self.predictive, r), per_example=True)
+            network.compute_gradient(out=product)
+        ops.multiply_add(self.weight_decay, direction, product)
+        ops.axpy(self.damping, direction, product)
+        return ops.to_numpy(product)
+
+    def _forward(self):
+        """One forward pass, again only where the network has made others since."""
+        if self.network.passes != self._pass:
+            z = self.network.forward(self.inputs, self.step is not None, self.step or 0)
+            self.predictive, self._pass = self.loss.predictive(z), self.network.passes
+
+    def _adjoint(self):
+        return self
+
+
+class KroneckerFisher(LinearOperator):
+    """KFC's approximation of the Fisher matrix: block-diagonal, Gamma (x) Omega for each layer.
+
+    Everything is found from the small factors, in closed form. `factors` is a list of pairs Omega
+    (P, P), Gamma (I, I), symmetric and positive semi-definite, in layer order.
+    """
+
+    def __init__(self, factors):
+        """Raises ValueError where a factor is not square, TypeError where it is not of floats."""
+        self.factors = [tuple(map(np.asarray, pair)) for pair in factors]
+        for factor in (factor for pair in self.factors for factor in pair):
+            if factor.ndim != 2 or factor.shape[0] != factor.shape[1]:
+                raise ValueError(f"factors: one of shape {factor.shape} is not a square matrix")
+        self._ends = np.cumsum([len(Omega) * len(Gamma) for Omega, Gamma in self.factors])
+        dtype = np.result_type(*(factor for pair in self.factors for factor in pair))
+        if dtype not in (np.float32, np.float64):
+            raise TypeError(f"factors: they are {dtype}, not float32 or float64")
+        super().__init__(dtype, (self._ends[-1],) * 2)
+        self._ops = CpuOps(dtype, shards=1)
+
+    @classmethod
+    def of(cls, blocks):
+        """From the blocks of an optimizer: its running averages, undamped."""
+        return cls([(block.ops.to_numpy(block.Omega).copy(), block.ops.to_numpy(block.Gamma).copy())
+                    for block in blocks])
+
+    @classmethod
+    def estimate(cls, network, loss, inputs, draws=1):
+        """From a mini-batch (M, H, W, C), the mean over `draws` sampled targets of each example."""
+        blocks = [KroneckerBlock(layer, network.ops) for layer in network.weighted]
+        predictive = loss.predictive(network.forward(inputs))
+        for draw in range(draws):
+            network.backward(loss.sampled_gradient(predictive, draw), per_example=True)
+            for block in blocks:
+                block.update_factors(decay=draw / (draw + 1))
+        return cls.of(blocks)
+
+    def _matvec(self, v):
+        return self._by_layer(v, lambda V, Omega, Gamma: Gamma @ V @ Omega)
+
+    def _adjoint(self):
+        return self
+
+    def _by_layer(self, v, function, *settings):
+        """The vector of every layer's function(V (I, P), Omega, Gamma, *its settings)."""
+        parts = np.split(np.ravel(v), self._ends[:-1])
+        layers = zip(parts, self.factors, *settings, strict=True)
+        return np.concatenate([
+            function(part.reshape(len(Gamma), len(Omega)), Omega, Gamma, *rest).ravel()
+            for part, (Omega, Gamma), *rest in layers])
+
+    def _for_each_layer(self, damping):
+        """A number for all layers as a list, or a list as it is."""
+        return list(np.broadcast_to(damping, len(self.factors)))
+
+    def damped(self, damping):
+        """The factored Tikhonov damping of Eq. 21, itself a KroneckerFisher.
+
+        damping: weight decay + damping, a number or one for each layer.
+        """
+        return KroneckerFisher([self._shifted(*pair, c) for pair, c in
+                                zip(self.factors, self._for_each_layer(damping), strict=True)])
+
+    def _shifted(self, Omega, Gamma, c):
+        shifts = damping_shifts(self._ops, Omega, Gamma, c)
+        return [factor + shift * np.eye(len(factor), dtype=self.dtype)
+                for factor, shift in zip((Omega, Gamma), shifts, strict=True)]
+
+    def inverse(self):
+        """The inverse, itself a KroneckerFisher; raises numpy.linalg.LinAlgError where singular."""
+        return KroneckerFisher([tuple(map(np.linalg.inv, pair)) for pair in self.factors])
+
+    def solve(self, v, damping=0.0):
+        """(K + damping*I)^-1 v, the exact Tikhonov damping; a number, or one for each layer.
+
+        Raises numpy.linalg.LinAlgError where the damped matrix is singular.
+        """
+        values = [block + c for block, c in
+                  zip(self._eigenvalues, self._for_each_layer(damping), strict=True)]
+        if not all((block > 0).all() for block in values):
+            raise np.linalg.LinAlgError("the matrix is singular: solve needs damping above zero")
+
+        def solve(V, Omega, Gamma, eigen, values):
+            (_, input_basis), (_, derivative_basis) = eigen
+            return eigen_solve(self._ops, V, input_basis, derivative_basis, 1 / values)
+        return self._by_layer(v, solve, self._eigen, values)
+
+    @cached_property
+    def _eigen(self):
+        """((values, vectors) of Omega, (values, vectors) of Gamma) of every layer."""
+        return [tuple(map(np.linalg.eigh, pair)) for pair in self.factors]
+
+    @cached_property
+    def _eigenvalues(self):
+        """Every layer's eigenvalues (I, P)."""
+        return [product_eigenvalues(d_G, d_O) for (d_O, _), (d_G, _) in self._eigen]
+
+    def eigenvalues(self):
+        """All n, from the smallest on: the products of one of Gamma's and one of Omega's."""
+        return np.sort(np.concatenate([block.ravel() for block in self._eigenvalues]))
+
+    def trace(self):
+        """Sum over layers of tr(Omega) tr(Gamma)."""
+        return float(sum(np.trace(Omega) * np.trace(Gamma) for Omega, Gamma in self.factors))
+
+    def log_determinant(self, damping=0.0):
+        """log det(K + damping*I), a number or one for each layer; -inf where singular.
+
+        Undamped it is the sum over layers of I log det(Omega) + P log det(Gamma).
+        """
+        with np.errstate(divide="ignore"):
+            return float(sum(np.log(block + c).sum() for block, c in zip(
+                self._eigenvalues, self._for_each_layer(damping), strict=True)))
+
+    def frobenius_norm(self):
+        """The root of the sum over layers of |Omega|^2 |Gamma|^2."""
+        squares = [np.square(Omega).sum() * np.square(Gamma).sum() for Omega, Gamma in self.factors]
+        return float(np.sqrt(sum(squares)))

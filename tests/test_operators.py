@@ -1,0 +1,274 @@
+"""The Fisher matrix and its Kronecker form as operators, against the matrices they stand for."""
+
+import numpy as np
+import pytest
+from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg, eigsh
+
+from checks import assert_close
+from kfcnet.curvature import FisherOperator, KroneckerFisher, derivative_factor, input_factor
+from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
+from kfcnet.ops.cpu import CpuOps
+from networks import EVERY_LAYER, INPUT_SHAPE, network
+
+SMALL = [dict(layer="conv", filters=2, kernel=2, std=0.5), dict(layer="relu"),
+         dict(layer="dense", units=3, std=0.5)]
+SMALL_SHAPE = (3, 4, 2)
+
+
+def spd(rng, n, rank=None):
+    root = rng.standard_normal((n, rank or n + 2))
+    return root @ root.T / n
+
+
+def dense(operator):
+    return operator @ np.eye(operator.shape[1])
+
+
+def enumerated_fisher(net, loss, x):
+    """The mean over examples of the expected outer product of the gradient, class by class."""
+    fisher = np.zeros((len(net.theta),) * 2)
+    for example in range(len(x)):
+        p = loss.predictive(net.forward(x[example:example + 1]))
+        for label in range(p.shape[1]):
+            net.backward(p - np.eye(p.shape[1])[[label]])
+            net.compute_gradient()
+            fisher += p[0, label] * np.outer(net.gradient, net.gradient) / len(x)
+    return fisher
+
+
+@pytest.fixture
+def classifier(ops64, rng):
+    """A small network, its loss and five inputs."""
+    net = network(ops64, SMALL, SMALL_SHAPE)
+    return net, SoftmaxCrossEntropy(ops64, seed=2), rng.standard_normal((5, *SMALL_SHAPE))
+
+
+def test_the_fisher_operator_is_the_expected_outer_product_of_gradients(classifier):
+    net, loss, x = classifier
+    assert_close(dense(FisherOperator(net, loss, x)), enumerated_fisher(net, loss, x), 1e-11)
+
+
+def test_the_tangent_is_the_product_with_the_explicit_jacobian(ops64, rng):
+    """Jv against central differences of the logits in every parameter."""
+    net = network(ops64, SMALL, SMALL_SHAPE)
+    x, v, step = rng.standard_normal((3, *SMALL_SHAPE)), rng.standard_normal(len(net.theta)), 1e-6
+    columns = []
+    for unit in np.eye(len(net.theta)):
+        with net.using(net.theta + step * unit):
+            above = net.forward(x)
+        with net.using(net.theta - step * unit):
+            columns.append((above - net.forward(x)).ravel() / (2 * step))
+    net.forward(x)
+    assert_close(net.tangent(v, 3).ravel(), np.stack(columns, axis=1) @ v, 1e-7)
+
+
+def test_with_gaussian_outputs_it_is_the_gauss_newton_matrix(ops64, rng):
+    net, x = network(ops64, SMALL, SMALL_SHAPE), rng.standard_normal((4, *SMALL_SHAPE))
+    net.forward(x)
+    J = np.stack([net.tangent(unit, 4).ravel() for unit in np.eye(len(net.theta))], axis=1)
+    assert_close(dense(FisherOperator(net, SquaredError(ops64), x)), J.T @ J / 4, 1e-11)
+
+
+def test_the_fisher_operator_is_symmetric_and_positive_semi_definite(ops64, rng):
+    """On every kind of layer, with the masks of a training step."""
+    net = network(ops64)
+    x = rng.standard_normal((3, *INPUT_SHAPE))
+    F = dense(FisherOperator(net, SoftmaxCrossEntropy(ops64), x, step=7))
+    assert np.abs(F).max() > 0
+    assert_close(F, F.T, 1e-11)
+    assert np.linalg.eigvalsh(F).min() > -1e-12 * np.abs(F).max()
+
+
+def test_weight_decay_and_damping_stand_on_the_diagonal(classifier, rng):
+    net, loss, x = classifier
+    decay = rng.random(len(net.theta))
+    F = dense(FisherOperator(net, loss, x))
+    damped = dense(FisherOperator(net, loss, x, weight_decay=decay, damping=0.3))
+    assert_close(damped, F + np.diag(decay + 0.3), 1e-12)
+    uniform = dense(FisherOperator(net, loss, x, weight_decay=0.2))
+    assert_close(uniform, F + 0.2 * np.eye(len(F)), 1e-12)
+
+
+def test_the_quadratic_form_is_that_of_the_clip(classifier, rng):
+    net, loss, x = classifier
+    v = rng.standard_normal(len(net.theta))
+    product = v @ (FisherOperator(net, loss, x) @ v)
+    net.forward(x)
+    r = net.tangent(v, len(x))
+    assert_close([product], loss.fisher_quadratic(loss.predictive(net.forward(x)), r, 1 / len(x)))
+
+
+def test_the_operator_keeps_its_parameters_and_batch_whatever_the_network_does(classifier, rng):
+    net, loss, x = classifier
+    operator, v = FisherOperator(net, loss, x), rng.standard_normal(len(net.theta))
+    expected = operator @ v
+    net.theta += 1.0
+    net.forward(2 * x)
+    net.gradient[...] = 5.0
+    assert_close(operator @ v, expected, 1e-13)
+    assert (net.gradient == 5.0).all()
+    assert np.shares_memory(net.weighted[0].weight, net.theta)
+    net.first_nonfinite(3 * x)
+    assert_close(operator @ v, expected, 1e-13)
+
+
+def test_dropout_is_the_mask_of_the_step_that_was_asked_for(ops64, rng):
+    net, loss = network(ops64), SoftmaxCrossEntropy(ops64)
+    x, v = rng.standard_normal((3, *INPUT_SHAPE)), rng.standard_normal(len(net.theta))
+    z = net.forward(x, training=True, step=4)
+    net.backward(loss.fisher_product(loss.predictive(z), net.tangent(v, 3)))
+    net.compute_gradient()
+    assert_close(FisherOperator(net, loss, x, step=4) @ v, net.gradient, 1e-12)
+    assert np.abs(FisherOperator(net, loss, x) @ v - net.gradient).max() > 1e-3
+
+
+def test_the_fisher_operator_is_the_same_on_every_device(ops, rng):
+    specification = EVERY_LAYER[1:]
+    x = rng.standard_normal((3, *INPUT_SHAPE)).astype(ops.dtype)
+    net = network(ops, specification)
+    v = rng.standard_normal(len(net.theta))
+    operator = FisherOperator(net, SoftmaxCrossEntropy(ops), ops.asarray(x), damping=0.1)
+    assert operator.dtype == ops.dtype and isinstance(operator, LinearOperator)
+    exact = CpuOps("float64", shards=1, native="off")
+    reference = FisherOperator(network(exact, specification), SoftmaxCrossEntropy(exact),
+                               x.astype(float), damping=0.1)
+    assert_close(operator @ v, reference @ v, 1e-9 if ops.dtype == np.float64 else 1e-4)
+
+
+@pytest.fixture
+def factors(rng):
+    """Two layers' Omega and Gamma, the second with an Omega of deficient rank."""
+    return [(spd(rng, 4), spd(rng, 3)), (spd(rng, 5, rank=3), spd(rng, 2))]
+
+
+def dense_kronecker(factors):
+    blocks = [np.kron(Gamma, Omega) for Omega, Gamma in factors]
+    n = sum(len(block) for block in blocks)
+    out, at = np.zeros((n, n)), 0
+    for block in blocks:
+        out[at:at + len(block), at:at + len(block)] = block
+        at += len(block)
+    return out
+
+
+def test_the_kronecker_operator_is_its_dense_matrix_in_thetas_order(factors, rng):
+    K, expected = KroneckerFisher(factors), dense_kronecker(factors)
+    v = rng.standard_normal(len(expected))
+    assert K.shape == expected.shape and K.dtype == np.float64
+    assert_close(dense(K), expected, 1e-13)
+    assert_close(K.rmatvec(v), expected.T @ v, 1e-13)
+    assert_close(K.T @ v, expected.T @ v, 1e-13)
+
+
+def test_closed_forms_are_those_of_the_dense_matrix(factors):
+    K, expected = KroneckerFisher(factors), dense_kronecker(factors)
+    assert np.isclose(K.trace(), np.trace(expected), rtol=1e-13)
+    assert np.isclose(K.frobenius_norm(), np.linalg.norm(expected), rtol=1e-13)
+    assert_close(K.eigenvalues(), np.linalg.eigvalsh(expected), 1e-12)
+    damped = np.linalg.slogdet(expected + 0.1 * np.eye(len(expected)))[1]
+    assert np.isclose(K.log_determinant(damping=0.1), damped, rtol=1e-12)
+
+
+def test_the_log_determinant_without_damping(rng):
+    regular = [(spd(rng, 4), spd(rng, 3)), (spd(rng, 2), spd(rng, 2))]
+    K = KroneckerFisher(regular)
+    assert np.isclose(K.log_determinant(), np.linalg.slogdet(dense_kronecker(regular))[1])
+    assert KroneckerFisher([(np.diag([1.0, 0.0]), np.eye(2))]).log_determinant() == -np.inf
+
+
+def test_solve_is_the_dense_solve_with_exact_damping(factors, rng):
+    K, expected = KroneckerFisher(factors), dense_kronecker(factors)
+    v = rng.standard_normal(len(expected))
+    assert_close(K.solve(v, 0.1), np.linalg.solve(expected + 0.1 * np.eye(len(v)), v), 1e-11)
+    per_layer = np.repeat([0.1, 0.4], [12, 10])
+    assert_close(K.solve(v, [0.1, 0.4]), np.linalg.solve(expected + np.diag(per_layer), v), 1e-11)
+    assert_close(KroneckerFisher(factors[:1]).solve(v[:12]),
+                 np.linalg.solve(expected[:12, :12], v[:12]), 1e-9)
+
+
+def test_solve_without_damping_refuses_a_singular_matrix():
+    with pytest.raises(np.linalg.LinAlgError, match="damping"):
+        KroneckerFisher([(np.diag([1.0, 0.0]), np.eye(2))]).solve(np.ones(4))
+
+
+def test_factored_damping_and_inverse_are_those_of_equation_21(factors, rng):
+    damped = KroneckerFisher(factors).damped([0.1, 0.4])
+    expected = []
+    for (Omega, Gamma), c in zip(factors, (0.1, 0.4), strict=True):
+        pi = np.sqrt(np.trace(Omega) / len(Omega) / (np.trace(Gamma) / len(Gamma)))
+        expected.append((Omega + pi * np.sqrt(c) * np.eye(len(Omega)),
+                         Gamma + np.sqrt(c) / pi * np.eye(len(Gamma))))
+    assert_close(dense(damped), dense_kronecker(expected), 1e-12)
+    v = rng.standard_normal(len(dense_kronecker(expected)))
+    assert_close(damped.inverse() @ v, np.linalg.solve(dense_kronecker(expected), v), 1e-11)
+
+
+def test_scipys_algorithms_run_on_the_operators(factors, classifier):
+    K = KroneckerFisher(factors)
+    largest = eigsh(K, k=2, return_eigenvectors=False)
+    assert_close(np.sort(largest), K.eigenvalues()[-2:], 1e-9)
+    net, loss, x = classifier
+    damped = FisherOperator(net, loss, x, damping=0.1)
+    solution, info = cg(aslinearoperator(damped), np.ones(len(net.theta)), atol=1e-10)
+    assert info == 0
+    assert_close(damped @ solution, np.ones(len(net.theta)), 1e-4)
+
+
+def test_the_estimate_has_the_factors_of_the_batch(classifier):
+    net, loss, x = classifier
+    K = KroneckerFisher.estimate(net, loss, x, draws=3)
+    net.forward(x)
+    assert_close(K.factors[0][0], input_factor(x, 2), 1e-12)
+    assert_close(K.factors[1][0], input_factor(net.weighted[1].inputs.reshape(5, -1)), 1e-12)
+    p, Gamma = loss.predictive(net.forward(x)), 0.0
+    for draw in range(3):
+        net.backward(loss.sampled_gradient(p, draw))
+        Gamma = Gamma + derivative_factor(net.weighted[0].output_gradients) / 3
+    assert_close(K.factors[0][1], Gamma, 1e-12)
+
+
+@pytest.mark.parametrize("bad, error", [
+    ([(np.eye(3), np.ones((2, 3)))], ValueError), ([(np.eye(3, dtype=int), np.eye(2, dtype=int))],
+                                                   TypeError)])
+def test_impossible_factors_are_refused(bad, error):
+    with pytest.raises(error, match="factors"):
+        KroneckerFisher(bad)
+
+
+def test_factors_agree_with_those_of_curvlinops(ops64, rng):
+    """Trace, norm and product with a vector, the Fisher's expectation being taken over all classes."""
+    reason = "curvlinops-for-pytorch, the reference, is not installed"
+    curvlinops = pytest.importorskip("curvlinops", reason=reason)
+    torch = pytest.importorskip("torch", reason=reason)
+    layers = [dict(layer="conv", filters=3, kernel=3, padding=1, std=0.5), dict(layer="relu"),
+              dict(layer="dense", units=4, std=0.5)]
+    net, x = network(ops64, layers, (4, 3, 2)), rng.standard_normal((6, 4, 3, 2))
+    p = SoftmaxCrossEntropy(ops64).predictive(net.forward(x))
+    Gammas = [0.0, 0.0]
+    for label in range(4):
+        net.backward(np.sqrt(p[:, [label]]) * (p - np.eye(4)[label]))
+        Gammas = [Gamma + derivative_factor(layer.output_gradients)
+                  for Gamma, layer in zip(Gammas, net.weighted, strict=True)]
+    ours = KroneckerFisher([(input_factor(x, 3, 1, 1), Gammas[0]),
+                            (input_factor(net.weighted[1].inputs.reshape(6, -1)), Gammas[1])])
+
+    def to_torch(flat):
+        """weight, bias of both layers as PyTorch has them: (I, J, K, K), and (I, C*H*W)."""
+        (conv, dense) = net.views(flat)
+        conv_weight = conv[:, 1:].reshape(3, 3, 3, 2).transpose(0, 3, 1, 2)
+        dense_weight = dense[:, 1:].reshape(4, 4, 3, 3).transpose(0, 3, 1, 2).reshape(4, -1)
+        return [torch.tensor(a.copy()) for a in (conv_weight, conv[:, 0], dense_weight,
+                                                 dense[:, 0])]
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3, padding=1), torch.nn.ReLU(),
+                                torch.nn.Flatten(), torch.nn.Linear(36, 4)).double()
+    for parameter, value in zip(model.parameters(), to_torch(net.theta), strict=True):
+        parameter.data[...] = value
+    data = [(torch.tensor(x.transpose(0, 3, 1, 2).copy()), torch.zeros(6, dtype=torch.long))]
+    theirs = curvlinops.KFACLinearOperator(
+        model, torch.nn.CrossEntropyLoss(), list(model.parameters()), data,
+        fisher_type="type-2", separate_weight_and_bias=False)
+    assert_close([theirs.trace, theirs.frobenius_norm], [ours.trace(), ours.frobenius_norm()], 1e-5)
+    v = rng.standard_normal(len(net.theta))
+    product = theirs @ torch.cat([part.flatten() for part in to_torch(v)])
+    assert_close(product, torch.cat([part.flatten() for part in to_torch(ours @ v)]), 1e-5)
