@@ -1,8 +1,9 @@
 """The kernels that are matrix products: products, convolutions, patches, factors.
 
 Every launch runs under several orders of the block's threads, and the results must be equal bit for
-bit. References are in float64, on small asymmetric shapes that no tile divides. The constants of a
-launch are those of a small machine: several tiles, buffers and groups even for these shapes.
+bit. References are in float64, on small asymmetric shapes that no tile divides; for tensor cores
+they take the operands rounded to TF32, so that only the rounding of sums is left. The constants of
+a launch are those of a small machine: several tiles, buffers and groups even for these shapes.
 """
 
 from math import prod
@@ -17,8 +18,6 @@ from kfcnet.ops.shapes import output_size
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
 
-TF32 = 2e-3  # two operands rounded to 11 bits, sums of a few hundred terms
-FP32 = 2e-5
 
 
 def empty(*shape):
@@ -28,6 +27,18 @@ def empty(*shape):
 
 def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def operand(rung, array):
+    """What a rung multiplies: float64, for tensor cores of the nearest TF32 (10-bit mantissa)."""
+    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    nearest = ((bits + 0x1000) & 0xFFFFE000).view(np.float32)
+    return (nearest if rung == "tf32" else array).astype(np.float64)
+
+
+def weights(rung, weight):
+    """Wbar as a rung uses it: the biases are added, never multiplied."""
+    return np.hstack([weight[:, :1], operand(rung, weight[:, 1:])])
 
 
 def ceil(count, size):
@@ -80,34 +91,27 @@ def matmul(rung, a, b, size, scale=1.0, transpose_a=0, transpose_b=0, a_shift=0,
 def test_matmul_multiplies_any_shape_and_transposes(rng, rung, transpose_a, transpose_b):
     for size in [(37, 45, 29), (1, 3, 5), (16, 32, 16)]:
         a, b = normal(rng, size[0], size[2]), normal(rng, size[2], size[1])
-        expected = -0.5 * a.astype(np.float64) @ b
+        expected = -0.5 * operand(rung, a) @ operand(rung, b)
         stored = [np.ascontiguousarray(m.T) if transposed else m
                   for m, transposed in ((a, transpose_a), (b, transpose_b))]
         c = matmul(rung, *stored, size, -0.5, transpose_a, transpose_b)
-        assert_close(c, expected, TF32 if rung == "tf32" else FP32)
+        assert_close(c, expected)
 
 
 @pytest.mark.parametrize("rung", MATMULS)
 def test_matmul_does_the_dense_layer_with_its_homogeneous_column(rng, rung):
     x, weight, dy = normal(rng, 11, 21), normal(rng, 10, 22), normal(rng, 11, 10)
-    homogeneous = np.hstack([np.ones((11, 1)), x])
-    tolerance = TF32 if rung == "tf32" else FP32
     y = matmul(rung, x, weight, (11, 10, 22), transpose_b=1, a_shift=-1)
-    assert_close(y, homogeneous @ weight.T, tolerance)
     without_bias = matmul(rung, x, weight, (11, 10, 21), transpose_b=1, b_shift=1)
-    assert_close(without_bias, x.astype(np.float64) @ weight[:, 1:].T, tolerance)
     dx = matmul(rung, dy, weight, (11, 21, 10), b_shift=1)
-    assert_close(dx, dy.astype(np.float64) @ weight[:, 1:], tolerance)
     gradient = matmul(rung, dy, x, (10, 22, 11), 0.25, transpose_a=1, b_shift=-1)
-    assert_close(gradient, 0.25 * dy.T @ homogeneous, tolerance)
 
-
-def test_tf32_products_are_rounded_once_an_operand(rng):
-    size = (16, 16, 64)
-    a, b = normal(rng, 16, 64), normal(rng, 64, 16)
-    error = np.abs(matmul("tf32", a, b, size) - a.astype(np.float64) @ b)
-    bound = 2 * 2.0**-11 * (np.abs(a) @ np.abs(b))
-    assert (error < 1.01 * bound).all() and error.max() > 1e-5
+    x, weight, dy = (operand(rung, array) for array in (x, weight, dy))
+    homogeneous = np.hstack([np.ones((11, 1)), x])
+    assert_close(y, homogeneous @ weight.T)
+    assert_close(without_bias, x @ weight[:, 1:].T)
+    assert_close(dx, dy @ weight[:, 1:])
+    assert_close(gradient, 0.25 * dy.T @ homogeneous)
 
 
 # Convolutions
@@ -209,8 +213,8 @@ def test_conv_forward_matches_the_reference_at_every_rung(reference, rng, shape,
     x, weight, dy, macros = conv_arrays(rng, shape)
     relu = shape[0] % 2  # of the five shapes some with, some without
     y = conv_forward(rung, x, weight, dy, macros | dict(BIAS=1, RELU=relu))
-    expected = reference.conv_forward(*map(np.float64, (x, weight)), *shape[5:])
-    assert_close(y, np.maximum(expected, 0) if relu else expected, TF32 if rung == "tf32" else FP32)
+    expected = reference.conv_forward(operand(rung, x), weights(rung, weight), *shape[5:])
+    assert_close(y, np.maximum(expected, 0) if relu else expected)
 
 
 @pytest.mark.parametrize("rung", ["naive", "tiled", "register", "tf32"])
@@ -218,8 +222,8 @@ def test_conv_forward_leaves_out_the_bias_for_the_tangent(reference, rng, rung):
     x, weight, dy, macros = conv_arrays(rng, CONVS[0])
     y = conv_forward(rung, x, weight, dy, macros | dict(BIAS=0, RELU=0))
     weight[:, 0] = 0
-    expected = reference.conv_forward(*map(np.float64, (x, weight)), *CONVS[0][5:])
-    assert_close(y, expected, TF32 if rung == "tf32" else FP32)
+    expected = reference.conv_forward(operand(rung, x), weights(rung, weight), *CONVS[0][5:])
+    assert_close(y, expected)
 
 
 @pytest.mark.parametrize("rung", ["naive", "register", "tf32"])
@@ -233,8 +237,9 @@ def test_conv_backward_data_matches_the_reference(reference, rng, shape, rung):
     else:
         macros = transposed(macros) | dict(BIAS=0, RELU=0)
         dx = packed_conv(rung, dy, weight, macros, flipped=True)
-    expected = reference.conv_backward_data(*map(np.float64, (dy, weight)), x.shape, *shape[5:])
-    assert_close(dx, expected, TF32 if rung == "tf32" else FP32)
+    expected = reference.conv_backward_data(operand(rung, dy), weights(rung, weight), x.shape,
+                                            *shape[5:])
+    assert_close(dx, expected)
 
 
 WEIGHTS = {
@@ -282,8 +287,8 @@ def test_conv_backward_weights_matches_the_reference(reference, rng, shape, rung
                              (ceil(weight.size, 32),), (32, 8),
                              [partials, gradient, slices, weight.size, 0.25], {})
     expected = np.empty(weight.shape)
-    reference.conv_backward_weights(*map(np.float64, (x, dy)), *shape[5:], 0.25, expected)
-    assert_close(gradient, expected, TF32 if rung == "tf32" else FP32)
+    reference.conv_backward_weights(operand(rung, x), operand(rung, dy), *shape[5:], 0.25, expected)
+    assert_close(gradient, expected)
 
 
 # Kronecker factors
