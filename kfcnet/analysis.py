@@ -41,7 +41,7 @@ def correlations(network, loss, inputs, radius, step=0):
     network.backward(loss.sampled_gradient(predictive, step), per_example=True)
     result = {}
     for layer in network.weighted:
-        if layer.output_shape[:-1]:  # a dense layer has no locations
+        if layer.output_shape[:-1] and not layer.is_per_map:  # a dense layer has no locations
             ds, a = to_numpy(layer.output_gradients), to_numpy(layer.inputs)
             centred = a - a.mean(axis=(0, 1, 2), dtype=np.float64)
             result[layer.name] = Correlations(
@@ -101,9 +101,9 @@ def fisher_blocks(network, loss, inputs, name):
 
     Raises ValueError where there is no such layer.
     """
-    layers = {layer.name: layer for layer in network.weighted}
+    layers = {layer.name: layer for layer in network.weighted if not layer.is_per_map}
     if name not in layers:
-        raise ValueError(f"no weighted layer is named {name!r}; there are {', '.join(layers)}")
+        raise ValueError(f"no layer with factors is named {name!r}; there are {', '.join(layers)}")
     moments = _Moments(network, loss, inputs, layers[name])
     return {"exact": moments.exact(), "without iad": moments.without_independence(),
             "without sh": moments.without_homogeneity(),

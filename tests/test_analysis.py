@@ -68,6 +68,19 @@ def test_correlation_of_maps_matches_loops(rng):
     assert_close(map_correlation(maps), expected)
 
 
+def test_layers_without_kronecker_factors_are_left_out(ops64, rng):
+    layers = [CONV, dict(layer="batch_norm", name="norm1", affine=True), DENSE]
+    net, loss = network(ops64, layers, SHAPE), SoftmaxCrossEntropy(ops64)
+    x = rng.standard_normal((6, *SHAPE))
+    net.measure_statistics(x)
+    assert list(correlations(net, loss, x, radius=1)) == ["conv1"]
+    result = distances(fisher_blocks(net, loss, x, "conv1"))
+    assert np.isfinite(list(result.values())).all()
+    scale = next(layer.name for layer in net.weighted if layer.is_per_map)
+    with pytest.raises(ValueError, match=f"'{scale}'; there are conv1, dense1"):
+        fisher_blocks(net, loss, x, scale)
+
+
 def test_correlations_are_those_of_sampled_derivatives_and_centred_activations(ops64, rng):
     net, loss = network(ops64), SoftmaxCrossEntropy(ops64, seed=4)
     x = rng.standard_normal((12, *INPUT_SHAPE))
