@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
-from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.damping import damping_shifts
 from kfcnet.curvature.eigenbasis import eigen_solve, product_eigenvalues
+from kfcnet.curvature.structures import build_block
 from kfcnet.ops.cpu import CpuOps
 
 
@@ -93,7 +93,7 @@ class KroneckerFisher(LinearOperator):
     @classmethod
     def estimate(cls, network, loss, inputs, draws=1):
         """From a mini-batch (M, H, W, C), the mean over `draws` sampled targets of each example."""
-        blocks = [KroneckerBlock(layer, network.ops) for layer in network.weighted]
+        blocks = [build_block("kfc", layer, network.ops) for layer in network.weighted]
         predictive = loss.predictive(network.forward(inputs))
         for draw in range(draws):
             network.backward(loss.sampled_gradient(predictive, draw), per_example=True)

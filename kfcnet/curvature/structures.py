@@ -8,6 +8,8 @@ comparison shows what an assumption loses; none is written to be cheaper than KF
 import numpy as np
 
 from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.curvature.eigenbasis import EigenbasisBlock, product_eigenvalues, rotate
+from kfcnet.curvature.per_map import ScaleShiftBlock
 
 
 class DiagonalBlock(KroneckerBlock):
@@ -63,7 +65,7 @@ class WhiteBlock(KroneckerBlock):
         return Omega, _identity(ops, len(Gamma)) * (ops.trace(Gamma) / len(Gamma))
 
 
-class EigenvalueCorrectedBlock(KroneckerBlock):
+class EigenvalueCorrectedBlock(EigenbasisBlock):
     """KFC's eigenvectors, eigenvalues of their own: EKFAC (George et al. 2018), not the paper's.
 
     With Omega = Q_O diag(d_O) Q_O^T and Gamma = Q_G diag(d_G) Q_G^T, KFC's eigenvalues are
@@ -80,13 +82,11 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
     """
 
     FACTORS = "Omega", "Gamma", "input_basis", "derivative_basis", "moments"
-    INVERSES = "input_basis", "derivative_basis", "moments", "moments_inv"
+    INVERSES = "input_basis", "derivative_basis", "inverse_values", "moments"
 
     def __init__(self, layer, ops, weight_decay=0.0):
         super().__init__(layer, ops, weight_decay)
-        I, P = layer.weight_shape
-        self.input_basis, self.derivative_basis = ops.zeros((P, P)), ops.zeros((I, I))
-        self.moments, self.moments_inv = ops.zeros((I, P)), ops.zeros((I, P))
+        self.moments = ops.zeros(layer.weight_shape)
         self.passes = 0  # sampled passes that the moments have seen
 
     def update_factors(self, decay):
@@ -107,49 +107,25 @@ class EigenvalueCorrectedBlock(KroneckerBlock):
         for m in range(M):
             ops.conv_backward_weights(layer.inputs[m:m + 1], layer.output_gradients[m:m + 1],
                                       *layer.window, scale=M**-0.5, out=gradient)
-            rotated = self._rotate(ops, gradient, self.input_basis, self.derivative_basis)
+            rotated = rotate(ops, gradient, self.input_basis, self.derivative_basis)
             ops.multiply_add(rotated, rotated, squares)
         return squares
-
-    @staticmethod
-    def _rotate(ops, matrix, input_basis, derivative_basis):
-        """Q_G^T matrix Q_O, the coordinates of a matrix (I, P) in the basis."""
-        return ops.matmul(ops.matmul(derivative_basis, matrix, transpose_a=True), input_basis)
 
     def invert(self, ops, c, Omega, Gamma, input_basis, derivative_basis, moments):
         input_values, new_input_basis = ops.eigh(Omega)
         derivative_values, new_derivative_basis = ops.eigh(Gamma)
         if self.passes:
-            moments = self._rotated_moments(ops, moments, (input_basis, new_input_basis),
+            moments = _moments_in_new_basis(ops, moments, (input_basis, new_input_basis),
                                             (derivative_basis, new_derivative_basis))
         else:
-            moments = _positive(derivative_values)[:, None] * _positive(input_values)
+            moments = product_eigenvalues(derivative_values, input_values)
         damped = moments + c
         if not (damped > np.finfo(ops.dtype).tiny).all():
-            raise np.linalg.LinAlgError("an eigenvalue is zero after damping")
-        return new_input_basis, new_derivative_basis, moments, 1 / damped
+            raise np.linalg.LinAlgError("an eigenvalue is zero, and weight decay + damping too")
+        return new_input_basis, new_derivative_basis, 1 / damped, moments
 
-    @staticmethod
-    def _rotated_moments(ops, moments, input_bases, derivative_bases):
-        """The diagonal, in the new basis, of the block that is diagonal in the old one.
-
-        sum over (i, p) of (q'_G . q_G,i)^2 moments[i, p] (q'_O . q_O,p)^2: squares of cosines, so
-        that the trace stays and nothing becomes negative.
-        """
-        squared_cosines = []
-        for old, new in (derivative_bases, input_bases):
-            cosines = ops.matmul(new, old, transpose_a=True)
-            squared_cosines.append(_masked(ops, cosines, cosines))
-        outputs, inputs = squared_cosines
-        return ops.matmul(ops.matmul(outputs, moments), inputs, transpose_b=True)
-
-    def precondition(self, gradient, out=None):
-        """Q_G ((Q_G^T gradient Q_O) / (moments + c)) Q_O^T."""
-        ops = self.ops
-        rotated = self._rotate(ops, gradient, self.input_basis, self.derivative_basis)
-        scaled = _masked(ops, self.moments_inv, rotated)
-        return ops.matmul(ops.matmul(self.derivative_basis, scaled), self.input_basis,
-                          transpose_b=True, out=out)
+    def _diagnosis(self, c):
+        return ""  # c is not shared between factors, so that no eigenvalue of theirs is to blame
 
     def matrix(self):
         basis = np.kron(self.ops.to_numpy(self.derivative_basis),
@@ -169,11 +145,15 @@ STRUCTURES = {"kfc": KroneckerBlock, "diagonal": DiagonalBlock, "sua": SuaBlock,
 
 
 def build_block(structure, layer, ops, weight_decay=0.0):
-    """The block of a weighted layer; raises ValueError for an unknown structure."""
+    """The block of a weighted layer, which is exact for a learned scale and shift.
+
+    Raises ValueError for an unknown structure.
+    """
     if structure not in STRUCTURES:
         raise ValueError(f"optimizer.structure: {structure!r} is not one of "
                          f"{', '.join(STRUCTURES)}")
-    return STRUCTURES[structure](layer, ops, weight_decay)
+    block = ScaleShiftBlock if layer.is_per_map else STRUCTURES[structure]
+    return block(layer, ops, weight_decay)
 
 
 def location_counts(ops, layer):
@@ -204,6 +184,15 @@ def _diagonal(ops, matrix):
     return _masked(ops, _identity(ops, len(matrix)), matrix)
 
 
-def _positive(values):
-    """Eigenvalues without what rounding made negative."""
-    return values * (values > 0)
+def _moments_in_new_basis(ops, moments, input_bases, derivative_bases):
+    """The diagonal, in the new basis, of the block that is diagonal in the old one; (old, new).
+
+    sum over (i, p) of (q'_G . q_G,i)^2 moments[i, p] (q'_O . q_O,p)^2: squares of cosines, so that
+    the trace stays and nothing becomes negative.
+    """
+    squares = []
+    for old, new in (derivative_bases, input_bases):
+        cosines = ops.matmul(new, old, transpose_a=True)
+        squares.append(_masked(ops, cosines, cosines))
+    outputs, inputs = squares
+    return ops.matmul(ops.matmul(outputs, moments), inputs, transpose_b=True)

@@ -2,8 +2,7 @@
 
 import math
 
-from kfcnet.curvature.block import KroneckerBlock
-from kfcnet.curvature.per_map import ScaleShiftBlock
+from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import Optimizer
 
 
@@ -17,8 +16,7 @@ class KroneckerOptimizer(Optimizer):
 
     def __init__(self, network, loss, config, seed=0):
         super().__init__(network, loss, config, seed)
-        self.blocks = [ScaleShiftBlock(layer, self.ops, weight_decay) if layer.is_per_map
-                       else self._block(layer, weight_decay) for layer, weight_decay
+        self.blocks = [self._block(layer, weight_decay) for layer, weight_decay
                        in zip(network.weighted, self.weight_decays, strict=True)]
         self.direction = self.ops.zeros(network.theta.shape)
         self.factor_damping = config.damping
@@ -26,7 +24,7 @@ class KroneckerOptimizer(Optimizer):
         self.needs_preparation = True
 
     def _block(self, layer, weight_decay):
-        return KroneckerBlock(layer, self.ops, weight_decay)
+        return build_block("kfc", layer, self.ops, weight_decay)
 
     def prepare(self, batches):
         """Factors and inverses at the initial parameters: the mean over all of the batches."""
