@@ -108,6 +108,16 @@ def test_an_indefinite_factor_is_reported_with_its_eigenvalue_and_the_damping_it
     assert np.isfinite(block.Omega_inv).all()
 
 
+def test_eigenvalues_of_zero_without_damping_are_refused_not_divided_by(ops64, rng):
+    block = fresh_block(ops64, rng, "ekfc")
+    block.weight_decay = 0.0
+    block.Omega[4], block.Omega[:, 4] = 0, 0
+    with pytest.raises(np.linalg.LinAlgError, match="conv1: an eigenvalue is zero"):
+        block.update_inverses(0.0)
+    block.update_inverses(1e-6)
+    assert np.isfinite(block.inverse_values).all()
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("spoilt", [("Omega", np.nan), ("Gamma", np.inf), ("Omega", -1e3)])
 def test_a_later_failure_keeps_all_of_the_last_good_inverses_and_warns(
@@ -119,7 +129,7 @@ def test_a_later_failure_keeps_all_of_the_last_good_inverses_and_warns(
     getattr(block, name)[0, 0] = value
     if structure == "ekfc" and np.isfinite(value):
         block.update_inverses(0.1)  # its eigenvalues are moments, which are never negative
-        assert np.isfinite(block.moments_inv).all()
+        assert np.isfinite(block.inverse_values).all()
         return
     with pytest.warns(InversionWarning, match="step 7, conv1: .* last good inverses stay"):
         block.update_inverses(0.1, step=7)

@@ -125,7 +125,7 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
         return new_input_basis, new_derivative_basis, 1 / damped, moments
 
     def _diagnosis(self, c):
-        return ""  # c is not shared between factors, so that no eigenvalue of theirs is to blame
+        return ""  # it is the moments that are damped, not the factors
 
     def matrix(self):
         basis = np.kron(self.ops.to_numpy(self.derivative_basis),
