@@ -70,6 +70,14 @@ def test_preconditioning_is_the_dense_solve_of_the_damped_block(ops64, rng, stru
     assert_close(block.precondition(gradient), expected)
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_device_preconditions_like_the_reference(ops, ops64, rng, structure):
+    gradient = rng.standard_normal((3, 9))
+    expected = filled(ops64, structure, 1).precondition(gradient)
+    got = filled(ops, structure, 1).precondition(ops.asarray(gradient))
+    assert_close(ops.to_numpy(got), expected, 1e-3 if ops.dtype == np.float32 else 1e-10)
+
+
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["conv1", "conv2", "dense1"])
 def test_diagonal_is_the_diagonal_of_kfc(ops64, index):
     kfc, diagonal = (filled(ops64, name, index).matrix() for name in ("kfc", "diagonal"))
