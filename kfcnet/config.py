@@ -395,6 +395,12 @@ class EvaluationConfig(_Model):
         return self
 
 
+class DiagnosticsConfig(_Model):
+    """Look into the curvature after every so many updates (kfcnet/diagnostics.py)."""
+
+    every: PositiveInt
+
+
 class OpsConfig(_Model):
     """CPU only: use of the compiled helper, and into how many parts a batch is cut."""
 
@@ -410,6 +416,7 @@ class Config(_Model):
     loss: Literal["softmax_cross_entropy"] = "softmax_cross_entropy"
     optimizer: OptimizerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
+    diagnostics: DiagnosticsConfig | None = None
     checkpoint_minutes: PositiveFloat = 5.0
     epochs: PositiveFloat
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -448,6 +455,13 @@ class Config(_Model):
                         f"optimizer.{key}.{name}: the network has no such layer"
                         + _suggestion(name, names)
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _diagnostics_have_curvature(self):
+        if self.diagnostics and not isinstance(self.optimizer, _StatisticsConfig):
+            raise ValueError(f"diagnostics: {self.optimizer.name} has no Kronecker factors to "
+                             "look at; leave diagnostics out, or take kfc_pre or kfac")
         return self
 
 
@@ -563,6 +577,7 @@ def _apply_override(document: dict, override: str) -> None:
 # A pydantic error's location names sections and, after each choice, the model chosen.
 _MODELS = {
     "data": DataConfig, "evaluation": EvaluationConfig, "ops": OpsConfig,
+    "diagnostics": DiagnosticsConfig,
     "sgd": SgdConfig, "kfc_pre": KfcPreConfig, "kfac": KfacConfig,
     "hessian_free": HessianFreeConfig,
     "adagrad": AdagradConfig, "rmsprop": RmspropConfig, "adam": AdamConfig,

@@ -47,17 +47,17 @@ class Crossing(NamedTuple):
     seconds: float
 
 
-def create_metrics(path):
-    """Start an empty `metrics.csv`: the header alone."""
-    write_text(path, ",".join(COLUMNS) + "\n")
+def create_metrics(path, columns=COLUMNS):
+    """Start an empty `metrics.csv`, or a table of other columns like it: the header alone."""
+    write_text(path, ",".join(columns) + "\n")
 
 
-def append_metrics(path, row):
+def append_metrics(path, row, columns=COLUMNS):
     """Add one row {column: number} and bring it to the disk; floats keep all their digits.
 
     Raises WriteError where it cannot be written; the file then is as it was before.
     """
-    line = ",".join(_text(name, row[name]) for name in COLUMNS) + "\n"
+    line = ",".join(_text(name, row[name]) for name in columns) + "\n"
     try:
         with open(path, "ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
@@ -71,13 +71,15 @@ def append_metrics(path, row):
         raise _cannot_write(path, error) from error
 
 
-def read_metrics(path):
+def read_metrics(path, columns=COLUMNS):
     """{column: array (rows,)} of a `metrics.csv`: int64 for counts, float64 for all else.
+
+    `columns` must be among its columns, `iteration` one of them.
 
     Raises RecordError, with file and line, for anything but complete rows of numbers in the order
     of their iterations.
     """
-    header, rows = _parse(path)
+    header, rows = _parse(path, columns)
     types = {name: np.int64 if name in COUNTS else np.float64 for name in header}
     return {name: np.array([row[i] for row in rows], types[name])
             for i, name in enumerate(header)}
@@ -89,9 +91,9 @@ def last_iteration(path):
     return rows[-1][header.index("iteration")] if rows else -1
 
 
-def truncate_metrics(path, iteration):
+def truncate_metrics(path, iteration, columns=COLUMNS):
     """Drop the rows after `iteration`, and a last line that a kill cut short."""
-    header, rows = _parse(path, cut_short=True)
+    header, rows = _parse(path, columns, cut_short=True)
     kept = [row for row in rows if row[header.index("iteration")] <= iteration]
     lines = [header] + [[_text(*pair) for pair in zip(header, row, strict=True)] for row in kept]
     write_text(path, "".join(",".join(line) + "\n" for line in lines))
@@ -189,7 +191,7 @@ def _base_name(text):
     return path.name if path.root or path.drive or ".." in path.parts else text
 
 
-def _parse(path, cut_short=False):
+def _parse(path, columns=COLUMNS, cut_short=False):
     """Header and rows (lists of numbers) of a metrics file, checked."""
     try:
         text = Path(path).read_text()
@@ -201,7 +203,7 @@ def _parse(path, cut_short=False):
         raise _unreadable(path, text.count("\n") + 1, "the line is cut short")
     lines = list(csv.reader(io.StringIO(text)))
     header = lines[0] if lines else []
-    missing = [name for name in COLUMNS if name not in header]
+    missing = [name for name in columns if name not in header]
     if missing:
         raise _unreadable(path, 1, f"the header has no column {missing[0]!r}")
     rows = []

@@ -17,7 +17,8 @@ from kfcnet.records import (
     write_text,
 )
 
-FILES = (CHECKPOINT, "curves.png", "metrics.csv", "run.json", "config.yaml")
+FILES = (CHECKPOINT, "curves.png", "diagnostics.png", "metrics.csv", "diagnostics.csv",
+         "run.json", "config.yaml")
 """In the order in which they are removed: without its checkpoint a folder holds no run."""
 
 FREE_KEYS = ("epochs", "data.path")
@@ -102,6 +103,8 @@ class RunFolder:
     def go_on(self, config, record, iteration):
         """Go on from `iteration`: later rows are dropped, and what is different now is recorded."""
         truncate_metrics(self.metrics, iteration)
+        if self.diagnostics.exists():
+            truncate_metrics(self.diagnostics, iteration, columns=("iteration",))
         self.write_config(config)
         kept = self.record()
         now = {key: record[key] for key in ("command", "commit", "device", "versions")}
@@ -124,6 +127,12 @@ class RunFolder:
     def append(self, row):
         append_metrics(self.metrics, row)
 
+    def append_diagnostics(self, row):
+        """Add a row to `diagnostics.csv`; the first one makes the file, its keys the columns."""
+        if not self.diagnostics.exists():
+            create_metrics(self.diagnostics, columns=row)
+        append_metrics(self.diagnostics, row, columns=row)
+
     def last_row(self):
         """Iteration of the latest row of metrics; -1 where there is none."""
         return last_iteration(self.metrics)
@@ -135,6 +144,10 @@ class RunFolder:
     @property
     def metrics(self):
         return self.path / "metrics.csv"
+
+    @property
+    def diagnostics(self):
+        return self.path / "diagnostics.csv"
 
 
 def portable_config(config):

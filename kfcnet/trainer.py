@@ -12,7 +12,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from kfcnet import data, plots
+from kfcnet import data, diagnostic_plots, diagnostics, plots
 from kfcnet.checkpoint import load_checkpoint, save_checkpoint
 from kfcnet.config import ConfigError
 from kfcnet.evaluation import Examples, batch_statistics, evaluate
@@ -69,6 +69,8 @@ def train(config, out, resume=False, overwrite=False, download=True):
         if state is None or not _is_finished(config, state, folder):
             Trainer(config, folder, data.load(config.data, download=download)).run(state)
         plots.plot_runs([folder.path], folder.path / "curves.png")
+        if folder.diagnostics.exists():
+            diagnostic_plots.plot_diagnostics(folder.path, folder.path / "diagnostics.png")
 
 
 def _is_finished(config, state, folder):
@@ -179,12 +181,19 @@ class Trainer:
 
     def _step(self):
         """One update; its results are read now or together with those of later ones."""
+        step, period = self.optimizer.steps, self.config.diagnostics
         if not self.readings.count:
-            self.kept = self.optimizer.steps, self.ops.copy(self.network.theta)
+            self.kept = step, self.ops.copy(self.network.theta)
+        is_examined = period is not None and (step + 1) % period.every == 0
+        before = self.ops.copy(self.network.theta) if is_examined else None
+        batch = self._batch(step)
         with self._inverting():
-            self.readings.add(self.optimizer.step(self._batch(self.optimizer.steps)))
-        if self.readings.full:
+            self.readings.add(self.optimizer.step(batch))
+        if self.readings.full or is_examined:
             self._read()
+        if is_examined:
+            with self.clock.stopped():
+                self.folder.append_diagnostics(diagnostics.measure(self.optimizer, before, batch))
 
     @contextlib.contextmanager
     def _inverting(self):
@@ -371,6 +380,15 @@ class Stopwatch:
 
     def __exit__(self, *_):
         self.seconds += time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """Within a `with` block of the watch: leave a part of it out."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
 
     @contextlib.contextmanager
     def phase(self, name):

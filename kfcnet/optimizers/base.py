@@ -49,6 +49,7 @@ class Optimizer:
         self.steps = 0
         self.examples = 0
         self.learning_rate = self._scheduled_rate()  # of the next update
+        self.latest_rate = None  # of the update before
         self.phase = lambda name: contextlib.nullcontext()
 
     needs_preparation = False
@@ -110,7 +111,7 @@ class Optimizer:
                 self.ops.max_norm(weight, average, limit, averaging_decay)
         self.steps += 1
         self.examples += examples
-        self.learning_rate = self._scheduled_rate()
+        self.latest_rate, self.learning_rate = self.learning_rate, self._scheduled_rate()
 
     def _scheduled_rate(self):
         return self.config.learning_rate * schedules.factor(self.config.schedule, self.examples)

@@ -1,0 +1,131 @@
+"""What the curvature is like while a network trains, and how far its model of a step holds.
+
+Measured after an update, on the mini-batch it was made from and with that update's dropout masks.
+Nothing that the run depends on is touched: a run has the same bits with and without.
+"""
+
+import math
+
+import numpy as np
+
+from kfcnet.curvature.damping import damping_shifts, trace_norm_pi
+
+SHARED = ("iteration", "examples", "nu", "cosine", "predicted_reduction", "actual_reduction")
+OF_LAYER = ("nu", "cosine", "pi", "Omega_min", "Omega_max", "Gamma_min", "Gamma_max")
+"""A row's columns, the latter for each weighted layer as `<layer>_nu` and so on.
+
+`nu` is v^T F v + weight decay * |v|^2 of the step v = -learning_rate * natural gradient, before
+clip and momentum, F the exact Fisher matrix on the part of the mini-batch that the clip looks at;
+that of a layer takes v as zero elsewhere. `cosine` is the cosine of the angle between the gradient
+and the natural gradient. `pi` shares the damping between the layer's factors, whose eigenvalues
+after damping lie between `min` and `max`: both as in Eq. 21, for the factors as they stand after
+the update. The reductions are those of h, mean loss and weight decay, on the mini-batch by the
+parameters' whole move: by the quadratic model of h with the exact Fisher matrix, and actually."""
+
+
+def measure(optimizer, before, batch):
+    """A row {column: number} about the update that an optimizer with Kronecker factors just made.
+
+    before: theta (n,) as the update met it; batch: its mini-batch.
+    """
+    network, ops = optimizer.network, optimizer.ops
+    with network.using(before):
+        predictive, objective, gradient = _derivatives(optimizer, before, batch)
+        row = {"iteration": optimizer.steps, "examples": optimizer.examples,
+               **_cosines(network, gradient, optimizer.direction),
+               **_clip_norms(optimizer, predictive)}
+        move = ops.copy(network.theta)
+        ops.axpy(-1.0, before, move)
+        row["predicted_reduction"] = _predicted_reduction(optimizer, predictive, gradient, move)
+    z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
+    totals = optimizer.loss.evaluate(z, batch.targets)[2]
+    row["actual_reduction"] = objective - _objective(optimizer, totals, network.theta, len(z))
+    for block in optimizer.blocks:
+        row |= {f"{block.layer.name}_{name}": value
+                for name, value in _factors(block, optimizer.factor_damping).items()}
+    of_layers = [f"{layer.name}_{name}" for layer in network.weighted for name in OF_LAYER]
+    return {name: row[name] for name in (*SHARED, *of_layers)}
+
+
+def _derivatives(optimizer, theta, batch):
+    """(predictive distributions, h, its gradient (n,)) of the mini-batch at theta."""
+    network, M = optimizer.network, len(batch.inputs)
+    z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
+    predictive, dz, totals = optimizer.loss.evaluate(z, batch.targets)
+    gradient = network.ops.zeros(theta.shape)
+    network.backward(dz)
+    network.compute_gradient(out=gradient)
+    network.ops.multiply_add(optimizer.decay, theta, gradient)
+    return predictive, _objective(optimizer, totals, theta, M), gradient
+
+
+def _objective(optimizer, totals, theta, M):
+    """h: the mean loss and lambda/2 * |weights|^2."""
+    ops = optimizer.ops
+    penalty = _number(ops, ops.weighted_dot(optimizer.decay, theta, theta)) / 2
+    return float(ops.to_numpy(totals)[0]) / M + penalty
+
+
+def _cosines(network, gradient, direction):
+    """The cosine between gradient and natural gradient, of all parameters and layer by layer."""
+    ops = network.ops
+    pairs = {"cosine": (gradient, direction)}
+    for layer, *views in zip(network.weighted, network.views(gradient), network.views(direction),
+                             strict=True):
+        pairs[f"{layer.name}_cosine"] = [view.reshape(-1) for view in views]
+    return {name: _cosine(ops, *pair) for name, pair in pairs.items()}
+
+
+def _cosine(ops, x, y):
+    """x.y / (|x| |y|); zero where one of them vanishes."""
+    product, *squares = (_number(ops, ops.dot(a, b)) for a, b in ((x, y), (x, x), (y, y)))
+    length = math.sqrt(squares[0]) * math.sqrt(squares[1])
+    return product / length if length > 0 else 0.0
+
+
+def _clip_norms(optimizer, predictive):
+    """nu of the whole step, and of each layer's part of it; tangents add up."""
+    network, ops, rate = optimizer.network, optimizer.ops, optimizer.latest_rate
+    m = math.ceil(getattr(optimizer.config, "clip_fraction", 1.0) * len(predictive))
+    together, nus = ops.zeros(predictive[:m].shape), {}
+    for index, layer in enumerate(network.weighted):
+        part = ops.zeros(optimizer.direction.shape)
+        ops.axpy(1.0, network.views(optimizer.direction)[index], network.views(part)[index])
+        tangent = network.tangent(part, m)
+        ops.axpy(1.0, tangent, together)
+        nus[f"{layer.name}_nu"] = rate**2 * _quadratic(optimizer, predictive[:m], tangent, part)
+    whole = _quadratic(optimizer, predictive[:m], together, optimizer.direction)
+    return {"nu": rate**2 * whole, **nus}
+
+
+def _quadratic(optimizer, predictive, tangent, direction):
+    """d^T F d + sum of weight decay * d^2, F on the examples whose R(z) along d is `tangent`."""
+    ops = optimizer.ops
+    fisher = optimizer.loss.fisher_quadratic(predictive, tangent, scale=1 / len(tangent))
+    decay = ops.weighted_dot(optimizer.decay, direction, direction)
+    return _number(ops, fisher) + _number(ops, decay)
+
+
+def _predicted_reduction(optimizer, predictive, gradient, move):
+    """-(g^T d + 1/2 d^T (F + weight decay) d) for the parameters' move d, on the mini-batch."""
+    tangent = optimizer.network.tangent(move, len(predictive))
+    slope = _number(optimizer.ops, optimizer.ops.dot(gradient, move))
+    return -slope - _quadratic(optimizer, predictive, tangent, move) / 2
+
+
+def _factors(block, damping):
+    """pi, and the range of the eigenvalues of both damped factors (Eq. 21)."""
+    ops = block.ops
+    factors = block.project(ops, block.Omega, block.Gamma)
+    shifts = damping_shifts(ops, *factors, block.weight_decay + damping)
+    result = {"pi": _number(ops, trace_norm_pi(ops, *factors))}
+    for name, factor, shift in zip(("Omega", "Gamma"), factors, shifts, strict=True):
+        matrix = ops.to_numpy(factor).astype(np.float64)
+        values = np.linalg.eigvalsh(matrix) if np.isfinite(matrix).all() else [np.nan]
+        result |= {f"{name}_min": values[0] + _number(ops, shift),
+                   f"{name}_max": values[-1] + _number(ops, shift)}
+    return result
+
+
+def _number(ops, scalar):
+    return float(ops.to_numpy(scalar)[0])

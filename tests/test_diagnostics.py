@@ -1,0 +1,234 @@
+"""Diagnostics: each number against explicit matrices, and a run with the same bits as without."""
+
+import math
+import time
+
+import matplotlib
+import numpy as np
+import pytest
+from checks import assert_close
+from networks import EVERY_LAYER
+from runs import SGD, assert_same_run, small
+from test_optimizers import batches, optimizer
+
+from kfcnet import diagnostic_plots, diagnostics, plots, trainer
+from kfcnet.config import ConfigError
+from kfcnet.curvature.structures import STRUCTURES
+from kfcnet.diagnostics import OF_LAYER, SHARED, measure
+from kfcnet.records import read_metrics
+from kfcnet.trainer import Stopwatch, train
+
+ON = "diagnostics.every=2"
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Figures take longer than these runs."""
+    for owner, name in ((trainer.plots, "plot_runs"),
+                        (trainer.diagnostic_plots, "plot_diagnostics")):
+        monkeypatch.setattr(owner, name, lambda _, out: out.write_text("a figure"))
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing catches it."""
+
+
+def looked_at(ops, rng, layers=EVERY_LAYER, **changes):
+    """(optimizer after its third step, theta before that step, batch, row about it)."""
+    opt = optimizer(ops, "kfc_pre", layers, **changes)
+    first, *data = batches(ops, rng, 4)
+    opt.prepare([first])
+    for batch in data:
+        before = opt.network.theta.copy()
+        opt.step(batch)
+    return opt, before, batch, measure(opt, before, batch)
+
+
+def fisher_matrix(opt, theta, batch, m):
+    """The exact Fisher matrix (n, n) on the first m examples, column by column of the Jacobian."""
+    net = opt.network
+    with net.using(theta):
+        z = net.forward(batch.inputs, training=True, step=2)
+        p = opt.loss.evaluate(z, batch.targets)[0][:m]
+        jacobian = np.stack([net.tangent(unit, m) for unit in np.eye(len(theta))], axis=-1)
+    F_R = np.stack([np.diag(q) - np.outer(q, q) for q in p])
+    return np.einsum("mcn,mcd,mdk->nk", jacobian, F_R, jacobian) / m
+
+
+def test_a_row_has_its_columns_in_their_order(ops64, rng):
+    *_, row = looked_at(ops64, rng)
+    layers = ("conv1", "conv2", "dense1", "dense2")
+    assert tuple(row) == SHARED + tuple(f"{a}_{b}" for a in layers for b in OF_LAYER)
+    assert (row["iteration"], row["examples"]) == (3, 24)
+    assert np.isfinite(list(row.values())).all()
+
+
+def test_nu_and_the_predicted_reduction_are_those_of_the_explicit_fisher_matrix(ops64, rng):
+    opt, before, batch, row = looked_at(ops64, rng, weight_decay=0.05)
+    v = -0.1 * opt.direction
+    F = fisher_matrix(opt, before, batch, 2) + np.diag(opt.decay)  # clip_fraction 1/4 of 8
+    assert_close(row["nu"], v @ F @ v, 1e-9)
+    ends = np.cumsum([0] + [math.prod(layer.weight_shape) for layer in opt.network.weighted])
+    for layer, a, b in zip(opt.network.weighted, ends, ends[1:], strict=False):
+        assert_close(row[f"{layer.name}_nu"], v[a:b] @ F[a:b, a:b] @ v[a:b], 1e-9)
+    d = opt.network.theta - before
+    F = fisher_matrix(opt, before, batch, 8) + np.diag(opt.decay)
+    slope = opt.network.gradient @ d  # as the step left it, weight decay included
+    assert_close(row["predicted_reduction"], -slope - d @ F @ d / 2, 1e-9)
+
+
+def test_nu_is_what_the_clip_went_by(ops64, rng):
+    opt, before, batch, row = looked_at(ops64, rng, clip=1e-3, weight_decay=0.05, momentum=0.0)
+    shortened = opt.network.theta - before
+    assert_close(shortened, -0.1 * opt.direction * math.sqrt(1e-3 / row["nu"]), 1e-9)
+
+
+def test_the_actual_reduction_is_that_of_the_objective_with_the_masks_of_the_step(ops64, rng):
+    opt, before, batch, row = looked_at(ops64, rng, weight_decay=0.05)
+    values = []
+    for theta in (before, opt.network.theta):
+        with opt.network.using(theta):
+            z = opt.network.forward(batch.inputs, training=True, step=2)
+        nats = opt.loss.evaluate(z, batch.targets)[2][0]
+        values.append(nats / 8 + theta @ (opt.decay * theta) / 2)
+    assert_close(row["actual_reduction"], values[0] - values[1], 1e-9)
+
+
+def test_the_model_is_right_about_small_steps(ops64, rng):
+    *_, row = looked_at(ops64, rng, learning_rate=1e-5, weight_decay=0.05)
+    assert row["predicted_reduction"] > 0
+    assert abs(row["actual_reduction"] / row["predicted_reduction"] - 1) < 1e-3
+
+
+def test_cosines_are_those_of_gradient_and_natural_gradient(ops64, rng):
+    opt, *_, row = looked_at(ops64, rng, weight_decay=0.05)
+    pairs = zip(opt.network.weighted, opt.network.views(opt.network.gradient),
+                opt.network.views(opt.direction), strict=True)
+    for layer, g, n in pairs:
+        expected = (g * n).sum() / (np.linalg.norm(g) * np.linalg.norm(n))
+        assert_close(row[f"{layer.name}_cosine"], expected, 1e-9)
+        assert 0 < expected < 1  # the damped inverse is positive definite, and not the identity
+    assert 0 < row["cosine"] < 1
+
+
+def test_eigenvalues_are_those_of_the_factors_that_an_inversion_would_start_from(ops64, rng):
+    opt, *_, row = looked_at(ops64, rng, damping=0.02, weight_decay={"conv1": 0.03})
+    opt._update_inverses()
+    for block in opt.blocks:
+        name = block.layer.name
+        for factor, inverse in (("Omega", block.Omega_inv), ("Gamma", block.Gamma_inv)):
+            values = 1 / np.linalg.eigvalsh(inverse)
+            measured = [row[f"{name}_{factor}_{end}"] for end in ("max", "min")]
+            assert_close(measured, values[[0, -1]], 1e-7)
+        ratio = np.trace(block.Omega) / len(block.Omega) / (np.trace(block.Gamma)
+                                                            / len(block.Gamma))
+        assert_close(row[f"{name}_pi"], math.sqrt(ratio))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_structure_can_be_looked_at(ops64, rng, structure):
+    layers = [EVERY_LAYER[1], dict(layer="batch_norm", affine=True), *EVERY_LAYER[2:]]
+    *_, row = looked_at(ops64, rng, layers, structure=structure)
+    assert np.isfinite(list(row.values())).all()
+    assert row["batch_norm1_affine_Omega_max"] > 0
+
+
+def test_factors_that_are_not_finite_do_not_end_the_run(ops64, rng):
+    opt, before, batch, _ = looked_at(ops64, rng)
+    opt.blocks[0].Omega[0, 0] = np.inf
+    assert np.isnan(measure(opt, before, batch)["conv1_Omega_max"])
+
+
+def test_a_run_has_the_same_bits_with_diagnostics_and_without(tmp_path, no_figures):
+    network = ["network.1={layer: dropout, keep: 0.8}",
+               "network.2={layer: batch_norm, affine: true}"]
+    for name, settings in (("with", [*network, ON]), ("without", network)):
+        train(small(*settings), tmp_path / name)
+    assert_same_run(tmp_path / "with", tmp_path / "without")
+    table = read_metrics(tmp_path / "with" / "diagnostics.csv", columns=SHARED)
+    assert table["iteration"].tolist() == [2, 4, 6, 8, 10, 12]
+    assert np.array_equal(table["examples"], 120 * table["iteration"])
+    assert (tmp_path / "with" / "diagnostics.png").exists()
+    assert not list((tmp_path / "without").glob("diagnostics*"))
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before its row", "after its row"])
+def test_a_killed_run_goes_on_with_its_diagnostics(tmp_path, monkeypatch, no_figures, before):
+    config = small(ON, "checkpoint_minutes=1e-9")
+    train(config, tmp_path / "straight")
+    append, rows = trainer.RunFolder.append_diagnostics, []
+
+    def killing(folder, row):
+        rows.append(row)
+        if len(rows) == 3 and before:
+            raise Killed
+        append(folder, row)
+        if len(rows) == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(trainer.RunFolder, "append_diagnostics", killing)
+        train(config, tmp_path / "killed")
+    train(config, tmp_path / "killed", resume=True)
+    straight, killed = ((tmp_path / name / "diagnostics.csv").read_bytes()
+                        for name in ("straight", "killed"))
+    assert straight == killed and straight.count(b"\n") == 7
+
+
+def test_a_run_that_is_replaced_takes_its_diagnostics_along(tmp_path, no_figures):
+    train(small(ON), tmp_path / "run")
+    train(small(), tmp_path / "run", overwrite=True)
+    assert not list((tmp_path / "run").glob("diagnostics*"))
+
+
+def test_diagnostics_are_not_training_time(tmp_path, monkeypatch, no_figures):
+    def slow(*_):
+        time.sleep(0.5)
+        return {"iteration": 12, "examples": 0}
+    monkeypatch.setattr(diagnostics, "measure", slow)
+    began = time.perf_counter()
+    train(small("diagnostics.every=12"), tmp_path / "run")
+    elapsed = time.perf_counter() - began
+    seconds = read_metrics(tmp_path / "run" / "metrics.csv")["seconds"][-1]
+    assert 0 < seconds <= elapsed - 0.5
+
+
+def test_the_watch_stands_still_while_it_is_stopped(monkeypatch):
+    now = iter([10.0, 11.0, 50.0, 53.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    watch = Stopwatch()
+    with watch:
+        with watch.stopped():
+            pass
+    assert watch.seconds == 1 + 3
+
+
+def test_an_optimizer_without_factors_has_nothing_to_look_at():
+    with pytest.raises(ConfigError, match="diagnostics: sgd has no Kronecker factors"):
+        small(ON, text=SGD)
+    with pytest.raises(ConfigError, match="diagnostics.every: must be at least 1, got 0"):
+        small("diagnostics.every=0")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    train(small("diagnostics.every=1"), out)
+    return out
+
+
+def test_the_figure_has_six_panels_with_every_layer_in_them(finished):
+    table = read_metrics(finished / "diagnostics.csv", columns=SHARED)
+    figure = diagnostic_plots.draw_diagnostics(table, plots.read_run(finished))
+    assert [len(panel.lines) for panel in figure.axes] == [4, 4, 2, 4, 3, 3]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    clip = small().optimizer.clip
+    assert legend == ["conv1", "dense1", "all layers", f"clip, {clip:g}"]
+    assert figure.axes[3].lines[0].get_ydata().tolist() == table["conv1_nu"].tolist()
+    assert "KFC-pre" in figure.texts[0].get_text()
+
+
+def test_the_figure_drawn_twice_is_the_same_bytes(finished, tmp_path):
+    with matplotlib.rc_context({"lines.linewidth": 9}):  # a user's own settings
+        diagnostic_plots.plot_diagnostics(finished, tmp_path / "again.png")
+    assert (tmp_path / "again.png").read_bytes() == (finished / "diagnostics.png").read_bytes()
