@@ -1,0 +1,93 @@
+"""Hessian-free optimization (Martens 2010) with KFC as the preconditioner (section 3.2)."""
+
+import math
+
+import numpy as np
+from scipy.sparse.linalg import LinearOperator, cg
+
+from kfcnet.curvature.operators import FisherOperator
+from kfcnet.optimizers.base import Step
+from kfcnet.optimizers.levenberg_marquardt import LevenbergMarquardt
+
+HALVINGS = 5  # of a step that raises the objective, before it is given up
+
+
+class HessianFree(LevenbergMarquardt):
+    """Each step minimises M by conjugate gradients on products with the exact Fisher matrix.
+
+    The gradient is the mini-batch's, the Fisher matrix that of its first part. The step is halved
+    while it raises the mini-batch's objective; `learning_rate` is the share that is left. SciPy
+    works on the host with vectors of theta's size, whatever the device.
+    """
+
+    def __init__(self, network, loss, config, seed=0):
+        super().__init__(network, loss, config, seed)
+        self.needs_preparation = config.preconditioner == "kfc"
+
+    def step(self, batch):
+        M, due = len(batch.inputs), self.steps + 1
+        with self.phase("gradient"):
+            predictive, dz, totals = self._forward(batch)
+        if self.config.preconditioner == "kfc":
+            self._update_preconditioner(predictive, due)
+        with self.phase("gradient"):
+            self._backward(dz)
+            before = self._objective(totals, M)
+        with self.phase("preconditioning"):
+            update, change = self._solve(batch)
+        with self.phase("clip"):
+            scale = self._line_search(batch, update, before, change)
+        with self.phase("gradient"):
+            self.direction[...] = self.ops.asarray(-update)
+            self._apply(scale, 0.0, M)
+        return Step(totals, None)
+
+    def _update_preconditioner(self, predictive, due):
+        if due % self.config.statistics_period == 0:
+            with self.phase("statistics"):
+                self._update_statistics(predictive)
+        if due % self.config.inverse_period == 0:
+            self.factor_damping = self.damping
+            with self.phase("inverses"):
+                self._update_inverses()
+
+    def _solve(self, batch):
+        """(d (n,), M(d) - M(0)) where conjugate gradients come to in the number of their steps."""
+        c = self.config
+        m = math.ceil(c.fisher_fraction * len(batch.inputs))
+        curvature = FisherOperator(self.network, self.loss, batch.inputs[:m], self.decay,
+                                   self.damping, step=self.steps)
+        to_numpy = self.ops.to_numpy
+        gradient = to_numpy(self.network.gradient).astype(np.float64)
+        d, _ = cg(curvature, -gradient, x0=c.warm_start * to_numpy(self.velocity),
+                  maxiter=c.cg_iterations, atol=c.cg_tolerance * np.linalg.norm(gradient),
+                  M=self.preconditioner() if c.preconditioner == "kfc" else None)
+        return d, float(gradient @ d + d @ (curvature @ d) / 2)
+
+    def preconditioner(self):
+        """The inverse of KFC's damped matrix as a LinearOperator, for SciPy's solvers."""
+        def precondition(v):
+            out = self.ops.zeros(self.network.theta.shape)
+            self._precondition(self.ops.asarray(np.ravel(v)), out)
+            return self.ops.to_numpy(out)
+        n = len(self.network.theta)
+        return LinearOperator((n, n), matvec=precondition, rmatvec=precondition,
+                              dtype=self.ops.dtype)
+
+    def _line_search(self, batch, update, before, change):
+        """The first of 1, 1/2, 1/4 ... times the update that does not raise the objective, or zero.
+
+        The damping is adapted by what the whole update did.
+        """
+        ops, theta = self.ops, self.network.theta
+        start, d = ops.copy(theta), ops.asarray(update)
+        for halvings in range(HALVINGS + 1):
+            scale = 0.5**halvings
+            ops.axpy(scale, d, theta)
+            actual_change = self._objective_after(batch, self.steps) - before
+            theta[...] = start
+            if halvings == 0:
+                self._adapt_damping(actual_change, change, updates=1)
+            if actual_change <= 0:
+                return scale
+        return 0.0

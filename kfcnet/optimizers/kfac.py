@@ -1,0 +1,109 @@
+"""K-FAC (Martens & Grosse 2015) with KFC's factors: appendix B.2, the algorithm in full."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from kfcnet.curvature.eigenbasis import EigenbasisBlock
+from kfcnet.optimizers.base import Step
+from kfcnet.optimizers.levenberg_marquardt import LevenbergMarquardt, minimise_quadratic
+
+FIRST_UPDATES = 3  # each of which inverts
+
+
+class Proposal(NamedTuple):
+    """Where M is least among -learning_rate*direction + momentum*velocity, and M - M(0) there."""
+
+    learning_rate: float
+    momentum: float
+    change: float
+
+
+class KFAC(LevenbergMarquardt):
+    """The natural gradient and the previous update, combined to minimise M on the mini-batch.
+
+    The paper's lambda is `damping` and its gamma^2 is `factor_damping`, to both of which weight
+    decay is added. `velocity` is the previous update, so that learning_rate and momentum mean what
+    they mean elsewhere, only that each step finds its own.
+    """
+
+    def __init__(self, network, loss, config, seed=0):
+        super().__init__(network, loss, config, seed)
+        if config.factor_damping is not None:
+            self.factor_damping = config.factor_damping
+
+    def _block(self, layer, weight_decay):
+        if self.config.tikhonov == "exact" and not layer.is_per_map:
+            return EigenbasisBlock(layer, self.ops, weight_decay)
+        return super()._block(layer, weight_decay)
+
+    def step(self, batch):
+        c, M, due = self.config, len(batch.inputs), self.steps + 1
+        with self.phase("gradient"):
+            predictive, dz, totals = self._forward(batch)
+        if due % c.statistics_period == 0:
+            with self.phase("statistics"):
+                self._update_statistics(predictive)
+        with self.phase("gradient"):
+            self._backward(dz)
+
+        proposal = self._best_proposal(predictive, due)
+        adapt = due % c.damping_period == 0
+        if adapt:
+            before = self._objective(totals, M)
+        with self.phase("gradient"):
+            self._apply(proposal.learning_rate, proposal.momentum, M)
+        if adapt:
+            with self.phase("clip"):
+                after = self._objective_after(batch, step=due - 1)
+                self._adapt_damping(after - before, proposal.change, c.damping_period)
+        return Step(totals, None)
+
+    def _best_proposal(self, predictive, due):
+        """The Proposal of the factor damping in use; now and then the best of three."""
+        c, gamma = self.config, self.factor_damping
+        if due % c.factor_damping_period:
+            return self._propose(predictive, gamma,
+                                 invert=due % c.inverse_period == 0 or due <= FIRST_UPDATES)
+        factor = c.damping_decay ** c.factor_damping_period
+        candidates = gamma * factor, gamma / factor, gamma
+        proposals = {candidate: self._propose(predictive, candidate, invert=True)
+                     for candidate in candidates}
+        best = min(candidates, key=lambda candidate: proposals[candidate].change)
+        if best != candidates[-1]:
+            return self._propose(predictive, best, invert=True)
+        return proposals[best]
+
+    def _propose(self, predictive, factor_damping, invert):
+        """Set `direction` for a factor damping; what the model says of it."""
+        self.factor_damping = factor_damping
+        if invert:
+            with self.phase("inverses"):
+                self._update_inverses()
+        with self.phase("preconditioning"):
+            self._precondition(self.network.gradient, self.direction)
+        with self.phase("clip"):
+            curvature, slope = self._model(predictive, [self.direction, self.velocity])
+            (along_direction, momentum), change = minimise_quadratic(curvature, slope)
+        return Proposal(-along_direction, momentum, change)
+
+    def _model(self, predictive, vectors):
+        """V^T (F + diag(decay) + damping*I) V and V^T g for the vectors (n,) in V, in float64.
+
+        F is the exact Fisher matrix on the first part of the mini-batch: tangents R(z) = J v, and
+        J v_i . F_R J v_j between them.
+        """
+        ops, loss, k = self.ops, self.loss, len(vectors)
+        m = math.ceil(self.config.fisher_fraction * len(predictive))
+        tangents = [self.network.tangent(v, m) for v in vectors]
+        products = [loss.fisher_product(predictive[:m], r) for r in tangents]
+        curvature = np.empty((k, k))
+        for i in range(k):
+            for j in range(i + 1):
+                fisher, decay, identity = self._read(
+                    ops.dot(tangents[i], products[j]),
+                    ops.weighted_dot(self.decay, vectors[i], vectors[j]),
+                    ops.dot(vectors[i], vectors[j]))
+                curvature[i, j] = curvature[j, i] = fisher / m + decay + self.damping * identity
+        return curvature, self._read(*(ops.dot(self.network.gradient, v) for v in vectors))

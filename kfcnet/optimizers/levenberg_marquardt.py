@@ -1,0 +1,95 @@
+"""Steps that minimise a quadratic model of the objective, damped as the model deserves trust.
+
+    M(d) = h + g^T d + 1/2 d^T (F + diag(weight decay) + damping*I) d
+
+with h the mini-batch's mean loss plus weight decay, g its gradient and F the exact Fisher matrix.
+"""
+
+import math
+
+import numpy as np
+
+from kfcnet.optimizers.kronecker import KroneckerOptimizer
+
+
+def minimise_quadratic(curvature, slope):
+    """(x (k,), least value) of slope^T x + 1/2 x^T curvature x, for a PSD matrix (k, k) in float64.
+
+    Directions without curvature are left out. The matrix is scaled to a unit diagonal first, so
+    that vectors of very different lengths do not count as one that vanishes.
+    """
+    diagonal = np.diag(curvature)
+    scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 0)
+    scaled = np.linalg.lstsq(scale[:, None] * curvature * scale, -scale * slope, rcond=1e-6)[0]
+    x = scale * scaled
+    return x, float(slope @ x + x @ curvature @ x / 2)
+
+
+def adapted_damping(damping, ratio, factor):
+    """The Levenberg-Marquardt rule: less damping, by factor < 1, where the model does well.
+
+    ratio: the objective's actual change over the model's. Above 3/4 damping*factor, below 1/4, or
+    where there is no number, damping/factor.
+    """
+    if ratio > 0.75:
+        return damping * factor
+    return damping if ratio >= 0.25 else damping / factor
+
+
+class LevenbergMarquardt(KroneckerOptimizer):
+    """What K-FAC and Hessian-free optimization share: the objective and the damping's adaptation.
+
+    `damping` is that of the model; `learning_rate` is found anew in every step. Every step waits
+    for the device, which the numbers that decide come from.
+    """
+
+    learning_rate = 0.0
+
+    def __init__(self, network, loss, config, seed=0):
+        super().__init__(network, loss, config, seed)
+        self.damping = config.damping
+
+    def _scheduled_rate(self):
+        """There is no schedule: the rate stays what the latest step found."""
+        return self.learning_rate
+
+    def _read(self, *scalars):
+        """Device scalars as a float64 array."""
+        return np.array([self.ops.to_numpy(scalar)[0] for scalar in scalars], np.float64)
+
+    def _objective(self, totals, M):
+        """h at theta from the loss's totals over M examples."""
+        theta = self.network.theta
+        penalty, = self._read(self.ops.weighted_dot(self.decay, theta, theta))
+        return float(self.ops.to_numpy(totals)[0]) / M + penalty / 2
+
+    def _objective_after(self, batch, step):
+        """h at theta on a mini-batch, with the dropout masks of the step that led here."""
+        z = self.network.forward(batch.inputs, training=True, step=step)
+        return self._objective(self.loss.evaluate(z, batch.targets)[2], len(batch.inputs))
+
+    def _adapt_damping(self, actual_change, predicted_change, updates):
+        """The rule above, with a factor for each of the updates since it was applied last."""
+        if predicted_change < 0:
+            factor = self.config.damping_decay ** updates
+            ratio = actual_change / predicted_change
+            self.damping = adapted_damping(self.damping, ratio, factor)
+
+    def _apply(self, learning_rate, momentum, examples):
+        """velocity <- momentum*velocity - learning_rate*direction, and along it."""
+        self.learning_rate = learning_rate
+        averaging_decay = math.exp(-examples / self.config.averaging_timescale)
+        self.ops.momentum_update(
+            self.network.theta, self.velocity, self.average, self.direction, learning_rate,
+            momentum, None, averaging_decay)
+        self._finish_update(examples, averaging_decay)
+
+    STATE = ("learning_rate", "damping", "factor_damping")
+
+    def state(self):
+        return {**super().state(), **{name: getattr(self, name) for name in self.STATE}}
+
+    def load_state(self, state):
+        super().load_state(state)
+        for name in self.STATE:
+            setattr(self, name, float(state[name]))
