@@ -232,3 +232,17 @@ def test_the_figure_drawn_twice_is_the_same_bytes(finished, tmp_path):
     with matplotlib.rc_context({"lines.linewidth": 9}):  # a user's own settings
         diagnostic_plots.plot_diagnostics(finished, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (finished / "diagnostics.png").read_bytes()
+
+
+def test_a_row_is_the_same_on_every_device(ops, ops64):
+    """One step of the same optimizer; reductions are differences of rounded losses."""
+    rows = []
+    for device in (ops, ops64):
+        opt = optimizer(device, "kfc_pre", EVERY_LAYER[1:4] + EVERY_LAYER[-1:], damping=0.1)
+        first, batch = batches(device, np.random.default_rng(7), 2)
+        opt.prepare([first])
+        before = device.copy(opt.network.theta)
+        opt.step(batch)
+        rows.append(measure(opt, before, batch))
+    for name, expected in rows[1].items():
+        assert abs(rows[0][name] - expected) <= 1e-3 * abs(expected) + 1e-6, name
