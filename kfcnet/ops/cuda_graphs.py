@@ -6,6 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.immediate import Pending
 
 
 class Program:
@@ -22,6 +23,11 @@ class Program:
         """pool: where the function's arrays come from; shared by programs that run in turn."""
         self._runtime, self._function, self._pool = runtime, function, pool
         self._inputs = self._graph = self._result = None
+
+    @property
+    def replays(self):
+        """Whether a call is one launch by now, whose parts the host cannot tell apart."""
+        return self._graph is not None
 
     def __call__(self, *inputs):
         """The function's result for the contents of `inputs`, of the same shapes every time."""
@@ -47,17 +53,6 @@ class Program:
                                  f"{mine.shape}, not {given.shape}: its batches must all be full")
             if mine is not given:
                 self._runtime.copy_into(mine, given)
-
-
-class Pending:
-    """Work that has been begun and whose result is taken up later, at a step that is fixed."""
-
-    def __init__(self, inputs, take):
-        self.inputs, self._take = inputs, take
-
-    def result(self):
-        """The arrays; raises what the work raised, numpy.linalg.LinAlgError for an inverse."""
-        return self._take()
 
 
 class Graphs:
@@ -123,9 +118,19 @@ class Graphs:
 
     # What changes from step to step, in device memory
 
+    def scalar(self, value):
+        """A number that a program reads every time: (1,)."""
+        return self.runtime.asarray(np.array([value]), self.dtype)
+
     def counter(self, value):
         """A step number that a program can advance: int64 (1,)."""
         return self.runtime.asarray(np.array([value]), np.dtype(np.int64))
+
+    def write(self, target, value):
+        """Put a number or an array of the host or the device into the memory of `target`."""
+        if not isinstance(value, self.runtime.array_type):
+            value = np.broadcast_to(value, target.shape)
+        self.runtime.copy_into(target, self._on_device(value, target.dtype))
 
     def advance(self, step, position=None, batch=0, count=1):
         """step += 1 and position <- (position + batch) mod count, on the device."""

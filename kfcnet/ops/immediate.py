@@ -1,0 +1,60 @@
+"""What a GPU does with graphs and a second stream, on a device that does everything at once."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+
+
+class Pending:
+    """Work that has been begun and whose result is taken up later, at a step that is fixed.
+
+    inputs: the arrays it works on, as they were then.
+    """
+
+    def __init__(self, inputs, take):
+        self.inputs, self._take = inputs, take
+
+    def result(self):
+        """The arrays; raises what the work raised, numpy.linalg.LinAlgError for an inverse."""
+        return self._take()
+
+
+class Immediate:
+    """The part of CpuOps that `kfcnet/ops/cuda_graphs.py` is for CudaOps."""
+
+    @cached_property
+    def _beside(self):
+        return ThreadPoolExecutor(1, "kfcnet-beside")
+
+    def program(self, function):
+        """A function of arrays that may be recorded and repeated; here the function itself."""
+        return function
+
+    def begin(self, function, *arrays, on_host=True):
+        """Start function(ops, *arrays) in a thread; a Pending of the arrays it returns.
+
+        It works on copies of the arrays as they are now: `Pending.inputs`.
+        """
+        inputs = [self.copy(array) for array in arrays]
+        return Pending(inputs, self._beside.submit(function, self, *inputs).result)
+
+    def place(self, x):
+        """x on the device, in the type it has: a data set that stays there."""
+        return x
+
+    def scalar(self, value):
+        """A number that a program reads every time: (1,)."""
+        return self.asarray([value])
+
+    def counter(self, value):
+        """A step number that a program can advance: int64 (1,)."""
+        return np.array([value], np.int64)
+
+    def advance(self, step):
+        """step += 1."""
+        step += 1
+
+    def write(self, target, value):
+        """Put a number or an array into the memory of `target`."""
+        target[...] = value
