@@ -12,7 +12,6 @@
 // 4*MAP_TILES + 2*COLUMN_TILES reads of shared memory for MAP_TILES*COLUMN_TILES mma: for two and
 // eight tiles 24 for 16, so shared memory and mma.sync are the limits, close by.
 #include "conv_slices.cuh"
-#include "round_tf32.cuh"
 #include "tensor_core.cuh"
 #include "warp_groups.cuh"
 
@@ -49,9 +48,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_t
     const bool has_bias = blockIdx.z == 0 && warp_column == 0;
 
     float sum[MAP_TILES][COLUMN_TILES][4] = {}, bias[2 * MAP_TILES] = {};
-    const auto round_both = [](float* inputs, float* derivatives) {
-        change_inputs<X_PITCH, THREADS>(inputs, rounded_to_tf32);
-        change_copied<OUT_MAPS, DY_MAPS, DY_PITCH, THREADS>(derivatives, PIXELS, rounded_to_tf32);
+    const auto rounded = [](float value) { return __uint_as_float(to_tf32(value)); };
+    const auto round_both = [=](float* inputs, float* derivatives) {
+        change_inputs<X_PITCH, THREADS>(inputs, rounded);
+        change_copied<OUT_MAPS, DY_MAPS, DY_PITCH, THREADS>(derivatives, PIXELS, rounded);
     };
     const auto multiply = [&](const float* inputs, const float* derivatives) {
         for (int pixel = warp_depth * 8; pixel < PIXELS; pixel += WARPS_DEPTH * 8) {

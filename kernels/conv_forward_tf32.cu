@@ -11,7 +11,6 @@
 // Operations 2*M*T*OUT_MAPS*P; bytes as in conv_forward_register.cu. A warp's 32 x 32 tile reads 16
 // times 128 bytes of shared memory for 8 mma: shared memory and mma.sync are the limits, close by.
 #include "conv_pipeline.cuh"
-#include "round_tf32.cuh"
 #include "tensor_core.cuh"
 
 constexpr int THREADS = WARPS_PIXELS * WARPS_MAPS * 32;
@@ -37,8 +36,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_tf32(
             patch[i][half] = patch_offset<PITCH>(first_pixel + 16 * i + 8 * half) + t;
 
     float sum[ROW_TILES][2 * MAP_PAIRS][4] = {};
-    const auto round_inputs = [](float* inputs) {
-        change_inputs<PITCH, THREADS>(inputs, rounded_to_tf32);
+    const auto rounded = [](float value) { return __uint_as_float(to_tf32(value)); };
+    const auto round_inputs = [=](float* inputs) {
+        change_inputs<PITCH, THREADS>(inputs, rounded);
     };
     const auto multiply = [&](const float* run, const float* slab) {
 #pragma unroll

@@ -13,11 +13,18 @@
 // Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py. Test: tests/test_kernels_gemm.py.
 // Bytes 8*OUT_MAPS*P, 0.2 MB for 32 x 801: the launch is the cost.
 #include "conv_runs.cuh"
-#include "round_tf32.cuh"
 
 constexpr int PATCH = KERNEL_SIZE * KERNEL_SIZE * IN_MAPS;
 constexpr int PADDED_MAPS = (OUT_MAPS + TILE_MAPS - 1) / TILE_MAPS * TILE_MAPS;
 constexpr int SLAB = RUN_DEPTH * TILE_MAPS;
+
+// To nearest, ties away from zero, as cvt.rna.tf32 does, but for every architecture; infinities and
+// NaN stay.
+__device__ __forceinline__ float rounded_to_tf32(float x) {
+    const unsigned bits = __float_as_uint(x);
+    const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+    return finite ? __uint_as_float((bits + 0x1000u) & 0xffffe000u) : x;
+}
 
 // What stands at packed[index]; weight_at(map, element of the patch) reads the layer's weights.
 template <class WeightAt>

@@ -14,34 +14,40 @@ struct Operand {
     const float* stored;
     int side, depth;
 
-    // Where element (s, k) lies, and whether it is a 1 that does not lie anywhere.
-    __device__ __forceinline__ long long offset(int s, int k) const {
-        return DEPTH_FASTEST ? (long long)s * (depth + SHIFT) + k + SHIFT
-                             : (long long)k * (side + SHIFT) + s + SHIFT;
-    }
-    __device__ __forceinline__ bool is_one(int s, int k) const {
-        return SHIFT < 0 && (DEPTH_FASTEST ? k : s) == 0;
-    }
     __device__ __forceinline__ bool inside(int s, int k) const { return s < side && k < depth; }
 
-    // The element, or zero outside.
+    // The element (s, k), or zero outside.
     __device__ __forceinline__ float at(int s, int k) const {
-        return !inside(s, k) ? 0.0f : is_one(s, k) ? 1.0f : stored[offset(s, k)];
+        if (!inside(s, k)) return 0.0f;
+        const int fast = (DEPTH_FASTEST ? k : s) + SHIFT, slow = DEPTH_FASTEST ? s : k;
+        const long long pitch = (DEPTH_FASTEST ? depth : side) + SHIFT;
+        return fast < 0 ? 1.0f : stored[slow * pitch + fast];
     }
 
     // Start copying elements (first + s, first_k + k), s < SIDE, k < DEPTH, to tile[s * SIDE_STRIDE
-    // + k * DEPTH_STRIDE]; neighbouring threads copy neighbours in memory.
+    // + k * DEPTH_STRIDE]; neighbouring threads copy neighbours in memory, a thread one column.
     template <int SIDE, int DEPTH, int SIDE_STRIDE, int DEPTH_STRIDE, int THREADS>
     __device__ __forceinline__ void load_tile(float* tile, int first, int first_k) const {
-        for (int i = threadIdx.x; i < SIDE * DEPTH; i += THREADS) {
-            const int s = DEPTH_FASTEST ? i / DEPTH : i % SIDE;
-            const int k = DEPTH_FASTEST ? i % DEPTH : i / SIDE;
-            float* target = tile + s * SIDE_STRIDE + k * DEPTH_STRIDE;
-            const bool valid = inside(first + s, first_k + k);
-            if (valid && is_one(first + s, first_k + k))
-                *target = 1.0f;
+        constexpr int FAST = DEPTH_FASTEST ? DEPTH : SIDE, SLOW = DEPTH_FASTEST ? SIDE : DEPTH;
+        constexpr int FAST_STRIDE = DEPTH_FASTEST ? DEPTH_STRIDE : SIDE_STRIDE;
+        constexpr int SLOW_STRIDE = DEPTH_FASTEST ? SIDE_STRIDE : DEPTH_STRIDE;
+        constexpr int STEP = THREADS / FAST;  // rows that the block copies at once
+        static_assert(THREADS % FAST == 0 && SLOW % STEP == 0, "the threads share the tile evenly");
+        const int place = threadIdx.x % FAST, line = threadIdx.x / FAST;
+        const int fast = (DEPTH_FASTEST ? first_k : first) + place;
+        const int slow = (DEPTH_FASTEST ? first : first_k) + line;
+        const int fast_end = DEPTH_FASTEST ? depth : side, slow_end = DEPTH_FASTEST ? side : depth;
+        const bool is_one = SHIFT < 0 && fast == 0;
+        const long long pitch = fast_end + SHIFT;
+        const float* source = stored + slow * pitch + fast + SHIFT;
+        float* target = tile + place * FAST_STRIDE + line * SLOW_STRIDE;
+#pragma unroll
+        for (int i = 0; i < SLOW; i += STEP) {
+            const bool valid = fast < fast_end && slow + i < slow_end;
+            if (is_one && valid)
+                target[i * SLOW_STRIDE] = 1.0f;
             else
-                async_copy_4(target, stored + (valid ? offset(first + s, first_k + k) : 0), valid);
+                async_copy_4(target + i * SLOW_STRIDE, source + i * pitch, valid);
         }
     }
 };
