@@ -16,24 +16,58 @@ DEVICES = {
     "cuda-on-cpu": lambda: CudaOps(cuda_on_cpu.CpuRuntime(cuda_on_cpu.ORDERS)),
     "cuda": lambda: CudaOps(tensor_cores=False),
 }
-MARKS = {"cuda": pytest.mark.gpu}
+TENSOR_CORES = {
+    "tf32-on-cpu": lambda: CudaOps(cuda_on_cpu.CpuRuntime(cuda_on_cpu.ORDERS, tensor_cores=True)),
+    "tf32": lambda: CudaOps(tensor_cores=True),
+}
+MARKS = {"cuda": pytest.mark.gpu, "tf32": pytest.mark.gpu}
 
 
 def _missing(device):
     """Why tests cannot run on a device here, or None."""
     if device == "native-float32" and cpu._native is None:
         return "the C extension is not built"
-    if device == "cuda" and not is_available():
+    if device in MARKS and not is_available():
         return "there is no GPU, or no CuPy"
-    return cuda_on_cpu.missing() if device == "cuda-on-cpu" else None
+    return cuda_on_cpu.missing() if device.endswith("-on-cpu") else None
 
 
-@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in DEVICES])
+def _parameters(names):
+    return [pytest.param(name, marks=MARKS.get(name, ())) for name in names]
+
+
+def _made(device):
+    if reason := _missing(device):
+        pytest.skip(reason)
+    return (DEVICES | TENSOR_CORES)[device]()
+
+
+@pytest.fixture(params=_parameters(DEVICES))
 def ops(request):
     """The array primitives of one device."""
+    return _made(request.param)
+
+
+@pytest.fixture(params=_parameters(["cuda-on-cpu", "cuda"]))
+def cuda(request):
+    """The primitives that launch kernels: on the CPU, and on a GPU where there is one."""
+    return _made(request.param)
+
+
+@pytest.fixture(params=_parameters(["cuda-on-cpu", "cuda"]))
+def new_cuda(request):
+    """A function that makes such primitives, for whole trainings: launches in one order only."""
     if reason := _missing(request.param):
         pytest.skip(reason)
-    return DEVICES[request.param]()
+    if request.param == "cuda":
+        return lambda tensor_cores=False: CudaOps(tensor_cores=tensor_cores)
+    return lambda tensor_cores=False: CudaOps(cuda_on_cpu.CpuRuntime(tensor_cores=tensor_cores))
+
+
+@pytest.fixture(params=_parameters(TENSOR_CORES))
+def tensor_cores(request):
+    """The same with TF32 products."""
+    return _made(request.param)
 
 
 @pytest.fixture

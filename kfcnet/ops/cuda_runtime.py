@@ -118,6 +118,10 @@ class CupyRuntime:
         with self._errors():
             self._cupy.copyto(target, source)
 
+    def allocated(self):
+        """Bytes of arrays that are in use."""
+        return self._cupy.get_default_memory_pool().used_bytes()
+
     def synchronize(self):
         with self._errors():
             self._stream.synchronize()
