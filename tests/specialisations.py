@@ -26,7 +26,7 @@ network:
   - {layer: conv, filters: 24, kernel: 1}
   - {layer: response_norm, size: 3, across: true}
   - {layer: dense, units: 10}
-optimizer: {name: kfc_pre, learning_rate: 0.01}
+optimizer: {name: kfc_pre, learning_rate: 0.01, max_norm: 4.0}
 epochs: 1
 """
 LADDER = {  # for teaching; the launchers take the top rungs

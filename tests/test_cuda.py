@@ -1,12 +1,14 @@
 """The launchers of the CUDA kernels: what they refuse, what a captured step repeats."""
 
+import inspect
+
 import numpy as np
 import pytest
 
 from checks import assert_close
 from kfcnet.ops import get_ops, kernels
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.ops.cuda import is_available
+from kfcnet.ops.cuda import CudaOps, is_available
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_size
 
@@ -196,3 +198,27 @@ def test_inverse_that_fails_is_reported_when_it_is_taken_up(cuda, on_host):
     pending = cuda.begin(inverse, cuda.asarray(-np.eye(3)), on_host=on_host)
     with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
         pending.result()
+
+
+# What every device offers
+
+
+def test_gpu_has_every_primitive_of_the_cpu():
+    for name, method in inspect.getmembers(CpuOps, inspect.isfunction):
+        if not name.startswith("_"):
+            there = inspect.signature(getattr(CudaOps, name)).parameters
+            assert list(there)[: len(inspect.signature(method).parameters)] == list(
+                inspect.signature(method).parameters), name
+
+
+@pytest.mark.parametrize("columns", [2, 76, 301])
+def test_max_norm_shortens_rows_and_corrects_their_average(cuda, rng, columns):
+    weight, average = (rng.standard_normal((5, columns)) for _ in range(2))
+    weight[3] *= 0.01
+    weight[4, 1:] = 0
+    limit = 0.7 * np.linalg.norm(weight[0, 1:])
+    on_device = [cuda.asarray(array) for array in (weight, average)]
+    CpuOps("float64", shards=1).max_norm(weight, average, limit, 0.9)
+    cuda.max_norm(*on_device, limit, 0.9)
+    for actual, expected in zip(on_device, (weight, average), strict=True):
+        assert_close(cuda.to_numpy(actual), expected)

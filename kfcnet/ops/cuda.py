@@ -369,6 +369,11 @@ class CudaOps(Products, Graphs):
                     self._scalar(learning_rate), self._scalar(momentum),
                     self._scalar(averaging_decay), None, theta, velocity, average, theta.size)
 
+    def max_norm(self, weight, average, limit, averaging_decay):
+        rows, columns = weight.shape
+        self.launch("max_norm", "max_norm", rows, self._scalar(averaging_decay), weight, average,
+                    rows, columns, limit, block=128)
+
     def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
                        averaging_decay):
         self._fours("adaptive_update", "adagrad_update", theta.size, gradient, None,

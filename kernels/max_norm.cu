@@ -1,0 +1,35 @@
+// kernels/max_norm.cu: weights of a unit that are longer than a limit, shortened to it.
+//
+// weight, average (rows, columns), in place. Where the Euclidean norm of row i without column 0,
+// the bias, is above `limit`, the row is scaled down to it; a NaN is passed on. average has just
+// folded in the longer row with averaging_decay, and takes its share of the change:
+//   average += (1 - averaging_decay) * (shortened - weight)
+//
+// One block: one row. The norm is summed in a fixed order.
+// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py. Tests: tests/test_cuda.py.
+// Bytes an element: 4, and 16 more where a row is too long; limited by memory.
+#include "block_sum.cuh"
+
+extern "C" __global__ void max_norm(
+    const float* __restrict__ averaging_decay,  // (1)
+    float* __restrict__ weight,                 // (rows, columns)
+    float* __restrict__ average,                // (rows, columns)
+    int rows,
+    int columns,
+    float limit) {
+    __shared__ float shared_norm;
+    float* row = weight + (long long)blockIdx.x * columns;
+    float* mean = average + (long long)blockIdx.x * columns;
+    float squares = 0.0f;
+    for (int i = 1 + threadIdx.x; i < columns; i += blockDim.x) squares += row[i] * row[i];
+    squares = block_sum(squares);
+    if (threadIdx.x == 0) shared_norm = sqrtf(squares);
+    __syncthreads();  // the norm is there
+    const float norm = shared_norm;
+    if (norm <= limit) return;
+    for (int i = 1 + threadIdx.x; i < columns; i += blockDim.x) {
+        const float shorter = row[i] * (limit / norm);
+        mean[i] += (1.0f - *averaging_decay) * (shorter - row[i]);
+        row[i] = shorter;
+    }
+}
