@@ -1,11 +1,13 @@
 """Records -> figures: the loss and the error of runs, as in the paper's Figures 1 and 2.
 
-A run has a colour and a marker (so that it can be told apart in black and white); training is
-dashed, test solid. The same records give the same bytes: nothing but matplotlib's own defaults,
-its own font and the records enters a figure.
+A curve has a colour and a marker (so that it can be told apart in black and white); training is
+dashed, test solid. Runs that differ in their seed alone are one curve, the median, in a band, the
+range. The same records give the same bytes: nothing but matplotlib's own defaults, its own font
+and the records enters a figure.
 """
 
 import io
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,20 +19,22 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kfcnet import yaml_text
+from kfcnet.labels import (
+    FREE,
+    data_set,
+    device,
+    group_by_seed,
+    method,
+    short,
+    titles_and_labels,
+)
 from kfcnet.records import RecordError, read_json, read_metrics, write_bytes
 
 X_AXES = {"seconds": "training time", "updates": "updates", "epochs": "epochs",
           "examples": "training examples"}
+LABELS = {"loss": "loss (nats per example)", "error": "error (%)"}
 COLUMN_OF = {"seconds": "seconds", "updates": "iteration", "epochs": "epoch",
              "examples": "examples"}
-
-METHODS = {"kfc_pre": "KFC-pre", "sgd": "SGD", "kfac": "K-FAC", "adagrad": "Adagrad",
-           "rmsprop": "RMSProp", "adam": "Adam"}
-DATA_SETS = {"cifar10": "CIFAR-10", "svhn": "SVHN", "digits": "UCI digits 8x8",
-             "synthetic": "synthetic images"}
-ERRORS = {"train_error": "training error", "test_error": "test error"}
-WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
-"""Images of a data set's training and test parts together; SVHN without and with the extra part."""
 
 PUBLISHED_ERROR = {"CIFAR-10": 0.18, "SVHN": 0.0278}
 """Test errors of the same networks as their authors published them (the paper's Figure 1)."""
@@ -100,29 +104,55 @@ def save_figure(draw, out):
     write_bytes(out, memory.getbuffer())
 
 
+class Panel(NamedTuple):
+    """What one pair of axes shows: `quantity`, "loss" or "error", of `runs`."""
+
+    runs: list
+    quantity: str
+    title: str = ""
+
+
 def draw_runs(runs, x="seconds"):
     """A Figure: the loss on the left, the error on the right, both on logarithmic axes."""
+    figure = draw_panels([Panel(runs, "loss"), Panel(runs, "error")], x)
+    titles, _ = titles_and_labels(runs)
+    figure.suptitle(", ".join(titles), fontsize=8)
+    return figure
+
+
+def draw_panels(panels, x="seconds"):
+    """A Figure of Panels, two in a row, with one legend: a curve is the same in all of them."""
     if x not in X_AXES:
         raise ValueError(f"x axis: {x!r} is not one of {', '.join(X_AXES)}")
-    figure = Figure()
-    loss, error = figure.subplots(1, 2)
-    scale, unit = _scale(runs, x)
-    for run, colour, marker in zip(runs, _cycle(COLOURS), _cycle(MARKERS), strict=False):
-        positions = run.metrics[COLUMN_OF[x]] / scale
-        for axes, quantity in ((loss, "loss"), (error, "error")):
-            _draw_curves(axes, positions, run.metrics, quantity, colour, marker)
-    loss.set_ylabel("loss (nats per example)")
-    _set_log_axis(loss, 1)
-    error.set_ylabel("error (%)")
-    _set_log_axis(error, 100)
-    _draw_published_error(error, runs)
-    for axes in (loss, error):
-        axes.set_xlabel(X_AXES[x] + unit)
-        axes.set_xlim(left=0)
-    titles, labels = titles_and_labels(runs)
-    figure.suptitle(", ".join(titles), fontsize=8)
-    _add_legend(figure, labels)
+    rows, columns = -(-len(panels) // 2), min(len(panels), 2)
+    figure = Figure(figsize=(7.2 if columns == 2 else 4.5, 0.8 + 2.6 * rows))
+    seeds = {}
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels,
+                           strict=False):
+        _draw_panel(axes, panel, x, seeds)
+    for axes in figure.axes[len(panels):]:
+        axes.remove()
+    _add_legend(figure, seeds)
     return figure
+
+
+def _draw_panel(axes, panel, x, seeds):
+    """seeds: {label: numbers of seeds} of the curves so far, to which those of the panel go."""
+    groups = group_by_seed(panel.runs)
+    _, labels = titles_and_labels([group[0] for group in groups], FREE)
+    scale, unit = _scale(panel.runs, x)
+    for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
+        again = labels[:number].count(label)
+        label += f" ({again + 1})" if again else ""
+        seeds.setdefault(label, set()).add(len(group))
+        look = list(seeds).index(label)
+        _draw_curves(axes, group, COLUMN_OF[x], scale, panel.quantity,
+                     COLOURS[look % len(COLOURS)], MARKERS[look % len(MARKERS)])
+    axes.set(xlabel=X_AXES[x] + unit, title=panel.title, xlim=(0, None),
+             ylabel=LABELS[panel.quantity])
+    _set_log_axis(axes, 100 if panel.quantity == "error" else 1)
+    if panel.quantity == "error":
+        _draw_published_error(axes, panel.runs)
 
 
 def draw_sweep(results, run):
@@ -135,7 +165,7 @@ def draw_sweep(results, run):
     for epochs, settings, error in results:
         (key, value), *others = settings.items()
         unit = "epoch" if epochs == 1 else "epochs"
-        name = ", ".join([f"{epochs:g} {unit}", *(f"{_short(k)} {v}" for k, v in others)])
+        name = ", ".join([f"{epochs:g} {unit}", *(f"{short(k)} {v}" for k, v in others)])
         lines.setdefault((epochs, name), []).append((value, error))
     values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
     figure = Figure(figsize=(4.5, 3))
@@ -149,30 +179,45 @@ def draw_sweep(results, run):
         axes.plot(diverged, np.ones(len(diverged)), "x", color=colour, clip_on=False)
     if any(error is None for *_, error in results):
         axes.plot([], np.ones(0), "xk", label="diverged")
-    axes.set(xlabel=_short(key), ylabel="training error (%)")
+    axes.set(xlabel=short(key), ylabel="training error (%)")
     axes.set_xticks(range(len(values)), [str(value) for value in values])
     _set_log_axis(axes, 100)
     axes.set_ylim(top=1)
     figure.legend(loc="outside right upper")
-    figure.suptitle(", ".join([_method(run), _data_set(run), _device(run)]), fontsize=8)
+    figure.suptitle(", ".join([method(run), data_set(run), device(run)]), fontsize=8)
     return figure
-
-
-def _short(key):
-    """The last part of a key, in words."""
-    return key.rpartition(".")[2].replace("_", " ")
 
 
 def _order(value):
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
-def _draw_curves(axes, positions, metrics, quantity, colour, marker):
+def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
     """Training dashed with hollow markers, test solid with full ones, some eight of each."""
+    positions = _over_seeds(runs, column)[1] / scale
     every = max(1, len(positions) // 8)
     for part, line, face in (("train", "--", "white"), ("test", "-", colour)):
-        axes.plot(positions, metrics[f"{part}_{quantity}"], line, color=colour, marker=marker,
-                  markevery=every, markerfacecolor=face, label="_nolegend_")
+        low, middle, high = _over_seeds(runs, f"{part}_{quantity}")
+        if len(runs) > 1:
+            axes.fill_between(positions, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(positions, middle, line, color=colour, marker=marker, markevery=every,
+                  markerfacecolor=face, label="_nolegend_")
+
+
+def _over_seeds(runs, column):
+    """Lowest value, median and highest value (rows,) of a column, row by row.
+
+    A row is there for every iteration that some run has one for; a run takes part as far as it
+    got, straight lines between its own rows.
+    """
+    iterations = np.unique(np.concatenate([run.metrics["iteration"] for run in runs]))
+    values = np.array([np.interp(iterations, run.metrics["iteration"], run.metrics[column],
+                                 left=np.nan, right=np.nan) for run in runs])
+    for row, run in zip(values, runs, strict=True):  # exact, also beside a row that is not finite
+        row[np.searchsorted(iterations, run.metrics["iteration"])] = run.metrics[column]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row of a diverged run alone is all NaN
+        return np.nanmin(values, axis=0), np.nanmedian(values, axis=0), np.nanmax(values, axis=0)
 
 
 def _set_log_axis(axes, factor):
@@ -180,9 +225,9 @@ def _set_log_axis(axes, factor):
 
     A value of zero (no error at all) is moved to the lower edge. Labels are multiplied by `factor`.
     """
-    values = np.concatenate([line.get_ydata() for line in axes.lines])
-    values = values[np.isfinite(values) & (values > 0)]
-    low, high = (values.min(), values.max()) if len(values) else (0.1, 1)
+    low, high = axes.dataLim.minposy, axes.dataLim.ymax
+    if not (np.isfinite(low) and high > 0):
+        low, high = 0.1, 1
     bottom = low / 1.3
     for line in axes.lines:
         line.set_ydata(np.where(line.get_ydata() == 0, bottom, line.get_ydata()))
@@ -196,7 +241,7 @@ def _set_log_axis(axes, factor):
 
 def _draw_published_error(axes, runs):
     """A horizontal line, where all runs are on one data set whose published error is known."""
-    data_sets = {_data_set(run) for run in runs}
+    data_sets = {data_set(run) for run in runs}
     published = PUBLISHED_ERROR.get(data_sets.pop()) if len(data_sets) == 1 else None
     if published is not None:
         axes.axhline(published, color="black", linestyle=":", linewidth=1,
@@ -204,89 +249,27 @@ def _draw_published_error(axes, runs):
         axes.set_ylim(bottom=min(published / 1.3, axes.get_ylim()[0]))
 
 
-def _add_legend(figure, labels):
-    """Below the panels: which run is which colour, and once for all what dashed and solid mean."""
-    runs = [Line2D([], [], color=colour, marker=marker, label=label)
-            for label, colour, marker in zip(labels, _cycle(COLOURS), _cycle(MARKERS),
-                                             strict=False)]
+def _add_legend(figure, seeds):
+    """Below the panels: which curve has which look, and once for all what dashed and solid mean."""
+    labels = [label + _seeds_in_words(numbers) for label, numbers in seeds.items()]
+    curves = [Line2D([], [], color=colour, marker=marker, label=label)
+              for label, colour, marker in zip(labels, _cycle(COLOURS), _cycle(MARKERS),
+                                               strict=False)]
     parts = [Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face,
                     label=part)
              for part, line, face in (("training", "--", "white"), ("test", "-", "black"))]
-    published = figure.axes[1].get_legend_handles_labels()[0]
+    published = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            published.setdefault(label, handle)
     longest = max(map(len, labels))
-    figure.legend(handles=[*runs, *parts, *published], loc="outside lower center",
+    figure.legend(handles=[*curves, *parts, *published.values()], loc="outside lower center",
                   ncols=1 if longest > 60 else 2 if longest > 30 else 4, handlelength=3)
 
 
-def titles_and_labels(runs):
-    """(what all of the runs have in common, phrase by phrase; a name of its own for each run)."""
-    facts = [_facts(run) for run in runs]
-    common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
-    titles = [facts[0][name] for name in common if facts[0][name]]
-    labels = []
-    for run, fact in zip(runs, facts, strict=True):
-        own = [fact[name] for name in fact if name not in common and name != "batch"]
-        labels.append(", ".join([_method(run), *own]))
-    return titles, _distinct(runs, labels)
-
-
-def _facts(run):
-    """Data set, network, batch and device of a run, each as a phrase."""
-    return {"data": _data_set(run), "network": _network(run.config["network"]),
-            "batch": f"batch {run.config['optimizer']['batch_size']}", "device": _device(run)}
-
-
-def _method(run):
-    optimizer = run.config["optimizer"]
-    return f"{METHODS.get(optimizer['name'], optimizer['name'])}, M = {optimizer['batch_size']}"
-
-
-def _data_set(run):
-    """The data set's name, with its size where it is a part of the published one."""
-    name, record = run.config["data"]["name"], run.record.get("data", {})
-    images = record.get("train_examples", 0) + record.get("test_examples", 0)
-    title = DATA_SETS.get(name, name)
-    whole = not images or images in WHOLE.get(name, {images})
-    return title if whole else f"{title}, {images / 1000:.3g}k subset"
-
-
-def _device(run):
-    """"CPU (name of the processor)" or "CUDA (name of the GPU)", from `run.json`."""
-    device = run.record["device"]
-    name = device.get("processor") or device.get("name")
-    return device["device"].upper() + (f" ({name})" if name else "")
-
-
-def _network(layers):
-    """"conv 32-32-64, dense 10", with "batch norm" where there is one."""
-    parts = []
-    for kind, size in (("conv", "filters"), ("dense", "units")):
-        sizes = [str(layer[size]) for layer in layers if layer["layer"] == kind]
-        parts += [f"{kind} {'-'.join(sizes)}"] if sizes else []
-    if any(layer["layer"] == "batch_norm" for layer in layers):
-        parts.append("batch norm")
-    return ", ".join(parts)
-
-
-def _distinct(runs, labels):
-    """The labels, those that several runs share extended by the settings in which these differ."""
-    settings = [_flat({**run.config, "network": str(run.config["network"])}) for run in runs]
-    result = []
-    for label, own in zip(labels, settings, strict=True):
-        others = [flat for flat, name in zip(settings, labels, strict=True) if name == label]
-        keys = [key for key in own if any(flat.get(key) != own[key] for flat in others)]
-        extra = [f"{_short(key)} {own[key]}" for key in keys if key != "network"]
-        result.append(", ".join([label, *extra]))
-    return result
-
-
-def _flat(config, prefix=""):
-    """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
-    flat = {}
-    for key, value in config.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict)
-                    else {prefix + key: value})
-    return flat
+def _seeds_in_words(numbers):
+    low, high = min(numbers), max(numbers)
+    return "" if high == 1 else f", {high} seeds" if low == high else f", {low} to {high} seeds"
 
 
 def _scale(runs, x):

@@ -17,19 +17,19 @@ LAYERS = [{"layer": "conv", "filters": 32}, {"layer": "relu"}, {"layer": "conv",
 
 
 def write_run(folder, name="kfc_pre", batch=512, data="cifar10", rows=9, seed=0, final=0.2,
-              processor="Some CPU", network=LAYERS, zero=False):
+              processor="Some CPU", network=LAYERS, zero=False, rate=0.01, pace=30.0):
     """A run that nobody trained: errors fall from 90% to `final`."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(
         {"data": {"name": data}, "network": network, "seed": seed,
-         "optimizer": {"name": name, "batch_size": batch, "learning_rate": 0.01}}))
+         "optimizer": {"name": name, "batch_size": batch, "learning_rate": rate}}))
     records.write_json(folder / "run.json", {"device": {"device": "cpu", "processor": processor}})
     records.create_metrics(folder / "metrics.csv")
     for row in range(rows):
         done = row / max(rows - 1, 1)
         values = dict.fromkeys(COLUMNS, 0.0) | {
             "iteration": row * 49, "examples": row * 49 * batch, "epoch": 0.5 * row,
-            "seconds": 30.0 * row, "train_loss": 2.3 * 0.1**done, "test_loss": 2.3 * 0.2**done,
+            "seconds": pace * row, "train_loss": 2.3 * 0.1**done, "test_loss": 2.3 * 0.2**done,
             "train_error": 0.0 if zero and row == rows - 1 else 0.9 * (final / 2) ** done,
             "test_error": 0.9 * (final / 0.9) ** done}
         records.append_metrics(folder / "metrics.csv", values)
@@ -101,7 +101,7 @@ def test_time_is_shown_in_readable_units(rows, unit, tmp_path):
 
 
 def test_runs_differ_in_colour_and_in_marker(tmp_path):
-    runs = [write_run(tmp_path / str(seed), seed=seed) for seed in range(4)]
+    runs = [write_run(tmp_path / str(batch), batch=batch) for batch in (64, 128, 256, 512)]
     lines = curves(drawn(runs)[1])
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines})
     assert len({line.get_marker() for line in lines}) == 4
@@ -117,15 +117,75 @@ def test_labels_and_title_come_from_the_records(tmp_path):
 
 
 def test_what_runs_do_not_share_is_in_their_labels(tmp_path):
-    runs = [write_run(tmp_path / "a", seed=1), write_run(tmp_path / "b", seed=2),
+    runs = [write_run(tmp_path / "a", rate=0.1), write_run(tmp_path / "b", rate=0.3),
             write_run(tmp_path / "c", "sgd", 128, processor="Other CPU",
                       network=[*LAYERS, {"layer": "batch_norm"}])]
     figure = drawn(runs)[0]
     assert title(figure) == "CIFAR-10"
     assert texts(figure)[:3] == [
-        "KFC-pre, M = 512, conv 32-64, dense 10, CPU (Some CPU), seed 1",
-        "KFC-pre, M = 512, conv 32-64, dense 10, CPU (Some CPU), seed 2",
+        "KFC-pre, M = 512, conv 32-64, dense 10, CPU (Some CPU), learning rate 0.1",
+        "KFC-pre, M = 512, conv 32-64, dense 10, CPU (Some CPU), learning rate 0.3",
         "SGD, M = 128, conv 32-64, dense 10, batch norm, CPU (Other CPU)"]
+
+
+def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_path):
+    finals = (0.1, 0.2, 0.4)
+    runs = [write_run(tmp_path / str(seed), seed=seed, final=final, pace=10.0 * (seed + 1))
+            for seed, final in enumerate(finals)]
+    figure, _, error = drawn(runs)
+    assert texts(figure)[0] == "KFC-pre, M = 512, 3 seeds"
+    _, test = curves(error)
+    assert test.get_ydata()[-1] == pytest.approx(finals[1])
+    np.testing.assert_allclose(test.get_xdata(), 20.0 * np.arange(9))  # seconds, their median
+    band = error.collections[1].get_paths()[0].vertices
+    ends = band[band[:, 0] == 160.0][:, 1]
+    assert ends.min() == pytest.approx(0.1) and ends.max() == pytest.approx(0.4)
+    assert error.get_ylim()[1] > 0.9
+
+
+def test_a_seed_that_was_cut_takes_part_as_far_as_it_got(tmp_path):
+    runs = [write_run(tmp_path / "whole", seed=0, rows=9, final=0.1),
+            write_run(tmp_path / "cut", seed=1, rows=4, final=0.1)]
+    error = drawn(runs, "updates")[2]
+    whole = records.read_metrics(runs[0] / "metrics.csv")
+    _, test = curves(error)
+    np.testing.assert_array_equal(test.get_xdata(), whole["iteration"])
+    np.testing.assert_array_equal(test.get_ydata()[4:], whole["test_error"][4:])
+    cut = records.read_metrics(runs[1] / "metrics.csv")
+    assert test.get_ydata()[3] == pytest.approx((whole["test_error"][3] + cut["test_error"][3]) / 2)
+
+
+def test_a_seed_evaluated_less_often_is_joined_by_straight_lines(tmp_path):
+    often = write_run(tmp_path / "often", seed=0)
+    seldom = write_run(tmp_path / "seldom", seed=1)
+    lines = (seldom / "metrics.csv").read_text().splitlines(keepends=True)
+    (seldom / "metrics.csv").write_text("".join(lines[:1] + lines[1::2]))
+    values = records.read_metrics(often / "metrics.csv")["test_error"]
+    _, test = curves(drawn([often, seldom])[2])
+    expected = (values[1] + (values[0] + values[2]) / 2) / 2
+    assert test.get_ydata()[1] == pytest.approx(expected)
+    assert test.get_ydata()[2] == values[2]
+
+
+def test_the_same_seed_twice_is_two_curves(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("first", "again")]
+    figure, loss, _ = drawn(runs)
+    assert texts(figure)[:2] == ["KFC-pre, M = 512", "KFC-pre, M = 512 (2)"]
+    assert len({line.get_marker() for line in curves(loss)}) == 2
+
+
+def test_a_method_looks_the_same_in_all_panels(tmp_path):
+    kfc = [plots.read_run(write_run(tmp_path / f"kfc{seed}", seed=seed)) for seed in range(2)]
+    sgd = plots.read_run(write_run(tmp_path / "sgd", "sgd", 128))
+    other = plots.read_run(write_run(tmp_path / "other", data="svhn"))
+    panels = [plots.Panel([sgd, *kfc], "error", "(a)"), plots.Panel([other], "error", "(b)"),
+              plots.Panel([other], "loss", "(c)")]
+    figure = plots.draw_panels(panels, "updates")
+    assert [axes.get_title() for axes in figure.axes] == ["(a)", "(b)", "(c)"]
+    first, second, _ = figure.axes
+    assert curves(first)[2].get_color() == curves(second)[0].get_color() != (
+        curves(first)[0].get_color())
+    assert texts(figure)[:2] == ["SGD, M = 128", "KFC-pre, M = 512, 1 to 2 seeds"]
 
 
 @pytest.mark.parametrize("data, published", [

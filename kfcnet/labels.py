@@ -1,0 +1,117 @@
+"""What runs are called in figures and tables: phrases from their records."""
+
+import json
+from collections import Counter
+
+METHODS = {"kfc_pre": "KFC-pre", "sgd": "SGD", "kfac": "K-FAC", "hessian_free": "Hessian-free",
+           "adagrad": "Adagrad", "rmsprop": "RMSProp", "adam": "Adam"}
+DATA_SETS = {"cifar10": "CIFAR-10", "svhn": "SVHN", "digits": "UCI digits 8x8",
+             "synthetic": "synthetic images"}
+WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
+"""Images of a data set's training and test parts together; SVHN without and with the extra part."""
+
+FREE = ("seed", "epochs", "data.path", "checkpoint_minutes", "evaluation.every", "evaluation.unit",
+        "diagnostics", "diagnostics.every")
+"""Settings that leave the course of a run alone, but for its chances and for what is seen of it."""
+
+
+def settings(config):
+    """{"optimizer.learning_rate": 0.01, ...}: what decides the course of a run but for its seed.
+
+    config: the contents of a `config.yaml`.
+    """
+    return {key: value for key, value in _flat(config).items() if key not in FREE}
+
+
+def group_by_seed(runs):
+    """Runs that differ in nothing but their seed, on one device, together: lists of runs, in order.
+
+    A run whose seed is in its group already opens another group.
+    """
+    groups, seen = {}, Counter()
+    for run in runs:
+        course = json.dumps([settings(run.config), device(run)])
+        seed = course, run.config.get("seed")
+        groups.setdefault((course, seen[seed]), []).append(run)
+        seen[seed] += 1
+    return list(groups.values())
+
+
+def titles_and_labels(runs, free=()):
+    """(what all of the runs have in common, phrase by phrase; a name of its own for each run).
+
+    Runs that would have one name are told apart by their settings, those in `free` left aside.
+    """
+    facts = [_facts(run) for run in runs]
+    common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
+    titles = [facts[0][name] for name in common if facts[0][name]]
+    labels = []
+    for run, fact in zip(runs, facts, strict=True):
+        own = [fact[name] for name in fact if name not in common and name != "batch"]
+        labels.append(", ".join([method(run), *own]))
+    return titles, _distinct(runs, labels, free)
+
+
+def method(run):
+    """"KFC-pre, M = 512", M being the size of the mini-batch."""
+    optimizer = run.config["optimizer"]
+    return f"{METHODS.get(optimizer['name'], optimizer['name'])}, M = {optimizer['batch_size']}"
+
+
+def data_set(run):
+    """The data set's name, with its size where it is a part of the published one."""
+    name, record = run.config["data"]["name"], run.record.get("data", {})
+    images = record.get("train_examples", 0) + record.get("test_examples", 0)
+    title = DATA_SETS.get(name, name)
+    whole = not images or images in WHOLE.get(name, {images})
+    return title if whole else f"{title}, {images / 1000:.3g}k subset"
+
+
+def device(run):
+    """"CPU (name of the processor)" or "CUDA (name of the GPU)", from `run.json`."""
+    described = run.record["device"]
+    name = described.get("processor") or described.get("name")
+    return described["device"].upper() + (f" ({name})" if name else "")
+
+
+def network(layers):
+    """"conv 32-32-64, dense 10", with "batch norm" where there is one."""
+    parts = []
+    for kind, size in (("conv", "filters"), ("dense", "units")):
+        sizes = [str(layer[size]) for layer in layers if layer["layer"] == kind]
+        parts += [f"{kind} {'-'.join(sizes)}"] if sizes else []
+    if any(layer["layer"] == "batch_norm" for layer in layers):
+        parts.append("batch norm")
+    return ", ".join(parts)
+
+
+def short(key):
+    """The last part of a key, in words."""
+    return key.rpartition(".")[2].replace("_", " ")
+
+
+def _facts(run):
+    """Data set, network, batch and device of a run, each as a phrase."""
+    return {"data": data_set(run), "network": network(run.config["network"]),
+            "batch": f"batch {run.config['optimizer']['batch_size']}", "device": device(run)}
+
+
+def _distinct(runs, labels, free):
+    """The labels, those that several runs share extended by the settings in which these differ."""
+    flat = [_flat({**run.config, "network": str(run.config["network"])}) for run in runs]
+    result = []
+    for label, own in zip(labels, flat, strict=True):
+        others = [other for other, name in zip(flat, labels, strict=True) if name == label]
+        keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        extra = [f"{short(key)} {own[key]}" for key in keys if key not in ("network", *free)]
+        result.append(", ".join([label, *extra]))
+    return result
+
+
+def _flat(config, prefix=""):
+    """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
+    flat = {}
+    for key, value in config.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict)
+                    else {prefix + key: value})
+    return flat
