@@ -288,6 +288,8 @@ class KfcPreConfig(_StatisticsConfig, _RateConfig):
 
     `structure` is what is kept of each layer's curvature (kfcnet/curvature/structures.py). Updates
     are clipped on a share `clip_fraction` of the mini-batch; `clip: null` leaves them unclipped.
+    With an `inverse_delay` factors are inverted beside training, by the device or the host as
+    `inverse_on` says, and the inverses adopted so many updates later.
     """
 
     name: Literal["kfc_pre"] = "kfc_pre"
@@ -296,6 +298,16 @@ class KfcPreConfig(_StatisticsConfig, _RateConfig):
     damping: NonNegative = 1e-3
     clip: PositiveFloat | None = 0.3
     clip_fraction: Fraction = 0.25
+    inverse_delay: Annotated[int, Field(ge=0)] = 0
+    inverse_on: Literal["device", "host"] = "device"
+
+    @field_validator("inverse_delay")
+    @classmethod
+    def _one_inversion_at_a_time(cls, delay, info):
+        if delay > info.data.get("inverse_period", delay):
+            raise ValueError(f"{delay} is above inverse_period, {info.data['inverse_period']}: "
+                             "the next inversion would begin before this one is adopted")
+        return delay
 
 
 class _TrustConfig(_StatisticsConfig):

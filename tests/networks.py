@@ -40,7 +40,8 @@ def settings(name, **changes):
     if name == "kfc_pre":
         values |= dict(structure="kfc", damping=1e-3, clip=0.3, clip_fraction=0.25,
                        statistics_timescale=None, statistics_period=2, statistics_fraction=0.5,
-                       inverse_period=4)
+                       inverse_period=4,
+                       inverse_delay=0, inverse_on="device")
     if name in ("adagrad", "rmsprop", "adam"):
         values |= dict(epsilon=1e-8, square_decay=0.9)
     return SimpleNamespace(**(values | changes))

@@ -219,7 +219,7 @@ def test_text_that_is_no_config_is_refused_with_its_place(text, message):
 
 
 def test_a_missing_file_is_answered_with_the_known_names(tmp_path):
-    with pytest.raises(ConfigError, match="No such file(.|\n)*cifar_kfc, cifar_sgd, digits_kfc"):
+    with pytest.raises(ConfigError, match="No such file(.|\n)*cifar_kfc, .*digits_kfc, "):
         load_config(tmp_path / "none.yaml")
 
 

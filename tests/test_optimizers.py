@@ -7,6 +7,7 @@ import pytest
 
 from checks import assert_close
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
+from kfcnet.curvature.robust import InversionWarning
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
@@ -147,6 +148,52 @@ def test_the_clip_brings_nu_to_exactly_its_cap(ops64, rng):
         quadratic = opt.loss.fisher_quadratic(p, opt.network.tangent(v, 8), scale=1 / 8)
     assert scale[0] < 1
     assert_close(quadratic + v @ (opt.decay * v), [0.3], 1e-9)
+
+
+def test_delayed_inverses_are_adopted_at_exactly_their_step(ops64, rng):
+    """Begun at step 3 (T_f = 4), adopted two steps later: steps 3 and 4 still use the first."""
+    opt = optimizer(ops64, "kfc_pre", inverse_delay=2)
+    data = batches(ops64, rng, 7)
+    opt.prepare(data[:1])
+    first, seen, begun_from = opt.blocks[0].Omega_inv, [], None
+    for batch in data[1:]:
+        opt.step(batch)
+        seen.append(opt.blocks[0].Omega_inv is first)
+        if opt.steps == 4:
+            begun_from = [opt.blocks[0].Omega.copy(), opt.blocks[0].Gamma.copy()]
+    assert seen == [True] * 5 + [False]
+    expected = damped_inverses(*begun_from, opt.config.damping)
+    assert_close(opt.blocks[0].Omega_inv, expected[0])
+    assert_close(opt.blocks[0].Gamma_inv, expected[1])
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5, 6])
+def test_an_inversion_under_way_is_resumed_bit_for_bit(rng, stop):
+    ops = CpuOps("float32", shards=2)
+    data = batches(ops, rng, 9)
+    straight, stopped, resumed = (optimizer(ops, "kfc_pre", inverse_delay=2) for _ in range(3))
+    for opt, last in ((straight, 9), (stopped, stop)):
+        opt.prepare(data[:1])
+        for batch in data[1:last]:
+            opt.step(batch)
+    resumed.load_state(stopped.state())
+    for batch in data[stop:]:
+        resumed.step(batch)
+    assert np.array_equal(straight.network.theta, resumed.network.theta)
+
+
+def test_a_delayed_inversion_that_fails_keeps_the_last_good_inverses(ops64, rng):
+    opt = optimizer(ops64, "kfc_pre", inverse_delay=1)
+    data = batches(ops64, rng, 6)
+    opt.prepare(data[:1])
+    good = opt.blocks[0].Omega_inv
+    for batch in data[1:4]:
+        opt.step(batch)
+    opt.blocks[0].Omega[...] = np.nan
+    with pytest.warns(InversionWarning, match="conv1"):
+        for batch in data[4:]:
+            opt.step(batch)
+    assert opt.blocks[0].Omega_inv is good
 
 
 def test_without_a_clip_the_update_is_the_plain_natural_gradient(ops64, rng):

@@ -40,18 +40,40 @@ class KroneckerBlock:
         step: said in the warning. Raises numpy.linalg.LinAlgError naming the layer where there are
         no inverses to keep.
         """
+        factors = [getattr(self, name) for name in self.FACTORS]
+        self._take(lambda: self._inverted(factors, damping), damping, step)
+
+    def begin_inverses(self, damping, on_host, factors=None):
+        """Start inverting the factors, by default those of now; a Pending for `take_inverses`."""
         c = self.weight_decay + damping
-        factors = {name: getattr(self, name) for name in self.FACTORS}
+        factors = factors or [getattr(self, name) for name in self.FACTORS]
+        return self.ops.begin(lambda ops, *arrays: self.invert(ops, c, *arrays), *factors,
+                              on_host=on_host)
+
+    def take_inverses(self, pending, damping, step=None):
+        """Adopt what `begin_inverses` began; where it failed, what `update_inverses` would do."""
+        def result():
+            try:
+                return pending.result()
+            except np.linalg.LinAlgError:
+                return self._inverted(pending.inputs, damping)
+        self._take(result, damping, step)
+
+    def _inverted(self, factors, damping):
+        c = self.weight_decay + damping
+        return inverted(self.ops, lambda ops, *arrays: self.invert(ops, c, *arrays),
+                        dict(zip(self.FACTORS, factors, strict=True)))
+
+    def _take(self, result, damping, step):
         try:
-            inverses = inverted(self.ops, lambda ops, *arrays: self.invert(ops, c, *arrays),
-                                factors)
+            inverses = result()
         except np.linalg.LinAlgError as error:
-            text = f"{self.layer.name}: {error}{self._diagnosis(c)}"
+            text = f"{self.layer.name}: {error}{self._diagnosis(self.weight_decay + damping)}"
             if not self.has_inverses:
                 raise np.linalg.LinAlgError(text) from None
             at = "" if step is None else f"step {step}, "
             warnings.warn(f"{at}{text}; the last good inverses stay", InversionWarning,
-                          stacklevel=2)
+                          stacklevel=3)
             return
         for name, inverse in zip(self.INVERSES, inverses, strict=True):
             setattr(self, name, inverse)

@@ -18,6 +18,7 @@ import threadpoolctl
 from kfcnet import philox
 from kfcnet.ops import numpy_convolution, numpy_windows
 from kfcnet.ops.errors import DeviceError
+from kfcnet.ops.immediate import Immediate
 from kfcnet.ops.shapes import output_size, pooled_size
 
 try:
@@ -39,7 +40,7 @@ def _kernels(native, dtype):
     return wanted, SimpleNamespace(**(NUMPY_KERNELS | (vars(_native) if wanted else {})))
 
 
-class CpuOps:
+class CpuOps(Immediate):
     """Array primitives over NumPy. Shapes: NHWC activations, (I, 1 + K*K*J) weights.
 
     A device scalar is an array of shape (1,). Functions return new arrays unless `out` is given.
@@ -90,10 +91,6 @@ class CpuOps:
 
     def asarray(self, x):
         return np.ascontiguousarray(x, self.dtype)
-
-    def place(self, x):
-        """x on the device, in the type it has: a data set that stays there."""
-        return x
 
     def to_numpy(self, a):
         return np.asarray(a)

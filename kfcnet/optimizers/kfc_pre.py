@@ -26,9 +26,13 @@ class KfcPre(KroneckerOptimizer):
         if due % c.statistics_period == 0:
             with self.phase("statistics"):
                 self._update_statistics(predictive)
-        if due % c.inverse_period == 0:
-            with self.phase("inverses"):
-                self._update_inverses()
+        with self.phase("inverses"):
+            self._take_due_inverses()
+            if due % c.inverse_period == 0:
+                if c.inverse_delay:
+                    self._begin_inverses(self.steps + c.inverse_delay, c.inverse_on == "host")
+                else:
+                    self._update_inverses()
 
         with self.phase("gradient"):
             self._backward(dz)

@@ -22,6 +22,7 @@ class KroneckerOptimizer(Optimizer):
         self.factor_damping = config.damping
         self.factors_at = 0  # examples seen when the factors were last updated
         self.needs_preparation = True
+        self._begun = None  # (step of adoption, a Pending for each block)
 
     def _block(self, layer, weight_decay):
         return build_block("kfc", layer, self.ops, weight_decay)
@@ -65,6 +66,21 @@ class KroneckerOptimizer(Optimizer):
         for block in self.blocks:
             block.update_inverses(self.factor_damping, self.steps)
 
+    def _begin_inverses(self, adoption, on_host, factors=None):
+        """Start inverting beside training, to adopt the inverses at step `adoption` and no sooner:
+        a run then repeats bit for bit however long the work takes.
+        """
+        factors = factors or [None] * len(self.blocks)
+        self._begun = adoption, [
+            block.begin_inverses(self.factor_damping, on_host, arrays)
+            for block, arrays in zip(self.blocks, factors, strict=True)]
+
+    def _take_due_inverses(self):
+        if self._begun and self._begun[0] == self.steps:
+            (_, pending), self._begun = self._begun, None
+            for block, work in zip(self.blocks, pending, strict=True):
+                block.take_inverses(work, self.factor_damping, self.steps)
+
     def _precondition(self, gradient, direction):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), for flat vectors (n,)."""
         views = self.network.views
@@ -73,11 +89,29 @@ class KroneckerOptimizer(Optimizer):
 
     def state(self):
         blocks = {block.layer.name: block.state() for block in self.blocks}
-        return {**super().state(), "factors_at": self.factors_at, "blocks": blocks}
+        return {**super().state(), "factors_at": self.factors_at, "blocks": blocks,
+                "begun": self._begun_state()}
+
+    def _begun_state(self):
+        """What inverses under way were begun from; empty where there are none."""
+        if self._begun is None:
+            return {}
+        adoption, pending = self._begun
+        factors = {block.layer.name: {name: self.ops.to_numpy(array).copy() for name, array
+                                      in zip(block.FACTORS, work.inputs, strict=True)}
+                   for block, work in zip(self.blocks, pending, strict=True)}
+        return {"adoption": adoption, "factors": factors}
 
     def load_state(self, state):
         super().load_state(state)
         self.factors_at = int(state["factors_at"])
         for block in self.blocks:
             block.load_state(state["blocks"][block.layer.name])
+        self._begun = None
+        if state["begun"]:
+            saved = state["begun"]["factors"]
+            factors = [[self.ops.asarray(saved[block.layer.name][name]) for name in block.FACTORS]
+                       for block in self.blocks]
+            self._begin_inverses(int(state["begun"]["adoption"]),
+                                 self.config.inverse_on == "host", factors)
         self.needs_preparation = False
