@@ -16,23 +16,25 @@ def norms(weight):
     return np.sqrt((weight[:, 1:] ** 2).sum(axis=1))
 
 
-def test_max_norm_shortens_the_rows_that_are_too_long_and_no_others(ops64, rng):
-    weight = rng.standard_normal((3, 5)) * np.array([[0.1], [3.0], [1.0]])
-    weight[2, 1:] *= 2 / norms(weight)[2]  # exactly at the limit
-    before, average = weight.copy(), np.zeros((3, 5))
-    ops64.max_norm(weight, average, 2.0, 1.0)
+def test_max_norm_shortens_the_rows_that_are_too_long_and_no_others(ops, rng):
+    before = rng.standard_normal((3, 5)) * np.array([[0.1], [3.0], [1.0]])
     assert norms(before)[0] < 2 < norms(before)[1]
-    assert_close(weight[[0, 2]], before[[0, 2]], 1e-15)
-    assert_close(norms(weight)[1], 2.0)
+    before[2, 1:] *= 1.999 / norms(before)[2]
+    weight, average = ops.asarray(before.copy()), ops.asarray(np.ones((3, 5)))
+    ops.max_norm(weight, average, 2.0, 0.75)
+    before, weight = before.astype(ops.dtype), ops.to_numpy(weight)
+    assert np.array_equal(weight[[0, 2]], before[[0, 2]])
+    assert_close(norms(weight)[1], 2.0, dtype=ops.dtype)
     assert_close(weight[1, 1:] / norms(weight)[1], before[1, 1:] / norms(before)[1])
     assert np.array_equal(weight[:, 0], before[:, 0])
-    assert np.array_equal(average, np.zeros((3, 5)))  # it had taken nothing of the weight
+    assert_close(ops.to_numpy(average), 1 + 0.25 * (weight - before))  # its share of the change
 
 
-def test_max_norm_leaves_rows_of_zeros_alone(ops64):
-    weight, average = np.zeros((2, 4)), np.zeros((2, 4))
-    ops64.max_norm(weight, average, 1.0, 0.5)
-    assert np.array_equal(weight, np.zeros((2, 4)))
+def test_max_norm_leaves_rows_of_zeros_alone(ops):
+    weight, average = ops.zeros((2, 4)), ops.zeros((2, 4))
+    ops.max_norm(weight, average, 1.0, 0.5)
+    for array in (weight, average):
+        assert np.array_equal(ops.to_numpy(array), np.zeros((2, 4)))
 
 
 @pytest.mark.parametrize("name", ["sgd", "kfc_pre", "adagrad", "rmsprop", "adam"])
