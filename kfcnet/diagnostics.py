@@ -18,8 +18,9 @@ OF_LAYER = ("nu", "cosine", "pi", "Omega_min", "Omega_max", "Gamma_min", "Gamma_
 clip and momentum, F the exact Fisher matrix on the part of the mini-batch that the clip looks at;
 that of a layer takes v as zero elsewhere. `cosine` is the cosine of the angle between the gradient
 and the natural gradient. `pi` shares the damping between the layer's factors, whose eigenvalues
-after damping lie between `min` and `max`: both as in Eq. 21, for the factors as they stand after
-the update. The reductions are those of h, mean loss and weight decay, on the mini-batch by the
+after damping lie between `min` and `max`: both as in Eq. 21, also where the product is damped
+instead of the factors, and for the factors as they stand after the update. The block of a learned
+scale and shift stands in Omega's place, damped as it is, with pi = Gamma = 1. The reductions are those of h, mean loss and weight decay, on the mini-batch by the
 parameters' whole move: by the quadratic model of h with the exact Fisher matrix, and actually."""
 
 
@@ -117,13 +118,17 @@ def _factors(block, damping):
     """pi, and the range of the eigenvalues of both damped factors (Eq. 21)."""
     ops = block.ops
     factors = block.project(ops, block.Omega, block.Gamma)
-    shifts = damping_shifts(ops, *factors, block.weight_decay + damping)
-    result = {"pi": _number(ops, trace_norm_pi(ops, *factors))}
+    c = block.weight_decay + damping
+    if block.layer.is_per_map:
+        pi, shifts = 1.0, (c, 0.0)
+    else:
+        pi = _number(ops, trace_norm_pi(ops, *factors))
+        shifts = [_number(ops, shift) for shift in damping_shifts(ops, *factors, c)]
+    result = {"pi": pi}
     for name, factor, shift in zip(("Omega", "Gamma"), factors, shifts, strict=True):
         matrix = ops.to_numpy(factor).astype(np.float64)
         values = np.linalg.eigvalsh(matrix) if np.isfinite(matrix).all() else [np.nan]
-        result |= {f"{name}_min": values[0] + _number(ops, shift),
-                   f"{name}_max": values[-1] + _number(ops, shift)}
+        result |= {f"{name}_min": values[0] + shift, f"{name}_max": values[-1] + shift}
     return result
 
 

@@ -128,9 +128,11 @@ def test_eigenvalues_are_those_of_the_factors_that_an_inversion_would_start_from
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_structure_can_be_looked_at(ops64, rng, structure):
     layers = [EVERY_LAYER[1], dict(layer="batch_norm", affine=True), *EVERY_LAYER[2:]]
-    *_, row = looked_at(ops64, rng, layers, structure=structure)
+    opt, *_, row = looked_at(ops64, rng, layers, structure=structure)
     assert np.isfinite(list(row.values())).all()
-    assert row["batch_norm1_affine_Omega_max"] > 0
+    largest = np.linalg.eigvalsh(opt.blocks[1].matrix())[-1]
+    assert_close(row["batch_norm1_affine_Omega_max"], largest + opt.config.damping)
+    assert row["batch_norm1_affine_Gamma_min"] == row["batch_norm1_affine_pi"] == 1
 
 
 def test_factors_that_are_not_finite_do_not_end_the_run(ops64, rng):
