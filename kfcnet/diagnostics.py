@@ -20,8 +20,9 @@ that of a layer takes v as zero elsewhere. `cosine` is the cosine of the angle b
 and the natural gradient. `pi` shares the damping between the layer's factors, whose eigenvalues
 after damping lie between `min` and `max`: both as in Eq. 21, also where the product is damped
 instead of the factors, and for the factors as they stand after the update. The block of a learned
-scale and shift stands in Omega's place, damped as it is, with pi = Gamma = 1. The reductions are those of h, mean loss and weight decay, on the mini-batch by the
-parameters' whole move: by the quadratic model of h with the exact Fisher matrix, and actually."""
+scale and shift stands in Omega's place, damped as it is, with pi = Gamma = 1. The reductions are
+those of h, mean loss and weight decay, on the mini-batch by the parameters' whole move: by the
+quadratic model of h with the exact Fisher matrix, and actually."""
 
 
 def measure(optimizer, before, batch):
