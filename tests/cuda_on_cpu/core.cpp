@@ -92,6 +92,7 @@ struct Shadow {
 };
 
 Thread threads[MAX_THREADS];
+char** stacks;  // of the threads; one set for all libraries of a process, which run one at a time
 Thread* current;
 uint3 block;
 dim3 grid_dim, block_dim;
@@ -263,7 +264,7 @@ void fiber_main() {
 }
 
 void prepare_fiber(Thread& thread) {
-    if (!thread.stack) {
+    if (!stacks[thread.linear]) {
         char* pages = static_cast<char*>(mmap(nullptr, STACK_BYTES + PAGE, PROT_READ | PROT_WRITE,
                                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
         if (pages == MAP_FAILED) {
@@ -271,8 +272,9 @@ void prepare_fiber(Thread& thread) {
             abort();
         }
         mprotect(pages, PAGE, PROT_NONE);  // an overflow of the stack faults
-        thread.stack = pages + PAGE;
+        stacks[thread.linear] = pages + PAGE;
     }
+    thread.stack = stacks[thread.linear];
     // Offset by the thread, so that the stacks do not all fall into the same cache sets.
     char* end = thread.stack + STACK_BYTES - thread.linear * 320 % PAGE / 64 * 64;
     void** top = reinterpret_cast<void**>(end);
@@ -591,6 +593,8 @@ UNDEFINED(sub_overflow, "integer overflow")
 UNDEFINED(mul_overflow, "integer overflow")
 UNDEFINED(negate_overflow, "integer overflow")
 
+// A table of MAX_THREADS pointers, zero at first; before the first launch.
+void cudacpu_use_stacks(char** table) { cudacpu::stacks = table; }
 const char* cudacpu_message() { return cudacpu::message; }
 // Offset of the faulty access in this library, for addr2line; 0 where the message says the place
 // itself.

@@ -29,6 +29,7 @@ KERNEL_FLAGS = [
 ]
 _DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?(\w+)\s+(\w+)\[\];")
 _one_at_a_time = threading.RLock()  # the fibers of a block live in static memory
+_stacks = (ctypes.c_void_p * 1024)()  # theirs; shared, as a process can only have so many mappings
 
 
 class KernelError(RuntimeError):
@@ -46,6 +47,7 @@ class Library:
     def __init__(self, text, constants, label):
         self.path = _compiled(text, tuple(sorted(constants.items())), label)
         self._library = ctypes.CDLL(str(self.path))
+        self._library.cudacpu_use_stacks(_stacks)
         self._library.cudacpu_message.restype = ctypes.c_char_p
         self._library.cudacpu_fault_offset.restype = ctypes.c_size_t
         self.signatures = kernels.parse(text, label)
