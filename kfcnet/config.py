@@ -315,9 +315,11 @@ class _TrustConfig(_StatisticsConfig):
 
     `damping` is its first value, adapted by the Levenberg-Marquardt rule: multiplied or divided by
     `damping_decay` for each update since the rule was last applied. The exact Fisher matrix is that
-    of a share `fisher_fraction` of the mini-batch.
+    of a share `fisher_fraction` of the mini-batch. `tikhonov` damps the factors of KFC's matrix
+    (Eq. 21), or exactly their product.
     """
 
+    tikhonov: Literal["factored", "exact"] = "factored"
     damping: PositiveFloat = 150.0
     damping_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
     fisher_fraction: Fraction = 0.25
@@ -335,13 +337,12 @@ class KfacConfig(_TrustConfig):
         statistics_timescale 10,000 examples: their 0.95 an update, in mini-batches of 512.
 
     `factor_damping` is the first value of gamma^2, what the factors are damped with beside weight
-    decay; by default it starts like `damping`, as theirs does. `tikhonov` adds it to the factors
-    (Eq. 21), or exactly to their product. Mini-batches do not grow and the iterates' average is
-    that of the other optimizers; theirs grow, and average with a decay of 0.99 an update.
+    decay; by default it starts like `damping`, as theirs does. Mini-batches do not grow and the
+    iterates' average is that of the other optimizers; theirs grow, and average with a decay of
+    0.99 an update.
     """
 
     name: Literal["kfac"] = "kfac"
-    tikhonov: Literal["factored", "exact"] = "factored"
     factor_damping: PositiveFloat | None = None
     damping_period: PositiveInt = 5
     statistics_timescale: PositiveFloat | None = 10000.0
@@ -364,14 +365,16 @@ class HessianFreeConfig(_TrustConfig):
 
     They are preconditioned with the inverse of KFC's matrix, damped like the model itself, or not
     at all, start from `warm_start` times the previous update, and end after `cg_iterations` or
-    where the residual is below `cg_tolerance` times the gradient. What the paper (its section 3.2)
-    leaves open follows Martens (2010), but for damping, which he starts from 45.
+    where the residual is below `cg_tolerance` times the gradient. The paper only names the idea
+    (section 3.2). damping_decay 2/3 and the line search follow Martens (2010), warm_start 0.95
+    Martens & Sutskever (2012); the other values are chosen here.
     """
 
     name: Literal["hessian_free"] = "hessian_free"
     batch_size: PositiveInt = 2048
     damping: PositiveFloat = 1.0
     damping_decay: Annotated[float, Field(gt=0, lt=1)] = 2 / 3
+    tikhonov: Literal["factored", "exact"] = "exact"
     statistics_timescale: PositiveFloat | None = 10000.0
     statistics_period: PositiveInt = 1
     inverse_period: PositiveInt = 1

@@ -6,24 +6,17 @@ import numpy as np
 import pytest
 from checks import assert_close
 from networks import EVERY_LAYER, INPUT_SHAPE, network
+from quadratics import SHAPE, SMALL, batches, dense_model, objective
 from scipy.sparse.linalg import cg
 
 from kfcnet.config import KfacConfig
-from kfcnet.curvature import EigenbasisBlock, FisherOperator, input_factor
+from kfcnet.curvature import EigenbasisBlock, input_factor
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import Batch, build_optimizer
 from kfcnet.optimizers.levenberg_marquardt import adapted_damping, minimise_quadratic
 
 NEVER = 10**9  # as a period
-SMALL = [dict(layer="dropout", keep=0.8), dict(layer="conv", filters=2, kernel=2, std=0.5),
-         dict(layer="relu"), dict(layer="dense", units=3, std=0.5)]
-SHAPE = (3, 4, 2)
-
-
-def batches(ops, rng, count, M=8, shape=SHAPE, classes=3):
-    return [Batch(ops.asarray(rng.standard_normal((M, *shape))),
-                  rng.integers(0, classes, M).astype(np.int32)) for _ in range(count)]
 
 
 def kfac(ops, layers=SMALL, shape=SHAPE, loss=SoftmaxCrossEntropy, **changes):
@@ -33,23 +26,6 @@ def kfac(ops, layers=SMALL, shape=SHAPE, loss=SoftmaxCrossEntropy, **changes):
     config = KfacConfig().model_copy(update=values | changes)
     net = network(ops, layers, shape)
     return build_optimizer(config, net, loss(ops, seed=3), seed=3)
-
-
-def dense_model(opt, batch, step):
-    """(g (n,), C (n, n)) of the quadratic model M before a step, from their definitions."""
-    net, m = opt.network, math.ceil(opt.config.fisher_fraction * len(batch.inputs))
-    fisher = FisherOperator(net, opt.loss, batch.inputs[:m], opt.decay, opt.damping, step=step)
-    C = fisher @ np.eye(len(net.theta))
-    net.backward(opt.loss.evaluate(net.forward(batch.inputs, training=True, step=step),
-                                   batch.targets)[1])
-    net.compute_gradient()
-    return net.gradient + opt.decay * net.theta, C
-
-
-def objective(opt, batch, step):
-    z = opt.network.forward(batch.inputs, training=True, step=step)
-    penalty = opt.network.theta @ (opt.decay * opt.network.theta) / 2
-    return opt.loss.evaluate(z, batch.targets)[2][0] / len(z) + penalty
 
 
 def least_squares_minimum(C, g, V):

@@ -4,6 +4,8 @@ With Omega = Q_O diag(d_O) Q_O^T and Gamma = Q_G diag(d_G) Q_G^T the eigenvector
 are those of Q_G (x) Q_O, and its eigenvalues d_G d_O^T, an array of the shape of Wbar (I, P).
 """
 
+import numpy as np
+
 from kfcnet.curvature.block import KroneckerBlock
 
 
@@ -11,6 +13,14 @@ def product_eigenvalues(derivative_values, input_values):
     """d_G d_O^T (I, P) from d_G (I,) and d_O (P,), without what rounding made negative."""
     d_G, d_O = (values * (values > 0) for values in (derivative_values, input_values))
     return d_G[:, None] * d_O
+
+
+def damped_reciprocals(ops, values, c):
+    """1 / (values + c); raises numpy.linalg.LinAlgError where that divides by zero."""
+    damped = values + c
+    if not (damped > np.finfo(ops.dtype).tiny).all():
+        raise np.linalg.LinAlgError("an eigenvalue is zero, and weight decay + damping too")
+    return 1 / damped
 
 
 def rotate(ops, gradient, input_basis, derivative_basis):
@@ -43,8 +53,8 @@ class EigenbasisBlock(KroneckerBlock):
     def invert(self, ops, c, Omega, Gamma):
         input_values, input_basis = ops.eigh(Omega)
         derivative_values, derivative_basis = ops.eigh(Gamma)
-        damped = product_eigenvalues(derivative_values, input_values) + c
-        return input_basis, derivative_basis, 1 / damped
+        values = product_eigenvalues(derivative_values, input_values)
+        return input_basis, derivative_basis, damped_reciprocals(ops, values, c)
 
     def precondition(self, gradient, out=None):
         return eigen_solve(self.ops, gradient, self.input_basis, self.derivative_basis,

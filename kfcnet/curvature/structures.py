@@ -8,7 +8,12 @@ comparison shows what an assumption loses; none is written to be cheaper than KF
 import numpy as np
 
 from kfcnet.curvature.block import KroneckerBlock
-from kfcnet.curvature.eigenbasis import EigenbasisBlock, product_eigenvalues, rotate
+from kfcnet.curvature.eigenbasis import (
+    EigenbasisBlock,
+    damped_reciprocals,
+    product_eigenvalues,
+    rotate,
+)
 from kfcnet.curvature.per_map import ScaleShiftBlock
 
 
@@ -97,7 +102,8 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
             moments = self.ops.zeros(self.moments.shape)
             self.ops.axpy(decay, self.moments, moments)
             self.ops.axpy(1 - decay, self._moments_of_pass(), moments)
-            self.moments, self.passes = moments, self.passes + 1
+            self.ops.write(self.moments, moments)
+            self.passes += 1
 
     def _moments_of_pass(self):
         """The mean of (Q_G^T DW Q_O)^2 over the examples of the layer's latest sampled pass."""
@@ -119,10 +125,8 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
                                             (derivative_basis, new_derivative_basis))
         else:
             moments = product_eigenvalues(derivative_values, input_values)
-        damped = moments + c
-        if not (damped > np.finfo(ops.dtype).tiny).all():
-            raise np.linalg.LinAlgError("an eigenvalue is zero, and weight decay + damping too")
-        return new_input_basis, new_derivative_basis, 1 / damped, moments
+        reciprocals = damped_reciprocals(ops, moments, c)
+        return new_input_basis, new_derivative_basis, reciprocals, moments
 
     def _diagnosis(self, c):
         return ""  # it is the moments that are damped, not the factors

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.curvature.eigenbasis import EigenbasisBlock
 from kfcnet.optimizers.base import Step
 from kfcnet.optimizers.levenberg_marquardt import LevenbergMarquardt, minimise_quadratic
 
@@ -33,15 +32,10 @@ class KFAC(LevenbergMarquardt):
         if config.factor_damping is not None:
             self.factor_damping = config.factor_damping
 
-    def _block(self, layer, weight_decay):
-        if self.config.tikhonov == "exact" and not layer.is_per_map:
-            return EigenbasisBlock(layer, self.ops, weight_decay)
-        return super()._block(layer, weight_decay)
-
     def step(self, batch):
         c, M, due = self.config, len(batch.inputs), self.steps + 1
         with self.phase("gradient"):
-            predictive, dz, totals = self._forward(batch)
+            predictive, dz, totals = self._forward(*batch)
         if due % c.statistics_period == 0:
             with self.phase("statistics"):
                 self._update_statistics(predictive)

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from kfcnet.curvature.eigenbasis import EigenbasisBlock
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 
 
@@ -49,6 +50,11 @@ class LevenbergMarquardt(KroneckerOptimizer):
         super().__init__(network, loss, config, seed)
         self.damping = config.damping
 
+    def _block(self, layer, weight_decay):
+        if self.config.tikhonov == "exact" and not layer.is_per_map:
+            return EigenbasisBlock(layer, self.ops, weight_decay)
+        return super()._block(layer, weight_decay)
+
     def _scheduled_rate(self):
         """There is no schedule: the rate stays what the latest step found."""
         return self.learning_rate
@@ -82,7 +88,8 @@ class LevenbergMarquardt(KroneckerOptimizer):
         self.ops.momentum_update(
             self.network.theta, self.velocity, self.average, self.direction, learning_rate,
             momentum, None, averaging_decay)
-        self._finish_update(examples, averaging_decay)
+        self._constrain(averaging_decay)
+        self._count(examples)
 
     STATE = ("learning_rate", "damping", "factor_damping")
 

@@ -1,0 +1,34 @@
+"""Small problems for optimizers that minimise a quadratic model, and that model, dense."""
+
+import math
+
+import numpy as np
+
+from kfcnet.curvature import FisherOperator
+from kfcnet.optimizers import Batch
+
+SMALL = [dict(layer="dropout", keep=0.8), dict(layer="conv", filters=2, kernel=2, std=0.5),
+         dict(layer="relu"), dict(layer="dense", units=3, std=0.5)]
+SHAPE = (3, 4, 2)
+
+
+def batches(ops, rng, count, M=8, shape=SHAPE, classes=3):
+    return [Batch(ops.asarray(rng.standard_normal((M, *shape))),
+                  rng.integers(0, classes, M).astype(np.int32)) for _ in range(count)]
+
+
+def dense_model(opt, batch, step):
+    """(g (n,), C (n, n)) of the quadratic model M before a step, from their definitions."""
+    net, m = opt.network, math.ceil(opt.config.fisher_fraction * len(batch.inputs))
+    fisher = FisherOperator(net, opt.loss, batch.inputs[:m], opt.decay, opt.damping, step=step)
+    C = fisher @ np.eye(len(net.theta))
+    net.backward(opt.loss.evaluate(net.forward(batch.inputs, training=True, step=step),
+                                   batch.targets)[1])
+    net.compute_gradient()
+    return net.gradient + opt.decay * net.theta, C
+
+
+def objective(opt, batch, step):
+    z = opt.network.forward(batch.inputs, training=True, step=step)
+    penalty = opt.network.theta @ (opt.decay * opt.network.theta) / 2
+    return opt.loss.evaluate(z, batch.targets)[2][0] / len(z) + penalty
