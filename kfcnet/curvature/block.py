@@ -19,6 +19,7 @@ class KroneckerBlock:
 
     FACTORS = "Omega", "Gamma"  # what an inversion starts from
     INVERSES = "Omega_inv", "Gamma_inv"  # what it leaves
+    RECORDABLE = True  # whether `update_factors` does the same every time, with the same memory
 
     def __init__(self, layer, ops, weight_decay=0.0):
         I, P = layer.weight_shape
@@ -75,8 +76,9 @@ class KroneckerBlock:
             warnings.warn(f"{at}{text}; the last good inverses stay", InversionWarning,
                           stacklevel=3)
             return
+        # Into the same memory: a recorded step goes on reading it.
         for name, inverse in zip(self.INVERSES, inverses, strict=True):
-            setattr(self, name, inverse)
+            self.ops.write(getattr(self, name), inverse)
         self.has_inverses = True
 
     def invert(self, ops, c, Omega, Gamma):
@@ -115,5 +117,5 @@ class KroneckerBlock:
 
     def load_state(self, state):
         for name in dict.fromkeys(self.FACTORS + self.INVERSES):
-            setattr(self, name, self.ops.asarray(state[name]))
+            self.ops.write(getattr(self, name), state[name])
         self.has_inverses = True

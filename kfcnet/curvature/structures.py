@@ -88,6 +88,7 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
 
     FACTORS = "Omega", "Gamma", "input_basis", "derivative_basis", "moments"
     INVERSES = "input_basis", "derivative_basis", "inverse_values", "moments"
+    RECORDABLE = False  # it counts its passes
 
     def __init__(self, layer, ops, weight_decay=0.0):
         super().__init__(layer, ops, weight_decay)

@@ -267,7 +267,7 @@ class CpuOps(Immediate):
 
     def dropout(self, x, keep, seed, step, stream):
         """x -> (x * mask / keep, mask uint8); an element is kept where its uniform is below keep."""
-        uniforms = philox.uniforms(seed, philox.DROPOUT, step, x.size, stream)
+        uniforms = philox.uniforms(seed, philox.DROPOUT, _number(step), x.size, stream)
         mask = (uniforms < keep).astype(np.uint8).reshape(x.shape)
         return self.dropout_backward(x, mask, keep), mask
 
@@ -306,10 +306,10 @@ class CpuOps(Immediate):
         return p * (r - (p * r).sum(axis=1, keepdims=True))
 
     def uniforms(self, count, seed, purpose, step, stream=0):
-        return self.asarray(philox.uniforms(seed, purpose, step, count, stream))
+        return self.asarray(philox.uniforms(seed, purpose, _number(step), count, stream))
 
     def normals(self, count, seed, purpose, step, stream=0):
-        return self.asarray(philox.normals(seed, purpose, step, count, stream))
+        return self.asarray(philox.normals(seed, purpose, _number(step), count, stream))
 
     # Mini-batches
 
@@ -429,17 +429,24 @@ class CpuOps(Immediate):
         _fold(average, theta, averaging_decay)
 
     def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
-                    square_decay, epsilon, steps, averaging_decay):
-        """velocity and squares: running means of g and g^2, here divided by 1 - decay^steps.
+                    square_decay, epsilon, completed, averaging_decay):
+        """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
 
-        theta -= learning_rate * mean / (sqrt(mean square) + epsilon); steps counts this one.
+        theta -= learning_rate * mean / (sqrt(mean square) + epsilon). completed: the steps before
+        this one, a number or a counter.
         """
+        steps = _number(completed) + 1
         _fold(velocity, gradient, momentum)
         _fold(squares, gradient * gradient, square_decay)
         mean_scale, square_scale = 1 - momentum**steps, 1 - square_decay**steps
         theta -= learning_rate / mean_scale * velocity / (
             np.sqrt(squares / square_scale) + epsilon)
         _fold(average, theta, averaging_decay)
+
+
+def _number(step):
+    """The number of a step that is given as such or as a counter (1,)."""
+    return int(np.ravel(step)[0])
 
 
 def _fold(average, value, decay):

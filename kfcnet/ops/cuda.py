@@ -387,9 +387,7 @@ class CudaOps(Products, Graphs):
                     theta, squares, average, theta.size, 1 - square_decay, epsilon)
 
     def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
-                    square_decay, epsilon, steps, averaging_decay):
-        """The kernel counts completed steps; a device counter is taken as such."""
-        completed = steps - 1 if isinstance(steps, int) else steps
+                    square_decay, epsilon, completed, averaging_decay):
         self._fours("adaptive_update", "adam_update", theta.size, gradient, None,
                     self._scalar(learning_rate), self._scalar(averaging_decay),
                     self._step(completed), None, theta, velocity, squares, average, theta.size,

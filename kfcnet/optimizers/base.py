@@ -49,6 +49,8 @@ class Optimizer:
         self.steps = 0
         self.examples = 0
         self.learning_rate = self._scheduled_rate()  # of the next update
+        # The same two in device memory, where a recorded step reads them.
+        self.step_counter, self.rate = self.ops.counter(0), self.ops.scalar(self.learning_rate)
         self.latest_rate = None  # of the update before
         self.phase = lambda name: contextlib.nullcontext()
 
@@ -83,10 +85,10 @@ class Optimizer:
             view[:, 1:] = decay
         return self.ops.asarray(flat)
 
-    def _forward(self, batch):
+    def _forward(self, inputs, targets):
         """One forward pass with this step's dropout masks; (predictive, dz, totals) of the loss."""
-        z = self.network.forward(batch.inputs, training=True, step=self.steps)
-        return self.loss.evaluate(z, batch.targets)
+        z = self.network.forward(inputs, training=True, step=self.step_counter)
+        return self.loss.evaluate(z, targets)
 
     def _backward(self, dz):
         """Fill network.gradient with the gradient of h: mean loss plus lambda/2 * |weights|^2."""
@@ -96,22 +98,35 @@ class Optimizer:
 
     def _move(self, direction, clip_scale, examples):
         """Momentum, step and iterate average, in one pass over the flat vectors."""
-        averaging_decay = math.exp(-examples / self.config.averaging_timescale)
+        averaging_decay = self._averaging_decay(examples)
         self.ops.momentum_update(
-            self.network.theta, self.velocity, self.average, direction, self.learning_rate,
+            self.network.theta, self.velocity, self.average, direction, self.rate,
             self.config.momentum, clip_scale, averaging_decay)
-        self._finish_update(examples, averaging_decay)
+        self._constrain(averaging_decay)
 
-    def _finish_update(self, examples, averaging_decay):
-        """After a move that `average` has folded in: the constraint on weights, the counters."""
+    def _averaging_decay(self, examples):
+        return math.exp(-examples / self.config.averaging_timescale)
+
+    def _constrain(self, averaging_decay):
+        """After a move that `average` has folded in: the limits of the weights' norms."""
         views = self.network.views
         for limit, weight, average in zip(self.max_norms, views(self.network.theta),
                                           views(self.average), strict=True):
             if limit is not None:
                 self.ops.max_norm(weight, average, limit, averaging_decay)
+
+    def _count(self, examples):
+        """One more update, of so many examples."""
         self.steps += 1
         self.examples += examples
-        self.latest_rate, self.learning_rate = self.learning_rate, self._scheduled_rate()
+        self.ops.advance(self.step_counter)
+        self.latest_rate = self.learning_rate
+        self._set_rate(self._scheduled_rate())
+
+    def _set_rate(self, learning_rate):
+        if learning_rate != self.learning_rate:
+            self.learning_rate = learning_rate
+            self.ops.write(self.rate, learning_rate)
 
     def _scheduled_rate(self):
         return self.config.learning_rate * schedules.factor(self.config.schedule, self.examples)
@@ -125,7 +140,36 @@ class Optimizer:
     def load_state(self, state):
         """Take over what `state` returned."""
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
-        self.learning_rate = self._scheduled_rate()
-        self.network.theta[...] = self.ops.asarray(state["theta"])
-        self.velocity[...] = self.ops.asarray(state["velocity"])
-        self.average[...] = self.ops.asarray(state["average"])
+        self.ops.write(self.step_counter, self.steps)
+        self._set_rate(self._scheduled_rate())
+        for name, array in (("theta", self.network.theta), ("velocity", self.velocity),
+                            ("average", self.average)):
+            self.ops.write(array, state[name])
+
+
+class GradientMethod(Optimizer):
+    """An optimizer whose step is a gradient and a move along it, nothing in between.
+
+    All of it is one program, which a device may record once and repeat; what is counted and
+    scheduled stays outside.
+    """
+
+    def __init__(self, network, loss, config, seed=0):
+        super().__init__(network, loss, config, seed)
+        self._program = self.ops.program(self._descend)
+
+    def step(self, batch):
+        with self.phase("gradient"):
+            totals = self._program(*batch)
+        self._count(len(batch.inputs))
+        return Step(totals, None)
+
+    def _descend(self, inputs, targets):
+        _, dz, totals = self._forward(inputs, targets)
+        self._backward(dz)
+        self._update(len(inputs))
+        return totals
+
+    def _update(self, examples):
+        """Move the parameters along network.gradient, the mean over so many examples."""
+        raise NotImplementedError

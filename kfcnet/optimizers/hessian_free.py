@@ -27,7 +27,7 @@ class HessianFree(LevenbergMarquardt):
     def step(self, batch):
         M, due = len(batch.inputs), self.steps + 1
         with self.phase("gradient"):
-            predictive, dz, totals = self._forward(batch)
+            predictive, dz, totals = self._forward(*batch)
         if self.config.preconditioner == "kfc":
             self._update_preconditioner(predictive, due)
         with self.phase("gradient"):

@@ -14,18 +14,25 @@ class KfcPre(KroneckerOptimizer):
     natural gradient, the clip, and a momentum step whose iterates are averaged.
     """
 
+    def __init__(self, network, loss, config, seed=0):
+        super().__init__(network, loss, config, seed)
+        # What a device may record once and repeat: everything between the decisions of `step`.
+        self._forward = self.ops.program(self._forward)
+        self._descend = self.ops.program(self._descend)
+        if all(block.RECORDABLE for block in self.blocks):
+            self._sample_statistics = self.ops.program(self._sample_statistics)
+
     def _block(self, layer, weight_decay):
         return build_block(self.config.structure, layer, self.ops, weight_decay)
 
     def step(self, batch):
-        c, M = self.config, len(batch.inputs)
-        due = self.steps + 1
+        c, due = self.config, self.steps + 1
         with self.phase("gradient"):
-            predictive, dz, totals = self._forward(batch)
+            self.predictive, self.dz, totals = self._forward(*batch)
 
         if due % c.statistics_period == 0:
             with self.phase("statistics"):
-                self._update_statistics(predictive)
+                self._update_statistics(self.predictive)
         with self.phase("inverses"):
             self._take_due_inverses()
             if due % c.inverse_period == 0:
@@ -34,17 +41,23 @@ class KfcPre(KroneckerOptimizer):
                 else:
                     self._update_inverses()
 
+        clip_scale = self._descend()
+        self._count(len(batch.inputs))
+        return Step(totals, clip_scale)
+
+    def _descend(self):
+        """The gradient at the true targets, its natural gradient, the clip, and the move."""
         with self.phase("gradient"):
-            self._backward(dz)
+            self._backward(self.dz)
         with self.phase("preconditioning"):
             self._precondition(self.network.gradient, self.direction)
         clip_scale = None
-        if c.clip is not None:
+        if self.config.clip is not None:
             with self.phase("clip"):
-                clip_scale = self._clip_scale(predictive)
+                clip_scale = self._clip_scale(self.predictive)
         with self.phase("gradient"):
-            self._move(self.direction, clip_scale, M)
-        return Step(totals, clip_scale)
+            self._move(self.direction, clip_scale, len(self.predictive))
+        return clip_scale
 
     def _clip_scale(self, predictive):
         """What takes nu = v^T F v + lambda |v|^2 of the step v = -learning_rate*direction to C.
@@ -58,4 +71,4 @@ class KfcPre(KroneckerOptimizer):
         r = self.network.tangent(self.direction, m)
         quadratic = self.loss.fisher_quadratic(predictive[:m], r, scale=1 / m)
         ops.axpy(1.0, ops.weighted_dot(self.decay, self.direction, self.direction), quadratic)
-        return ops.clip_scale(quadratic, self.learning_rate, c.clip)
+        return ops.clip_scale(quadratic, self.rate, c.clip)

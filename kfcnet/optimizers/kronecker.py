@@ -44,9 +44,12 @@ class KroneckerOptimizer(Optimizer):
 
     def _update_statistics(self, predictive):
         """Fold the part of the mini-batch that statistics are taken from into the factors."""
-        M = len(predictive)
-        m = math.ceil(self.config.statistics_fraction * M)
-        self._sample_factors(predictive[:m], self.steps, self._factor_decay(M))
+        self._statistics_decay = self._factor_decay(len(predictive))
+        self._sample_statistics(predictive)
+
+    def _sample_statistics(self, predictive):
+        m = math.ceil(self.config.statistics_fraction * len(predictive))
+        self._sample_factors(predictive[:m], self.step_counter, self._statistics_decay)
 
     def _sample_factors(self, predictive, step, decay):
         """Fold the factors of one backward pass at sampled targets into the running averages."""

@@ -1,28 +1,24 @@
 """The baseline: stochastic gradient descent with momentum and iterate averaging."""
 
-import math
-
-from kfcnet.optimizers.base import Optimizer, Step
+from kfcnet.optimizers.base import GradientMethod
 
 
-class SGD(Optimizer):
+class SGD(GradientMethod):
     """velocity <- momentum*velocity - learning_rate*gradient; theta <- theta + velocity.
 
     With `nesterov` theta moves by momentum*velocity - learning_rate*gradient instead: the gradient
     is taken where momentum is about to lead (Sutskever et al. 2013).
     """
 
-    def step(self, batch):
-        with self.phase("gradient"):
-            _, dz, totals = self._forward(batch)
-            self._backward(dz)
-            move = self._look_ahead if self.config.nesterov else self._move
-            move(self.network.gradient, None, len(batch.inputs))
-        return Step(totals, None)
+    def _update(self, examples):
+        if self.config.nesterov:
+            self._look_ahead(examples)
+        else:
+            self._move(self.network.gradient, None, examples)
 
-    def _look_ahead(self, direction, _, examples):
-        averaging_decay = math.exp(-examples / self.config.averaging_timescale)
+    def _look_ahead(self, examples):
+        averaging_decay = self._averaging_decay(examples)
         self.ops.nesterov_update(
-            self.network.theta, self.velocity, self.average, direction, self.learning_rate,
+            self.network.theta, self.velocity, self.average, self.network.gradient, self.rate,
             self.config.momentum, averaging_decay)
-        self._finish_update(examples, averaging_decay)
+        self._constrain(averaging_decay)
