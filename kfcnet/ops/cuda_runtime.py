@@ -220,6 +220,31 @@ class CupyRuntime:
 
         return fetch
 
+    # Measuring
+
+    def mark(self):
+        """A moment on the device: when it has done what is queued so far."""
+        event = self._cupy.cuda.Event()
+        event.record(self._stream)
+        return event
+
+    def seconds_between(self, start, end):
+        """After `synchronize`."""
+        return self._cupy.cuda.get_elapsed_time(start, end) / 1000
+
+    def library_product(self, a, b, out, tensor_cores):
+        """out = a b for square matrices, by cuBLAS: what kernels are measured against."""
+        from cupy.cuda import cublas, device
+
+        handle, n = device.get_cublas_handle(), len(a)
+        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        cublas.setStream(handle, self._stream.ptr)
+        cublas.setMathMode(handle, cublas.CUBLAS_TF32_TENSOR_OP_MATH if tensor_cores
+                           else cublas.CUBLAS_DEFAULT_MATH)
+        cublas.sgemm(handle, cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_N, n, n, n, one.ctypes.data,
+                     b.data.ptr, n, a.data.ptr, n, zero.ctypes.data, out.data.ptr, n)
+        cublas.setMathMode(handle, cublas.CUBLAS_DEFAULT_MATH)
+
     # Factorization
 
     def spd_inverse(self, matrix, shift):

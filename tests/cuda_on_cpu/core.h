@@ -1,4 +1,4 @@
-// What the instrumented kernel code calls: see core.cpp. One CUDA thread is one fiber of this
+// What the instrumented kernel code calls: see fibers.cpp. One CUDA thread is one fiber of this
 // process.
 #pragma once
 #include <cstddef>

@@ -1,5 +1,5 @@
 // The names of CUDA C for g++: stands ahead of a .cu file, whose text is compiled unchanged.
-// What each name does is in core.cpp; here is only what must be inline or a macro.
+// What each name does is in fibers.cpp; here is only what must be inline or a macro.
 #pragma once
 #include "core.h"
 

@@ -20,7 +20,7 @@ COMPILER = os.environ.get("CXX", "g++")
 COMMON = ["-std=c++17", "-fPIC", "-g1", "-ffp-contract=off", "-fno-strict-aliasing",
           "-fno-exceptions", "-Wall", f"-I{HERE}"]
 CORE_FLAGS = [*COMMON, "-O2"]
-# The instrumentation calls hooks of core.cpp; the sanitizers' own libraries are not linked.
+# The instrumentation calls hooks of watch.cpp; the sanitizers' own libraries are not linked.
 KERNEL_FLAGS = [
     *COMMON, "-O1", "-Wno-unused", "-Wno-sign-compare", "-Wno-unknown-pragmas",
     "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
@@ -164,13 +164,15 @@ def _built(name, key, *arguments):
 
 @cache
 def _headers():
-    return "".join((HERE / name).read_text() for name in ("core.h", "cuda_cpu.h"))
+    return "".join((HERE / name).read_text() for name in ("core.h", "cuda_cpu.h", "machine.h"))
 
 
 @cache
 def _core():
-    text = (HERE / "core.cpp").read_text()
-    return _built("core.o", [*CORE_FLAGS, text, _headers()], *CORE_FLAGS, "-c", HERE / "core.cpp")
+    """Object files of the harness itself."""
+    sources = [HERE / name for name in ("fibers.cpp", "watch.cpp")]
+    return [_built(f"{source.stem}.o", [*CORE_FLAGS, source.read_text(), _headers()], *CORE_FLAGS,
+                   "-c", source) for source in sources]
 
 
 @cache
@@ -193,5 +195,5 @@ def _compiled(text, constants, label):
         compiled = _built(f"{label}.o", key, *KERNEL_FLAGS, "-c", unit_file)
     finally:
         unit_file.unlink()
-    core = _core()
-    return _built(f"{label}.so", [str(compiled), str(core)], "-shared", compiled, core)
+    parts = [compiled, *_core()]
+    return _built(f"{label}.so", [str(part) for part in parts], "-shared", *parts)

@@ -1,6 +1,7 @@
 """The runtime of `kfcnet/ops/cuda.py` over NumPy arrays: its launchers run without a GPU."""
 
 import contextlib
+import time
 
 import numpy as np
 
@@ -120,6 +121,17 @@ class CpuRuntime:
 
     def to_host_later(self, arrays):
         return lambda: [array.copy() for array in arrays]
+
+    # Measuring
+
+    def mark(self):
+        return time.perf_counter()
+
+    def seconds_between(self, start, end):
+        return end - start
+
+    def library_product(self, a, b, out, tensor_cores):
+        np.matmul(a, b, out=out)
 
     # Factorization
 

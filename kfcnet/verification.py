@@ -1,0 +1,90 @@
+"""What a machine with a GPU shows: its tests, its speed, and that it learns.
+
+`verify` runs all of it and leaves `<device>.json` and a figure of the primitives against what the
+device could do.
+"""
+
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import matplotlib
+
+from kfcnet.config import load_config
+from kfcnet.cuda_benchmark import benchmark_cuda
+from kfcnet.ops import get_ops
+from kfcnet.records import read_metrics, write_json
+from kfcnet.trainer import train
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAININGS = {  # short: with the data set where it is there, else with synthetic images
+    "SGD": ("cifar_sgd", ["epochs=2"]),
+    "KFC-pre": ("cifar_kfc", ["epochs=2"]),
+}
+RESULTS = ("epoch", "seconds", "train_loss", "train_error", "test_loss", "test_error")
+
+
+class VerificationFailed(RuntimeError):
+    """The tests on the GPU fail: nothing else was measured."""
+
+
+def verify(out, data="cifar10", path=None):
+    """Test, time and train on the GPU; returns the JSON file written into the folder `out`.
+
+    data, path: the data set of the short trainings and where it lies. Raises DeviceError without a
+    GPU, VerificationFailed where its tests fail.
+    """
+    ops = get_ops("cuda")
+    device = ops.describe()
+    report = {"python": platform.python_version(), "tests": run_tests(), **benchmark_cuda(ops),
+              "trainings": [short_training(name, data, path) for name in TRAININGS]}
+    out.mkdir(parents=True, exist_ok=True)
+    target = out / f"{re.sub(r'[^A-Za-z0-9]+', '-', device['processor']).strip('-').lower()}.json"
+    write_json(target, report)
+    draw(report, target.with_suffix(".png"))
+    return target
+
+
+def run_tests():
+    """Numbers of tests by outcome. Raises VerificationFailed with the end of what pytest says."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], cwd=ROOT,
+                          capture_output=True, text=True)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
+    if done.returncode:
+        raise VerificationFailed("\n".join(done.stdout.splitlines()[-30:]) + done.stderr[-2000:])
+    return {outcome: int(number) for number, outcome in re.findall(r"(\d+) (\w+)", last)
+            if outcome in ("passed", "skipped")}
+
+
+def short_training(name, data, path):
+    """The last row of a short run's metrics, and what was trained on."""
+    source, overrides = TRAININGS[name]
+    overrides = [*overrides, "device=cuda", f"data.name={data}"]
+    overrides += [f"data.path={path}"] if path else []
+    with tempfile.TemporaryDirectory() as folder:
+        train(load_config(source, overrides), Path(folder) / "run")
+        metrics = read_metrics(Path(folder) / "run")
+    return {"training": name, "data": data, **{key: float(metrics[key][-1]) for key in RESULTS}}
+
+
+def draw(report, path):
+    """Each primitive's share of the device's own ceiling: memory or arithmetic, the nearer one."""
+    figure = matplotlib.figure.Figure(figsize=(9, 0.28 * len(report["primitives"]) + 1.5),
+                                      layout="constrained")
+    axes = figure.subplots()
+    rows = sorted(report["primitives"], key=lambda row: row["microseconds"])
+    shares = [share(row, report["ceilings"]) for row in rows]
+    axes.barh([f"{row['call'][:60]}  {row['microseconds']:.0f} us" for row in rows], shares)
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("share of the ceiling measured in the same run")
+    axes.set_title(report["device"]["processor"])
+    figure.savefig(path, dpi=120)
+
+
+def share(row, ceilings):
+    """The largest of a primitive's rates over the ceiling of that rate."""
+    arithmetic = ceilings.get("tf32_TFLOP_s", ceilings["fp32_TFLOP_s"])
+    return max(row["GB_s"] / ceilings["copy_GB_s"], row["TFLOP_s"] / arithmetic)
