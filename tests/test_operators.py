@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from checks import assert_close
+from networks import EVERY_LAYER, INPUT_SHAPE, network
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg, eigsh
 
-from checks import assert_close
 from kfcnet.curvature import FisherOperator, KroneckerFisher, derivative_factor, input_factor
+from kfcnet.curvature.structures import build_block
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
-from networks import EVERY_LAYER, INPUT_SHAPE, network
 
 SMALL = [dict(layer="conv", filters=2, kernel=2, std=0.5), dict(layer="relu"),
          dict(layer="dense", units=3, std=0.5)]
@@ -227,6 +228,22 @@ def test_the_estimate_has_the_factors_of_the_batch(classifier):
     assert_close(K.factors[0][1], Gamma, 1e-12)
 
 
+def test_an_optimizers_blocks_give_the_structure_that_they_keep(ops64, rng):
+    """Learned scales have an exact block, which stands in Omega's place."""
+    layers = [SMALL[0], dict(layer="batch_norm", affine=True), *SMALL[1:]]
+    net = network(ops64, layers, SMALL_SHAPE)
+    net.forward(rng.standard_normal((5, *SMALL_SHAPE)), training=True)
+    net.backward(rng.standard_normal((5, 3)), per_example=True)
+    for structure in "kfc", "diagonal", "white":
+        blocks = [build_block(structure, layer, ops64) for layer in net.weighted]
+        for block in blocks:
+            block.update_factors(decay=0)
+        K = dense(KroneckerFisher.of(blocks))
+        ends = np.cumsum([layer.weight.size for layer in net.weighted])
+        for block, first, last in zip(blocks, [0, *ends], ends, strict=False):
+            assert_close(K[first:last, first:last], block.matrix(), 1e-12)
+
+
 @pytest.mark.parametrize("bad, error", [
     ([(np.eye(3), np.ones((2, 3)))], ValueError), ([(np.eye(3, dtype=int), np.eye(2, dtype=int))],
                                                    TypeError)])
@@ -236,7 +253,7 @@ def test_impossible_factors_are_refused(bad, error):
 
 
 def test_factors_agree_with_those_of_curvlinops(ops64, rng):
-    """Trace, norm and product with a vector, the Fisher's expectation being taken over all classes."""
+    """Trace, norm and product with a vector; the expectation is taken over all classes."""
     reason = "curvlinops-for-pytorch, the reference, is not installed"
     curvlinops = pytest.importorskip("curvlinops", reason=reason)
     torch = pytest.importorskip("torch", reason=reason)

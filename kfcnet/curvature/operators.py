@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator
 
 from kfcnet.curvature.damping import damping_shifts
-from kfcnet.curvature.eigenbasis import eigen_solve, product_eigenvalues
+from kfcnet.curvature.eigenbasis import damped_reciprocals, eigen_solve, product_eigenvalues
 from kfcnet.curvature.structures import build_block
 from kfcnet.ops.cpu import CpuOps
 
@@ -86,9 +86,9 @@ class KroneckerFisher(LinearOperator):
 
     @classmethod
     def of(cls, blocks):
-        """From the blocks of an optimizer: its running averages, undamped."""
-        return cls([(block.ops.to_numpy(block.Omega).copy(), block.ops.to_numpy(block.Gamma).copy())
-                    for block in blocks])
+        """From the blocks of an optimizer: copies of what they keep of their running averages."""
+        return cls([[block.ops.to_numpy(factor).copy() for factor in
+                     block.project(block.ops, block.Omega, block.Gamma)] for block in blocks])
 
     @classmethod
     def estimate(cls, network, loss, inputs, draws=1):
@@ -141,15 +141,12 @@ class KroneckerFisher(LinearOperator):
 
         Raises numpy.linalg.LinAlgError where the damped matrix is singular.
         """
-        values = [block + c for block, c in
-                  zip(self._eigenvalues, self._for_each_layer(damping), strict=True)]
-        if not all((block > 0).all() for block in values):
-            raise np.linalg.LinAlgError("the matrix is singular: solve needs damping above zero")
-
-        def solve(V, Omega, Gamma, eigen, values):
+        def solve(V, Omega, Gamma, eigen, values, c):
             (_, input_basis), (_, derivative_basis) = eigen
-            return eigen_solve(self._ops, V, input_basis, derivative_basis, 1 / values)
-        return self._by_layer(v, solve, self._eigen, values)
+            reciprocals = damped_reciprocals(self._ops, values, c)
+            return eigen_solve(self._ops, V, input_basis, derivative_basis, reciprocals)
+        return self._by_layer(v, solve, self._eigen, self._eigenvalues,
+                              self._for_each_layer(damping))
 
     @cached_property
     def _eigen(self):
