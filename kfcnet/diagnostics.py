@@ -30,15 +30,17 @@ def measure(optimizer, before, batch):
 
     before: theta (n,) as the update met it; batch: its mini-batch.
     """
-    network, ops = optimizer.network, optimizer.ops
+    ops = optimizer.ops
+    network = optimizer.network.twin()  # what the optimizer recorded of its own stays as it is
     with network.using(before):
-        predictive, objective, gradient = _derivatives(optimizer, before, batch)
+        predictive, objective, gradient = _derivatives(optimizer, network, before, batch)
         row = {"iteration": optimizer.steps, "examples": optimizer.examples,
                **_cosines(network, gradient, optimizer.direction),
-               **_clip_norms(optimizer, predictive)}
+               **_clip_norms(optimizer, network, predictive)}
         move = ops.copy(network.theta)
         ops.axpy(-1.0, before, move)
-        row["predicted_reduction"] = _predicted_reduction(optimizer, predictive, gradient, move)
+        row["predicted_reduction"] = _predicted_reduction(
+            optimizer, network, predictive, gradient, move)
     z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
     totals = optimizer.loss.evaluate(z, batch.targets)[2]
     row["actual_reduction"] = objective - _objective(optimizer, totals, network.theta, len(z))
@@ -49,9 +51,9 @@ def measure(optimizer, before, batch):
     return {name: row[name] for name in (*SHARED, *of_layers)}
 
 
-def _derivatives(optimizer, theta, batch):
+def _derivatives(optimizer, network, theta, batch):
     """(predictive distributions, h, its gradient (n,)) of the mini-batch at theta."""
-    network, M = optimizer.network, len(batch.inputs)
+    M = len(batch.inputs)
     z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
     predictive, dz, totals = optimizer.loss.evaluate(z, batch.targets)
     gradient = network.ops.zeros(theta.shape)
@@ -85,9 +87,9 @@ def _cosine(ops, x, y):
     return product / length if length > 0 else 0.0
 
 
-def _clip_norms(optimizer, predictive):
+def _clip_norms(optimizer, network, predictive):
     """nu of the whole step, and of each layer's part of it; tangents add up."""
-    network, ops, rate = optimizer.network, optimizer.ops, optimizer.latest_rate
+    ops, rate = optimizer.ops, optimizer.latest_rate
     m = math.ceil(getattr(optimizer.config, "clip_fraction", 1.0) * len(predictive))
     together, nus = ops.zeros(predictive[:m].shape), {}
     for index, layer in enumerate(network.weighted):
@@ -108,9 +110,9 @@ def _quadratic(optimizer, predictive, tangent, direction):
     return _number(ops, fisher) + _number(ops, decay)
 
 
-def _predicted_reduction(optimizer, predictive, gradient, move):
+def _predicted_reduction(optimizer, network, predictive, gradient, move):
     """-(g^T d + 1/2 d^T (F + weight decay) d) for the parameters' move d, on the mini-batch."""
-    tangent = optimizer.network.tangent(move, len(predictive))
+    tangent = network.tangent(move, len(predictive))
     slope = _number(optimizer.ops, optimizer.ops.dot(gradient, move))
     return -slope - _quadratic(optimizer, predictive, tangent, move) / 2
 

@@ -1,6 +1,7 @@
 """A network: layers in order over one flat parameter vector."""
 
 import contextlib
+import copy
 import math
 
 import numpy as np
@@ -95,6 +96,17 @@ class Network:
         """Let the layers use the parameters in `flat` (n,) from now on."""
         for layer, view in zip(self.weighted, self.views(flat), strict=True):
             layer.weight = view
+
+    def twin(self):
+        """This network with a memory of its own for what its layers keep of a forward pass.
+
+        It begins with the same parameters; `bind` changes those of the twin alone.
+        """
+        other = copy.copy(self)
+        other.layers = [copy.copy(layer) for layer in self.layers]
+        other.weighted = [twin for twin, layer in zip(other.layers, self.layers, strict=True)
+                          if layer in self.weighted]
+        return other
 
     @contextlib.contextmanager
     def using(self, flat):

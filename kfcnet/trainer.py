@@ -97,6 +97,9 @@ class Trainer:
         self.clock, self.signals, self.readings = Stopwatch(), Signals(), Readings(self.ops)
         self.network, self.optimizer = self._build()
         self.optimizer.phase = self.clock.phase
+        # A step that a device has recorded goes on reading what the layers of the trained network kept
+        # from its forward pass: evaluation leaves them alone.
+        self.examined = self.network.twin()
         self.batches = data.BatchSequence(len(self.train_set), config.optimizer.batch_size,
                                           config.seed)
         self.schedule = Schedule(config, len(self.train_set))
@@ -243,10 +246,9 @@ class Trainer:
 
     def _evaluate(self):
         """Add a row to the metrics, measured with the averaged parameters."""
-        with self.network.using(self.optimizer.average):
-            self._measure_statistics()
-            train, test = (evaluate(self.network, self.loss, *examples, self.signals.check)
-                           for examples in ((self.train_set, self.measured), (self.test_set, None)))
+        self._measure_statistics(self.optimizer.average)
+        train, test = (evaluate(self.examined, self.loss, *examples, self.signals.check)
+                       for examples in ((self.train_set, self.measured), (self.test_set, None)))
         steps = self.optimizer.steps
         if not np.isfinite([*train, *test]).all():
             self._fail(steps, "the loss of the averaged parameters is not finite",
@@ -266,10 +268,12 @@ class Trainer:
                        f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
                        f"test loss {test[0]:.4f}, error {test[1]:.2%}", file=sys.stderr)
 
-    def _measure_statistics(self):
-        if self.network.has_batch_statistics:
+    def _measure_statistics(self, theta):
+        """Let the network that is evaluated use `theta`, batch normalisation its own statistics."""
+        self.examined.bind(theta)
+        if self.examined.has_batch_statistics:
             batch = self.train_set.batch(self.measured[:STATISTICS_EXAMPLES])
-            self.network.measure_statistics(batch.inputs)
+            self.examined.measure_statistics(batch.inputs)
 
     def _epoch(self):
         return self.optimizer.examples / len(self.train_set)
@@ -279,9 +283,8 @@ class Trainer:
 
         theta: the parameters that the mini-batch of `step` met.
         """
-        with self.network.using(theta):
-            self._measure_statistics()
-            layer = self.network.first_nonfinite(self._batch(step).inputs)
+        self._measure_statistics(theta)
+        layer = self.examined.first_nonfinite(self._batch(step).inputs)
         reason = f"after update {step} {what}" + (
             f"; non-finite numbers appear first in layer {layer}" if layer else "")
         saved = (f"the last good checkpoint is {self.folder.checkpoint}, of update "
@@ -320,14 +323,13 @@ class Trainer:
         state = self.optimizer.state()
         if not all(np.isfinite(state[name]).all() for name in ("theta", "velocity", "average")):
             self._fail(steps, "the parameters are not finite", self.network.theta)
-        with self.network.using(self.optimizer.average):
-            self._measure_statistics()
+        self._measure_statistics(self.optimizer.average)
         save_checkpoint(self.folder.checkpoint, {
             "config": portable_config(self.config),
             "origin": self._origin(),
             "data": {"mean": self.dataset.mean, "examples": len(self.train_set)},
             "optimizer": state,
-            "statistics": batch_statistics(self.network),
+            "statistics": batch_statistics(self.examined),
             "clock": {"seconds": self.clock.seconds, "phases": self.clock.phases},
             "row": {"clipped": self.clipped, "steps": self.steps_since_row},
         })

@@ -148,3 +148,16 @@ def test_first_nonfinite_names_the_layer(ops64, inputs):
     assert net.first_nonfinite(inputs) is None
     net.views(net.theta)[1][0, 0] = np.inf
     assert net.first_nonfinite(inputs) == "conv2"
+
+
+def test_a_twin_leaves_what_the_layers_remember_alone(ops64, rng, inputs):
+    net = network(ops64)
+    net.forward(inputs, training=True, step=4)
+    direction = rng.standard_normal(len(net.theta))
+    expected = net.tangent(direction, 3)
+    twin = net.twin()
+    twin.bind(2 * net.theta)
+    assert not np.allclose(twin.forward(inputs[:2] + 1), net.forward(inputs[:2] + 1))
+    net.forward(inputs, training=True, step=4)
+    twin.forward(inputs[:2] + 1)
+    assert np.array_equal(net.tangent(direction, 3), expected)
