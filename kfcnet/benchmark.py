@@ -135,6 +135,16 @@ def _torch_contestant(config, ops, batch):
     return Contestant("SGD in PyTorch", peer.step, len(labels))
 
 
+def markdown(report):
+    """The steps and ratios as a table in Markdown."""
+    lines = [["step", "batch", "ms", "images/s"], ["---", *["---:"] * 3]]
+    lines += [[row["step"], str(row["batch"]), f"{row['milliseconds']:.1f}",
+               f"{row['images_per_second']:.0f}"] for row in report["steps"]]
+    lines += [[f"ratio: {name}", "", f"{ratio:.2f}", ""]
+              for name, ratio in report["ratios"].items()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def format_report(report):
     """The report as a text for people."""
     lines = [f"{key}: {value}" for key, value in report["device"].items()]

@@ -192,19 +192,22 @@ def benchmark(argv=None, prog=None):
     parser.add_argument("--shards", type=int, default=2, help="threads (default: 2)")
     parser.add_argument("--native", choices=("auto", "on", "off"), default="auto",
                         help="use of the C extension (default: auto)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
+    parser.add_argument("--json", type=Path, metavar="FILE",
+                        help="write the report there too, and its table beside it (.md)")
     options = parser.parse_args(argv)
     if options.rounds < 1 or options.shards < 1:
         parser.error("--rounds and --shards: at least one is needed")
     from kfcnet import benchmark as benchmarks
-    from kfcnet.records import write_json
+    from kfcnet.records import write_json, write_text
 
     report = benchmarks.benchmark_cpu(
         rounds=options.rounds, native=options.native, shards=options.shards
     )
     print(benchmarks.format_report(report))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)
+        write_text(options.json.with_suffix(".md"), benchmarks.markdown(report))
 
 
 COMMANDS = {
