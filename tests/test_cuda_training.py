@@ -54,6 +54,26 @@ def test_same_seed_gives_the_same_bits(new_cuda):
             assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("name, changes", [
+    ("kfc_pre", {}), ("kfc_pre", dict(inverse_delay=1)),
+    ("kfc_pre", dict(inverse_delay=3, inverse_on="host")), ("kfc_pre", dict(structure="ekfc")),
+    ("sgd", {}), ("sgd", dict(nesterov=True)), ("adagrad", {}), ("rmsprop", {}), ("adam", {})])
+def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(new_cuda, name,
+                                                                              changes):
+    results = []
+    for capture in (False, True):
+        ops = new_cuda()
+        if not capture:
+            ops.program = lambda function, *owners: function
+        training = Training(ops, name, **changes)
+        for index in range(STEPS):
+            training.step(index)
+            training.optimizer.network.forward(training.batches[-1].inputs[:4])
+        results.append(ops.to_numpy(training.optimizer.network.theta))
+    assert np.isfinite(results[0]).all()
+    assert np.array_equal(*results)
+
+
 @pytest.mark.parametrize("new_cuda", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
 def test_memory_is_steady_over_a_thousand_steps(new_cuda):
     training = Training(new_cuda(), "kfc_pre")

@@ -17,12 +17,16 @@ class Program:
     on the host happens in the first two calls only, and a number that it passes by value stays what
     it was at the second: what changes from call to call must lie in device memory. Its results are
     the same arrays every time, overwritten by the next call.
+
+    What the function leaves in attributes of `owners`, such as the activations that layers keep for
+    their backward pass, every repetition leaves there again, whatever else has used them meanwhile.
     """
 
-    def __init__(self, runtime, function, pool):
+    def __init__(self, runtime, function, pool, owners=()):
         """pool: where the function's arrays come from; shared by programs that run in turn."""
-        self._runtime, self._function, self._pool = runtime, function, pool
+        self._runtime, self._function, self._pool, self._owners = runtime, function, pool, owners
         self._inputs = self._graph = self._result = None
+        self._left = [{} for _ in owners]  # {attribute: value} of each
 
     @property
     def replays(self):
@@ -31,20 +35,30 @@ class Program:
 
     def __call__(self, *inputs):
         """The function's result for the contents of `inputs`, of the same shapes every time."""
-        first = self._inputs is None
-        if first:
-            self._inputs = [self._runtime.copy(array) for array in inputs]
-        else:
-            self._take(inputs)
-        if first:
-            with self._runtime.allocating_from(self._pool):
-                return self._function(*self._inputs)
+        if self._inputs is None:
+            self._inputs = [self._runtime.copy(self._here(array)) for array in inputs]
+            return self._noting(lambda: self._function(*self._inputs))
+        self._take(inputs)
         if self._graph is None:
-            with self._runtime.allocating_from(self._pool):
-                self._graph, self._result = self._runtime.capture(
-                    lambda: self._function(*self._inputs))
+            self._graph, self._result = self._noting(
+                lambda: self._runtime.capture(lambda: self._function(*self._inputs)))
         self._runtime.replay(self._graph)
+        for owner, left in zip(self._owners, self._left, strict=True):
+            vars(owner).update(left)
         return self._result
+
+    def _noting(self, run):
+        """Run with memory of the pool, and note what changes in the owners."""
+        before = [dict(vars(owner)) for owner in self._owners]
+        with self._runtime.allocating_from(self._pool):
+            result = run()
+        for owner, old, left in zip(self._owners, before, self._left, strict=True):
+            changed = {name for name, value in vars(owner).items() if old.get(name) is not value}
+            left.update({name: vars(owner)[name] for name in changed | left.keys()})
+        return result
+
+    def _here(self, array):
+        return self._runtime.asarray(array, array.dtype)
 
     def _take(self, inputs):
         for mine, given in zip(self._inputs, inputs, strict=True):
@@ -52,14 +66,14 @@ class Program:
                 raise ValueError("a captured step was recorded for an input of shape "
                                  f"{mine.shape}, not {given.shape}: its batches must all be full")
             if mine is not given:
-                self._runtime.copy_into(mine, given)
+                self._runtime.copy_into(mine, self._here(given))
 
 
 class Graphs:
     """The part of CudaOps that is about when things happen."""
 
     @cached_property
-    def _pool(self):
+    def _memory(self):
         return self.runtime.new_pool()
 
     @cached_property
@@ -67,9 +81,9 @@ class Graphs:
         """One thread and the primitives of the CPU, for factorizations there."""
         return ThreadPoolExecutor(1, "kfcnet-host"), CpuOps(self.dtype, shards=1)
 
-    def program(self, function):
-        """`function` of device arrays as a Program."""
-        return Program(self.runtime, function, self._pool)
+    def program(self, function, *owners):
+        """`function` of device arrays as a Program that leaves things in the owners' attributes."""
+        return Program(self.runtime, function, self._memory, owners)
 
     def begin(self, function, *arrays, on_host=False):
         """Start function(ops, *arrays) beside what follows; a Pending of the arrays it returns.

@@ -27,8 +27,11 @@ class Immediate:
     def _beside(self):
         return ThreadPoolExecutor(1, "kfcnet-beside")
 
-    def program(self, function):
-        """A function of arrays that may be recorded and repeated; here the function itself."""
+    def program(self, function, *owners):
+        """A function of arrays that may be recorded and repeated; here the function itself.
+
+        owners: objects in whose attributes it leaves arrays for others to use.
+        """
         return function
 
     def begin(self, function, *arrays, on_host=True):

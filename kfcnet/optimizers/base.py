@@ -156,7 +156,7 @@ class GradientMethod(Optimizer):
 
     def __init__(self, network, loss, config, seed=0):
         super().__init__(network, loss, config, seed)
-        self._program = self.ops.program(self._descend)
+        self._program = self.ops.program(self._descend, *network.layers)
 
     def step(self, batch):
         with self.phase("gradient"):

@@ -17,10 +17,11 @@ class KfcPre(KroneckerOptimizer):
     def __init__(self, network, loss, config, seed=0):
         super().__init__(network, loss, config, seed)
         # What a device may record once and repeat: everything between the decisions of `step`.
-        self._forward = self.ops.program(self._forward)
-        self._descend = self.ops.program(self._descend)
+        layers = network.layers
+        self._forward = self.ops.program(self._forward, *layers)
+        self._descend = self.ops.program(self._descend, *layers)
         if all(block.RECORDABLE for block in self.blocks):
-            self._sample_statistics = self.ops.program(self._sample_statistics)
+            self._sample_statistics = self.ops.program(self._sample_statistics, *layers)
 
     def _block(self, layer, weight_decay):
         return build_block(self.config.structure, layer, self.ops, weight_decay)

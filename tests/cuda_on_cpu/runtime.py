@@ -1,7 +1,9 @@
 """The runtime of `kfcnet/ops/cuda.py` over NumPy arrays: its launchers run without a GPU."""
 
 import contextlib
+import ctypes
 import time
+import weakref
 
 import numpy as np
 
@@ -11,6 +13,43 @@ from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
 
 ALIGNMENT = 256  # bytes, as on a GPU
+
+
+def _aligned(size):
+    """Bytes (size,) at a multiple of ALIGNMENT, all set: NaN as floats."""
+    memory = np.full(size + ALIGNMENT, 0xFF, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]
+
+
+class Pool:
+    """Memory of captured steps. What nobody refers to any more is given out again, to the same
+    step or another, while a recorded launch goes on using its address: as on a GPU.
+    """
+
+    def __init__(self):
+        self._blocks, self._free = [], {}
+
+    def allocate(self, size):
+        """Bytes (size,) that return to the pool with the last array over them."""
+        free = self._free.setdefault(size, [])
+        if not free:
+            free.append(_aligned(size))
+            self._blocks.append(free[-1])
+        block = free.pop()
+        owner = np.frombuffer(memoryview(block), np.uint8)  # an object of its own, to be outlived
+        weakref.finalize(owner, free.append, block)
+        return owner
+
+    def holds(self, array):
+        return any(block.ctypes.data <= array.ctypes.data < block.ctypes.data + block.nbytes
+                   for block in self._blocks)
+
+
+def _borrowed(array):
+    """The same memory without a share in its ownership."""
+    memory = (ctypes.c_char * array.nbytes).from_address(array.ctypes.data)
+    return np.frombuffer(memory, array.dtype).reshape(array.shape)
 
 
 class CpuRuntime:
@@ -31,16 +70,22 @@ class CpuRuntime:
         self.launches = 0  # kernels run or recorded by name, not replayed ones
         self._host = CpuOps("float32", shards=1, native="off")
         self._captured = None  # the actions of the step that is being captured
+        self._pool = None  # where arrays come from, if not from NumPy
 
     def describe(self):
         return {"device": "cuda_on_cpu"}
 
-    def _do(self, action):
-        """Run an action on the device, or record it."""
+    def _do(self, action, *values):
+        """Run action(*values) on the device, or record it."""
         if self._captured is None:
-            action()
+            action(*values)
         else:
-            self._captured.append(action)
+            self._captured.append((action, tuple(map(self._recorded, values))))
+
+    def _recorded(self, value):
+        """A recorded launch knows addresses; memory of the pool may get other arrays meanwhile."""
+        pooled = isinstance(value, np.ndarray) and value.size and self._pool.holds(value)
+        return _borrowed(value) if pooled else value
 
     def _refuse_in_capture(self, what):
         if self._captured is not None:
@@ -51,13 +96,15 @@ class CpuRuntime:
     def empty(self, shape, dtype):
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         size = int(np.prod(shape)) * dtype.itemsize
-        memory = np.full(size + ALIGNMENT, 0xFF, np.uint8)
-        start = -memory.ctypes.data % ALIGNMENT
-        return memory[start : start + size].view(dtype).reshape(shape)
+        if self._pool is None:
+            return _aligned(size).view(dtype).reshape(shape)
+        memory = self._pool.allocate(size)
+        self._do(lambda memory: memory.fill(0xFF), memory)
+        return memory.view(dtype).reshape(shape)
 
     def zeros(self, shape, dtype):
         array = self.empty(shape, dtype)
-        self._do(lambda: array.fill(0))
+        self._do(lambda array: array.fill(0), array)
         return array
 
     def asarray(self, x, dtype):
@@ -76,7 +123,7 @@ class CpuRuntime:
         return copy
 
     def copy_into(self, target, source):
-        self._do(lambda: np.copyto(target, source))
+        self._do(np.copyto, target, source)
 
     def synchronize(self):
         self._refuse_in_capture("the host along")
@@ -86,15 +133,21 @@ class CpuRuntime:
     def launch(self, file, kernel, constants, grid, block, values, shared):
         compiled = library(file, tuple(sorted(constants.items()))).kernel(kernel)
         self.launches += 1
-        self._do(lambda: run_in_orders(compiled, grid, block, values, shared, self.orders))
+        self._do(lambda *values: run_in_orders(compiled, grid, block, values, shared, self.orders),
+                 *values)
 
     # Graphs and the second stream
 
     def new_pool(self):
-        return None
+        return Pool()
 
+    @contextlib.contextmanager
     def allocating_from(self, pool):
-        return contextlib.nullcontext()
+        self._pool = pool
+        try:
+            yield
+        finally:
+            self._pool = None
 
     def capture(self, function):
         self._captured = graph = []
@@ -104,8 +157,8 @@ class CpuRuntime:
             self._captured = None
 
     def replay(self, graph):
-        for action in graph:
-            action()
+        for action, values in graph:
+            action(*values)
 
     def beside(self, function):
         self._refuse_in_capture("work to the second stream")
