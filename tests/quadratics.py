@@ -22,10 +22,17 @@ def dense_model(opt, batch, step):
     net, m = opt.network, math.ceil(opt.config.fisher_fraction * len(batch.inputs))
     fisher = FisherOperator(net, opt.loss, batch.inputs[:m], opt.decay, opt.damping, step=step)
     C = fisher @ np.eye(len(net.theta))
-    net.backward(opt.loss.evaluate(net.forward(batch.inputs, training=True, step=step),
-                                   batch.targets)[1])
+    return objective_gradient(opt, batch, step), C
+
+
+def objective_gradient(opt, batch, step):
+    """g (n,), which then also stands in the network's `gradient`."""
+    net = opt.network
+    z = net.forward(batch.inputs, training=True, step=step)
+    net.backward(opt.loss.evaluate(z, batch.targets)[1])
     net.compute_gradient()
-    return net.gradient + opt.decay * net.theta, C
+    net.gradient += opt.decay * net.theta
+    return net.gradient.copy()
 
 
 def objective(opt, batch, step):

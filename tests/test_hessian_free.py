@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from checks import assert_close
 from networks import network
-from quadratics import SHAPE, SMALL, batches, dense_model, objective
+from quadratics import SHAPE, SMALL, batches, dense_model, objective, objective_gradient
 from scipy.sparse.linalg import cg
 
 from kfcnet.config import HessianFreeConfig, load_config
@@ -27,7 +27,7 @@ def hessian_free(ops, layers=SMALL, shape=SHAPE, **changes):
 
 def solved(opt, batch):
     """(d, M(d) - M(0)) that conjugate gradients come to, whatever the line search makes of it."""
-    opt._backward(opt._forward(batch)[1])
+    objective_gradient(opt, batch, opt.steps)
     return opt._solve(batch)
 
 
@@ -166,8 +166,7 @@ def test_kfc_saves_iterations_of_conjugate_gradients_on_the_cifar_network():
     net, loss = build_network(layers, (32, 32, 3), ops), SoftmaxCrossEntropy(ops)
     opt = build_optimizer(HessianFreeConfig(damping=1e-3), net, loss)
     opt.prepare([batch])
-    opt._backward(opt._forward(batch)[1])
-    gradient = net.gradient.astype(np.float64)
+    gradient = objective_gradient(opt, batch, 0).astype(np.float64)
     fisher = FisherOperator(net, loss, images, damping=1e-3)
     iterations = {}
     for name, preconditioner in (("kfc", opt.preconditioner()), ("none", None)):
