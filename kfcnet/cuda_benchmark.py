@@ -153,12 +153,53 @@ def step_row(ops, config, name, rounds=5):
     return {"step": name, "batch": M, "milliseconds": 1e3 * median, "images_per_second": M / median}
 
 
+def torch_rows(ops, config, device="cuda"):
+    """Rows of PyTorch's step and of its convolutions; none where PyTorch has no such device."""
+    try:
+        import torch
+    except ImportError:
+        return [], []
+    if device == "cuda" and not torch.cuda.is_available():
+        return [], []
+    from kfcnet import torch_gpu
+
+    M, batch = config.optimizer.batch_size, example_batch(ops, config.optimizer.batch_size)
+    network = own_optimizer(config, ops).network
+    steps = torch_gpu.step_rows(config, network, ops.to_numpy(batch.inputs), batch.targets, device)
+    tf32 = bool(ops.tensor_cores)
+    convolutions = [
+        {"layer": layer.name, "primitive": name, "microseconds": 1e6 * seconds}
+        for layer in network.weighted if layer.window[0] > 1
+        for name, seconds in torch_gpu.convolution_seconds(layer, M, tf32, device).items()]
+    return steps, convolutions
+
+
 def benchmark_cuda(ops):
-    """{"device", "ceilings", "steps": [row], "primitives": [row]} of the CIFAR-10 network."""
-    kfc = load_config("cifar_kfc")
-    steps = [step_row(ops, load_config("cifar_sgd", [f"optimizer.batch_size={M}"]), "SGD")
-             for M in (128, 512)]
-    steps += [step_row(ops, load_config("cifar_kfc", [f"optimizer.batch_size={M}"]), "KFC-pre")
-              for M in (512, 4096)]
+    """What a GPU does with the CIFAR-10 network, and what PyTorch does with it there.
+
+    {"device", "ceilings", "steps": [row], "primitives": [row], "convolutions in PyTorch": [row]}.
+    """
+    sgd = [load_config("cifar_sgd", [f"optimizer.batch_size={M}"]) for M in (128, 512)]
+    kfc = [load_config("cifar_kfc", [f"optimizer.batch_size={M}"]) for M in (512, 4096)]
+    steps = [step_row(ops, config, "SGD") for config in sgd]
+    steps += [step_row(ops, config, "KFC-pre") for config in kfc]
+    for config in sgd:
+        torch_steps, convolutions = torch_rows(ops, config)
+        steps += torch_steps
     return {"device": ops.describe(), "ceilings": ceilings(ops), "steps": steps,
-            "primitives": primitive_rows(ops, kfc)}
+            "primitives": primitive_rows(ops, kfc[0]), "convolutions in PyTorch": convolutions}
+
+
+def format_report(report):
+    """The report as a text for people."""
+    lines = [f"{key}: {value}" for key, value in report["device"].items()]
+    lines += ["", *(f"{key}: {value:.1f}" for key, value in report["ceilings"].items())]
+    lines += ["", f"{'step':<30}{'batch':>6}{'ms':>10}{'images/s':>12}"]
+    lines += [f"{row['step']:<30}{row['batch']:>6}{row['milliseconds']:>10.3f}"
+              f"{row['images_per_second']:>12.0f}" for row in report["steps"]]
+    lines += ["", f"{'us':>9}{'TFLOP/s':>9}{'GB/s':>8}  primitive"]
+    lines += [f"{row['microseconds']:>9.1f}{row['TFLOP_s']:>9.2f}{row['GB_s']:>8.0f}  {row['call']}"
+              for row in report["primitives"]]
+    lines += [f"{row['microseconds']:>9.1f}{'':>17}  {row['layer']} {row['primitive']} in PyTorch"
+              for row in report["convolutions in PyTorch"]]
+    return "\n".join(lines)

@@ -62,6 +62,20 @@ def test_ceilings_and_steps_are_measured(ops):
     assert row["images_per_second"] == pytest.approx(3 / (row["milliseconds"] / 1000))
 
 
+def test_pytorch_is_timed_on_the_same_step_and_convolutions(ops):
+    pytest.importorskip("torch", reason="PyTorch, the other contestant, is not installed")
+    config = parse_config(SMALL.replace("kfc_pre", "sgd").replace(
+        "statistics_period: 1,\n            inverse_period: 1", "momentum: 0.9"))
+    steps, convolutions = cuda_benchmark.torch_rows(ops, config, device="cpu")
+    assert [row["step"] for row in steps] == ["PyTorch SGD, eager, fp32"]
+    assert [row["primitive"] for row in convolutions] == [
+        "conv_forward", "conv_backward_data", "conv_backward_weights"]
+    assert min(row["microseconds"] for row in convolutions) > 0
+    report = {"device": {"name": "here"}, "ceilings": {"copy_GB_s": 1.0}, "steps": steps,
+              "primitives": [], "convolutions in PyTorch": convolutions}
+    assert "conv_backward_data in PyTorch" in cuda_benchmark.format_report(report)
+
+
 def test_figure_shows_the_share_of_the_nearer_ceiling(tmp_path):
     ceilings = {"copy_GB_s": 100.0, "fp32_TFLOP_s": 10.0}
     rows = [{"call": "relu", "microseconds": 1.0, "TFLOP_s": 0.0, "GB_s": 80.0},
