@@ -5,6 +5,7 @@ shared memory that a block can have.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 from kfcnet.ops.shapes import output_size
 
@@ -77,6 +78,7 @@ class Layer:
         """|T|: outputs of one map."""
         return self.out_height * self.out_width
 
+    @cached_property
     def constants(self):
         return {"HEIGHT": self.height, "WIDTH": self.width, "IN_MAPS": self.in_maps,
                 "OUT_MAPS": self.out_maps, "KERNEL_SIZE": self.kernel, "STRIDE": self.stride,
@@ -150,8 +152,9 @@ class ForwardTile:
         inputs = 4 * ceil_div(self.images * rows * columns * pitch + overhang, 4)
         return 4 * (inputs + self.stages * self.depth * self.maps)
 
+    @cached_property
     def constants(self):
-        constants = self.layer.constants() | {
+        constants = self.layer.constants | {
             "DILATION": self.layer.dilation, "PACKED_SIZE": self.packed_size,
             "CHUNK_MAPS": self.chunk, "TILE_IMAGES": self.images, "TILE_HEIGHT": self.height,
             "TILE_WIDTH": self.width, "TILE_MAPS": self.maps, "WARPS_PIXELS": self.warps_pixels,
@@ -159,12 +162,14 @@ class ForwardTile:
             "FRAGMENTS": int(self.thread_pixels is None)}
         return constants | ({"THREAD_PIXELS": self.thread_pixels} if self.thread_pixels else {})
 
+    @cached_property
     def packing_constants(self):
         """What decides how the weights are packed."""
         names = "IN_MAPS", "OUT_MAPS", "KERNEL_SIZE", "CHUNK_MAPS", "TILE_MAPS", "FRAGMENTS"
-        return {name: self.constants()[name] for name in names}
+        return {name: self.constants[name] for name in names}
 
 
+@cache
 def forward_tile(layer, tensor_cores, limit):
     """The largest tile, up to 128 pixels, in `limit` bytes of shared memory.
 
@@ -284,8 +289,9 @@ class WeightsTile:
         blocks = MULTIPROCESSORS * (2 if self.few_maps else 1)
         return min(tiles, max(1, blocks // (across * along))), across, along
 
+    @cached_property
     def constants(self):
-        constants = self.layer.constants() | {
+        constants = self.layer.constants | {
             "DILATION": 1, "CHUNK_MAPS": self.chunk, "TILE_IMAGES": 1, "TILE_HEIGHT": self.height,
             "TILE_WIDTH": self.width, "WARPS_COLUMNS": self.warps_columns,
             "WARPS_DEPTH": self.warps_depth}
@@ -295,6 +301,7 @@ class WeightsTile:
                             "SLOTS": self.groups * self.row_lanes // 32}
 
 
+@cache
 def weights_tile(layer, tensor_cores, limit):
     """The largest tile in `limit` bytes of shared memory; raises ValueError without one."""
     if layer.in_maps < 8:

@@ -5,6 +5,7 @@ patches formed on the fly (`gram_patches`), Gamma from the rows of derivatives (
 """
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -131,9 +132,10 @@ class OffsetsTile:
         columns = ceil_div(self.slots, self.warps_columns * self.slots_of_warp)
         return items, self.chunks**2, columns
 
+    @cached_property
     def constants(self):
         names = ("HEIGHT", "WIDTH", "IN_MAPS", "KERNEL_SIZE", "PADDING", "OUT_HEIGHT", "OUT_WIDTH")
-        shape = self.layer.constants()
+        shape = self.layer.constants
         return {name: shape[name] for name in names} | {
             "CHUNK_MAPS": self.chunk, "TILE_HEIGHT": self.height, "TILE_WIDTH": self.width,
             "BUFFER_PIXELS": self.buffer_pixels, "LANE_ROWS": self.lanes[0],
@@ -154,6 +156,7 @@ def region_areas(layer):
                     _classes(layer.width, layer.out_width, layer.kernel, layer.padding))
 
 
+@cache
 def offsets_tile(layer, limit):
     """The largest tile, no larger than the largest region, in `limit` bytes of shared memory.
 

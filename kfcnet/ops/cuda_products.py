@@ -26,6 +26,7 @@ class RegisterTile(NamedTuple):
     thread: int
     groups: int = 1
 
+    @property
     def constants(self):
         return {"TILE_ROWS": self.rows, "TILE_COLUMNS": self.columns, "TILE_DEPTH": self.depth,
                 "THREAD_ROWS": self.thread, "THREAD_COLUMNS": self.thread,
@@ -51,6 +52,7 @@ class TensorCoreTile(NamedTuple):
     warp_columns: int
     stages: int = 3
 
+    @property
     def constants(self):
         return {"TILE_ROWS": self.rows, "TILE_COLUMNS": self.columns, "TILE_DEPTH": self.depth,
                 "WARP_ROWS": self.warp_rows, "WARP_COLUMNS": self.warp_columns,
@@ -68,7 +70,7 @@ class TensorCoreTile(NamedTuple):
 
 
 REGISTER_TILES = (RegisterTile(128, 128, 16, 8), RegisterTile(64, 64, 16, 4),
-                  RegisterTile(32, 32, 64, 4, groups=4))
+                  RegisterTile(32, 32, 64, 4, groups=4), RegisterTile(16, 16, 128, 4, groups=8))
 PATCHES_TILE = 64  # rows and columns of Omega that a block of gram_patches makes
 ROWS_TILE, ROWS_WARPS = 64, 8  # rows that a block of gram_rows takes at a time, its warps
 TENSOR_CORE_TILES = (TensorCoreTile(128, 128, 16, 64, 32), TensorCoreTile(64, 64, 32, 32, 32))
@@ -106,7 +108,7 @@ class Products:
                     a, b, c, *sizes, scale, block=tile.threads,
                     shared=tile.shared(transpose_a, transpose_b), TRANSPOSE_A=int(transpose_a),
                     TRANSPOSE_B=int(transpose_b), A_SHIFT=a_shift, B_SHIFT=b_shift,
-                    **tile.constants())
+                    **tile.constants)
 
     # Convolution. Over 1 x 1 patches it is the product of all pixels with the weights.
 
@@ -137,10 +139,10 @@ class Products:
         tile = forward_tile(layer, self.tensor_cores, self.runtime.shared_limit)
         packed = self.empty(tile.packed_size)
         self._each("conv_pack", pack, packed.size, weight, packed, packed.size, BIAS=bias,
-                   **tile.packing_constants())
+                   **tile.packing_constants)
         kernel = "conv_forward_tf32" if self.tensor_cores else "conv_forward_register"
         self.launch(kernel, kernel, (tile.tiles(len(x)), tile.map_tiles), x, packed, y, len(x),
-                    block=tile.threads, shared=tile.shared, BIAS=bias, **tile.constants())
+                    block=tile.threads, shared=tile.shared, BIAS=bias, **tile.constants)
 
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
         layer = Layer.of(x.shape, dy.shape[-1], kernel, stride, padding)
@@ -158,7 +160,7 @@ class Products:
         partials = self.empty((grid[0], *out.shape))
         kernel = f"conv_backward_weights_{'tf32' if self.tensor_cores else 'register'}"
         self.launch(kernel, kernel, grid, x, dy, partials, len(x), grid[0], block=tile.threads,
-                    shared=tile.shared, **tile.constants())
+                    shared=tile.shared, **tile.constants)
         self.launch("conv_backward_weights_sum", "conv_backward_weights_sum",
                     ceil_div(out.size, 32), partials, out, grid[0], out.size, scale, block=(32, 8))
 
@@ -175,10 +177,10 @@ class Products:
         items = tile.items(len(x), positions)
         partials = self.empty((items, tile.item_size))
         self.launch("gram_offsets", "gram_offsets_slices", tile.grid(items), x, partials, len(x),
-                    positions, items, block=tile.threads, shared=tile.shared, **tile.constants())
+                    positions, items, block=tile.threads, shared=tile.shared, **tile.constants)
         self.launch("gram_offsets", "gram_offsets_sum", ceil_div(tile.item_size, tile.sum_block),
                     partials, out, len(x), positions, items, scale, decay, block=tile.sum_block,
-                    **tile.constants())
+                    **tile.constants)
 
     def _gram_of_patches(self, layer, x, scale, decay, out):
         tile = PATCHES_TILE
@@ -186,7 +188,7 @@ class Products:
         partials = self.empty((slices, layer.patch, layer.patch))
         pairs = triangle(ceil_div(layer.patch, tile))
         self.launch("gram_patches", "gram_patches_slices", (pairs, slices), x, partials, len(x),
-                    slices, block=(tile // 4) ** 2, TILE=tile, DEPTH=16, **layer.constants())
+                    slices, block=(tile // 4) ** 2, TILE=tile, DEPTH=16, **layer.constants)
         self._sum_gram(partials, scale, decay, out)
 
     def gram(self, rows, scale, decay, out):
@@ -207,11 +209,11 @@ class Products:
     def patches(self, x, kernel, stride, padding):
         layer = Layer.of(x.shape, 1, kernel, stride, padding)
         rows = self.empty((len(x) * layer.locations, layer.patch))
-        self._each("patches", "patches", rows.size, x, rows, len(x), **layer.constants())
+        self._each("patches", "patches", rows.size, x, rows, len(x), **layer.constants)
         return rows
 
     def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
         layer = Layer.of(x_shape, 1, kernel, stride, padding)
         x = self.empty(x_shape)
-        self._each("patches", "patches_adjoint", x.size, rows, x, len(x), **layer.constants())
+        self._each("patches", "patches_adjoint", x.size, rows, x, len(x), **layer.constants)
         return x
