@@ -210,9 +210,50 @@ def benchmark(argv=None, prog=None):
         write_text(options.json.with_suffix(".md"), benchmarks.markdown(report))
 
 
+@command
+def reproduce(argv=None, prog=None):
+    """Train what the paper's figures and numbers need, where it is not there yet, and draw them.
+
+    Leaves figures/, numbers.csv and README.md in the folder. The same command goes on after a stop.
+    """
+    from kfcnet import reproduce as reproduction
+
+    parser = argparse.ArgumentParser(prog=prog, description=reproduce.__doc__)
+    parser.add_argument("figure", metavar="FIGURE", choices=reproduction.FIGURES,
+                        help="fig1, fig2, assumptions, batchnorm, text (the other methods) or all")
+    parser.add_argument("--quick", action="store_true",
+                        help="the same on the embedded digits, in minutes")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="on a CPU the plan is shorter (default: auto)")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="where runs are looked for and left (default: results, or "
+                             "results/quick)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds of every curve")
+    parser.add_argument("--data", action="extend", nargs="+", default=[], metavar="NAME=PATH",
+                        help="where data lie: cifar10=... svhn=... (default: as in training)")
+    parser.add_argument("--set", dest="settings", action="extend", nargs="+", default=[],
+                        metavar="KEY=VALUE", help="override settings of every run")
+    parser.add_argument("--draw", action="store_true",
+                        help="train nothing: draw what there are records for")
+    options = parser.parse_args(argv)
+    places = dict(text.split("=", 1) for text in options.data if "=" in text)
+    if len(places) < len(options.data) or not places.keys() <= {"cifar10", "svhn"}:
+        parser.error("--data: expected cifar10=PATH or svhn=PATH")
+    if options.seeds is not None and options.seeds < 1:
+        parser.error(f"--seeds {options.seeds}: at least one is needed")
+    out = options.out or Path("results", *(["quick"] if options.quick else []))
+    failures = reproduction.reproduce(
+        options.figure, out, options.device, options.quick, options.seeds,
+        {name: Path(path) for name, path in places.items()}, options.settings, options.draw)
+    for name, reason in failures.items():
+        print(f"failed: {name}: {reason}", file=sys.stderr)
+    print(out / "README.md", file=sys.stderr)
+    return 1 if failures else 0
+
+
 COMMANDS = {
     "train": train, "evaluate": evaluate, "plot": plot, "compare": compare, "sweep": sweep,
-    "benchmark": benchmark,
+    "benchmark": benchmark, "reproduce": reproduce,
 }
 
 

@@ -47,7 +47,8 @@ def titles_and_labels(runs, free=()):
     titles = [facts[0][name] for name in common if facts[0][name]]
     labels = []
     for run, fact in zip(runs, facts, strict=True):
-        own = [fact[name] for name in fact if name not in common and name != "batch"]
+        own = [fact[name] for name in fact
+               if fact[name] and name not in common and name != "batch"]
         labels.append(", ".join([method(run), *own]))
     return titles, _distinct(runs, labels, free)
 
@@ -75,13 +76,11 @@ def device(run):
 
 
 def network(layers):
-    """"conv 32-32-64, dense 10", with "batch norm" where there is one."""
+    """"conv 32-32-64, dense 10": the layers that have weights."""
     parts = []
     for kind, size in (("conv", "filters"), ("dense", "units")):
         sizes = [str(layer[size]) for layer in layers if layer["layer"] == kind]
         parts += [f"{kind} {'-'.join(sizes)}"] if sizes else []
-    if any(layer["layer"] == "batch_norm" for layer in layers):
-        parts.append("batch norm")
     return ", ".join(parts)
 
 
@@ -92,7 +91,10 @@ def short(key):
 
 def _facts(run):
     """Data set, network, batch and device of a run, each as a phrase."""
-    return {"data": data_set(run), "network": network(run.config["network"]),
+    layers = run.config["network"]
+    is_normalised = any(layer["layer"] == "batch_norm" for layer in layers)
+    return {"data": data_set(run), "network": network(layers),
+            "normalisation": "batch norm" if is_normalised else "",
             "batch": f"batch {run.config['optimizer']['batch_size']}", "device": device(run)}
 
 

@@ -121,11 +121,11 @@ def test_what_runs_do_not_share_is_in_their_labels(tmp_path):
             write_run(tmp_path / "c", "sgd", 128, processor="Other CPU",
                       network=[*LAYERS, {"layer": "batch_norm"}])]
     figure = drawn(runs)[0]
-    assert title(figure) == "CIFAR-10"
+    assert title(figure) == "CIFAR-10, conv 32-64, dense 10"
     assert texts(figure)[:3] == [
-        "KFC-pre, M = 512, conv 32-64, dense 10, CPU (Some CPU), learning rate 0.1",
-        "KFC-pre, M = 512, conv 32-64, dense 10, CPU (Some CPU), learning rate 0.3",
-        "SGD, M = 128, conv 32-64, dense 10, batch norm, CPU (Other CPU)"]
+        "KFC-pre, M = 512, CPU (Some CPU), learning rate 0.1",
+        "KFC-pre, M = 512, CPU (Some CPU), learning rate 0.3",
+        "SGD, M = 128, batch norm, CPU (Other CPU)"]
 
 
 def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_path):

@@ -1,0 +1,102 @@
+"""The paper's figures and numbers, from one command: plan, train what is missing, draw.
+
+Everything is told by the folders of the runs: a reproduction that was stopped at any moment goes
+on where it was, and one that is complete draws its figures again.
+"""
+
+import functools
+from pathlib import Path
+
+from kfcnet import plots
+from kfcnet.ops import get_ops
+from kfcnet.records import WriteError
+from kfcnet.reproduce import assumptions, claims, figures, report, work
+from kfcnet.reproduce.ledger import Ledger
+from kfcnet.reproduce.plan import make_plan
+from kfcnet.reproduce.progress import progress_of
+from kfcnet.sweep import write_tables
+
+FIGURES = ("fig1", "fig2", "assumptions", "batchnorm", "text", "all")
+KINDS = ("png", "svg")
+
+
+def reproduce(figure, out, device="auto", quick=False, seeds=None, places=None, overrides=(),
+              only_draw=False):
+    """Bring the records below the folder `out` up to `figure`, one of FIGURES, and draw them.
+
+    device: "auto", "cpu" or "cuda"; seeds: in place of the planned numbers; places: {data set:
+    where it lies}; overrides: `key=value` for every run; only_draw: train nothing. Leaves
+    `figures/`, `numbers.csv` and `README.md` of all that is there, and returns {run: why} of what
+    failed.
+
+    Raises ConfigError or RecordError for a record that cannot be read, WriteError for a disk that
+    is full, TrainingInterrupted after a signal.
+    """
+    out, places = Path(out), places or {}
+    device = get_ops("auto").name if device == "auto" else device
+    plan = make_plan(device, quick, seeds, overrides)
+    for curve in plan.curves.values():
+        plan.configure(curve)  # a wrong setting is found before anything is trained
+    _make_folder(out)
+    ledger, failures = Ledger(out), {}
+    if not only_draw:
+        failures |= work.train_missing(plan, figure, ledger, places)
+        if figure in ("assumptions", "all"):
+            _make_folder(out / "assumptions")
+            failures |= assumptions.measure_networks(plan, progress_of(plan, ledger), out, places)
+    draw(plan, ledger, out, failures)
+    return failures
+
+
+def draw(plan, ledger, out, failures):
+    """All figures, tables and the page, from the records alone."""
+    steps = progress_of(plan, ledger)
+    for name, step in steps.items():
+        if step.tuning:
+            folder = _make_folder(out / "sweeps" / name)
+            write_tables(folder, list(step.tuning[0].point.settings), step.curve.stages,
+                         step.tuning)
+    records = [(network, assumptions.read(plan, steps, out, network)) for network in plan.networks]
+    records = [(network, record) for network, record in records if record]
+    _make_folder(out / "figures")
+    runs = {name: step.runs() for name, step in steps.items() if step.finals}
+    drawn = {}
+    for name, figure_plan in plan.figures.items():
+        if name == "assumptions":
+            drawn[name] = _draw_assumptions(records, out)
+        elif any(curve in runs for curve in plan.own(name)):
+            _save(lambda plan=figure_plan: figures.draw_figure(plan, runs), out, name)
+            drawn[name] = [f"{name}.png"]
+        else:
+            drawn[name] = []
+    networks = {network.curve: record for network, record in records}
+    evidence = claims.Evidence(plan, runs, networks)
+    rows = claims.rows(evidence)
+    report.write_numbers(rows, out / "numbers.csv")
+    report.write_readme(evidence, steps, rows, drawn, failures, out / "README.md")
+
+
+def _draw_assumptions(records, out):
+    """Names of the pictures: of all networks together, and the correlations of each."""
+    pictures = {"assumptions": lambda: figures.draw_assumptions(records)} if records else {}
+    for network, record in records:
+        if not network.layer:
+            pictures[f"assumptions_{network.curve}"] = functools.partial(
+                figures.draw_heat_maps, network, record)
+    for name, draw_one in pictures.items():
+        _save(draw_one, out, name)
+    return [f"{name}.png" for name in pictures]
+
+
+def _save(draw_one, out, name):
+    for kind in KINDS:
+        plots.save_figure(draw_one, out / "figures" / f"{name}.{kind}")
+
+
+def _make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot make the folder {path}: {error.strerror}; make room or name "
+                         "another place with --out") from error
+    return path

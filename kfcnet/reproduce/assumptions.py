@@ -1,0 +1,109 @@
+"""The paper's look at its assumptions (section 5.1, appendix D.1): measured once, and recorded.
+
+A record is a checked HDF5 file, `assumptions/CURVE.h5`: the correlations of every convolution
+layer, of small layers also the distances from the exact Fisher block, and which run they belong to.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from kfcnet import data
+from kfcnet.analysis import correlations, distances, fisher_blocks
+from kfcnet.checkpoint import load_checkpoint, save_checkpoint
+from kfcnet.evaluation import load_run
+from kfcnet.records import WriteError
+from kfcnet.reproduce.ledger import run_key
+from kfcnet.reproduce.work import placed, say
+
+DERIVATIVES, ACTIVATIONS = "derivatives", "activations"
+
+
+def measure_networks(plan, steps, out, places):
+    """Measure the trained networks of a Plan that have no record yet; {network: why} it failed.
+
+    steps: {name: Progress}. A network is measured once its first seed has come to its end.
+    """
+    failures = {}
+    for network in plan.networks:
+        config, standing = _final(plan, steps, network)
+        if not (standing and standing.is_over(config) and standing.can_go_on()
+                and not standing.failed) or read(plan, steps, out, network):
+            continue
+        say(f"{network.curve}: correlations on {network.images} images")
+        try:
+            record = measure(plan, network, standing, config, places)
+            save_checkpoint(record_path(out, network), record)
+        except WriteError:
+            raise
+        except Exception as error:
+            failures[f"correlations of {network.curve}"] = f"{type(error).__name__}: {error}"
+    return failures
+
+
+def measure(plan, network, standing, config, places):
+    """The record of the network that a run in a folder ended with."""
+    run = load_run(standing.folder, plan.device)
+    dataset = data.load(placed(config.data, places))
+    run.check_data(dataset)
+    examples = run.examples(dataset.train_images, dataset.train_labels)
+    inputs = examples.batch(np.arange(network.images)).inputs
+    found = correlations(run.network, run.loss, inputs, network.radius)
+    record = {"run": run_key(config), "steps": standing.iteration, "images": len(inputs),
+              "correlations": {layer: {name: np.float32(array)
+                                       for name, array in values._asdict().items()}
+                               for layer, values in found.items()}}
+    if network.layer:
+        blocks = fisher_blocks(run.network, run.loss, inputs, network.layer)
+        record["distances"] = distances(blocks)
+    return record
+
+
+def read(plan, steps, out, network):
+    """The record of a network as its run stands; None if there is none.
+
+    Raises CheckpointError for a damaged record.
+    """
+    config, standing = _final(plan, steps, network)
+    path = record_path(out, network)
+    if not (standing and path.exists()):
+        return None
+    record = load_checkpoint(path)
+    is_current = (record["run"], record["steps"]) == (run_key(config), standing.iteration)
+    return record if is_current else None
+
+
+def record_path(out, network):
+    return Path(out) / "assumptions" / f"{network.curve}.h5"
+
+
+def _final(plan, steps, network):
+    """(Config, Standing) of the first seed of a network's curve; None, None before it is begun."""
+    curve = plan.curves.get(network.curve)
+    if curve is None or 0 not in steps[network.curve].finals:
+        return None, None
+    config = plan.configure(curve, steps[network.curve].settings, 0, plan.final_epochs(curve))
+    return config, steps[network.curve].finals[0]
+
+
+def by_distance(spatial):
+    """Mean size (R + 1,) of the correlations of two locations that are 0 to R pixels apart, along
+    rows and along columns; spatial: (maps, 2R + 1, 2R + 1).
+    """
+    R = spatial.shape[1] // 2
+    lines = np.abs(np.concatenate([spatial[:, R, R:], spatial[:, R:, R]]))
+    return np.array([_mean(sizes) for sizes in lines.T])
+
+
+def neighbours(record):
+    """{"derivatives": mean size of the correlations of neighbours over all layers, "activations"}.
+    """
+    layers = record["correlations"].values()
+    return {what: _mean(np.array([by_distance(layer[what])[1] for layer in layers]))
+            for what in (DERIVATIVES, ACTIVATIONS)}
+
+
+def _mean(values):
+    """Of those that there are; NaN without any."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else np.nan

@@ -1,0 +1,337 @@
+"""The paper's claims, and what the records here say to each: paper, here, ratio.
+
+What the paper says is written down in this file; what was measured never is, it is computed from
+the records. A claim whose runs are not there says so.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from kfcnet.config import ConvConfig
+from kfcnet.curvature.structures import build_block
+from kfcnet.labels import METHODS, data_set, method
+from kfcnet.network import build_network
+from kfcnet.ops import get_ops
+from kfcnet.records import PHASES, first_crossing
+from kfcnet.reproduce.assumptions import neighbours
+
+ALEXNET = ConvConfig(name="conv2", filters=128, kernel=5, padding=2), (27, 27, 48)
+"""The second layer of one of AlexNet's two columns, and its input (the paper's section 3)."""
+
+TOLERANCE = 1.1
+"""How many times the published test error is still called the same."""
+
+PARTS = {"test_error": "test error", "train_error": "training error"}
+UNITS = {"minutes": ("seconds", 60), "updates": ("iteration", 1), "epochs": ("epoch", 1)}
+
+
+class Value(NamedTuple):
+    """A number; or a bound, where it is only known to lie above that number."""
+
+    number: float
+    is_bound: bool = False
+
+    def __str__(self):
+        text = f"{self.number:.3g}" if abs(self.number) < 1000 else f"{self.number:.0f}"
+        return f"> {text}" if self.is_bound else text
+
+
+class Row(NamedTuple):
+    """A line of the table. `paper` and `here` are Values or texts, `ratio` a Value or "".
+
+    holds: whether what is claimed is the case here, None where that is not a question of yes or no;
+    reason: what was measured beside it that explains why it is not the case.
+    """
+
+    claim: str
+    paper: Value | str
+    here: Value | str
+    ratio: Value | str = ""
+    note: str = ""
+    holds: bool | None = None
+    reason: str = ""
+
+
+class Evidence(NamedTuple):
+    """What there is to judge by: the Plan, {curve: its final runs} and {curve: its record of the
+    assumptions}.
+    """
+
+    plan: object
+    runs: dict
+    networks: dict
+
+    def absence(self, *names):
+        """Why there is nothing to say about some curves; "" where all of them have runs."""
+        for name in names:
+            if name in self.plan.left_out:
+                return f"not run: {self.plan.left_out[name]}"
+            if not self.runs.get(name):
+                return "not run"
+        return ""
+
+    def name(self, curve, default):
+        """The method of a curve and its mini-batch, as run here; `default` before it was."""
+        return method(self.runs[curve][0]) if self.runs.get(curve) else default
+
+    @property
+    def data(self):
+        """The data set that most claims are about."""
+        runs = [run for name, group in self.runs.items() for run in group
+                if name.startswith(self.plan.main)]
+        return data_set(runs[0]) if runs else self.plan.title
+
+
+def rows(evidence):
+    """All Rows of the table, in the order of the paper."""
+    return [*layer_rows(), *assumption_rows(evidence), *time_rows(evidence),
+            *svhn_rows(evidence), *error_rows(evidence), *update_rows(evidence),
+            *other_methods(evidence), *batch_norm_rows(evidence)]
+
+
+def layer_rows():
+    """The shapes that section 3 gives as an example, as this code builds them."""
+    layer, input_shape = ALEXNET
+    ops = get_ops("cpu")
+    built, = build_network([layer], input_shape, ops).weighted
+    block = build_block("kfc", built, ops)
+    filters, inputs = built.weight_shape
+    shapes = (("rows of the weights", 128, filters), ("columns of the weights", 1201, inputs),
+              ("size of Omega", 1201, len(block.Omega)), ("size of Gamma", 128, len(block.Gamma)))
+    return [Row(f"AlexNet's second layer: {what}", Value(paper), Value(here),
+                ratio(Value(here), Value(paper)), holds=here == paper)
+            for what, paper, here in shapes]
+
+
+def assumption_rows(evidence):
+    """SUD holds well with max pooling; activations are strongly correlated (section 5.1)."""
+    result, measured = [], {}
+    for network in evidence.plan.networks:
+        record = evidence.networks.get(network.curve)
+        if network.layer:
+            result += _distance_rows(network, record)
+        else:
+            measured[network.group, network.pooling] = neighbours(record) if record else {}
+    correlations = []
+    for group in dict.fromkeys(group for group, _ in measured):
+        highest, average = (measured.get((group, pooling), {}) for pooling in ("max", "average"))
+        weak, strong = highest.get("derivatives"), highest.get("activations")
+        stronger = average.get("derivatives")
+        correlations += [
+            _correlation(f"{group}, max pooling", "derivatives", "very weak", weak,
+                         lambda here, strong=strong: here < strong / 2),
+            _correlation(f"{group}, max pooling", "activations", "very strong", strong,
+                         lambda here, weak=weak: here > 2 * weak),
+            _correlation(f"{group}, average pooling", "derivatives", "much stronger", stronger,
+                         lambda here, weak=weak: here > 2 * weak if weak else None)]
+    return correlations + result
+
+
+def _correlation(name, what, paper, here, holds):
+    claim = f"{name}: mean absolute correlation of {what} at neighbouring locations"
+    if here is None:
+        return Row(claim, paper, "not run")
+    return Row(claim, paper, Value(here), holds=holds(here))
+
+
+def _distance_rows(network, record):
+    """The paper has no such measure; its text says which assumptions cost much."""
+    claims = (("kfc", "KFC", "not measured"), ("without sud", "KFC without SUD", "not measured"),
+              ("sua", "KFC with SUA", "above KFC's"), ("diagonal", "the diagonal", "above KFC's"))
+    result = []
+    for label, name, paper in claims:
+        claim = (f"{network.group}, {network.pooling} pooling, {network.layer}: relative distance "
+                 f"of {name} from the exact Fisher block")
+        if not record:
+            result.append(Row(claim, paper, "not run"))
+            continue
+        here, of_kfc = record["distances"][label], record["distances"]["kfc"]
+        result.append(Row(claim, paper, Value(here),
+                          holds=here > of_kfc if paper == "above KFC's" else None))
+    return result
+
+
+def time_rows(evidence):
+    """How long both methods take to a test and to a training error (section 5.2)."""
+    plan, result = evidence.plan, []
+    kfc, sgd = f"{plan.main}_kfc", f"{plan.main}_sgd"
+    for column, threshold, times in (("test_error", plan.errors.test, (3, 9)),
+                                     ("train_error", plan.errors.train, (4, 30))):
+        what = f"{evidence.data}, {threshold:.0%} {PARTS[column]}"
+        result += [_reached(evidence, f"{what}: minutes, {name}", Value(paper), curve, column,
+                            threshold, "minutes")
+                   for curve, name, paper in ((kfc, "KFC-pre", times[0]), (sgd, "SGD", times[1]))]
+        result.append(_speed_up(evidence, f"{what}: time of SGD over that of KFC-pre",
+                                Value(times[1] / times[0]), sgd, kfc, column, threshold,
+                                "minutes"))
+    return result
+
+
+def svhn_rows(evidence):
+    """The error that was published for the SVHN network, where that is part of the plan."""
+    if evidence.plan.main != "cifar":
+        return []
+    data = data_set(evidence.runs["svhn_kfc"][0]) if evidence.runs.get("svhn_kfc") else "SVHN"
+    return [_reached(evidence, f"{data}, 2.78% test error: minutes, {name}", paper, curve,
+                     "test_error", 0.0278, "minutes")
+            for curve, name, paper in (("svhn_kfc", "KFC-pre", Value(120)),
+                                       ("svhn_sgd", "SGD", Value(250, is_bound=True)))]
+
+
+def error_rows(evidence):
+    """Generalisation, and what the size of KFC-pre's mini-batch does to it (footnote 3)."""
+    main, result = evidence.plan.main, []
+    for curve, default, paper in ((f"{main}_kfc", "KFC-pre, M = 512", 18.5),
+                                  (f"{main}_sgd", "SGD, M = 128", 18),
+                                  (f"{main}_kfc_small", "KFC-pre, M = 128", 16)):
+        row = _row(
+            evidence, f"{evidence.data}: lowest test error (%), {evidence.name(curve, default)}",
+            Value(paper), curve,
+            lambda run: Value(100 * float(np.nanmin(run.metrics["test_error"]))))
+        if row.ratio != "":
+            row = row._replace(holds=row.ratio.number < TOLERANCE,
+                               reason=_fit(evidence.runs[curve][0]))
+        result.append(row)
+    small, large = (evidence.name(f"{main}_{name}", default) for name, default in
+                    (("kfc_small", "KFC-pre, M = 128"), ("kfc", "KFC-pre, M = 512")))
+    return [*result, _compared(evidence, f"training error, {small} over {large}",
+                               "far worse: above 1", f"{main}_kfc_small", f"{main}_kfc",
+                               lambda here: here > 1)]
+
+
+def _fit(run):
+    """How well a run fitted the training set when its test error was lowest."""
+    at = np.nanargmin(run.metrics["test_error"])
+    return (f"the training error was {run.metrics['train_error'][at]:.2%} then, after "
+            f"{run.metrics['epoch'][at]:.3g} epochs")
+
+
+def update_rows(evidence):
+    """Updates with large mini-batches (section 5.3)."""
+    main, threshold = evidence.plan.main, evidence.plan.errors.updates
+    kfc, sgd = f"{main}_kfc_large", f"{main}_sgd_large"
+    what = f"{evidence.data}, {threshold:.0%} training error"
+    return [
+        *(_reached(evidence, f"{what}: updates, {evidence.name(curve, default)}", Value(paper),
+                   curve, "train_error", threshold, "updates")
+          for curve, default, paper in ((kfc, "KFC-pre, M = 4096", 300),
+                                        (sgd, "SGD, M = 4096", 6000))),
+        _speed_up(evidence, f"{what}: updates of SGD over those of KFC-pre", Value(20), sgd, kfc,
+                  "train_error", threshold, "updates")]
+
+
+def other_methods(evidence):
+    """Adagrad, RMSProp and Adam against SGD, K-FAC against KFC-pre (section 5.2)."""
+    main = evidence.plan.main
+    return [*(_compared(evidence, f"training error, {METHODS[name]} over SGD", "not below 1",
+                        f"{main}_{name}", f"{main}_sgd", lambda here: here >= 1)
+              for name in ("adagrad", "rmsprop", "adam")),
+            _compared(evidence, "training error, K-FAC over KFC-pre", "about 1", f"{main}_kfac",
+                      f"{main}_kfc", lambda here: 0.5 <= here <= 2)]
+
+
+def batch_norm_rows(evidence):
+    """Batch normalisation helps both methods, and KFC-pre stays ahead (appendix D.2)."""
+    main, threshold = evidence.plan.main, evidence.plan.errors.updates
+    pairs = (("SGD over KFC-pre, both with batch normalisation", "sgd_bn", "kfc_bn"),
+             ("SGD without batch normalisation over with it", "sgd", "sgd_bn"),
+             ("KFC-pre without batch normalisation over with it", "kfc", "kfc_bn"))
+    return [_speed_up(evidence, f"{evidence.data}, {threshold:.0%} training error: time, {claim}",
+                      "above 1", f"{main}_{slow}", f"{main}_{fast}", "train_error", threshold,
+                      "minutes") for claim, slow, fast in pairs]
+
+
+# Arithmetic on what is not always known.
+
+
+def ratio(here, paper):
+    """here / paper as a Value; "" where it has no meaning."""
+    if not (isinstance(here, Value) and isinstance(paper, Value)) or paper.is_bound:
+        return ""
+    return Value(here.number / paper.number, here.is_bound)
+
+
+def middle(values):
+    """The median of Values; a bound where it falls on one."""
+    numbers = [math.inf if value.is_bound else value.number for value in values]
+    median = float(np.median(numbers))
+    if math.isfinite(median):
+        return Value(median)
+    return Value(min(value.number for value in values if value.is_bound), is_bound=True)
+
+
+def reached(run, column, threshold, unit):
+    """When a column of a run was first at or below a threshold; its end as a bound if it never was.
+
+    unit: "minutes", "updates" or "epochs".
+    """
+    name, size = UNITS[unit]
+    crossing = first_crossing(run.metrics, column, threshold)
+    if crossing is None:
+        return Value(float(run.metrics[name][-1]) / size, is_bound=True)
+    return Value({"seconds": crossing.seconds, "iteration": crossing.updates,
+                  "epoch": crossing.epoch}[name] / size)
+
+
+def _row(evidence, claim, paper, curve, measure):
+    """A Row: the median over a curve's runs of measure(run), a Value."""
+    if absent := evidence.absence(curve):
+        return Row(claim, paper, absent)
+    values = sorted((measure(run) for run in evidence.runs[curve]),
+                    key=lambda value: (value.is_bound, value.number))
+    here = middle(values)
+    note = f"{len(values)} seeds, {values[0]} to {values[-1]}" if len(values) > 1 else ""
+    return Row(claim, paper, here, ratio(here, paper), note)
+
+
+def _reached(evidence, claim, paper, curve, column, threshold, unit):
+    return _row(evidence, claim, paper, curve,
+                lambda run: reached(run, column, threshold, unit))
+
+
+def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
+    """A Row: how many times as long the curve `slow` took as the curve `fast`."""
+    if absent := evidence.absence(slow, fast):
+        return Row(claim, paper, absent)
+    over, under = (middle([reached(run, column, threshold, unit) for run in evidence.runs[name]])
+                   for name in (slow, fast))
+    reason = _cost(evidence, slow, fast, column, threshold)
+    if under.is_bound:
+        missing = "neither got there" if over.is_bound else f"{fast} did not get there"
+        return Row(claim, paper, missing, holds=None if over.is_bound else False, reason=reason)
+    if not under.number:
+        return Row(claim, paper, f"{fast} began there")
+    here = Value(over.number / under.number, over.is_bound)
+    holds = True if here.number > 1 else None if here.is_bound else False
+    return Row(claim, paper, here, ratio(here, paper), holds=holds, reason=reason)
+
+
+def _cost(evidence, slow, fast, column, threshold):
+    """What an epoch of the supposedly faster curve costs, what on, and how many both needed."""
+    runs = [evidence.runs[name][0] for name in (slow, fast)]
+    costs = [run.metrics["seconds"][-1] / run.metrics["epoch"][-1] for run in runs]
+    metrics = runs[1].metrics
+    shares = {phase: metrics[f"seconds_{phase}"][-1] / metrics["seconds"][-1] for phase in PHASES}
+    parts = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= 0.005)
+    needed = [middle([reached(run, column, threshold, "epochs") for run in evidence.runs[name]])
+              for name in (fast, slow)]
+    return (f"an epoch of {fast} takes {costs[1] / costs[0]:.2g} times as long as one of {slow} "
+            f"({parts}), and it needed {needed[0]} of them, {slow} {needed[1]}")
+
+
+def _compared(evidence, claim, paper, curve, other, holds):
+    """A Row: training errors, one over the other, at the last epoch that both have come to."""
+    claim = f"{evidence.data}: {claim}"
+    if absent := evidence.absence(curve, other):
+        return Row(claim, paper, absent)
+    groups = evidence.runs[curve], evidence.runs[other]
+    epoch = min(run.metrics["epoch"][-1] for group in groups for run in group)
+    above, below = (float(np.median([np.interp(epoch, run.metrics["epoch"],
+                                               run.metrics["train_error"]) for run in group]))
+                    for group in groups)
+    note = f"after {epoch:.3g} epochs: {above:.2%} and {below:.2%}"
+    if not (below and math.isfinite(above)):
+        return Row(claim, paper, "no ratio", note=note)
+    return Row(claim, paper, Value(above / below), note=note, holds=holds(above / below))

@@ -1,0 +1,143 @@
+"""The figures, from records alone."""
+
+import itertools
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from kfcnet import plots
+from kfcnet.labels import data_set, device, network
+from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
+
+STRUCTURES = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
+              "without sud": "KFC without SUD", "iad": "IAD alone",
+              "ekfc": "KFC's eigenvectors\n(EKFAC)", "white": "KFC, white derivatives",
+              "sua": "KFC, SUA", "diagonal": "diagonal"}
+LINES = {(DERIVATIVES, "max"): ("o-", "derivatives, max pooling"),
+         (DERIVATIVES, "average"): ("o--", "derivatives, average pooling"),
+         (ACTIVATIONS, "max"): ("s-", "activations, max pooling"),
+         (ACTIVATIONS, "average"): ("s--", "activations, average pooling")}
+HEATS = {DERIVATIVES: "derivative_maps", ACTIVATIONS: "activation_maps"}
+
+
+def draw_figure(figure_plan, runs):
+    """A Figure of the runs {curve: [Run, ...]} that there are for a FigurePlan, at least one."""
+    panels = []
+    for panel in figure_plan.panels:
+        shown = [run for name in panel.curves for run in runs.get(name, [])]
+        if shown:
+            title = f"({panel.letter}) {data_set(shown[0])}, {network(shown[0].config['network'])}"
+            panels.append(plots.Panel(shown, panel.quantity, title))
+    figure = plots.draw_panels(panels, figure_plan.x)
+    devices = dict.fromkeys(device(run) for panel in panels for run in panel.runs)
+    figure.suptitle(", ".join(devices), fontsize=8)
+    return figure
+
+
+def draw_assumptions(records):
+    """A Figure: correlations over distance, a row for a data set; below, distances of structures.
+
+    records: pairs of a NetworkPlan and its record.
+    """
+    groups = {name: list(pairs) for name, pairs in
+              itertools.groupby(records, key=lambda pair: pair[0].group)}
+    curves = [pairs for pairs in groups.values() if "distances" not in pairs[0][1]]
+    bars = [pairs for pairs in groups.values() if "distances" in pairs[0][1]]
+    figure = Figure(figsize=(7.2, 0.4 + 2.2 * len(curves) + 2.6 * len(bars)))
+    rows = figure.subfigures(len(groups), 1, squeeze=False,
+                             height_ratios=[2.2] * len(curves) + [2.6] * len(bars))[:, 0]
+    for row, pairs in zip(rows, [*curves, *bars], strict=True):
+        if "distances" in pairs[0][1]:
+            _draw_distances(row, pairs)
+        else:
+            _draw_decay(row, pairs)
+    if curves:
+        handles = {label: handle for row in rows[:len(curves)] for axes in row.axes
+                   for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        rows[0].legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4,
+                       handlelength=3)
+    return figure
+
+
+def _draw_decay(row, pairs):
+    """Mean size of correlations over distance, a pair of axes a layer."""
+    names = list(pairs[0][1]["correlations"])
+    for axes, name in zip(row.subplots(1, len(names), sharey=True, squeeze=False)[0], names,
+                          strict=True):
+        for plan, record in pairs:
+            for what, colour in ((DERIVATIVES, plots.COLOURS[0]), (ACTIVATIONS, plots.COLOURS[1])):
+                look, label = LINES[what, plan.pooling]
+                values = by_distance(record["correlations"][name][what])
+                axes.plot(values, look, color=colour, label=label,
+                          markerfacecolor="white" if plan.pooling == "average" else colour)
+        axes.set(title=f"{pairs[0][0].group}, {name}", xlabel="distance (pixels)", ylim=(0, 1.03),
+                 xticks=range(len(values)))
+    row.axes[0].set_ylabel("mean |correlation|")
+
+
+def _draw_distances(row, pairs):
+    """Bars of |F' - F| / |F|, best first; F' a structure's block, F the exact one."""
+    axes = row.subplots()
+    names = sorted(STRUCTURES, key=pairs[0][1]["distances"].get)
+    height = 0.8 / len(pairs)
+    for number, (plan, record) in enumerate(pairs):
+        values = [record["distances"][name] for name in names]
+        hatched = plan.pooling == "average"
+        axes.barh(np.arange(len(names)) + number * height, values, height,
+                  color="white" if hatched else plots.COLOURS[0], hatch="////" if hatched else None,
+                  edgecolor=plots.COLOURS[0], label=f"{plan.pooling} pooling")
+    axes.set_yticks(np.arange(len(names)) + 0.8 / 2 - height / 2,
+                    [STRUCTURES[name] for name in names])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
+    axes.set(title=f"{pairs[0][0].group}, {pairs[0][0].layer}",
+             xlabel="distance from the exact Fisher block, relative (Frobenius norm)")
+    row.legend(loc="outside lower center", ncols=2)
+
+
+def draw_heat_maps(plan, record):
+    """A Figure of one network: sizes of correlations, a row for a layer.
+
+    On the left of derivatives, on the right of activations: the spatial ones of three maps, and
+    those between all maps. White is 0, black is 1.
+    """
+    layers = record["correlations"]
+    figure = Figure(figsize=(7.2, 0.6 + 0.95 * len(layers)))
+    halves = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    for half, what in zip(halves, HEATS, strict=True):
+        cells = half.subplots(len(layers), 4, squeeze=False)
+        for row, (name, values) in zip(cells, layers.items(), strict=True):
+            for axes, picture in zip(row, [*_three(values[what]),
+                                           _off_diagonal(values[HEATS[what]])], strict=True):
+                _draw_heat(axes, picture)
+            row[0].set_ylabel(name)
+        half.suptitle(f"{what}: three maps, up to {plan.radius} pixels apart; between maps",
+                      fontsize=7)
+    halves[1].colorbar(ScalarMappable(Normalize(0, 1), "Greys"), ax=cells,
+                       label="|correlation|", aspect=25)
+    figure.suptitle(f"{plan.group}, {plan.pooling} pooling, {record['images']} images", fontsize=8)
+    return figure
+
+
+def _draw_heat(axes, picture):
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    if picture is None:
+        axes.spines[:].set_visible(False)
+        return
+    axes.spines[:].set_visible(True)
+    axes.imshow(np.abs(picture), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _three(spatial):
+    """Three maps that vary, far apart from each other in number; None where there are fewer."""
+    alive = [array for array in spatial if np.isfinite(array).any()]
+    chosen = [alive[len(alive) * part // 3] for part in range(3)] if len(alive) >= 3 else alive
+    return chosen + [None] * (3 - len(chosen))
+
+
+def _off_diagonal(kap):
+    """Correlations between maps; None for a single map, which has no other."""
+    return kap if len(kap) > 1 else None

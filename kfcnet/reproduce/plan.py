@@ -1,0 +1,287 @@
+"""What is trained for the paper's figures: on a GPU, shortened on a CPU, and quickly on the digits.
+
+Nothing here is a result: results are read from the records alone.
+"""
+
+import functools
+import json
+from typing import NamedTuple
+
+from kfcnet.config import load_config
+from kfcnet.sweep import Stage
+
+RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+"""The paper's set of learning rates (section 5.2)."""
+
+LOW_RATES = (0.0001, 0.00003)
+"""For co-ordinatewise methods: their steps do not shrink with the small initial weights."""
+
+SHARED = {"batch_size", "weight_decay", "averaging_timescale"}
+"""Settings of an optimizer that another one takes over."""
+
+
+class Curve(NamedTuple):
+    """One method on one network: tuned by training error, then trained with several seeds.
+
+    The learning rates `rates` (none: the configured one) are tuned in `stages`; or `rate_of` names
+    the curve whose best one is taken. `epochs` is the length of the final runs, None for the
+    configured one. `shortened` says what this plan leaves out, and why.
+    """
+
+    name: str
+    config: str
+    overrides: tuple = ()
+    rates: tuple = RATES
+    rate_of: str = ""
+    stages: tuple = (Stage(2, None), Stage(8, 3))
+    epochs: float | None = None
+    seeds: int = 3
+    shortened: str = ""
+
+
+class PanelPlan(NamedTuple):
+    """Which curves a panel of a figure shows, of "loss" or "error"."""
+
+    letter: str
+    quantity: str
+    curves: tuple
+
+
+class FigurePlan(NamedTuple):
+    """A figure of curves over `x`; one without panels is not of curves."""
+
+    title: str
+    x: str = ""
+    panels: tuple = ()
+
+
+class NetworkPlan(NamedTuple):
+    """A trained network that the assumptions are looked at in, on `images` training images.
+
+    group: what it shares with the same network with other `pooling`, "max" or "average"; radius:
+    the largest offset in rows and columns; layer: a small one whose distances from the exact Fisher
+    block are measured too.
+    """
+
+    curve: str
+    group: str
+    pooling: str
+    images: int
+    radius: int
+    layer: str = ""
+
+
+class Errors(NamedTuple):
+    """The errors at which methods are compared, as fractions."""
+
+    test: float
+    train: float
+    updates: float  # training error, for large mini-batches
+
+
+class Plan(NamedTuple):
+    """All that may be trained, of which a figure needs a part.
+
+    main: the prefix of the names of the curves on the data set that the claims are about, and
+    `title` its name; left_out: {name: why} of curves that are not in `curves`.
+    """
+
+    curves: dict
+    figures: dict
+    networks: tuple
+    main: str
+    title: str
+    errors: Errors
+    device: str
+    overrides: tuple = ()
+    left_out: dict = {}  # noqa: RUF012
+    note: str = ""
+
+    def shows(self, figure):
+        """Names of the curves of a figure, in order; those that were left out included."""
+        panels = self.figures[figure].panels
+        names = [name for panel in panels for name in panel.curves]
+        names += [network.curve for network in self.networks] if figure == "assumptions" else []
+        return list(dict.fromkeys(names))
+
+    def own(self, figure):
+        """Those that the first figure does not show; of the first figure all."""
+        first = next(iter(self.figures))
+        return [name for name in self.shows(figure)
+                if figure == first or name not in self.shows(first)]
+
+    def needs(self, figure):
+        """Names of the curves behind a figure, or behind "all"."""
+        figures = self.figures if figure == "all" else [figure]
+        names = [name for each in figures for name in self.shows(each) if name in self.curves]
+        tuned = [self.curves[name].rate_of for name in names if self.curves[name].rate_of]
+        return list(dict.fromkeys(tuned + names))
+
+    def configure(self, curve, settings=(), seed=0, epochs=None):
+        """The Config of a run of a curve; settings: pairs of keys and values."""
+        overrides = [f"{key}={json.dumps(value)}" for key, value in settings]
+        overrides += [f"seed={seed}", f"device={self.device}"]
+        overrides += [f"epochs={epochs}"] if epochs is not None else []
+        return _load(curve.config, (*curve.overrides, *self.overrides, *overrides))
+
+    def final_epochs(self, curve):
+        return self.configure(curve).epochs if curve.epochs is None else curve.epochs
+
+
+@functools.lru_cache(maxsize=4096)
+def _load(name, overrides):
+    return load_config(name, overrides)
+
+
+def make_plan(device, quick=False, seeds=None, overrides=()):
+    """The Plan for a device, "cpu" or "cuda". seeds: in place of the planned numbers of them."""
+    plan = _quick() if quick else _published() if device == "cuda" else _shortened()
+    curves = plan.curves
+    if seeds is not None:
+        curves = {name: curve._replace(seeds=seeds) for name, curve in curves.items()}
+    return plan._replace(device=device, overrides=tuple(overrides), curves=curves)
+
+
+def _published():
+    """As in the paper, where it says what it did; otherwise as long as the curves need."""
+    large = ("optimizer.batch_size=4096",)
+    # A quarter of a mini-batch every fifth update would be the same share of the examples, but
+    # updates are what Figure 2 counts: factors and inverses are renewed for every one of them.
+    large_kfc = (*large, "optimizer.statistics_fraction=0.125", "optimizer.statistics_period=1",
+                 "optimizer.inverse_period=1")
+    # As many examples for the statistics, and as many inversions, per epoch as with M = 512.
+    small_kfc = ("optimizer.batch_size=128", "optimizer.statistics_fraction=1.0",
+                 "optimizer.statistics_period=20", "optimizer.inverse_period=20")
+    average = {"cifar": ("network.1.layer=avg_pool",),
+               "svhn": tuple(f"network.{layer}.layer=avg_pool" for layer in (3, 7, 11))}
+    svhn = (Stage(0.5, None), Stage(2, 3))
+    curves = [
+        Curve("cifar_kfc", "cifar_kfc"), Curve("cifar_sgd", "cifar_sgd"),
+        Curve("svhn_kfc", "svhn_kfc", stages=svhn), Curve("svhn_sgd", "svhn_sgd", stages=svhn),
+        Curve("cifar_kfc_large", "cifar_kfc", large_kfc,
+              stages=(Stage(4, None), Stage(12, 3)), epochs=60),
+        Curve("cifar_sgd_large", "cifar_sgd", (*large, "evaluation.every=5"),
+              stages=(Stage(10, None), Stage(40, 3)), epochs=500),
+        Curve("svhn_kfc_large", "svhn_kfc", large_kfc, stages=svhn, epochs=15),
+        Curve("svhn_sgd_large", "svhn_sgd", large, stages=svhn, epochs=60),
+        Curve("cifar_kfc_bn", "cifar_kfc_bn"), Curve("cifar_sgd_bn", "cifar_sgd_bn"),
+        *_others("cifar", rates=(*RATES, *LOW_RATES), epochs=30),
+        Curve("cifar_kfac", "cifar_kfac", rates=()),
+        Curve("cifar_kfc_small", "cifar_kfc", small_kfc),
+        Curve("cifar_sgd_avg", "cifar_sgd", average["cifar"], rate_of="cifar_sgd", seeds=1),
+        Curve("svhn_sgd_avg", "svhn_sgd", average["svhn"], rate_of="svhn_sgd", seeds=1),
+        Curve("tiny_max", "cifar_tiny", rates=(), seeds=1),
+        Curve("tiny_avg", "cifar_tiny", ("network.2.layer=avg_pool", "network.5.layer=avg_pool"),
+              rates=(), seeds=1),
+    ]
+    networks = (
+        NetworkPlan("cifar_sgd", "CIFAR-10", "max", 500, 7),
+        NetworkPlan("cifar_sgd_avg", "CIFAR-10", "average", 500, 7),
+        NetworkPlan("svhn_sgd", "SVHN", "max", 250, 7),
+        NetworkPlan("svhn_sgd_avg", "SVHN", "average", 250, 7),
+        NetworkPlan("tiny_max", "CIFAR-10, tiny network", "max", 200, 3, "conv2"),
+        NetworkPlan("tiny_avg", "CIFAR-10, tiny network", "average", 200, 3, "conv2"),
+    )
+    return Plan({curve.name: curve for curve in curves}, _figures("cifar", "svhn"), networks,
+                "cifar", "CIFAR-10", Errors(test=0.19, train=0.06, updates=0.10), "cuda")
+
+
+def _shortened():
+    """What two cores can do in some nights."""
+    plan = _published()
+    curves = dict(plan.curves)
+    without_extra = ("data.extra=false",)
+    one = dict(stages=(Stage(1, None), Stage(3, 2)), seeds=1, epochs=10)
+    for name in ("svhn_kfc", "svhn_sgd", "svhn_sgd_avg"):
+        curves[name] = curves[name]._replace(
+            overrides=(*curves[name].overrides, *without_extra), **one,
+            shortened="one seed, 10 epochs and no extra images: the network takes twelve times the "
+                      "arithmetic of CIFAR-10's, and the extra images are seven eighths of all")
+    two = (Stage(2, None), Stage(6, 2))
+    for name, epochs in (("cifar_kfc_large", 25), ("cifar_sgd_large", 100)):
+        curves[name] = curves[name]._replace(
+            stages=two, seeds=1, epochs=epochs, shortened=f"one seed, {epochs} epochs and shorter "
+            "tuning: as many updates as in the paper would take a day")
+    for name, epochs in (("cifar_kfc_bn", 15), ("cifar_sgd_bn", 25), ("cifar_adagrad", 15),
+                         ("cifar_rmsprop", 15), ("cifar_adam", 15), ("cifar_kfac", 15),
+                         ("cifar_kfc_small", 15)):
+        curves[name] = curves[name]._replace(
+            stages=two, seeds=1, epochs=epochs,
+            shortened=f"one seed, {epochs} epochs and shorter tuning, to be done in hours")
+    left_out = {name: "an update of 4096 images of SVHN takes a CPU a minute"
+                for name in ("svhn_kfc_large", "svhn_sgd_large")}
+    for name in left_out:
+        del curves[name]
+    return plan._replace(curves=curves, device="cpu", left_out=left_out)
+
+
+def _quick():
+    """The whole path in minutes, on the digits that come with the package."""
+    few = dict(rates=(0.1, 0.03, 0.01), stages=(Stage(1, None), Stage(3, 2)), epochs=6, seeds=2,
+               shortened="few rates, epochs and seeds, for the sake of a quick run")
+    once = few | dict(seeds=1)
+    fixed = once | dict(rates=())
+    large = ("optimizer.batch_size=720",)
+    large_kfc = (*large, "optimizer.statistics_period=1", "optimizer.inverse_period=1")
+    small_kfc = ("optimizer.batch_size=32", "optimizer.statistics_fraction=1.0",
+                 "optimizer.statistics_period=4", "optimizer.inverse_period=8")
+    curves = [
+        Curve("digits_kfc", "digits_kfc", **few), Curve("digits_sgd", "digits_sgd", **few),
+        Curve("digits_kfc_large", "digits_kfc", large_kfc, **once),
+        Curve("digits_sgd_large", "digits_sgd", large, **once | dict(epochs=12)),
+        Curve("digits_kfc_bn", "digits_kfc_bn", **once),
+        Curve("digits_sgd_bn", "digits_sgd_bn", **once),
+        *_others("digits", **once | dict(rates=(0.01, 0.001))),
+        Curve("digits_kfac", "digits_kfac", **fixed),
+        Curve("digits_kfc_small", "digits_kfc", small_kfc, **once),
+        Curve("digits_sgd_avg", "digits_sgd", ("network.4.layer=avg_pool",), **once,
+              rate_of="digits_sgd"),
+        Curve("tiny_max", "digits_tiny", **fixed),
+        Curve("tiny_avg", "digits_tiny", ("network.2.layer=avg_pool", "network.5.layer=avg_pool"),
+              **fixed),
+    ]
+    networks = (NetworkPlan("digits_sgd", "UCI digits", "max", 360, 3),
+                NetworkPlan("digits_sgd_avg", "UCI digits", "average", 360, 3),
+                NetworkPlan("tiny_max", "UCI digits, tiny network", "max", 360, 2, "conv2"),
+                NetworkPlan("tiny_avg", "UCI digits, tiny network", "average", 360, 2, "conv2"))
+    return Plan({curve.name: curve for curve in curves}, _figures("digits"), networks, "digits",
+                "UCI digits", Errors(test=0.06, train=0.03, updates=0.05), "cpu",
+                note="This is a quick run on the embedded digits. It shows that every step from a "
+                     "configuration to this page works; its numbers stand beside the paper's only "
+                     "because they are made the same way.")
+
+
+def _others(prefix, **values):
+    """The co-ordinatewise methods on the network that SGD is run on."""
+    return [Curve(f"{prefix}_{name}", f"{prefix}_sgd", (_optimizer(f"{prefix}_sgd", name),),
+                  **values) for name in ("adagrad", "rmsprop", "adam")]
+
+
+def _optimizer(config, name):
+    """An override: another optimizer, with what it shares with the configured one."""
+    shared = load_config(config).optimizer.model_dump(mode="json", include=SHARED)
+    return f"optimizer={json.dumps({'name': name, 'learning_rate': 0.001, **shared})}"
+
+
+def _figures(main, *others):
+    """{name: FigurePlan}; each data set has its row in fig1 and its panel in fig2."""
+    letters = iter("abcdefgh")
+    prefixes = (main, *others)
+    fig1 = tuple(PanelPlan(next(letters), quantity, (f"{prefix}_kfc", f"{prefix}_sgd"))
+                 for prefix in prefixes for quantity in ("loss", "error"))
+    fig2 = tuple(PanelPlan(letter, "error", (f"{prefix}_kfc_large", f"{prefix}_sgd_large"))
+                 for letter, prefix in zip("ab", prefixes, strict=False))
+    normalised = tuple(f"{main}_{name}" for name in ("kfc", "sgd", "kfc_bn", "sgd_bn"))
+    methods = tuple(f"{main}_{name}" for name in
+                    ("kfc", "sgd", "adagrad", "rmsprop", "adam", "kfac", "kfc_small"))
+    both = ("a", "loss"), ("b", "error")
+    return {
+        "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", "seconds", fig1),
+        "fig2": FigurePlan("KFC-pre and SGD over updates, with large mini-batches (Figure 2)",
+                           "updates", fig2),
+        "assumptions": FigurePlan("The assumptions (section 5.1, appendix D.1)"),
+        "batchnorm": FigurePlan("With and without batch normalisation (appendix D.2)", "seconds",
+                                tuple(PanelPlan(*what, normalised) for what in both)),
+        "text": FigurePlan("The other methods that section 5 speaks of", "epochs",
+                           tuple(PanelPlan(*what, methods) for what in both)),
+    }

@@ -1,0 +1,146 @@
+"""Doing what is pending: run after run, each told of before it begins."""
+
+import sys
+import time
+import traceback
+
+from kfcnet import data
+from kfcnet.config import parse_config
+from kfcnet.records import WriteError, read_metrics
+from kfcnet.reproduce.progress import progress_of
+from kfcnet.trainer import TrainingFailed, TrainingInterrupted, train
+
+
+def train_missing(plan, figure, ledger, places):
+    """Train what `figure` needs and what is not there; returns {run: why} of what failed.
+
+    places: {name of a data set: where it lies}. A run that fails is reported and the others go on;
+    a run whose numbers diverge is a result like others.
+
+    Raises WriteError for a disk that is full, TrainingInterrupted after a signal.
+    """
+    names, failures, costs, absent = plan.needs(figure), {}, Costs(), AbsentData(places)
+    while True:
+        now = progress_of(plan, ledger, names)
+        pending = [task for step in now.values() for task in step.pending
+                   if task.folder.name not in failures and task.curve not in failures]
+        if not pending:
+            return failures
+        # The first seed of every curve comes before any second one: a plan that is cut short
+        # still has all of its curves.
+        task = min(pending, key=lambda task: task.config.seed)
+        if reason := absent.reason(task.config.data):
+            failures[task.curve] = reason
+            continue
+        say(f"{task.describe()} ({costs.left(now)})")
+        started = time.monotonic()
+        reason = _try(task, places)
+        costs.add(task, time.monotonic() - started)
+        ledger.add(task.folder)
+        standing = ledger.standing(task.config)
+        if not (standing and standing.is_over(task.config)):
+            failures[task.folder.name] = reason or "it ended before its end"
+
+
+def _try(task, places):
+    """Train; why that failed, or None."""
+    try:
+        _train(task, places)
+    except (TrainingInterrupted, WriteError):
+        raise
+    except TrainingFailed as error:
+        say(f"diverged: {error.reason}")
+        return str(error)
+    except Exception as error:
+        traceback.print_exc()
+        say(f"{task.curve} failed; going on with the others")
+        return f"{type(error).__name__}: {error}"
+
+
+class AbsentData:
+    """Which data sets cannot be had, each looked for once."""
+
+    def __init__(self, places):
+        self.places, self.reasons = places, {}
+
+    def reason(self, config):
+        """Why the data of a DataConfig cannot be had; None where they can."""
+        if config not in self.reasons:
+            self.reasons[config] = None
+            try:
+                data.load(placed(config, self.places))
+            except data.DataError as error:
+                self.reasons[config] = str(error)
+                say(f"{error}\nGoing on without {config.name}.")
+        return self.reasons[config]
+
+
+def _train(task, places):
+    """Take a run to its end, evaluated as it was begun."""
+    config = task.config
+    if task.standing:
+        path = task.folder / "config.yaml"
+        config = parse_config(path.read_text(), str(path), [f"epochs={config.epochs}"])
+    config = config.model_copy(update={"data": placed(config.data, places)})
+    try:
+        train(config, task.folder, resume=True)
+    except TrainingInterrupted as stop:
+        raise TrainingInterrupted(stop.number, f"stopped in {task.folder}, where the run is saved: "
+                                  "the same command goes on") from None
+
+
+def placed(config, places):
+    """A DataConfig that knows where its data lie."""
+    return config.model_copy(update={"path": places.get(config.name)})
+
+
+class Costs:
+    """Seconds that an epoch takes, by curve: on the clock here, else by the records."""
+
+    def __init__(self):
+        self.measured = {}
+
+    def add(self, task, seconds):
+        if task.epochs_to_go > 0:
+            self.measured[task.curve] = seconds / task.epochs_to_go
+
+    def left(self, now):
+        """How much is left of {name: Progress}, in words."""
+        epochs = sum(step.epochs_left for step in now.values())
+        seconds, unknown = 0.0, 0
+        for name, step in now.items():
+            cost = self.measured.get(name) or _recorded_cost(step)
+            seconds += step.epochs_left * (cost or 0)
+            unknown += step.epochs_left > 0 and not cost
+        curves = sum(step.epochs_left > 0 for step in now.values())
+        text = f"left: {epochs:.3g} epochs of {_curves(curves)}"
+        text += f", about {duration(seconds)}" if seconds else ""
+        return text + (f" and {_curves(unknown)} of unknown speed" if unknown else "")
+
+
+def _curves(number):
+    return f"{number} curve{'s' * (number != 1)}"
+
+
+def _recorded_cost(step):
+    """Seconds an epoch, evaluations left out, of one of a curve's runs; None without any."""
+    standings = [*step.finals.values(), *(task.standing for task in step.pending)]
+    folders = [standing.folder for standing in standings if standing and standing.iteration > 0]
+    folders += [result.point.folder for result in step.tuning if result.row]
+    if not folders:
+        return None
+    metrics = read_metrics(folders[0] / "metrics.csv")
+    return metrics["seconds"][-1] / metrics["epoch"][-1]
+
+
+def duration(seconds):
+    """"40 s", "25 min", "2 h 10 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def say(text):
+    """Tell whoever watches."""
+    print(text, file=sys.stderr, flush=True)
