@@ -10,13 +10,14 @@ from kfcnet.ops.immediate import Pending
 
 
 class Program:
-    """A function of device arrays that becomes one graph: what it launches is repeated as it was.
+    """A function of device arrays that becomes a graph: what it launches is repeated as it was.
 
     The first call runs the function as it stands, so that its kernels are compiled and its memory
     is at hand; the second records it; from then on a call is one launch. Whatever the function does
     on the host happens in the first two calls only, and a number that it passes by value stays what
     it was at the second: what changes from call to call must lie in device memory. Its results are
-    the same arrays every time, overwritten by the next call.
+    the same arrays every time, overwritten by the next call. Inputs of other shapes are recorded by
+    themselves.
 
     What the function leaves in attributes of `owners`, such as the activations that layers keep for
     their backward pass, every repetition leaves there again, whatever else has used them meanwhile.
@@ -25,20 +26,32 @@ class Program:
     def __init__(self, runtime, function, pool, owners=()):
         """pool: where the function's arrays come from; shared by programs that run in turn."""
         self._runtime, self._function, self._pool, self._owners = runtime, function, pool, owners
+        self._recordings = {}  # {shapes of the inputs: Recording}
+
+    def __call__(self, *inputs):
+        """The function's result for the contents of the inputs, arrays here or on the host."""
+        inputs = [self._runtime.asarray(array, array.dtype) for array in inputs]
+        shapes = tuple((array.shape, array.dtype) for array in inputs)
+        if shapes not in self._recordings:
+            self._recordings[shapes] = Recording(self._runtime, self._function, self._pool,
+                                                 self._owners)
+        return self._recordings[shapes](*inputs)
+
+
+class Recording:
+    """A Program for inputs of one shape."""
+
+    def __init__(self, runtime, function, pool, owners):
+        self._runtime, self._function, self._pool, self._owners = runtime, function, pool, owners
         self._inputs = self._graph = self._result = None
         self._left = [{} for _ in owners]  # {attribute: value} of each
 
-    @property
-    def replays(self):
-        """Whether a call is one launch by now, whose parts the host cannot tell apart."""
-        return self._graph is not None
-
     def __call__(self, *inputs):
-        """The function's result for the contents of `inputs`, of the same shapes every time."""
         if self._inputs is None:
-            self._inputs = [self._runtime.copy(self._here(array)) for array in inputs]
+            self._inputs = [self._runtime.copy(array) for array in inputs]
             return self._noting(lambda: self._function(*self._inputs))
-        self._take(inputs)
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            self._runtime.copy_into(mine, given)
         if self._graph is None:
             self._graph, self._result = self._noting(
                 lambda: self._runtime.capture(lambda: self._function(*self._inputs)))
@@ -56,17 +69,6 @@ class Program:
             changed = {name for name, value in vars(owner).items() if old.get(name) is not value}
             left.update({name: vars(owner)[name] for name in changed | left.keys()})
         return result
-
-    def _here(self, array):
-        return self._runtime.asarray(array, array.dtype)
-
-    def _take(self, inputs):
-        for mine, given in zip(self._inputs, inputs, strict=True):
-            if mine.shape != given.shape:
-                raise ValueError("a captured step was recorded for an input of shape "
-                                 f"{mine.shape}, not {given.shape}: its batches must all be full")
-            if mine is not given:
-                self._runtime.copy_into(mine, self._here(given))
 
 
 class Graphs:
