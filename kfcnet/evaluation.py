@@ -23,14 +23,18 @@ class Examples:
         """images uint8 (N, H, W, C), labels int32 (N,); inputs are (pixel - mean) / input_scale."""
         self.ops, self.images, self.labels = ops, ops.place(images), ops.place(labels)
         self.mean, self.scale = ops.asarray(mean), 1 / input_scale
+        self._gathered = ops.program(self._gather)
 
     def __len__(self):
         return len(self.images)
 
     def batch(self, indices):
-        """The Batch of the examples `indices` (M,)."""
+        """The Batch of the examples `indices` (M,); on a GPU the next one may overwrite it."""
+        return Batch(*self._gathered(indices))
+
+    def _gather(self, indices):
         inputs = self.ops.gather(self.images, indices, self.mean, self.scale)
-        return Batch(inputs, self.ops.take(self.labels, indices))
+        return inputs, self.ops.take(self.labels, indices)
 
 
 def evaluate(network, loss, examples, indices=None, check=lambda: None):
