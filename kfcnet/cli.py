@@ -186,8 +186,10 @@ def sweep(argv=None, prog=None):
 
 @command
 def benchmark(argv=None, prog=None):
-    """Time training steps of the CIFAR-10 network on the CPU, beside PyTorch if it is there."""
+    """Time training steps of the CIFAR-10 network, beside PyTorch if it is there."""
     parser = argparse.ArgumentParser(prog=prog, description=benchmark.__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                        help="cuda: every primitive too, against the GPU's ceilings (default: cpu)")
     parser.add_argument("--rounds", type=int, default=5, help="turns of four steps (default: 5)")
     parser.add_argument("--shards", type=int, default=2, help="threads (default: 2)")
     parser.add_argument("--native", choices=("auto", "on", "off"), default="auto",
@@ -200,6 +202,16 @@ def benchmark(argv=None, prog=None):
     from kfcnet import benchmark as benchmarks
     from kfcnet.records import write_json, write_text
 
+    if options.device == "cuda":
+        from kfcnet import cuda_benchmark
+        from kfcnet.ops import get_ops
+
+        report = cuda_benchmark.benchmark_cuda(get_ops("cuda"))
+        print(cuda_benchmark.format_report(report))
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            write_json(options.json, report)
+        return
     report = benchmarks.benchmark_cpu(
         rounds=options.rounds, native=options.native, shards=options.shards
     )
