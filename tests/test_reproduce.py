@@ -172,12 +172,14 @@ def test_what_a_cpu_leaves_out_is_said():
 def test_pooling_is_exchanged_everywhere_and_nothing_else_is():
     for name, plan in PLANS.items():
         for curve in plan.curves.values():
-            if curve.name.endswith("_avg"):
+            kinds = {"avg": ("max_pool", "avg_pool"), "max": ("avg_pool", "max_pool")}
+            if curve.name[-3:] in kinds:
+                before, after = kinds[curve.name[-3:]]
                 layers = plan.configure(curve).network
                 originals = load_config(curve.config).network
-                assert not [layer for layer in layers if layer.layer == "max_pool"], name
+                assert not [layer for layer in layers if layer.layer == before], name
                 for layer, original in zip(layers, originals, strict=True):
-                    assert layer == original or original.layer == "max_pool"
+                    assert layer == original or (layer.layer, original.layer) == (after, before)
                     assert getattr(layer, "size", 0) == getattr(original, "size", 0)
 
 
@@ -610,6 +612,7 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
     evidence = Evidence(plan._replace(networks=networks), {},
                         {"n_max": record(0.1, 0.6), "n_average": record(0.15, 0.6)})
     weak, strong, stronger = claims.assumption_rows(evidence)
+    assert "max pooling" in weak.claim and "activations" in strong.claim
     assert [row.here for row in (weak, strong, stronger)] == [
         Value(pytest.approx(value)) for value in (0.1, 0.6, 0.15)]
     assert [row.holds for row in (weak, strong, stronger)] == [True, True, False]

@@ -113,27 +113,30 @@ def assumption_rows(evidence):
         if network.layer:
             result += _distance_rows(network, record)
         else:
-            measured[network.group, network.pooling] = neighbours(record) if record else {}
-    correlations = []
-    for group in dict.fromkeys(group for group, _ in measured):
-        highest, average = (measured.get((group, pooling), {}) for pooling in ("max", "average"))
-        weak, strong = highest.get("derivatives"), highest.get("activations")
-        stronger = average.get("derivatives")
-        correlations += [
-            _correlation(f"{group}, max pooling", "derivatives", "very weak", weak,
-                         lambda here, strong=strong: here < strong / 2),
-            _correlation(f"{group}, max pooling", "activations", "very strong", strong,
-                         lambda here, weak=weak: here > 2 * weak),
-            _correlation(f"{group}, average pooling", "derivatives", "much stronger", stronger,
-                         lambda here, weak=weak: here > 2 * weak if weak else None)]
-    return correlations + result
+            measured[network] = neighbours(record) if record else {}
+    return [row for network in measured for row in _correlation_rows(network, measured)] + result
 
 
-def _correlation(name, what, paper, here, holds):
-    claim = f"{name}: mean absolute correlation of {what} at neighbouring locations"
-    if here is None:
-        return Row(claim, paper, "not run")
-    return Row(claim, paper, Value(here), holds=holds(here))
+def _correlation_rows(network, measured):
+    """Of a network beside the one of its group that has max pooling. measured: {network: sizes}."""
+    here = measured[network]
+    weak = next((sizes.get("derivatives") for other, sizes in measured.items()
+                 if (other.group, other.pooling) == (network.group, "max")), None)
+    words = {"max": "very weak", "average": "much stronger",
+             "published": "weak, modest in the top layers"}[network.pooling]
+    stronger = (here["derivatives"] > 2 * weak if here and weak and network.pooling == "average"
+                else None)
+    result = [_correlation(network, here, "derivatives", words, stronger)]
+    if network.pooling == "max":
+        is_less = here["derivatives"] < here["activations"] / 2 if here else None
+        result = [_correlation(network, here, "derivatives", words, is_less),
+                  _correlation(network, here, "activations", "very strong", is_less)]
+    return result
+
+
+def _correlation(network, here, what, paper, holds):
+    claim = f"{network.title}: mean absolute correlation of {what} at neighbouring locations"
+    return Row(claim, paper, Value(here[what]) if here else "not run", holds=holds)
 
 
 def _distance_rows(network, record):
@@ -142,8 +145,8 @@ def _distance_rows(network, record):
               ("sua", "KFC with SUA", "above KFC's"), ("diagonal", "the diagonal", "above KFC's"))
     result = []
     for label, name, paper in claims:
-        claim = (f"{network.group}, {network.pooling} pooling, {network.layer}: relative distance "
-                 f"of {name} from the exact Fisher block")
+        claim = (f"{network.title}, {network.layer}: relative distance of {name} from the exact "
+                 "Fisher block")
         if not record:
             result.append(Row(claim, paper, "not run"))
             continue

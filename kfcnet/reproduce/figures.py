@@ -13,12 +13,11 @@ from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 
 STRUCTURES = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
               "without sud": "KFC without SUD", "iad": "IAD alone",
-              "ekfc": "KFC's eigenvectors\n(EKFAC)", "white": "KFC, white derivatives",
+              "ekfc": "KFC's eigenvectors (EKFAC)", "white": "KFC, white derivatives",
               "sua": "KFC, SUA", "diagonal": "diagonal"}
-LINES = {(DERIVATIVES, "max"): ("o-", "derivatives, max pooling"),
-         (DERIVATIVES, "average"): ("o--", "derivatives, average pooling"),
-         (ACTIVATIONS, "max"): ("s-", "activations, max pooling"),
-         (ACTIVATIONS, "average"): ("s--", "activations, average pooling")}
+LINES = {"max": ("-", "max pooling"), "average": ("--", "average pooling"),
+         "published": (":", "pooling as published")}
+POINTS = {DERIVATIVES: ("o", plots.COLOURS[0]), ACTIVATIONS: ("s", plots.COLOURS[1])}
 HEATS = {DERIVATIVES: "derivative_maps", ACTIVATIONS: "activation_maps"}
 
 
@@ -56,8 +55,8 @@ def draw_assumptions(records):
     if curves:
         handles = {label: handle for row in rows[:len(curves)] for axes in row.axes
                    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        rows[0].legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4,
-                       handlelength=3)
+        rows[0].legend(handles.values(), handles.keys(), loc="outside upper center",
+                       ncols=len(handles) // 2, handlelength=3)
     return figure
 
 
@@ -67,11 +66,11 @@ def _draw_decay(row, pairs):
     for axes, name in zip(row.subplots(1, len(names), sharey=True, squeeze=False)[0], names,
                           strict=True):
         for plan, record in pairs:
-            for what, colour in ((DERIVATIVES, plots.COLOURS[0]), (ACTIVATIONS, plots.COLOURS[1])):
-                look, label = LINES[what, plan.pooling]
+            line, pooling = LINES[plan.pooling]
+            for what, (marker, colour) in POINTS.items():
                 values = by_distance(record["correlations"][name][what])
-                axes.plot(values, look, color=colour, label=label,
-                          markerfacecolor="white" if plan.pooling == "average" else colour)
+                axes.plot(values, line, marker=marker, color=colour, label=f"{what}, {pooling}",
+                          markerfacecolor=colour if line == "-" else "white")
         axes.set(title=f"{pairs[0][0].group}, {name}", xlabel="distance (pixels)", ylim=(0, 1.03),
                  xticks=range(len(values)))
     row.axes[0].set_ylabel("mean |correlation|")
@@ -117,7 +116,7 @@ def draw_heat_maps(plan, record):
                       fontsize=7)
     halves[1].colorbar(ScalarMappable(Normalize(0, 1), "Greys"), ax=cells,
                        label="|correlation|", aspect=25)
-    figure.suptitle(f"{plan.group}, {plan.pooling} pooling, {record['images']} images", fontsize=8)
+    figure.suptitle(f"{plan.title}, {record['images']} images", fontsize=8)
     return figure
 
 

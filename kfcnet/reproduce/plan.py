@@ -33,7 +33,7 @@ class Curve(NamedTuple):
     overrides: tuple = ()
     rates: tuple = RATES
     rate_of: str = ""
-    stages: tuple = (Stage(2, None), Stage(8, 3))
+    stages: tuple = (Stage(2.0, None), Stage(8.0, 3))
     epochs: float | None = None
     seeds: int = 3
     shortened: str = ""
@@ -58,9 +58,9 @@ class FigurePlan(NamedTuple):
 class NetworkPlan(NamedTuple):
     """A trained network that the assumptions are looked at in, on `images` training images.
 
-    group: what it shares with the same network with other `pooling`, "max" or "average"; radius:
-    the largest offset in rows and columns; layer: a small one whose distances from the exact Fisher
-    block are measured too.
+    group: what it shares with the same network with other `pooling`, "max", "average" or, where
+    that is a mixture, "published"; radius: the largest offset in rows and columns; layer: a small
+    one whose distances from the exact Fisher block are measured too.
     """
 
     curve: str
@@ -69,6 +69,11 @@ class NetworkPlan(NamedTuple):
     images: int
     radius: int
     layer: str = ""
+
+    @property
+    def title(self):
+        mixed = self.pooling == "published"
+        return f"{self.group}, " + ("pooling as published" if mixed else f"{self.pooling} pooling")
 
 
 class Errors(NamedTuple):
@@ -152,22 +157,24 @@ def _published():
     # As many examples for the statistics, and as many inversions, per epoch as with M = 512.
     small_kfc = ("optimizer.batch_size=128", "optimizer.statistics_fraction=1.0",
                  "optimizer.statistics_period=20", "optimizer.inverse_period=20")
+    most = tuple(f"network.{layer}.layer=max_pool" for layer in (6, 10))
     average = {"cifar": ("network.1.layer=avg_pool",),
                "svhn": tuple(f"network.{layer}.layer=avg_pool" for layer in (3, 7, 11))}
-    svhn = (Stage(0.5, None), Stage(2, 3))
+    svhn = (Stage(0.5, None), Stage(2.0, 3))
     curves = [
         Curve("cifar_kfc", "cifar_kfc"), Curve("cifar_sgd", "cifar_sgd"),
         Curve("svhn_kfc", "svhn_kfc", stages=svhn), Curve("svhn_sgd", "svhn_sgd", stages=svhn),
         Curve("cifar_kfc_large", "cifar_kfc", large_kfc,
-              stages=(Stage(4, None), Stage(12, 3)), epochs=60),
+              stages=(Stage(4.0, None), Stage(12.0, 3)), epochs=60),
         Curve("cifar_sgd_large", "cifar_sgd", (*large, "evaluation.every=5"),
-              stages=(Stage(10, None), Stage(40, 3)), epochs=500),
+              stages=(Stage(10.0, None), Stage(40.0, 3)), epochs=500),
         Curve("svhn_kfc_large", "svhn_kfc", large_kfc, stages=svhn, epochs=15),
         Curve("svhn_sgd_large", "svhn_sgd", large, stages=svhn, epochs=60),
         Curve("cifar_kfc_bn", "cifar_kfc_bn"), Curve("cifar_sgd_bn", "cifar_sgd_bn"),
         *_others("cifar", rates=(*RATES, *LOW_RATES), epochs=30),
         Curve("cifar_kfac", "cifar_kfac", rates=()),
         Curve("cifar_kfc_small", "cifar_kfc", small_kfc),
+        Curve("cifar_sgd_max", "cifar_sgd", most, rate_of="cifar_sgd", seeds=1),
         Curve("cifar_sgd_avg", "cifar_sgd", average["cifar"], rate_of="cifar_sgd", seeds=1),
         Curve("svhn_sgd_avg", "svhn_sgd", average["svhn"], rate_of="svhn_sgd", seeds=1),
         Curve("tiny_max", "cifar_tiny", rates=(), seeds=1),
@@ -175,7 +182,8 @@ def _published():
               rates=(), seeds=1),
     ]
     networks = (
-        NetworkPlan("cifar_sgd", "CIFAR-10", "max", 500, 7),
+        NetworkPlan("cifar_sgd", "CIFAR-10", "published", 500, 7),
+        NetworkPlan("cifar_sgd_max", "CIFAR-10", "max", 500, 7),
         NetworkPlan("cifar_sgd_avg", "CIFAR-10", "average", 500, 7),
         NetworkPlan("svhn_sgd", "SVHN", "max", 250, 7),
         NetworkPlan("svhn_sgd_avg", "SVHN", "average", 250, 7),
@@ -191,13 +199,13 @@ def _shortened():
     plan = _published()
     curves = dict(plan.curves)
     without_extra = ("data.extra=false",)
-    one = dict(stages=(Stage(1, None), Stage(3, 2)), seeds=1, epochs=10)
+    one = dict(stages=(Stage(1.0, None), Stage(3.0, 2)), seeds=1, epochs=10)
     for name in ("svhn_kfc", "svhn_sgd", "svhn_sgd_avg"):
         curves[name] = curves[name]._replace(
             overrides=(*curves[name].overrides, *without_extra), **one,
             shortened="one seed, 10 epochs and no extra images: the network takes twelve times the "
                       "arithmetic of CIFAR-10's, and the extra images are seven eighths of all")
-    two = (Stage(2, None), Stage(6, 2))
+    two = (Stage(2.0, None), Stage(6.0, 2))
     for name, epochs in (("cifar_kfc_large", 25), ("cifar_sgd_large", 100)):
         curves[name] = curves[name]._replace(
             stages=two, seeds=1, epochs=epochs, shortened=f"one seed, {epochs} epochs and shorter "
@@ -217,7 +225,7 @@ def _shortened():
 
 def _quick():
     """The whole path in minutes, on the digits that come with the package."""
-    few = dict(rates=(0.1, 0.03, 0.01), stages=(Stage(1, None), Stage(3, 2)), epochs=6, seeds=2,
+    few = dict(rates=(0.1, 0.03, 0.01), stages=(Stage(1.0, None), Stage(3.0, 2)), epochs=6, seeds=2,
                shortened="few rates, epochs and seeds, for the sake of a quick run")
     once = few | dict(seeds=1)
     fixed = once | dict(rates=())
