@@ -314,14 +314,16 @@ class _TrustConfig(_StatisticsConfig):
     """A quadratic model of the objective, damped as far as it deserves trust.
 
     `damping` is its first value, adapted by the Levenberg-Marquardt rule: multiplied or divided by
-    `damping_decay` for each update since the rule was last applied. The exact Fisher matrix is that
-    of a share `fisher_fraction` of the mini-batch. `tikhonov` damps the factors of KFC's matrix
-    (Eq. 21), or exactly their product.
+    `damping_decay` for each update since the rule was last applied, but never below
+    `least_damping`: a model that is right about its own small mini-batch is trusted ever more, and
+    steps come to follow the noise. The exact Fisher matrix is that of a share `fisher_fraction` of
+    the mini-batch. `tikhonov` damps the factors of KFC's matrix (Eq. 21), or exactly their product.
     """
 
     tikhonov: Literal["factored", "exact"] = "factored"
     damping: PositiveFloat = 150.0
     damping_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    least_damping: NonNegative = 0.0
     fisher_fraction: Fraction = 0.25
 
 
@@ -337,9 +339,9 @@ class KfacConfig(_TrustConfig):
         statistics_timescale 10,000 examples: their 0.95 an update, in mini-batches of 512.
 
     `factor_damping` is the first value of gamma^2, what the factors are damped with beside weight
-    decay; by default it starts like `damping`, as theirs does. Mini-batches do not grow and the
-    iterates' average is that of the other optimizers; theirs grow, and average with a decay of
-    0.99 an update.
+    decay; by default it starts like `damping`, as theirs does, and `least_damping` bounds both,
+    which they do not. Mini-batches do not grow and the iterates' average is that of the other
+    optimizers; theirs grow, and average with a decay of 0.99 an update.
     """
 
     name: Literal["kfac"] = "kfac"

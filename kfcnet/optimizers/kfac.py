@@ -61,7 +61,7 @@ class KFAC(LevenbergMarquardt):
             return self._propose(predictive, gamma,
                                  invert=due % c.inverse_period == 0 or due <= FIRST_UPDATES)
         factor = c.damping_decay ** c.factor_damping_period
-        candidates = gamma * factor, gamma / factor, gamma
+        candidates = max(gamma * factor, c.least_damping), gamma / factor, gamma
         proposals = {candidate: self._propose(predictive, candidate, invert=True)
                      for candidate in candidates}
         best = min(candidates, key=lambda candidate: proposals[candidate].change)

@@ -79,7 +79,8 @@ class LevenbergMarquardt(KroneckerOptimizer):
         if predicted_change < 0:
             factor = self.config.damping_decay ** updates
             ratio = actual_change / predicted_change
-            self.damping = adapted_damping(self.damping, ratio, factor)
+            self.damping = max(adapted_damping(self.damping, ratio, factor),
+                               self.config.least_damping)
 
     def _apply(self, learning_rate, momentum, examples):
         """velocity <- momentum*velocity - learning_rate*direction, and along it."""
