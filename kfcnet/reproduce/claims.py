@@ -14,8 +14,9 @@ from kfcnet.curvature.structures import build_block
 from kfcnet.labels import METHODS, data_set, method
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
-from kfcnet.records import PHASES, first_crossing
+from kfcnet.records import PHASES
 from kfcnet.reproduce.assumptions import neighbours
+from kfcnet.reproduce.values import Value, middle, ratio, reached
 
 ALEXNET = ConvConfig(name="conv2", filters=128, kernel=5, padding=2), (27, 27, 48)
 """The second layer of one of AlexNet's two columns, and its input (the paper's section 3)."""
@@ -24,18 +25,6 @@ TOLERANCE = 1.1
 """How many times the published test error is still called the same."""
 
 PARTS = {"test_error": "test error", "train_error": "training error"}
-UNITS = {"minutes": ("seconds", 60), "updates": ("iteration", 1), "epochs": ("epoch", 1)}
-
-
-class Value(NamedTuple):
-    """A number; or a bound, where it is only known to lie above that number."""
-
-    number: float
-    is_bound: bool = False
-
-    def __str__(self):
-        text = f"{self.number:.3g}" if abs(self.number) < 1000 else f"{self.number:.0f}"
-        return f"> {text}" if self.is_bound else text
 
 
 class Row(NamedTuple):
@@ -244,38 +233,6 @@ def batch_norm_rows(evidence):
     return [_speed_up(evidence, f"{evidence.data}, {threshold:.0%} training error: time, {claim}",
                       "above 1", f"{main}_{slow}", f"{main}_{fast}", "train_error", threshold,
                       "minutes") for claim, slow, fast in pairs]
-
-
-# Arithmetic on what is not always known.
-
-
-def ratio(here, paper):
-    """here / paper as a Value; "" where it has no meaning."""
-    if not (isinstance(here, Value) and isinstance(paper, Value)) or paper.is_bound:
-        return ""
-    return Value(here.number / paper.number, here.is_bound)
-
-
-def middle(values):
-    """The median of Values; a bound where it falls on one."""
-    numbers = [math.inf if value.is_bound else value.number for value in values]
-    median = float(np.median(numbers))
-    if math.isfinite(median):
-        return Value(median)
-    return Value(min(value.number for value in values if value.is_bound), is_bound=True)
-
-
-def reached(run, column, threshold, unit):
-    """When a column of a run was first at or below a threshold; its end as a bound if it never was.
-
-    unit: "minutes", "updates" or "epochs".
-    """
-    name, size = UNITS[unit]
-    crossing = first_crossing(run.metrics, column, threshold)
-    if crossing is None:
-        return Value(float(run.metrics[name][-1]) / size, is_bound=True)
-    return Value({"seconds": crossing.seconds, "iteration": crossing.updates,
-                  "epoch": crossing.epoch}[name] / size)
 
 
 def _row(evidence, claim, paper, curve, measure):

@@ -86,6 +86,10 @@ class Ledger:
         parts = [name, *([f"{rate:g}"] if rate else []), f"seed{config.seed}", run_key(config)]
         return self.root / "runs" / "_".join(parts)
 
+    def name(self, folder):
+        """A folder as a text that holds on any machine."""
+        return Path(folder).relative_to(self.root).as_posix()
+
     def _read(self, folder):
         path = folder / "run.json"
         state = _entry(path, "outcome", "state")

@@ -34,7 +34,7 @@ def write_readme(evidence, steps, rows, drawn, failures, path):
         "reached. Where the paper gives no number, its column has what it says.\n\n"
         + _table(COLUMNS, _fields(rows), "lrrrl"),
         _not_reproduced(rows), _where_time_goes(begun), _tuning(plan, steps),
-        _shortened(plan, steps), _failed(failures), _provenance(begun, path.parent)]
+        _shortened(plan, steps), _failed(failures, begun), _provenance(begun, path.parent)]
     write_text(path, "\n".join(section for section in sections if section))
 
 
@@ -128,8 +128,12 @@ def _unfinished(plan, step):
     return ", ".join([f"{done} of {len(configs)} seeds so far", *begun])
 
 
-def _failed(failures):
+def _failed(failures, begun):
     lines = [f"- {name}: {' '.join(why.split())}" for name, why in failures.items()]
+    lines += [f"- {name}: seed {seed} diverged after epoch {run.metrics['epoch'][-1]:.3g}"
+              for name, step in begun.items()
+              for (seed, standing), run in zip(step.finals.items(), step.runs(), strict=True)
+              if standing.failed]
     return "## What failed\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 

@@ -23,7 +23,7 @@ def train_missing(plan, figure, ledger, places):
     while True:
         now = progress_of(plan, ledger, names)
         pending = [task for step in now.values() for task in step.pending
-                   if task.folder.name not in failures and task.curve not in failures]
+                   if ledger.name(task.folder) not in failures and task.curve not in failures]
         if not pending:
             return failures
         # The first seed of every curve comes before any second one: a plan that is cut short
@@ -39,7 +39,7 @@ def train_missing(plan, figure, ledger, places):
         ledger.add(task.folder)
         standing = ledger.standing(task.config)
         if not (standing and standing.is_over(task.config)):
-            failures[task.folder.name] = reason or "it ended before its end"
+            failures[ledger.name(task.folder)] = reason or "it ended before its end"
 
 
 def _try(task, places):

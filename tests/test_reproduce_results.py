@@ -1,0 +1,216 @@
+"""What a reproduction makes of its records: claims, figures, the page; and the assumptions."""
+
+import csv
+
+import numpy as np
+import pytest
+from reproductions import do, rate, small_plan, write_run
+
+from kfcnet import reproduce, trainer
+from kfcnet.checkpoint import CheckpointError
+from kfcnet.plots import read_run
+from kfcnet.reproduce import assumptions, claims, figures, report
+from kfcnet.reproduce.claims import Evidence
+from kfcnet.reproduce.ledger import Ledger
+from kfcnet.reproduce.plan import Errors, NetworkPlan
+from kfcnet.reproduce.progress import progress_of
+from kfcnet.reproduce.values import Value, middle, ratio
+
+
+@pytest.fixture(autouse=True)
+def no_curves(monkeypatch):
+    """The figures of single runs have tests of their own, and take longer than these runs."""
+    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return small_plan(tmp_path)
+
+
+def test_ratios_and_medians_know_what_was_not_reached():
+    assert str(Value(3.14159)) == "3.14" and str(Value(7.5, True)) == "> 7.5"
+    assert str(Value(6000.0)) == "6000"
+    assert middle([Value(3.0), Value(1.0), Value(9.0, True)]) == Value(3.0)
+    assert middle([Value(3.0), Value(8.0, True), Value(9.0, True)]) == Value(8.0, True)
+    assert ratio(Value(6.0, True), Value(3.0)) == Value(2.0, True)
+    assert ratio(Value(6.0), Value(250.0, True)) == "" == ratio("not run", Value(1))
+
+
+@pytest.fixture
+def evidence(plan, tmp_path):
+    """KFC-pre, four times as fast as SGD to 50% training error; other curves were not run."""
+    ledger = Ledger(tmp_path / "out")
+    for seed in range(2):
+        write_run(ledger, plan, "digits_kfc", rate(0.3), [0.9, 0.5 - seed / 10, 0.2], seed, 60)
+        write_run(ledger, plan, "digits_sgd", rate(0.3), [0.9, 0.7, 0.4], seed, 120)
+    runs = {name: [read_run(folder) for folder in sorted(ledger.root.glob(f"runs/{name}_*"))]
+            for name in ("digits_kfc", "digits_sgd")}
+    return Evidence(plan, runs, {})
+
+
+def find(rows, *words):
+    (row,) = [row for row in rows if all(word in row.claim for word in words)]
+    return row
+
+
+def test_the_table_is_computed_from_the_records(evidence):
+    rows = claims.rows(evidence)
+    data_set = "UCI digits 8x8, 50% training error"
+    assert find(rows, data_set, "minutes, KFC-pre")[1:4] == (Value(4), Value(1), Value(0.25))
+    assert find(rows, data_set, "minutes, SGD").here == Value(4)
+    speed_up = find(rows, data_set, "time of SGD over that of KFC-pre")
+    assert (speed_up.here, speed_up.paper, speed_up.holds) == (Value(4), Value(7.5), True)
+    assert find(rows, "50% test error: minutes, SGD").note == "2 seeds, 4 to 4"
+    lowest = [(str(row.here), row.note) for row in rows if "lowest test error" in row.claim]
+    assert lowest == [("30", "2 seeds, 30 to 30"), ("50", "2 seeds, 50 to 50"), ("not run", "")]
+    assert find(rows, "Adagrad").here == "not run" == find(rows, "of activations").here
+    assert find(rows, "AlexNet", "size of Omega")[1:4] == (Value(1201), Value(1201), Value(1))
+    assert [row.here for row in rows if "AlexNet" in row.claim] == list(
+        map(Value, (128, 1201, 1201, 128)))
+
+
+def test_a_claim_that_fails_is_given_its_measured_reason(evidence):
+    turned = evidence._replace(runs={"digits_kfc": evidence.runs["digits_sgd"],
+                                     "digits_sgd": evidence.runs["digits_kfc"]})
+    row = find(claims.rows(turned), "50% training error: time of SGD over that of KFC-pre")
+    assert row.here == Value(0.25) and row.holds is False
+    assert row.reason == ("an epoch of digits_kfc takes 2 times as long as one of digits_sgd "
+                          "(gradient 50%), and it needed 1 of them, digits_sgd 0.5")
+
+
+def test_a_threshold_that_was_not_reached_is_a_bound(evidence):
+    row = find(claims.rows(evidence._replace(plan=evidence.plan._replace(
+        errors=Errors(0.5, 0.3, 0.5)))), "30% training error: time of SGD over that of KFC-pre")
+    assert row.here == Value(2.0, True) and row.holds is True and str(row.ratio) == "> 0.267"
+
+
+def test_numbers_and_page_are_the_same_bytes_twice(evidence, tmp_path):
+    rows = claims.rows(evidence)
+    for name in ("first.csv", "second.csv"):
+        report.write_numbers(rows, tmp_path / name)
+    assert (tmp_path / "first.csv").read_bytes() == (tmp_path / "second.csv").read_bytes()
+    with open(tmp_path / "first.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0]) == ["claim", "paper", "here", "ratio", "note"]
+    assert len(table) == len(rows) and {row["here"] for row in table} >= {"not run", "1201"}
+
+
+def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan, tmp_path):
+    out = tmp_path / "out"
+    ledger = Ledger(out)
+    for value in (0.003, 0.3, 0.03):
+        write_run(ledger, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
+    curve = plan.curves["digits_kfc"]._replace(shortened="too slow for words")
+    plan = plan._replace(curves={**plan.curves, "digits_kfc": curve})
+    write_run(ledger, plan, "digits_kfc", rate(0.3), [0.9, 0.6], seed=1, state="failed")
+    reproduce.draw(plan, ledger, out, {"some_run": "OSError: on fire"})
+    text = (out / "README.md").read_text()
+    for words in ("![Curves](figures/fig1.png)", "Missing: digits_sgd (not run).",
+                  "[digits_kfc](sweeps/digits_kfc/sweep.md) | 0.003, 0.03, 0.3 | all to epoch 0.5, "
+                  "the best 2 to epoch 1 | 0.3 | 40.00% |", "- digits_kfc: too slow for words.",
+                  "- digits_kfc: seed 1 diverged after epoch 0.5", "- some_run: OSError: on fire",
+                  "0123456789 with changes", "ffffffffffff", "files whose checksums are not"):
+        assert words in text, words
+    assert (out / "sweeps/digits_kfc/sweep.csv").exists()
+    assert {path.name for path in (out / "figures").iterdir()} == {"fig1.png", "fig1.svg"}
+    assert str(tmp_path) not in text
+    for line in text.splitlines():
+        if line.startswith("| ") and "---" not in line:
+            assert line.count("|") in (6, 10), line  # no cell holds a bar
+
+
+def test_every_figure_is_the_same_bytes_twice(plan, tmp_path):
+    out = tmp_path / "out"
+    do(plan, out, "all")
+    files = []
+    for _ in range(2):
+        measure(plan, out)
+        reproduce.draw(plan, Ledger(out), out, {})
+        files.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*")
+                      if path.suffix in (".png", ".svg", ".md", ".csv")})
+    assert files[0] == files[1]
+    names = {f"{name}.{kind}" for name in ("fig1", "assumptions", "assumptions_tiny_max")
+             for kind in ("png", "svg")}
+    assert {path.name for path in (out / "figures").iterdir()} == names
+
+
+def measure(plan, out):
+    """Measure the networks of a plan, as `reproduce` does; the failures."""
+    (out / "assumptions").mkdir(exist_ok=True)
+    return assumptions.measure_networks(plan, progress_of(plan, Ledger(out)), out, {})
+
+
+@pytest.fixture
+def measured(plan, tmp_path):
+    """(plan, folder) with a trained network, measured together with the distances of its layer."""
+    network = plan.networks[0]._replace(layer="conv1")
+    plan = plan._replace(networks=(network,))
+    do(plan, tmp_path / "out", "assumptions")
+    assert measure(plan, tmp_path / "out") == {}
+    return plan, tmp_path / "out"
+
+
+def test_a_trained_network_is_measured_once_and_recorded(measured, monkeypatch):
+    plan, out = measured
+    steps = progress_of(plan, Ledger(out))
+    record = assumptions.read(plan, steps, out, plan.networks[0])
+    (values,) = record["correlations"].values()
+    assert values["derivatives"].shape == (2, 5, 5) and values["activations"].shape == (1, 5, 5)
+    assert np.abs(values["activation_maps"]).max() == 1
+    assert record["images"] == 50 and 0 < record["distances"]["kfc"] < 2
+    assert set(record["distances"]) == set(figures.STRUCTURES)
+    monkeypatch.setattr(assumptions, "measure", None)
+    assert measure(plan, out) == {}
+    longer = plan._replace(curves={**plan.curves, "tiny_max":
+                                   plan.curves["tiny_max"]._replace(epochs=1.5)})
+    monkeypatch.undo()
+    do(longer, out, "assumptions")
+    assert assumptions.read(longer, progress_of(longer, Ledger(out)), out, plan.networks[0]) is None
+
+
+def test_a_damaged_record_of_assumptions_is_an_error_naming_it(measured):
+    plan, out = measured
+    path = out / "assumptions" / "tiny_max.h5"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="tiny_max.h5 is damaged"):
+        reproduce.draw(plan, Ledger(out), out, {})
+
+
+def test_a_measurement_that_fails_is_reported(measured, monkeypatch):
+    plan, out = measured
+    (out / "assumptions" / "tiny_max.h5").unlink()
+    monkeypatch.setattr(assumptions, "correlations", lambda *_: 1 / 0)
+    assert measure(plan, out) == {"correlations of tiny_max": "ZeroDivisionError: division by zero"}
+
+
+def test_summaries_of_correlations():
+    spatial = np.full((2, 5, 5), np.nan)
+    spatial[0] = 0.1
+    spatial[0, 2] = [0.3, -0.5, 1, -0.5, 0.3]
+    spatial[0, :, 2] = [0.2, 0.6, 1, 0.6, 0.2]
+    np.testing.assert_allclose(assumptions.by_distance(spatial), [1, 0.55, 0.25])
+    assert np.isnan(assumptions.by_distance(spatial[1:])).all()
+
+
+def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
+    def record(derivatives, activations):
+        def spatial(value):
+            return np.where(np.arange(9).reshape(1, 3, 3) == 4, 1.0, value)
+
+        maps = np.eye(2)
+        return {"correlations": {"conv1": {
+            "derivatives": spatial(derivatives), "derivative_maps": maps,
+            "activations": spatial(activations), "activation_maps": maps}}}
+
+    networks = tuple(NetworkPlan(f"n_{pooling}", "digits", pooling, 9, 1)
+                     for pooling in ("max", "average"))
+    evidence = Evidence(plan._replace(networks=networks), {},
+                        {"n_max": record(0.1, 0.6), "n_average": record(0.15, 0.6)})
+    weak, strong, stronger = claims.assumption_rows(evidence)
+    assert "max pooling" in weak.claim and "activations" in strong.claim
+    assert [row.here for row in (weak, strong, stronger)] == [
+        Value(pytest.approx(value)) for value in (0.1, 0.6, 0.15)]
+    assert [row.holds for row in (weak, strong, stronger)] == [True, True, False]
+    missing = claims.assumption_rows(evidence._replace(networks={}))
+    assert [row.here for row in missing] == 3 * ["not run"]
