@@ -110,6 +110,18 @@ def test_pooling_is_exchanged_everywhere_and_nothing_else_is():
                     assert getattr(layer, "size", 0) == getattr(original, "size", 0)
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_methods_are_compared_on_one_network_and_one_objective(name):
+    plan = PLANS[name]
+    for figure in ("fig1", "fig2", "text"):
+        for panel in plan.figures[figure].panels:
+            configs = [plan.configure(plan.curves[curve]) for curve in panel.curves
+                       if curve in plan.curves]
+            for config in configs[1:]:
+                assert (config.data, config.network, config.optimizer.weight_decay) == (
+                    configs[0].data, configs[0].network, configs[0].optimizer.weight_decay)
+
+
 @pytest.mark.parametrize("name", ["cifar_kfc", "cifar_sgd", "digits_kfc", "digits_sgd"])
 def test_batch_norm_configs_differ_by_the_normalisation_alone(name):
     plain, normalised = load_config(name), load_config(f"{name}_bn")
