@@ -32,6 +32,12 @@ def _cupy():
     return cupy
 
 
+@cache
+def _streams():
+    """(main, side): the same for all of a process, so that whatever it queues comes in order."""
+    return tuple(_cupy().cuda.Stream(non_blocking=True) for _ in range(2))
+
+
 def is_available():
     """Whether CuPy is installed and sees a GPU."""
     try:
@@ -41,31 +47,27 @@ def is_available():
 
 
 class CupyRuntime:
-    """Arrays and launches on the current GPU of CuPy, on a stream of its own."""
+    """Arrays and launches on the current GPU of CuPy."""
 
     def __init__(self):
         """Raises DeviceError where there is no CuPy, no GPU, or too old a one."""
         self._cupy = cupy = _cupy()
         self.array_type = cupy.ndarray
         self.device = cupy.cuda.Device()
+        self.name = cupy.cuda.runtime.getDeviceProperties(self.device.id)["name"].decode()
         self.capability = int(self.device.compute_capability)
         if self.capability < OLDEST:
-            raise DeviceError(f"{self.name()} has compute capability {self.capability / 10}; the "
+            raise DeviceError(f"{self.name} has compute capability {self.capability / 10}; the "
                               f"kernels need {OLDEST / 10}: use another GPU or the device cpu")
         self.tensor_cores = self.capability >= TENSOR_CORES_FROM
         self.shared_limit = (99 if self.tensor_cores else 48) * 1024
-        self._stream = cupy.cuda.Stream(non_blocking=True)
-        self._side = cupy.cuda.Stream(non_blocking=True)
+        self._stream, self._side = _streams()
         self._stream.use()
         self._kernels, self._launched, self._capturing = {}, {}, False
 
-    def name(self):
-        properties = self._cupy.cuda.runtime.getDeviceProperties(self.device.id)
-        return properties["name"].decode()
-
     def describe(self):
         runtime = self._cupy.cuda.runtime
-        return {"device": "cuda", "processor": self.name(),
+        return {"device": "cuda", "processor": self.name,
                 "compute_capability": f"{self.capability / 10}",
                 "cupy": self._cupy.__version__, "cuda_driver": runtime.driverGetVersion(),
                 "cuda_runtime": runtime.runtimeGetVersion(), "numpy": np.__version__}
@@ -79,11 +81,11 @@ class CupyRuntime:
         try:
             yield
         except cupy.cuda.memory.OutOfMemoryError as error:
-            raise DeviceError(f"{self.name()} is out of memory: {error}. A smaller "
+            raise DeviceError(f"{self.name} is out of memory: {error}. A smaller "
                               "optimizer.batch_size needs less") from None
         except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
             launched = ", ".join(self._launched) or "none"
-            raise DeviceError(f"{self.name()}: {error}. Kernels since the host last waited: "
+            raise DeviceError(f"{self.name}: {error}. Kernels since the host last waited: "
                               f"{launched}. With CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
                               ) from None
 
@@ -182,10 +184,13 @@ class CupyRuntime:
         try:
             with self._errors():
                 result = function()
+                return self._stream.end_capture(), result
+        except BaseException:
+            with contextlib.suppress(Exception):  # of the capture that is cut short
+                self._stream.end_capture()
+            raise
         finally:
             self._capturing = False
-            graph = self._stream.end_capture()
-        return graph, result
 
     def replay(self, graph):
         with self._errors():

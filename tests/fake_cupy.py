@@ -1,0 +1,178 @@
+"""As much of CuPy as `kfcnet/ops/cuda_runtime.py` uses, over NumPy and the kernels on the CPU.
+
+It shows that the runtime calls what it means to call, in an order that works; what a GPU does with
+it, only a GPU can show. Functions have the names and arguments of CuPy 14.
+"""
+
+import contextlib
+import ctypes
+import time
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+
+from cuda_on_cpu import KernelError, Library
+
+captured = []  # the stack of lists that launches are recorded into
+
+
+class ndarray(np.ndarray):  # noqa: N801
+    @property
+    def device(self):
+        return Device()
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+
+def _here(array):
+    return np.ascontiguousarray(array).view(ndarray)
+
+
+def _do(action):
+    captured[-1].append(action) if captured else action()
+
+
+class Device:
+    id, compute_capability = 0, "90"
+
+    def __eq__(self, other):
+        return self.id == other.id
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+class Event:
+    def record(self, stream=None):
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+
+class Stream:
+    current = None
+
+    def __init__(self, non_blocking=False):
+        assert non_blocking
+
+    def use(self):
+        Stream.current = self
+
+    __enter__ = use
+
+    def __exit__(self, *_):
+        pass
+
+    def record(self, event=None):
+        event = event or Event()
+        event.record(self)
+        return event
+
+    def wait_event(self, event):
+        assert isinstance(event, Event)
+
+    def synchronize(self):
+        assert not captured, "a stream that captures cannot be waited for"
+
+    def begin_capture(self, mode=None):
+        assert Stream.current is self
+        captured.append([])
+
+    def end_capture(self):
+        return Graph(captured.pop())
+
+
+class Graph:
+    def __init__(self, actions):
+        self.actions = actions
+
+    def launch(self, stream=None):
+        for action in self.actions:
+            action()
+
+
+class CompileException(Exception):
+    pass
+
+
+class RawModule:
+    def __init__(self, code=None, *, options=(), backend="nvrtc"):
+        assert options[0] == "--std=c++17" and backend == "nvrtc"
+        self.code = code
+        self.constants = dict(option[2:].split("=") for option in options[1:])
+
+    def compile(self, log_stream=None):
+        try:
+            self.library = Library(self.code, self.constants, "kernel")
+        except KernelError as error:
+            raise CompileException(str(error)) from None
+
+    def get_function(self, name):
+        return RawKernel(self.library.kernel(name))
+
+
+class RawKernel:
+    max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        values = [None if type(value) is np.uintp else value for value in args]
+        _do(lambda: self.kernel.launch(grid, block, values, shared_mem))
+
+
+def _matrix(pointer, n):
+    memory = (ctypes.c_float * (n * n)).from_address(pointer)
+    return np.frombuffer(memory, np.float32).reshape(n, n)
+
+
+def _potrf(handle, uplo, n, matrix, lda, work, size, info):
+    try:
+        _matrix(matrix, n)[...] = np.linalg.cholesky(_matrix(matrix, n))
+    except np.linalg.LinAlgError:
+        ctypes.c_int.from_address(info).value = 1
+
+
+def _potrs(handle, uplo, n, columns, factor, lda, right, ldb, info):
+    lower = _matrix(factor, n)
+    _matrix(right, n)[...] = np.linalg.solve(lower @ lower.T, _matrix(right, n))
+
+
+def modules():
+    """{name: module} for sys.modules."""
+    cupy, cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
+    error = type("CUDARuntimeError", (RuntimeError,), {})
+    vars(cuda).update(
+        is_available=lambda: True, Device=Device, Stream=Stream, Event=Event,
+        MemoryPool=lambda: SimpleNamespace(malloc=object()),
+        using_allocator=lambda malloc: contextlib.nullcontext(),
+        get_elapsed_time=lambda start, end: 1000 * (end.time - start.time),
+        memory=SimpleNamespace(OutOfMemoryError=MemoryError),
+        compiler=SimpleNamespace(CompileException=CompileException),
+        driver=SimpleNamespace(CUDADriverError=type("CUDADriverError", (RuntimeError,), {})),
+        runtime=SimpleNamespace(
+            CUDARuntimeError=error, getDeviceProperties=lambda device: {"name": b"a fake"},
+            driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000),
+        cublas=SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0),
+        cusolver=SimpleNamespace(spotrf_bufferSize=lambda *_: 1, spotrf=_potrf, spotrs=_potrs),
+        device=SimpleNamespace(get_cusolver_handle=lambda: 0))
+    vars(cupy).update(
+        __version__="14.2.0", cuda=cuda, ndarray=ndarray, RawModule=RawModule,
+        empty=lambda shape, dtype: _here(np.empty(shape, dtype)),
+        zeros=lambda shape, dtype: _here(np.zeros(shape, dtype)),
+        eye=lambda n, dtype: _here(np.eye(n, dtype=dtype)),
+        asarray=lambda x, dtype=None: np.asarray(x, dtype).view(ndarray),
+        ascontiguousarray=_here, asnumpy=lambda a: np.array(a), isfinite=np.isfinite,
+        array=lambda a, copy, order: np.array(a, copy=copy, order=order).view(ndarray),
+        copyto=lambda target, source: _do(lambda: np.copyto(target, source)),
+        linalg=SimpleNamespace(eigh=lambda a: tuple(map(_here, np.linalg.eigh(a)))),
+        get_default_memory_pool=lambda: SimpleNamespace(used_bytes=lambda: 0))
+    return {"cupy": cupy, "cupy.cuda": cuda}

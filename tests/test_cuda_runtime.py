@@ -1,0 +1,101 @@
+"""The runtime over CuPy, as far as it goes without a GPU: see fake_cupy.py."""
+
+import sys
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+import cuda_on_cpu
+import fake_cupy
+from checks import assert_close
+from kfcnet.ops import cuda_runtime, get_ops, kernels
+from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.errors import DeviceError
+from test_cuda_training import Training
+
+pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
+                                reason=str(cuda_on_cpu.missing()))
+
+
+@pytest.fixture
+def cuda():
+    """The primitives over the runtime, which finds the fake in CuPy's place."""
+    cuda_runtime._cupy.cache_clear(), cuda_runtime._streams.cache_clear()
+    with patch.dict(sys.modules, fake_cupy.modules()):
+        yield CudaOps(tensor_cores=False)
+    cuda_runtime._cupy.cache_clear(), cuda_runtime._streams.cache_clear()
+
+
+def test_auto_takes_the_gpu_and_the_record_says_which(cuda):
+    ops = get_ops("auto")
+    assert ops.name == "cuda" and ops.tensor_cores
+    assert ops.describe()["processor"] == "a fake"
+    assert ops.describe()["compute_capability"] == "9.0"
+
+
+def test_old_gpu_is_refused(cuda):
+    with (patch.object(fake_cupy.Device, "compute_capability", "61"),
+          pytest.raises(DeviceError, match="capability 6.1; the kernels need 7.5")):
+        get_ops("cuda")
+
+
+def test_training_follows_the_cpu_through_captured_steps(cuda):
+    changes = dict(inverse_delay=1)
+    expected = Training(CpuOps("float64", shards=1), "kfc_pre", **changes).losses()
+    actual = Training(cuda, "kfc_pre", **changes).losses()
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+
+
+def test_absent_arrays_are_null_pointers(cuda, rng):
+    theta, velocity, average, direction = (cuda.asarray(rng.standard_normal(5)) for _ in range(4))
+    before = cuda.to_numpy(theta)
+    cuda.momentum_update(theta, velocity, average, direction, 0.1, 0.0, None, 0.5)
+    assert_close(cuda.to_numpy(theta), before - 0.1 * cuda.to_numpy(direction))
+
+
+@pytest.mark.parametrize("on_host", [False, True], ids=["side stream", "host"])
+def test_inverse_beside_the_steps(cuda, rng, on_host):
+    root = rng.standard_normal((5, 5))
+    pending = cuda.begin(lambda ops, a: (ops.spd_inverse(a, ops.asarray([0.5])),),
+                         cuda.asarray(root @ root.T), on_host=on_host)
+    assert_close(cuda.to_numpy(*pending.result()), np.linalg.inv(root @ root.T + 0.5 * np.eye(5)),
+                 1e-4)
+
+
+def test_inverse_that_fails_is_an_error(cuda):
+    with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
+        cuda.spd_inverse(cuda.asarray(-np.eye(3)), cuda.asarray([0.5]))
+
+
+def test_array_of_another_gpu_is_refused(cuda):
+    x = cuda.zeros(4)
+    with (patch.object(fake_cupy.Device, "id", property(lambda device: id(device))),
+          pytest.raises(ValueError, match="relu: an array lies on GPU")):
+        cuda.relu(x)
+
+
+def test_compile_error_names_source_architecture_and_log(cuda):
+    with (patch.object(kernels, "source", lambda file: "unknown text"),
+          pytest.raises(DeviceError, match="relu.cu does not compile for sm_90(.|\n)*unknown")):
+        cuda.relu(cuda.zeros(4))
+
+
+def test_lack_of_memory_and_failed_launches_are_device_errors(cuda):
+    with (patch.object(cuda.runtime._cupy, "empty", side_effect=MemoryError("8 bytes")),
+          pytest.raises(DeviceError, match="out of memory: 8 bytes.*batch_size")):
+        cuda.empty(2)
+    x, failure = cuda.zeros(4), cuda.runtime._cupy.cuda.runtime.CUDARuntimeError("illegal access")
+    cuda.relu(x)
+    with (patch.object(cuda.runtime._cupy, "asnumpy", side_effect=failure),
+          pytest.raises(DeviceError, match="illegal access. Kernels .* relu")):
+        cuda.to_numpy(x)
+
+
+def test_host_data_inside_a_captured_step_are_refused(cuda):
+    step = cuda.program(lambda x: cuda.axpy(1.0, cuda.asarray(np.ones(4)), x))
+    step(cuda.zeros(4))
+    with pytest.raises(RuntimeError, match="captured step cannot move data from the host"):
+        step(cuda.zeros(4))
+    assert not fake_cupy.captured
