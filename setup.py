@@ -46,7 +46,7 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]"],
         "cuda13": ["cupy-cuda13x[ctk]"],
-        "test": ["pytest>=7.4", "setuptools>=70.1", "nvidia-cuda-nvrtc", "cuda-bindings"],
+        "test": ["pytest>=7.4", "setuptools>=70.1", "nvidia-cuda-nvrtc"],
     },
     entry_points={"console_scripts": ["kfcnet=kfcnet.cli:main"]},
     zip_safe=False,
