@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -72,6 +73,9 @@ class Network:
         if len(set(names)) < len(names):
             raise ValueError(f"network: two layers are named {max(names, key=names.count)!r}")
         self.weighted[0].needs_input_gradient = False
+        for layer, following in itertools.pairwise(self.layers):
+            if layer in self.weighted and isinstance(following, ReLU) and not layer.is_per_map:
+                layer.relu = following.done = True
         ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         self.theta = ops.asarray(self._initial(seed))

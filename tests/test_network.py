@@ -161,3 +161,12 @@ def test_a_twin_leaves_what_the_layers_remember_alone(ops64, rng, inputs):
     net.forward(inputs, training=True, step=4)
     twin.forward(inputs[:2] + 1)
     assert np.array_equal(net.tangent(direction, 3), expected)
+
+
+def test_relu_behind_a_weighted_layer_is_taken_in_its_pass_with_the_same_result(ops, rng):
+    fused, apart = network(ops), network(ops)
+    for layer in apart.layers:
+        layer.relu = layer.done = False
+    x = ops.asarray(rng.standard_normal((3, *INPUT_SHAPE)))
+    assert [layer.relu for layer in fused.weighted] == [False, False, True, False]
+    assert np.array_equal(*(ops.to_numpy(net.forward(x)) for net in (fused, apart)))

@@ -39,10 +39,11 @@ class Conv2d(Layer):
         self.mean, self.std = 0.0, (2 / (self.weight_shape[1] - 1))**0.5 if std == "he" else std
         self.weight = None
         self.needs_input_gradient = True
+        self.relu = False  # whether the ReLU that follows is taken in the same pass
 
     def forward(self, x, mode):
         self.inputs = x
-        return self.ops.conv_forward(x, self.weight, *self.window)
+        return self.ops.conv_forward(x, self.weight, *self.window, relu=self.relu)
 
     def backward(self, dy):
         """dy -> dx, or None in the network's first layer with weights, where nobody asks for it."""

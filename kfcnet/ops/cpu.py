@@ -106,15 +106,24 @@ class CpuOps(Immediate):
 
     # Convolution
 
-    def conv_forward(self, x, weight, kernel, stride, padding, bias=True):
-        """x (M, H, W, J), weight (I, P) -> (M, Ho, Wo, I); bias=False takes column 0 as zero."""
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
+        """x (M, H, W, J), weight (I, P) -> (M, Ho, Wo, I).
+
+        bias=False takes column 0 as zero; relu cuts the result at zero in the same pass.
+        """
         if not bias:
             weight = weight.copy()
             weight[:, 0] = 0
         y = self.empty((len(x), output_size(x.shape[1], kernel, stride, padding),
                         output_size(x.shape[2], kernel, stride, padding), len(weight)))
         forward = self._convolution(kernel).conv_forward
-        self._run(lambda x, y: forward(x, weight, y, kernel, stride, padding), x, y)
+
+        def convolve(x, y):
+            forward(x, weight, y, kernel, stride, padding)
+            if relu:
+                np.maximum(y, 0, out=y)
+
+        self._run(convolve, x, y)
         return y
 
     def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):

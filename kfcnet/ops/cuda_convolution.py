@@ -158,7 +158,7 @@ class ForwardTile:
             "DILATION": self.layer.dilation, "PACKED_SIZE": self.packed_size,
             "CHUNK_MAPS": self.chunk, "TILE_IMAGES": self.images, "TILE_HEIGHT": self.height,
             "TILE_WIDTH": self.width, "TILE_MAPS": self.maps, "WARPS_PIXELS": self.warps_pixels,
-            "WARPS_MAPS": self.warps_maps, "WEIGHT_STAGES": self.stages, "RELU": 0,
+            "WARPS_MAPS": self.warps_maps, "WEIGHT_STAGES": self.stages,
             "FRAGMENTS": int(self.thread_pixels is None)}
         return constants | ({"THREAD_PIXELS": self.thread_pixels} if self.thread_pixels else {})
 

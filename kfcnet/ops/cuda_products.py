@@ -112,7 +112,7 @@ class Products:
 
     # Convolution. Over 1 x 1 patches it is the product of all pixels with the weights.
 
-    def conv_forward(self, x, weight, kernel, stride, padding, bias=True):
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
         layer = Layer.of(x.shape, len(weight), kernel, stride, padding)
         y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
         if layer.is_dense:
@@ -120,8 +120,10 @@ class Products:
             self._product(x, weight, y, sizes, transpose_b=True,
                           a_shift=-1 if bias else 0, b_shift=0 if bias else 1,
                           tensor_cores=self.tensor_cores)
+            if relu:
+                self._fours("relu", "relu", y.size, y, y, y.size)
         else:
-            self._convolve(layer, x, weight, y, "conv_pack", int(bias))
+            self._convolve(layer, x, weight, y, "conv_pack", int(bias), int(relu))
         return y
 
     def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
@@ -134,7 +136,7 @@ class Products:
             self._convolve(layer.transposed, dy, weight, dx, "conv_pack_flipped", 0)
         return dx
 
-    def _convolve(self, layer, x, weight, y, pack, bias):
+    def _convolve(self, layer, x, weight, y, pack, bias, relu=0):
         """Pack the weights in the order in which the blocks read them, then convolve."""
         tile = forward_tile(layer, self.tensor_cores, self.runtime.shared_limit)
         packed = self.empty(tile.packed_size)
@@ -142,7 +144,8 @@ class Products:
                    **tile.packing_constants)
         kernel = "conv_forward_tf32" if self.tensor_cores else "conv_forward_register"
         self.launch(kernel, kernel, (tile.tiles(len(x)), tile.map_tiles), x, packed, y, len(x),
-                    block=tile.threads, shared=tile.shared, BIAS=bias, **tile.constants)
+                    block=tile.threads, shared=tile.shared, BIAS=bias, RELU=relu,
+                    **tile.constants)
 
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
         layer = Layer.of(x.shape, dy.shape[-1], kernel, stride, padding)
