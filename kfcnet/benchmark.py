@@ -129,7 +129,8 @@ def _torch_contestant(config, ops, batch):
     peer = TorchPeer(config, network, threads=ops.shards)
     inputs, labels = ops.to_numpy(batch.inputs), batch.targets
     expected = ops.to_numpy(network.forward(batch.inputs))
-    if not np.allclose(peer.forward(inputs), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max()):
+    tolerance = 1e-5 * np.abs(expected).max()
+    if not np.allclose(peer.forward(inputs), expected, rtol=1e-3, atol=tolerance):
         raise RuntimeError("PyTorch's network does not compute what ours does: nothing to compare")
     peer.load(inputs, labels)
     return Contestant("SGD in PyTorch", peer.step, len(labels))
@@ -152,6 +153,6 @@ def format_report(report):
     lines += [f"{row['step']:<18}{row['batch']:>6}{row['milliseconds']:>10.1f}"
               f"{row['images_per_second']:>11.0f}" for row in report["steps"]]
     lines += ["", "KFC-pre, mean milliseconds a step by phase:"]
-    lines += [f"  {name:<16}{milliseconds:>8.1f}" for name, milliseconds in report["phases"].items()]
+    lines += [f"  {name:<16}{duration:>8.1f}" for name, duration in report["phases"].items()]
     lines += [f"{name}: {ratio:.2f}" for name, ratio in report["ratios"].items()]
     return "\n".join(lines)

@@ -23,12 +23,12 @@ class SoftmaxCrossEntropy:
         return self.evaluate(z, np.zeros(len(z), np.int32))[0]
 
     def sampled_gradient(self, p, step):
-        """dz (M, C) at classes drawn from p, not at the labels: the Fisher, not the empirical one."""
+        """dz (M, C) at classes drawn from p, not the labels: the Fisher, not the empirical one."""
         uniforms = self.ops.uniforms(len(p), self.seed, philox.TARGETS, step)
         return self.ops.sampled_gradient(p, uniforms)
 
     def fisher_quadratic(self, p, r, scale):
-        """scale * sum over examples of r^T F_R r, F_R = diag(p) - p p^T, r (m, C); device scalar."""
+        """scale * sum over examples of r^T F_R r, F_R = diag(p) - p p^T, r (m, C): (1,)."""
         return self.ops.softmax_fisher(p, r, scale)
 
     def fisher_product(self, p, r):

@@ -147,7 +147,7 @@ class Network:
             layer.gradient(view)
 
     def tangent(self, direction, count):
-        """R(z) (count, classes): the logits' derivative along direction (n,), first `count` examples."""
+        """R(z) (count, classes): the derivative of the first logits along direction (n,)."""
         rx, views = None, dict(zip(self.weighted, self.views(direction), strict=True))
         for layer in self.layers:
             if layer in views:

@@ -97,8 +97,8 @@ class Trainer:
         self.clock, self.signals, self.readings = Stopwatch(), Signals(), Readings(self.ops)
         self.network, self.optimizer = self._build()
         self.optimizer.phase = self.clock.phase
-        # A step that a device has recorded goes on reading what the layers of the trained network kept
-        # from its forward pass: evaluation leaves them alone.
+        # A step that a device has recorded goes on reading what the layers of the trained network
+        # kept from its forward pass: evaluation leaves them alone.
         self.examined = self.network.twin()
         self.batches = data.BatchSequence(len(self.train_set), config.optimizer.batch_size,
                                           config.seed)

@@ -1,9 +1,9 @@
 """One `ops` fixture over every device: the same tests hold for all of them."""
 
+import cuda_on_cpu
 import numpy as np
 import pytest
 
-import cuda_on_cpu
 from kfcnet.ops import cpu
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, is_available

@@ -10,7 +10,6 @@ import time
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
-
 from cuda_on_cpu import KernelError, Library
 
 captured = []  # the stack of lists that launches are recorded into

@@ -5,8 +5,9 @@ import itertools
 
 import numpy as np
 import pytest
-
 from checks import assert_close
+from networks import EVERY_LAYER, INPUT_SHAPE, network
+
 from kfcnet.analysis import (
     correlations,
     distances,
@@ -15,7 +16,6 @@ from kfcnet.analysis import (
     spatial_correlation,
 )
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
-from networks import EVERY_LAYER, INPUT_SHAPE, network
 
 
 def correlation_loops(maps, i, dr, dc):

@@ -4,14 +4,13 @@ import inspect
 
 import numpy as np
 import pytest
-
 from checks import assert_close
+
 from kfcnet.ops import get_ops, kernels
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, is_available
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_size
-
 
 # Kernel sources
 

@@ -4,10 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cuda_on_cpu
 import numpy as np
 import pytest
 
-import cuda_on_cpu
 from kfcnet import cuda_benchmark, verification
 from kfcnet.config import parse_config
 from kfcnet.ops.cuda import CudaOps, is_available

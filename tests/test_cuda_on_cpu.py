@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from checks import assert_close
 from cuda_on_cpu import ORDERS, KernelError, Library, missing, run_in_orders
+
 from kfcnet.ops import kernels
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))

@@ -3,17 +3,17 @@
 import sys
 from unittest.mock import patch
 
-import numpy as np
-import pytest
-
 import cuda_on_cpu
 import fake_cupy
+import numpy as np
+import pytest
 from checks import assert_close
+from test_cuda_training import Training
+
 from kfcnet.ops import cuda_runtime, get_ops, kernels
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.errors import DeviceError
-from test_cuda_training import Training
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
                                 reason=str(cuda_on_cpu.missing()))

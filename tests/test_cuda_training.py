@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from networks import INPUT_SHAPE, network, settings
 
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import Batch, build_optimizer
-from networks import INPUT_SHAPE, network, settings
 
 STEPS = 10
 

@@ -4,11 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-
 from checks import assert_close, patches_loops
+from networks import network
+
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor, precondition
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
-from networks import network
 
 
 def random_spd(rng, n):
@@ -61,7 +61,7 @@ def test_a_1x1_convolution_is_dense_on_every_location_with_omega_times_locations
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_public_functions_keep_the_dtype(rng, dtype):
-    x, ds = rng.standard_normal((3, 4, 4, 2)).astype(dtype), rng.standard_normal((3, 4)).astype(dtype)
+    x, ds = (rng.standard_normal(shape).astype(dtype) for shape in ((3, 4, 4, 2), (3, 4)))
     Omega, Gamma = input_factor(x, 3), derivative_factor(ds)
     inverses = damped_inverses(Omega, Gamma, 0.1)
     result = precondition(np.ones((4, 19), dtype), *inverses)
@@ -244,7 +244,7 @@ def simulated_fields(rng, M, broken=None):
 
 def theorem_1_error(rng, broken=None):
     """Largest entry of E[Dw Dw'] minus theory's beta * Omega * Gamma, relative to the largest."""
-    M, fisher, Gamma_sum = 30_000, 0.0, 0.0
+    M, fisher = 30_000, 0.0
     a, ds, Omega, Gamma = simulated_fields(rng, M, broken)
     for part in np.split(np.arange(M), 10):
         rows = patches_loops(a[part], 3, 1, 1).reshape(len(part), 20, 19)

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-
 from checks import assert_close, derivative
+from networks import EVERY_LAYER, INPUT_SHAPE, network
+
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import build_network
-from networks import EVERY_LAYER, INPUT_SHAPE, network
 
 BATCH_NORM = [layer for layer in EVERY_LAYER if layer["layer"] != "response_norm"]
 BATCH_NORM = BATCH_NORM[:2] + [dict(layer="batch_norm", epsilon=0.1)] + BATCH_NORM[2:]

@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+from checks import (
+    assert_close,
+    conv_loops,
+    derivative,
+    patches_adjoint_loops,
+    patches_loops,
+    pool_windows,
+    response_norm_loops,
+)
 
-from checks import (assert_close, conv_loops, derivative, patches_adjoint_loops, patches_loops,
-                    pool_windows, response_norm_loops)
 from kfcnet import philox
 from kfcnet.ops.shapes import output_size, pooled_size
 
@@ -17,7 +24,7 @@ CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
 
 @pytest.fixture(params=CONVOLUTIONS, ids=lambda shape: "x".join(map(str, shape)))
 def convolution(request, ops, rng):
-    """Random (x, weight, dy) in float64 rounded to the device's dtype, and (kernel, stride, padding)."""
+    """Random (x, weight, dy) in the device's dtype, and (kernel, stride, padding)."""
     M, H, W, J, I, *window = request.param
     T = [output_size(side, *window) for side in (H, W)]
     shapes = (M, H, W, J), (I, 1 + window[0]**2 * J), (M, *T, I)

@@ -4,15 +4,15 @@ import math
 
 import numpy as np
 import pytest
-
 from checks import assert_close
+from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
+
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
 from kfcnet.curvature.robust import InversionWarning
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import Batch, build_optimizer
-from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
 
 def batches(ops, rng, count, M=8, shape=INPUT_SHAPE, classes=3):
@@ -93,7 +93,7 @@ def test_baselines_follow_pytorch_step_by_step(ops64, rng, name, arguments):
 
 
 def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
-    """Four steps with T_s = 2, T_f = 4, weight decay, dropout and an active clip, in plain NumPy."""
+    """Four steps with T_s = 2, T_f = 4, weight decay, dropout and an active clip, in NumPy."""
     opt = optimizer(ops64, "kfc_pre", weight_decay=0.05, learning_rate=3.0, clip=0.01)
     net, loss, config = opt.network, opt.loss, opt.config
     first, *rest = batches(ops64, rng, 5)

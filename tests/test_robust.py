@@ -4,8 +4,9 @@ import warnings
 
 import numpy as np
 import pytest
-
 from checks import assert_close
+from networks import network, settings
+
 from kfcnet.curvature import damped_inverses, damping_floor
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.robust import InversionWarning, all_finite, inverted
@@ -13,7 +14,6 @@ from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import Batch, build_optimizer
-from networks import network, settings
 
 CONV = dict(layer="conv", name="conv1", filters=3, kernel=2, std=0.5)
 

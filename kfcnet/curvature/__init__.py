@@ -37,7 +37,7 @@ def _as_images(array, name):
 
 
 def input_factor(activations, kernel_size=1, stride=1, padding=0):
-    """Omega (1 + K*K*J, 1 + K*K*J) from activations (M, H, W, J), or Psi (1 + J, 1 + J) from (M, J).
+    """Omega (P, P), P = 1 + K*K*J, from activations (M, H, W, J); from (M, J) Psi (1 + J, 1 + J).
 
     Theorem 2: the sum over output locations, the mean over examples; row 0 is the homogeneous one,
     then (offset, map), maps fastest. Raises ValueError for another shape, TypeError for another

@@ -1,4 +1,4 @@
-"""What every layer is: three linear or nonlinear maps of a mini-batch that share one forward pass."""
+"""What every layer is: three maps of a mini-batch that share one forward pass."""
 
 from typing import NamedTuple
 

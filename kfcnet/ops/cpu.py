@@ -193,7 +193,7 @@ class CpuOps(Immediate):
     # Pooling
 
     def max_pool(self, x, size, stride):
-        """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and the offset r*size + c of each in its window."""
+        """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window."""
         y = self.empty(_pooled_shape(x.shape, size, stride))
         argmax = np.empty(y.shape, np.uint8)
         self._run(lambda *arrays: self._kernels.max_pool(*arrays, size, stride), x, y, argmax)
@@ -275,7 +275,7 @@ class CpuOps(Immediate):
         return dx
 
     def dropout(self, x, keep, seed, step, stream):
-        """x -> (x * mask / keep, mask uint8); an element is kept where its uniform is below keep."""
+        """x -> (x * mask / keep, mask uint8); elements whose uniform is below keep are kept."""
         uniforms = philox.uniforms(seed, philox.DROPOUT, _number(step), x.size, stream)
         mask = (uniforms < keep).astype(np.uint8).reshape(x.shape)
         return self.dropout_backward(x, mask, keep), mask
@@ -299,7 +299,7 @@ class CpuOps(Immediate):
         return p, dz, np.array([nats, (z.argmax(axis=1) != labels).sum()])
 
     def sampled_gradient(self, p, uniforms):
-        """p - onehot(class drawn from p): the first class whose cumulative probability exceeds u."""
+        """p - onehot(class drawn from p): the first whose cumulative probability exceeds u."""
         below = np.cumsum(p, axis=1) <= uniforms[:, None]
         dz = p.copy()
         dz[np.arange(len(p)), np.minimum(below.sum(axis=1), p.shape[1] - 1)] -= 1

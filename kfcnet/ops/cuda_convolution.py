@@ -9,8 +9,6 @@ from functools import cache, cached_property
 
 from kfcnet.ops.shapes import output_size
 
-
-
 MULTIPROCESSORS = 132  # of the GPU that grids are chosen for: fewer blocks leave some idle
 
 

@@ -1,4 +1,4 @@
-"""Convolution, its adjoints and patches in NumPy: the definition that every other version is held to.
+"""Convolution, its adjoints and patches in NumPy: the definition that all others are held to.
 
 A convolution layer is a dense layer applied to every patch of an image. Letters: M images, H x W
 pixels, J input maps, I output maps, K kernel side, T = Ho*Wo output locations, P = 1 + K*K*J.
@@ -42,7 +42,7 @@ def add_patches(rows, dx, kernel, stride, padding):
 
 
 def chunks(x, kernel, stride, padding):
-    """Ranges of images whose patches fit in cache, with an array for their rows: (first, last, rows)."""
+    """(first, last, rows): images whose patches fit in cache, and an array for the rows."""
     M, H, W, J = x.shape
     T = output_size(H, kernel, stride, padding) * output_size(W, kernel, stride, padding)
     P = 1 + kernel * kernel * J

@@ -102,7 +102,7 @@ def neighbourhood_sum(x, size, across, adjoint=False):
 
 
 def inverse_power(d, power):
-    """d^-power; three quarters, the published exponent, from square roots, which are much faster."""
+    """d^-power; three quarters, the published exponent, from square roots, much faster."""
     if power == 0.75:
         root = np.sqrt(d)
         return 1 / (root * np.sqrt(root))
