@@ -15,6 +15,7 @@ from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
 from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.records import markdown_table
 
 INPUT_SHAPE = (32, 32, 3)
 
@@ -143,7 +144,7 @@ def markdown(report):
                f"{row['images_per_second']:.0f}"] for row in report["steps"]]
     lines += [[f"ratio: {name}", "", f"{ratio:.2f}", ""]
               for name, ratio in report["ratios"].items()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(lines)
 
 
 def format_report(report):

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from kfcnet import plots
-from kfcnet.records import first_crossing, write_text
+from kfcnet.records import first_crossing, markdown_table, write_text
 
 MILESTONES = (("test_error", 0.19), ("train_error", 0.10), ("train_error", 0.06))
 """The errors at which the paper compares its methods (sections 5.2 and 5.3)."""
@@ -67,4 +67,4 @@ def markdown(rows):
                   for name in ("updates", "seconds")]
         lines.append([row["milestone"], row["run"], f"{row['epoch']:.1f}", str(row["updates"]),
                       f"{row['seconds']:.0f}", *ratios])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(lines)

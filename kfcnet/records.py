@@ -148,6 +148,11 @@ def write_text(path, text):
     write_bytes(path, text.encode())
 
 
+def markdown_table(lines):
+    """Lines of cells (texts), the header and its rule among them, as a table in Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def write_bytes(path, content):
     """Replace a file in one go and bring it to the disk.
 

@@ -21,7 +21,7 @@ import numpy as np
 from kfcnet import plots, yaml_text
 from kfcnet.config import ConfigError, load_config, parse_config
 from kfcnet.instruments import Schedule
-from kfcnet.records import read_json, read_metrics, write_text
+from kfcnet.records import markdown_table, read_json, read_metrics, write_text
 from kfcnet.run_folder import portable_config
 from kfcnet.trainer import TrainingFailed, train
 
@@ -173,7 +173,7 @@ def markdown(keys, stages, results):
                     else ["diverged"] + 5 * [""])
         lines.append([f"{stages[result.stage - 1].epochs:g}", str(place), *map(show, values),
                       *measured])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return markdown_table(lines)
 
 
 def show(value):

@@ -4,7 +4,7 @@ import csv
 import io
 
 from kfcnet.labels import data_set, device, method
-from kfcnet.records import PHASES, write_text
+from kfcnet.records import PHASES, markdown_table, write_text
 from kfcnet.reproduce.progress import RATE
 
 COLUMNS = ("claim", "paper", "here", "ratio", "note")
@@ -170,4 +170,4 @@ def _unpublished(begun):
 
 def _table(header, lines, alignment):
     rule = ["---:" if side == "r" else "---" for side in alignment]
-    return "".join(f"| {' | '.join(line)} |\n" for line in [header, rule, *lines])
+    return markdown_table([header, rule, *lines])
