@@ -2,6 +2,7 @@
 
 import csv
 import io
+from functools import partial
 from pathlib import Path
 
 from kfcnet import plots
@@ -23,7 +24,7 @@ def compare(folders, out, milestones=MILESTONES):
     out.mkdir(parents=True, exist_ok=True)
     runs = [plots.read_run(folder) for folder in folders]
     for x in ("seconds", "updates"):
-        plots.plot_runs(folders, out / f"curves_by_{x}.png", x)
+        plots.save_figure(partial(plots.draw_runs, runs, x), out / f"curves_by_{x}.png")
     _, labels = plots.titles_and_labels(runs)
     rows = milestone_rows(runs, labels, milestones)
     text = io.StringIO()

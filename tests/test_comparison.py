@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 
+from kfcnet import plots
 from kfcnet.comparison import compare, markdown, milestone_rows
 from kfcnet.config import dump_config, load_config
 from kfcnet.plots import Run, titles_and_labels
@@ -53,6 +54,13 @@ def folders(tmp_path):
             append_metrics(folder / "metrics.csv", row)
         made.append(folder)
     return made
+
+
+def test_compare_reads_each_run_once(folders, tmp_path, monkeypatch):
+    read, original = [], plots.read_run
+    monkeypatch.setattr(plots, "read_run", lambda folder: read.append(folder) or original(folder))
+    compare(folders, tmp_path / "out")
+    assert read == folders
 
 
 def test_compare_leaves_both_figures_and_the_table(folders, tmp_path):
