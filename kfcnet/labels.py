@@ -5,6 +5,7 @@ from collections import Counter
 
 METHODS = {"kfc_pre": "KFC-pre", "sgd": "SGD", "kfac": "K-FAC", "hessian_free": "Hessian-free",
            "adagrad": "Adagrad", "rmsprop": "RMSProp", "adam": "Adam"}
+STRUCTURES = {"diagonal": "diagonal", "sua": "SUA", "white": "white derivatives", "ekfc": "EKFC"}
 DATA_SETS = {"cifar10": "CIFAR-10", "svhn": "SVHN", "digits": "UCI digits 8x8",
              "synthetic": "synthetic images"}
 WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
@@ -54,9 +55,12 @@ def titles_and_labels(runs, free=()):
 
 
 def method(run):
-    """"KFC-pre, M = 512", M being the size of the mini-batch."""
+    """"KFC-pre, M = 512", M being the size of the mini-batch; "KFC-pre (SUA), M = 512"."""
     optimizer = run.config["optimizer"]
-    return f"{METHODS.get(optimizer['name'], optimizer['name'])}, M = {optimizer['batch_size']}"
+    name = METHODS.get(optimizer["name"], optimizer["name"])
+    structure = optimizer.get("structure", "kfc")
+    name += "" if structure == "kfc" else f" ({STRUCTURES.get(structure, structure)})"
+    return f"{name}, M = {optimizer['batch_size']}"
 
 
 def data_set(run):
@@ -99,12 +103,15 @@ def _facts(run):
 
 
 def _distinct(runs, labels, free):
-    """The labels, those that several runs share extended by the settings in which these differ."""
+    """The labels, those that several runs share extended by the settings in which these differ.
+
+    A setting that a record does not have is no difference: it is older than the setting.
+    """
     flat = [_flat({**run.config, "network": str(run.config["network"])}) for run in runs]
     result = []
     for label, own in zip(labels, flat, strict=True):
         others = [other for other, name in zip(flat, labels, strict=True) if name == label]
-        keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
+        keys = [key for key in own if any(other.get(key, own[key]) != own[key] for other in others)]
         extra = [f"{short(key)} {own[key]}" for key in keys if key not in ("network", *free)]
         result.append(", ".join([label, *extra]))
     return result

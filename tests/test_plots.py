@@ -128,6 +128,26 @@ def test_what_runs_do_not_share_is_in_their_labels(tmp_path):
         "SGD, M = 128, batch norm, CPU (Other CPU)"]
 
 
+def edit_optimizer(folder, **settings):
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["optimizer"].update(settings)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def test_a_structure_is_part_of_a_methods_name(tmp_path):
+    runs = [write_run(tmp_path / name) for name in ("kfc", "sua")]
+    for run in runs:
+        edit_optimizer(run, structure=run.name)
+    assert texts(drawn(runs)[0])[:2] == ["KFC-pre, M = 512", "KFC-pre (SUA), M = 512"]
+
+
+def test_a_setting_that_an_older_record_lacks_is_in_no_label(tmp_path):
+    runs = [write_run(tmp_path / "old", rate=0.1), write_run(tmp_path / "new", rate=0.3)]
+    edit_optimizer(runs[1], nesterov=False)
+    assert texts(drawn(runs)[0])[:2] == ["KFC-pre, M = 512, learning rate 0.1",
+                                         "KFC-pre, M = 512, learning rate 0.3"]
+
+
 def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_path):
     finals = (0.1, 0.2, 0.4)
     runs = [write_run(tmp_path / str(seed), seed=seed, final=final, pace=10.0 * (seed + 1))

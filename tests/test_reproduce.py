@@ -15,6 +15,7 @@ from runs import assert_same_run
 
 from kfcnet import cli, data, reproduce, trainer
 from kfcnet.config import ConfigError, load_config
+from kfcnet.labels import group_by_seed
 from kfcnet.records import RecordError, WriteError
 from kfcnet.reproduce import work
 from kfcnet.reproduce.ledger import Ledger, run_key
@@ -243,6 +244,19 @@ def test_a_diverged_run_comes_last_and_none_is_taken_further_if_all_diverge(plan
     lost = steps["digits_sgd"]
     assert (lost.settings, lost.pending, lost.epochs_left) == (None, [], 0)
     assert steps["tiny_max"].pending == [] and steps["tiny_max"].settings is None
+
+
+def test_a_seed_whose_record_is_older_than_a_setting_belongs_to_the_others(plan, tmp_path):
+    ledger = Ledger(tmp_path / "out")
+    for value in (0.003, 0.3, 0.03):
+        write_run(ledger, plan, "digits_sgd", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
+    second = write_run(ledger, plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4, 0.2], seed=1)
+    text = (second / "config.yaml").read_text()
+    older = text.replace(", nesterov: false", "").replace("  nesterov: false\n", "")
+    assert older != text
+    (second / "config.yaml").write_text(older)
+    runs = progress_of(plan, Ledger(ledger.root))["digits_sgd"].runs()
+    assert [len(group) for group in group_by_seed(runs)] == [2]
 
 
 def test_a_curve_may_take_the_learning_rate_of_another(plan, tmp_path):
