@@ -1366,10 +1366,11 @@ static int NAME(response_norm)(void *const *arrays, const void *shape)
     return 0;
 }
 
-/* With shrink = d^-power: dx = dy shrink - 2 alpha power x * (adjoint sums of dy x shrink / d). */
-static int NAME(response_norm_backward)(void *const *arrays, const void *shape)
+/* With shrink = d^-power, the derivative of y = x shrink at x, applied to v:
+ *     out = v shrink - 2 alpha power x shrink / d * (sums of x v),
+ * or its adjoint: out = v shrink - 2 alpha power x * (adjoint sums of v x shrink / d). */
+static int NAME(response_norm_derivative)(void *const *arrays, const norm_shape *s, int adjoint)
 {
-    const norm_shape *s = shape;
     size count = s->height * s->width * s->maps;
     REAL slope = (REAL)(2 * s->alpha * s->power);
     REAL *terms = NAME(norm_scratch)(s, 2);
@@ -1377,45 +1378,30 @@ static int NAME(response_norm_backward)(void *const *arrays, const void *shape)
         return -1;
     REAL *shrink = terms + count;
     for (size m = 0; m < s->images; m++) {
-        const REAL *restrict dy = (const REAL *)arrays[0] + m * count;
+        const REAL *restrict v = (const REAL *)arrays[0] + m * count;
         const REAL *restrict x = (const REAL *)arrays[1] + m * count;
         const REAL *restrict d = (const REAL *)arrays[2] + m * count;
-        REAL *restrict dx = (REAL *)arrays[3] + m * count;
+        REAL *restrict out = (REAL *)arrays[3] + m * count;
         NAME(inverse_power)(d, shrink, count, s->power);
         for (size n = 0; n < count; n++)
-            terms[n] = dy[n] * x[n] * shrink[n] / d[n];
-        NAME(neighbour_sums)(s, terms, 1, dx, shrink + count);
+            terms[n] = adjoint ? v[n] * x[n] * shrink[n] / d[n] : x[n] * v[n];
+        NAME(neighbour_sums)(s, terms, adjoint, out, shrink + count);
         for (size n = 0; n < count; n++)
-            dx[n] = dy[n] * shrink[n] - slope * x[n] * dx[n];
+            out[n] = v[n] * shrink[n] -
+                     (adjoint ? slope * x[n] : slope * x[n] * shrink[n] / d[n]) * out[n];
     }
     free(terms);
     return 0;
 }
 
-/* ry = rx shrink - 2 alpha power x shrink / d * (sums of x rx). */
+static int NAME(response_norm_backward)(void *const *arrays, const void *shape)
+{
+    return NAME(response_norm_derivative)(arrays, shape, 1);
+}
+
 static int NAME(response_norm_tangent)(void *const *arrays, const void *shape)
 {
-    const norm_shape *s = shape;
-    size count = s->height * s->width * s->maps;
-    REAL slope = (REAL)(2 * s->alpha * s->power);
-    REAL *terms = NAME(norm_scratch)(s, 2);
-    if (terms == NULL)
-        return -1;
-    REAL *shrink = terms + count;
-    for (size m = 0; m < s->images; m++) {
-        const REAL *restrict rx = (const REAL *)arrays[0] + m * count;
-        const REAL *restrict x = (const REAL *)arrays[1] + m * count;
-        const REAL *restrict d = (const REAL *)arrays[2] + m * count;
-        REAL *restrict ry = (REAL *)arrays[3] + m * count;
-        NAME(inverse_power)(d, shrink, count, s->power);
-        for (size n = 0; n < count; n++)
-            terms[n] = x[n] * rx[n];
-        NAME(neighbour_sums)(s, terms, 0, ry, shrink + count);
-        for (size n = 0; n < count; n++)
-            ry[n] = rx[n] * shrink[n] - slope * x[n] * shrink[n] / d[n] * ry[n];
-    }
-    free(terms);
-    return 0;
+    return NAME(response_norm_derivative)(arrays, shape, 0);
 }
 
 static pass *const NAME(kernels)[PASSES] = {
