@@ -96,6 +96,38 @@ class Graph:
             action()
 
 
+class Memory:
+    def __init__(self, size):
+        self.size = size
+
+
+class MemoryPool:
+    """Counts what it takes for arrays made within `using_allocator`; they are NumPy's all the same.
+    """
+
+    def __init__(self, allocator=None):
+        self.malloc = allocator or Memory
+
+
+@contextlib.contextmanager
+def using_allocator(malloc):
+    global _malloc
+    before, _malloc = _malloc, malloc
+    try:
+        yield
+    finally:
+        _malloc = before
+
+
+_malloc = Memory
+
+
+def _empty(shape, dtype):
+    array = _here(np.empty(shape, dtype))
+    _malloc(array.nbytes)
+    return array
+
+
 class CompileException(Exception):
     pass
 
@@ -147,14 +179,14 @@ def _potrs(handle, uplo, n, columns, factor, lda, right, ldb, info):
 
 def modules():
     """{name: module} for sys.modules."""
-    cupy, cuda = ModuleType("cupy"), ModuleType("cupy.cuda")
+    cupy, cuda, cupyx = map(ModuleType, ("cupy", "cupy.cuda", "cupyx"))
     error = type("CUDARuntimeError", (RuntimeError,), {})
     vars(cuda).update(
         is_available=lambda: True, Device=Device, Stream=Stream, Event=Event,
-        MemoryPool=lambda: SimpleNamespace(malloc=object()),
-        using_allocator=lambda malloc: contextlib.nullcontext(),
+        MemoryPool=MemoryPool, using_allocator=using_allocator,
         get_elapsed_time=lambda start, end: 1000 * (end.time - start.time),
-        memory=SimpleNamespace(OutOfMemoryError=MemoryError),
+        memory=SimpleNamespace(OutOfMemoryError=MemoryError, Memory=Memory,
+                               MemoryPointer=lambda memory, offset: memory),
         compiler=SimpleNamespace(CompileException=CompileException),
         driver=SimpleNamespace(CUDADriverError=type("CUDADriverError", (RuntimeError,), {})),
         runtime=SimpleNamespace(
@@ -165,7 +197,7 @@ def modules():
         device=SimpleNamespace(get_cusolver_handle=lambda: 0))
     vars(cupy).update(
         __version__="14.2.0", cuda=cuda, ndarray=ndarray, RawModule=RawModule,
-        empty=lambda shape, dtype: _here(np.empty(shape, dtype)),
+        empty=_empty,
         zeros=lambda shape, dtype: _here(np.zeros(shape, dtype)),
         eye=lambda n, dtype: _here(np.eye(n, dtype=dtype)),
         asarray=lambda x, dtype=None: np.asarray(x, dtype).view(ndarray),
@@ -174,4 +206,5 @@ def modules():
         copyto=lambda target, source: _do(lambda: np.copyto(target, source)),
         linalg=SimpleNamespace(eigh=lambda a: tuple(map(_here, np.linalg.eigh(a)))),
         get_default_memory_pool=lambda: SimpleNamespace(used_bytes=lambda: 0))
-    return {"cupy": cupy, "cupy.cuda": cuda}
+    cupyx.errstate = lambda linalg: contextlib.nullcontext()
+    return {"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx}

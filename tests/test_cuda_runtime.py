@@ -20,12 +20,21 @@ pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
 
 
 @pytest.fixture
-def cuda():
-    """The primitives over the runtime, which finds the fake in CuPy's place."""
-    cuda_runtime._cupy.cache_clear(), cuda_runtime._streams.cache_clear()
+def fake():
+    """The fake in CuPy's place."""
+    kept = cuda_runtime._cupy, cuda_runtime._streams, cuda_runtime._libraries
     with patch.dict(sys.modules, fake_cupy.modules()):
-        yield CudaOps(tensor_cores=False)
-    cuda_runtime._cupy.cache_clear(), cuda_runtime._streams.cache_clear()
+        for function in kept:
+            function.cache_clear()
+        yield sys.modules["cupy"]
+    for function in kept:
+        function.cache_clear()
+
+
+@pytest.fixture
+def cuda(fake):
+    """The primitives over the runtime, which finds the fake."""
+    return CudaOps(tensor_cores=False)
 
 
 def test_auto_takes_the_gpu_and_the_record_says_which(cuda):
@@ -39,6 +48,23 @@ def test_old_gpu_is_refused(cuda):
     with (patch.object(fake_cupy.Device, "compute_capability", "61"),
           pytest.raises(DeviceError, match="capability 6.1; the kernels need 7.5")):
         get_ops("cuda")
+
+
+@pytest.mark.parametrize("raises", [False, True], ids=["CuPy 14", "CuPy 13"])
+def test_cupy_without_a_driver_is_an_error_for_cuda_and_the_cpu_for_auto(fake, raises):
+    failure = fake.cuda.runtime.CUDARuntimeError("insufficient driver") if raises else None
+    with patch.object(fake.cuda, "is_available", return_value=False, side_effect=failure):
+        assert get_ops("auto").name == "cpu"
+        with pytest.raises(DeviceError, match="finds no NVIDIA GPU or no driver"):
+            get_ops("cuda")
+
+
+def test_cupy_without_the_library_of_factorizations_says_how_to_get_it(cuda):
+    with (patch.object(sys.modules["cupy.cuda"], "cusolver", None),
+          patch.dict(vars(sys.modules["cupy.cuda"])) as names):
+        del names["cusolver"]
+        with pytest.raises(DeviceError, match=r"cuSOLVER.*kfcnet\[cuda13\]"):
+            cuda.spd_inverse(cuda.asarray(np.eye(3)), cuda.asarray([0.5]))
 
 
 def test_training_follows_the_cpu_through_captured_steps(cuda):
@@ -91,6 +117,26 @@ def test_lack_of_memory_and_failed_launches_are_device_errors(cuda):
     with (patch.object(cuda.runtime._cupy, "asnumpy", side_effect=failure),
           pytest.raises(DeviceError, match="illegal access. Kernels .* relu")):
         cuda.to_numpy(x)
+
+
+def test_memory_that_graphs_write_to_is_counted_and_kept(cuda):
+    x = cuda.zeros(5)
+    step = cuda.program(cuda.relu)
+    before = cuda.runtime.allocated()
+    step(x)
+    assert cuda.runtime.allocated() == before + x.nbytes
+    (held,) = cuda.runtime._pools
+    assert [memory.size for memory in held] == [x.nbytes]  # nobody else refers to them
+
+
+@pytest.mark.parametrize("act, what", [
+    (lambda ops: ops.begin(lambda ops, a: (ops.relu(a),), ops.empty(4)), "work to the second"),
+    (lambda ops: ops.runtime.synchronize(), "the host along")])
+def test_what_a_captured_step_would_not_repeat_is_refused(cuda, act, what):
+    step = cuda.program(lambda x: act(cuda))
+    step(cuda.zeros(4))
+    with pytest.raises(RuntimeError, match=f"captured step cannot move {what}"):
+        step(cuda.zeros(4))
 
 
 def test_host_data_inside_a_captured_step_are_refused(cuda):

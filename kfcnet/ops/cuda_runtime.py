@@ -26,10 +26,25 @@ def _cupy():
         raise DeviceError(f"the GPU is used through CuPy, which cannot be imported ({error}): pip "
                           'install "kfcnet[cuda13]", or "kfcnet[cuda12]" for a driver before '
                           "CUDA 13") from None
-    if not cupy.cuda.is_available():
+    try:
+        found, reason = cupy.cuda.is_available(), ""
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # CuPy 13 without a driver
+        found, reason = False, f" ({error})"
+    if not found:
         raise DeviceError(f"CuPy {cupy.__version__} finds no NVIDIA GPU or no driver that it can "
-                          "use: nvidia-smi shows both; otherwise use the device cpu")
+                          f"use{reason}: nvidia-smi shows both; otherwise use the device cpu")
     return cupy
+
+
+@cache
+def _libraries():
+    """CuPy's (cublas, cusolver, device). Raises DeviceError where CUDA's libraries are missing."""
+    try:
+        from cupy.cuda import cublas, cusolver, device
+    except ImportError as error:
+        raise DeviceError(f"matrices are factorized by cuSOLVER, which CuPy cannot load ({error}): "
+                          'pip install "kfcnet[cuda13]" or "kfcnet[cuda12]" brings it') from None
+    return cublas, cusolver, device
 
 
 @cache
@@ -64,6 +79,7 @@ class CupyRuntime:
         self._stream, self._side = _streams()
         self._stream.use()
         self._kernels, self._launched, self._capturing = {}, {}, False
+        self._pools = []  # of each the memory that it has taken
 
     def describe(self):
         runtime = self._cupy.cuda.runtime
@@ -121,10 +137,12 @@ class CupyRuntime:
             self._cupy.copyto(target, source)
 
     def allocated(self):
-        """Bytes of arrays that are in use."""
-        return self._cupy.get_default_memory_pool().used_bytes()
+        """Bytes of arrays that are in use, with all that captured steps have taken."""
+        captured = sum(memory.size for pool in self._pools for memory in pool)
+        return self._cupy.get_default_memory_pool().used_bytes() + captured
 
     def synchronize(self):
+        self._refuse_in_capture("the host along")
         with self._errors():
             self._stream.synchronize()
         self._launched.clear()
@@ -168,8 +186,19 @@ class CupyRuntime:
     # Graphs and the second stream
 
     def new_pool(self):
-        """Memory of its own for captured steps: a replay finds its buffers as they were."""
-        return self._cupy.cuda.MemoryPool()
+        """Memory of its own for captured steps: a replay finds its buffers as they were.
+
+        CuPy gives free blocks back to the device when memory is short; those that a graph writes to
+        count as free between its launches, so that they are held here.
+        """
+        memory, held = self._cupy.cuda.memory, []
+        self._pools.append(held)
+
+        def take(size):
+            held.append(memory.Memory(size))
+            return memory.MemoryPointer(held[-1], 0)
+
+        return self._cupy.cuda.MemoryPool(take)
 
     @contextlib.contextmanager
     def allocating_from(self, pool):
@@ -201,6 +230,7 @@ class CupyRuntime:
 
         Returns (result, event); work that uses the result comes after `wait(event)`.
         """
+        self._refuse_in_capture("work to the second stream")
         with self._errors():
             self._side.wait_event(self._stream.record())
             try:
@@ -239,8 +269,7 @@ class CupyRuntime:
 
     def library_product(self, a, b, out, tensor_cores):
         """out = a b for square matrices, by cuBLAS: what kernels are measured against."""
-        from cupy.cuda import cublas, device
-
+        cublas, _, device = _libraries()
         handle, n = device.get_cublas_handle(), len(a)
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         cublas.setStream(handle, self._stream.ptr)
@@ -256,8 +285,7 @@ class CupyRuntime:
         """(matrix + shift*I)^-1 by Cholesky, and an int32 (1,) that is 0 where it succeeded."""
         self._refuse_in_capture("a factorization")
         cupy = self._cupy
-        from cupy.cuda import cublas, cusolver, device
-
+        cublas, cusolver, device = _libraries()
         n, lower = len(matrix), cublas.CUBLAS_FILL_MODE_LOWER
         handle = device.get_cusolver_handle()
         with self._errors():
@@ -275,8 +303,13 @@ class CupyRuntime:
             return inverse, failed.astype(np.int32).reshape(1)
 
     def eigh(self, matrix):
-        """(values from the smallest on, vectors in columns); NaN where they cannot be found."""
+        """(values from the smallest on, vectors in columns); waits for the device.
+
+        Raises np.linalg.LinAlgError where the iteration does not converge.
+        """
         self._refuse_in_capture("a factorization")
-        with self._errors():
+        import cupyx
+
+        with self._errors(), cupyx.errstate(linalg="raise"):  # else CuPy does not look
             values, vectors = self._cupy.linalg.eigh(matrix)
             return values, self._cupy.ascontiguousarray(vectors)
