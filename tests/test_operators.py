@@ -204,15 +204,33 @@ def test_factored_damping_and_inverse_are_those_of_equation_21(factors, rng):
     assert_close(damped.inverse() @ v, np.linalg.solve(dense_kronecker(expected), v), 1e-11)
 
 
-def test_scipys_algorithms_run_on_the_operators(factors, classifier):
-    K = KroneckerFisher(factors)
-    largest = eigsh(K, k=2, return_eigenvectors=False)
-    assert_close(np.sort(largest), K.eigenvalues()[-2:], 1e-9)
+def test_both_are_operators_from_either_side_on_vectors_and_matrices(classifier, rng):
     net, loss, x = classifier
-    damped = FisherOperator(net, loss, x, damping=0.1)
-    solution, info = cg(aslinearoperator(damped), np.ones(len(net.theta)), atol=1e-10)
-    assert info == 0
-    assert_close(damped @ solution, np.ones(len(net.theta)), 1e-4)
+    n = len(net.theta)
+    for operator in (FisherOperator(net, loss, x), KroneckerFisher.estimate(net, loss, x)):
+        assert isinstance(operator, LinearOperator)
+        assert operator.shape == (n, n) and operator.dtype == np.float64
+        matrix, V = dense(operator), rng.standard_normal((n, 3))
+        assert_close(operator.matvec(V[:, :1]), matrix @ V[:, :1], 1e-12)
+        assert_close(operator.rmatvec(V[:, 0]), V[:, 0] @ matrix, 1e-12)
+        assert_close(operator.matmat(V), matrix @ V, 1e-12)
+        assert_close(operator.rmatmat(V), matrix.T @ V, 1e-12)
+
+
+def test_lanczos_conjugate_gradients_and_hutchinsons_trace_run_on_both(classifier, rng):
+    net, loss, x = classifier
+    n = len(net.theta)
+    for operator in (FisherOperator(net, loss, x), KroneckerFisher.estimate(net, loss, x)):
+        matrix = dense(operator)
+        largest = eigsh(operator, k=2, v0=np.ones(n), return_eigenvectors=False)
+        assert_close(np.sort(largest), np.linalg.eigvalsh(matrix)[-2:], 1e-9)
+        damped = operator + 0.1 * aslinearoperator(np.eye(n))
+        solution, info = cg(damped, np.ones(n), atol=1e-10)
+        assert info == 0
+        assert_close(solution, np.linalg.solve(matrix + 0.1 * np.eye(n), np.ones(n)), 1e-4)
+        signs = rng.choice([-1.0, 1.0], (n, 500))
+        trace = (signs * (operator @ signs)).sum(axis=0).mean()
+        assert np.isclose(trace, np.trace(matrix), rtol=0.1)
 
 
 def test_the_estimate_has_the_factors_of_the_batch(classifier):
