@@ -131,6 +131,16 @@ def test_the_natural_gradient_of_scale_and_shift_is_a_damped_solve(ops64, rng):
     assert_close(out, expected.reshape(3, 2), 1e-9)
 
 
+def test_the_damping_that_scale_and_shift_need_is_reported_for_plain_tikhonov(ops64):
+    block = ScaleShiftBlock(network(ops64, LAYERS).weighted[1], ops64)
+    block.Omega[...] = np.diag([-2.0, 1, 1, 1, 1, 7])
+    with pytest.raises(np.linalg.LinAlgError, match=(
+            "batch_norm1_affine: .* eigenvalue of Omega -2, .* is 0.1, from 2 on it is safe")):
+        block.update_inverses(0.1)
+    block.update_inverses(2.001)
+    assert np.isfinite(block.Omega_inv).all()
+
+
 def test_one_weight_decay_for_all_leaves_scale_and_shift_alone_unless_they_are_named(ops64):
     for decay, expected in ((0.5, 0.0), ({"batch_norm1_affine": 0.5}, 0.5)):
         opt = kfc_pre(ops64, weight_decay=decay, max_norm=0.7)

@@ -97,10 +97,14 @@ class KroneckerBlock:
         if not (all_finite(self.ops, self.Omega) and all_finite(self.ops, self.Gamma)):
             return ""
         factors = self.project(self.ops, self.Omega, self.Gamma)
-        floor, (input_value, derivative_value) = damping_floor(self.ops, *factors)
+        floor, (input_value, derivative_value) = self._damping_floor(*factors)
         return (f": smallest eigenvalue of Omega {input_value:.3g}, of Gamma "
                 f"{derivative_value:.3g}; weight decay + damping is {c:.3g}, from {floor:.3g} on "
                 f"it is safe in {self.ops.dtype.name}")
+
+    def _damping_floor(self, Omega, Gamma):
+        """(the least weight decay + damping that is safe, smallest eigenvalues of the two)."""
+        return damping_floor(self.ops, Omega, Gamma)
 
     def precondition(self, gradient, out=None):
         """The block's share of the natural gradient (Eq. 22): (I, P) -> (I, P)."""

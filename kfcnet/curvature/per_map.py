@@ -3,6 +3,7 @@
 import numpy as np
 
 from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.curvature.robust import least_shift
 
 
 class ScaleShiftBlock(KroneckerBlock):
@@ -46,6 +47,10 @@ class ScaleShiftBlock(KroneckerBlock):
 
     def invert(self, ops, c, Omega, Gamma):
         return ops.spd_inverse(Omega, ops.asarray([c])), Gamma
+
+    def _damping_floor(self, Omega, Gamma):
+        floor, smallest = least_shift(self.ops, Omega)
+        return floor, (smallest, 1.0)
 
     def precondition(self, gradient, out=None):
         """(J, 2) -> (J, 2)."""

@@ -37,19 +37,21 @@ def inverted(ops, invert, factors):
 
 
 def damping_floor(ops, Omega, Gamma):
-    """(c, smallest eigenvalues of Omega and of Gamma): the least c of Eq. 21 that is safe.
+    """(c, smallest eigenvalues of Omega and of Gamma): the least c of Eq. 21 that is safe."""
+    (input_shift, input_value), (derivative_shift, derivative_value) = (
+        least_shift(ops, factor) for factor in (Omega, Gamma))
+    pi = float(ops.to_numpy(trace_norm_pi(ops, Omega, Gamma))[0])
+    floor = max(input_shift / pi, derivative_shift * pi) ** 2
+    return floor, (input_value, derivative_value)
+
+
+def least_shift(ops, factor):
+    """(s, smallest eigenvalue): the least s from which on factor + s*I can safely be inverted.
 
     In arithmetic of precision eps a Cholesky factorization of an n x n matrix succeeds once its
     smallest eigenvalue is above about n*eps times its largest one. The eigenvalues are computed in
     float64 on the CPU, eps is that of ops.dtype.
     """
-    reference = CpuOps("float64", shards=1)
-    Omega, Gamma = (reference.asarray(ops.to_numpy(factor)) for factor in (Omega, Gamma))
-    pi = float(trace_norm_pi(reference, Omega, Gamma)[0])
-    floor, smallest = 0.0, []
-    for factor, share in ((Omega, pi), (Gamma, 1 / pi)):
-        values = np.linalg.eigvalsh(factor)
-        shift = max(-values[0], 0) + len(factor) * np.finfo(ops.dtype).eps * max(values[-1], 0)
-        floor = max(floor, (shift / share) ** 2)
-        smallest.append(float(values[0]))
-    return float(floor), smallest
+    values = np.linalg.eigvalsh(ops.to_numpy(factor).astype(np.float64))
+    rounding = len(values) * np.finfo(ops.dtype).eps * max(values[-1], 0)
+    return float(max(-values[0], 0) + rounding), float(values[0])
