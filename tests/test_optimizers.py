@@ -151,6 +151,17 @@ def test_the_clip_brings_nu_to_exactly_its_cap(ops64, rng):
     assert_close(quadratic + v @ (opt.decay * v), [0.3], 1e-9)
 
 
+def test_the_clip_does_not_see_what_is_wrong_with_certainty(ops64):
+    """A property of the published nu: curvature vanishes, the gradient does not."""
+    opt = optimizer(ops64, "kfc_pre", layers=[dict(layer="dense", units=2)], learning_rate=1.0)
+    opt.network.views(opt.network.theta)[0][...] = 0
+    opt.network.views(opt.network.theta)[0][0, 0] = 100
+    batch = Batch(np.zeros((4, *INPUT_SHAPE)), np.ones(4, np.int32))
+    opt.prepare([batch])
+    assert opt.step(batch).clip_scale == 1
+    assert_close(opt.velocity[0], -1 / 1e-3, 1e-9)  # gradient / damping
+
+
 def test_delayed_inverses_are_adopted_at_exactly_their_step(ops64, rng):
     """Begun at step 3 (T_f = 4), adopted two steps later: steps 3 and 4 still use the first."""
     opt = optimizer(ops64, "kfc_pre", inverse_delay=2)

@@ -66,6 +66,12 @@ class KfcPre(KroneckerOptimizer):
         F is the exact Fisher matrix, not the Kronecker one, on the first quarter of the mini-batch:
         nu is about twice the KL divergence between the predictions before and after the step. One
         where nu <= C.
+
+        As published, nu is blind to examples that are predicted wrongly with certainty: their F_R
+        vanishes with p(1 - p), and so does their share of Gamma, but not their gradient. On a
+        training set that is fitted, such an example can move everything by learning_rate * gradient
+        / (lambda + damping) past a silent clip, and the run diverge. Weight decay keeps predictions
+        from becoming so certain, damping bounds the step; a lower rate only delays it.
         """
         c, ops = self.config, self.ops
         m = math.ceil(c.clip_fraction * len(predictive))
