@@ -85,12 +85,15 @@ def test_baselines_follow_pytorch_step_by_step(ops64, rng, name, arguments):
     makers = dict(adagrad=torch.optim.Adagrad, rmsprop=torch.optim.RMSprop,
                   adam=torch.optim.Adam, sgd=torch.optim.SGD)
     reference = makers[name]([theta], **arguments)
+    average, xi = opt.network.theta.copy(), math.exp(-8 / 100)
     for step, batch in enumerate(batches(ops64, rng, 5)):
         with opt.network.using(theta.detach().numpy()):
             theta.grad = torch.tensor(loss_gradient(opt, batch, step))
         reference.step()
+        average = xi * average + (1 - xi) * theta.detach().numpy()
         opt.step(batch)
         assert_close(opt.network.theta, theta.detach().numpy(), 1e-9)
+        assert_close(opt.average, average, 1e-9)
 
 
 def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
