@@ -80,8 +80,8 @@ def test_a_missing_batch_is_named_and_not_replaced(tmp_path, given):
     files = dict(CIFAR)
     del files["data_batch_4.bin"]
     path = put(tmp_path / "data", files)
-    with pytest.raises(DataError, match="in data.* is incomplete: data_batch_4.bin is missing|"
-                                        f"{path} is incomplete: data_batch_4.bin is missing"):
+    with pytest.raises(DataError, match="in data.* is incomplete: it lacks data_batch_4.bin.|"
+                                        f"{path} is incomplete: it lacks data_batch_4.bin."):
         load(data_config("cifar10", path if given else None))
 
 

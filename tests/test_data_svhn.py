@@ -42,9 +42,12 @@ def test_the_extra_images_join_the_training_set_when_asked(tmp_path):
     np.testing.assert_array_equal(with_extra.test_images, without.test_images)
 
 
-def test_a_missing_extra_file_is_an_error(tmp_path):
+def test_a_missing_extra_file_is_an_error_that_names_the_way_to_do_without(tmp_path):
     path = put(tmp_path / "set", svhn_files(train=7, test=4))
-    with pytest.raises(DataError, match="extra_32x32.mat is missing"):
+    with pytest.raises(DataError, match="lacks extra_32x32.mat.\n.*, set data.extra=false, or"):
+        load(data_config("svhn", path, extra=True))
+    (path / "test_32x32.mat").unlink()
+    with pytest.raises(DataError, match="lacks test.*extra_32x32.mat.\n.*, remove the other files"):
         load(data_config("svhn", path, extra=True))
 
 

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kfcnet.data.checksum import md5_of
@@ -21,6 +21,7 @@ class Distribution:
     folder: directory that the published archive unpacks to
     archive: the files must be the published ones; other files are taken if they are well formed
     url: what a base name is appended to for downloading; empty if it is not downloaded
+    spare: base name of a file that training can do without -> the setting that leaves it out
     """
 
     files: dict
@@ -28,6 +29,7 @@ class Distribution:
     folder: str = ""
     archive: bool = False
     url: str = ""
+    spare: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,12 @@ def _absent(found, title, reason):
 
 
 def _incomplete(found, title):
-    names = ", ".join(path.name for path in found.missing)
+    names = [path.name for path in found.missing]
+    spare = {found.distribution.spare.get(name) for name in names}
+    way_out = "remove the other files" if None in spare else f"set {', '.join(spare)}"
     return DataError(
-        f"{title} in {found.directory} is incomplete: {names} is missing.\n"
-        "Put it there, remove the other files, or do without: --config digits_kfc.yaml"
+        f"{title} in {found.directory} is incomplete: it lacks {', '.join(names)}.\n"
+        f"Put that there, {way_out}, or do without {title}: --config digits_kfc.yaml"
     )
 
 

@@ -24,6 +24,7 @@ def distributions(config):
             files={**FILES, **(EXTRA_FILES if config.extra else {})},
             read=_read,
             url="http://ufldl.stanford.edu/housenumbers/",
+            spare=dict.fromkeys(EXTRA_FILES, "data.extra=false"),
         )
     ]
 
