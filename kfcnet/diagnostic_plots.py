@@ -94,9 +94,13 @@ def _draw_reductions(panel, table):
 
 
 def _smallest_scale(*curves):
-    """Where a symmetric logarithmic axis begins to be one: a hundredth of its largest value."""
+    """Where a symmetric logarithmic axis begins to be one: a hundredth of its largest value.
+
+    Down to a power of ten, which is where it has a tick; one within would run into that of zero.
+    """
     values = np.abs(np.concatenate(curves))
-    return max(values[np.isfinite(values)].max(initial=0) / 100, 1e-12)
+    largest = max(values[np.isfinite(values)].max(initial=0), 1e-10)
+    return 10.0 ** np.floor(np.log10(largest / 100))
 
 
 def _positive(values):

@@ -230,6 +230,16 @@ def test_the_figure_has_six_panels_with_every_layer_in_them(finished):
     assert "KFC-pre" in figure.texts[0].get_text()
 
 
+def test_no_tick_of_the_reductions_runs_into_that_of_zero(finished):
+    table = read_metrics(finished / "diagnostics.csv", columns=SHARED)
+    table["predicted_reduction"] = np.linspace(-0.27, 0.3, len(table["iteration"]))
+    figure = diagnostic_plots.draw_diagnostics(table, plots.read_run(finished))
+    figure.canvas.draw()
+    panel = figure.axes[5]
+    places = np.sort(panel.transData.transform([(0, y) for y in panel.get_yticks()])[:, 1])
+    assert len(places) > 3 and np.diff(places).min() > 15  # pixels; the labels are 12 high
+
+
 def test_the_figure_drawn_twice_is_the_same_bytes(finished, tmp_path):
     with matplotlib.rc_context({"lines.linewidth": 9}):  # a user's own settings
         diagnostic_plots.plot_diagnostics(finished, tmp_path / "again.png")
