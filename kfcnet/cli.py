@@ -86,14 +86,30 @@ def train(argv=None, prog=None):
                           help="go on with the run in the folder; start it if there is none")
     existing.add_argument("--overwrite", action="store_true",
                           help="replace the run in the folder")
+    parser.add_argument("--pick-periods", type=float, nargs="?", const=2.0, metavar="MULTIPLE",
+                        help="time the parts of KFC-pre's update and take the shortest periods of "
+                             "statistics and inverses by which an epoch costs less than MULTIPLE "
+                             "(default: 2) times SGD's; a run that goes on keeps its own")
+    parser.add_argument("--sgd-batch-size", type=int, default=128, metavar="M",
+                        help="of the SGD that --pick-periods compares with (default: 128)")
     options = parser.parse_args(argv)
+    if options.pick_periods is not None and not options.pick_periods > 0:
+        parser.error(f"--pick-periods {options.pick_periods}: the multiple is above 0")
+    if options.sgd_batch_size < 1:
+        parser.error(f"--sgd-batch-size {options.sgd_batch_size}: at least one is needed")
     config = load_config(options.config, _overrides(options))
+    out = options.out or Path("results", Path(options.config).stem)
+    if options.pick_periods is not None:
+        from kfcnet import periods
+
+        limits = options.pick_periods, options.sgd_batch_size
+        config = (periods.pick(config, *limits) if options.print_config else
+                  periods.settle(config, out, options.resume, options.overwrite, *limits))
     if options.print_config:
         print(dump_config(config), end="")
         return
     from kfcnet import trainer
 
-    out = options.out or Path("results", Path(options.config).stem)
     trainer.train(config, out, resume=options.resume, overwrite=options.overwrite, download=True)
     print(f"{out}: metrics.csv, curves.png, checkpoint.h5", file=sys.stderr)
 

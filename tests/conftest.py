@@ -1,5 +1,7 @@
 """One `ops` fixture over every device: the same tests hold for all of them."""
 
+import time
+
 import cuda_on_cpu
 import numpy as np
 import pytest
@@ -79,3 +81,21 @@ def ops64():
 @pytest.fixture
 def rng():
     return np.random.default_rng(20160524)
+
+
+@pytest.fixture
+def takes(monkeypatch):
+    """takes(owner, name, seconds): so long does owner.name take by the clock of the program."""
+    now = [0.0]
+
+    def takes(owner, name, seconds):
+        original = getattr(owner, name)
+
+        def slow(*args, **kwargs):
+            now[0] += seconds
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, slow)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return takes

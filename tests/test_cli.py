@@ -62,6 +62,15 @@ def test_print_config_prints_what_loads_back_and_trains_nothing(capsys):
     assert list(Path().iterdir()) == []
 
 
+def test_picked_periods_are_printed_as_a_config_and_the_table_beside_it(capsys):
+    argv = ["--config", "digits_kfc", "--device", "cpu", "--pick-periods", "1000", "--print-config"]
+    assert cli.train(argv) == 0
+    printed = capsys.readouterr()
+    assert parse_config(printed.out) == load_config("digits_kfc", [
+        "device=cpu", "optimizer.statistics_period=1", "optimizer.inverse_period=1"])
+    assert "picked" in printed.err and list(Path().iterdir()) == []
+
+
 def test_device_overrides_the_config(capsys):
     cli.train([*SHORT, "device=cuda", "--device", "cpu", "--print-config"])
     assert parse_config(capsys.readouterr().out).device == "cpu"
@@ -89,6 +98,9 @@ def test_a_run_is_neither_overwritten_nor_resumed_unasked(capsys):
     (["--config", "."], "config .: Is a directory"),
     (["--config", "cifar_sgd", "--set", "data.path=nowhere"], "data.path"),
     (["--config", "digits_sgd", "--out", "/dev/null"], "/dev/null"),
+    (["--config", "digits_sgd", "--pick-periods"], "optimizer.name: sgd has no periods"),
+    (["--config", "digits_kfc", "--pick-periods", "--set", "optimizer.statistics_period=9"],
+     "optimizer.inverse_period: 4 is below statistics_period, 9"),
 ])  # fmt: skip
 def test_train_refuses_bad_input_in_a_line_or_two(argv, message, capsys):
     assert message in complaint(capsys, cli.train, "--device", "cpu", *argv)
@@ -142,7 +154,8 @@ def test_sweep_prints_a_table_of_its_runs(capsys):
     ["sweep", "--config", "digits_sgd", "--grid", "nothing"],
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1", "--stage", "x"],
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1,1"],
-    ["benchmark", "--rounds", "0"],
+    ["benchmark", "--rounds", "0"], ["train", "--config", "digits_kfc", "--pick-periods", "nan"],
+    ["train", "--config", "digits_kfc", "--pick-periods", "--sgd-batch-size", "0"],
 ])  # fmt: skip
 def test_misuse_gets_the_usage_and_status_2(argv, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -142,24 +142,6 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 
 # Time
 
-@pytest.fixture
-def takes(monkeypatch):
-    """takes(owner, name, seconds): so long does owner.name take by the trainer's clock."""
-    now = [0.0]
-
-    def takes(owner, name, seconds):
-        original = getattr(owner, name)
-
-        def slow(*args, **kwargs):
-            now[0] += seconds
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, slow)
-
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
-    return takes
-
-
 def test_seconds_are_those_of_the_steps_and_of_nothing_else(tmp_path, takes):
     takes(KfcPre, "step", 1)
     for owner, name in ((trainer, "evaluate"), (trainer, "save_checkpoint"),
