@@ -2,27 +2,42 @@
 
 Every primitive is timed as it is called in a step: many times in one captured graph, over several
 sets of arrays so that the caches do not keep them, the median of many replays. Bytes are those of
-the arrays that go in and out, operations those that the formula needs.
+the arrays that go in and out, operations those that the formula needs. PyTorch's convolutions are
+timed in the same way. Mini-batches lie on the device throughout.
 """
 
+import contextlib
 import math
 import statistics
 import time
+from collections import Counter
+
+import numpy as np
 
 from kfcnet.benchmark import example_batch, own_optimizer
 from kfcnet.config import load_config
+from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.immediate import Immediate, Pending
+from kfcnet.optimizers import Batch
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
-NOT_TIMED = {"asarray", "to_numpy", "empty", "zeros", "copy", "place", "describe", "spd_inverse",
-             "counter", "scalar", "write", "program", "begin", "eigh"}
+NOT_TIMED = {"asarray", "to_numpy", "empty", "zeros", "copy", "place", "describe", "counter",
+             "scalar", "write"}
+FACTORIZATIONS = {"spd_inverse", "eigh"}  # by a library, which refuses to be captured
+ALWAYS_FP32 = {"matmul", "gram", "patch_gram"}
 
 
 class Calls:
-    """Array primitives that note how they are called: `noted` has each different call once."""
+    """Array primitives that note how they are called, and in which phase of a step.
+
+    noted: each different call once. Programs run as they stand, so that no call is missed.
+    """
+
+    program = Immediate.program
 
     def __init__(self, ops):
-        self._ops, self.noted = ops, {}
+        self._ops, self.noted, self._phase = ops, {}, None
 
     def __getattr__(self, name):
         value = getattr(self._ops, name)
@@ -32,14 +47,28 @@ class Calls:
         def call(*args, **kwargs):
             result = value(*args, **kwargs)
             made = Call(self._ops, name, args, kwargs, result)
-            self.noted.setdefault(made.label, made)
+            self.noted.setdefault(made.label, made).phases[self._phase] += 1
             return result
 
         return call
 
+    def begin(self, function, *arrays, on_host=False):
+        """What would run beside the steps, at once."""
+        result = function(self, *arrays)
+        return Pending(arrays, lambda: result)
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        """An optimizer's `phase`: the innermost one counts."""
+        outer, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = outer
+
 
 class Call:
-    """One call of a primitive, to be repeated."""
+    """One call of a primitive, to be repeated; phases: how often it was made in each of them."""
 
     def __init__(self, ops, name, args, kwargs, result):
         self.ops, self.name, self.args, self.kwargs = ops, name, args, kwargs
@@ -48,6 +77,7 @@ class Call:
         self.bytes = sum(array.nbytes for array in arrays.values())
         self.operations = operations(name, args, kwargs, result)
         self.label = " ".join([name, *map(self._text, (*args, *kwargs.values()))])
+        self.phases = Counter()
 
     def _is_array(self, value):
         return isinstance(value, self.ops.runtime.array_type)
@@ -60,11 +90,13 @@ class Call:
 
     def seconds(self, replays=REPLAYS):
         """Median time of one call."""
-        count = max(1, min(16, math.ceil(CACHE / max(self.bytes, 1))))
+        method = getattr(self.ops, self.name)
+        if self.name in FACTORIZATIONS:
+            return timed(self.ops, lambda: method(*self.args, **self.kwargs), replays)
+        count = sets_beyond_caches(self.bytes)
         sets = [(list(map(self._copy, self.args)),
                  {key: self._copy(value) for key, value in self.kwargs.items()})
                 for _ in range(count)]
-        method = getattr(self.ops, self.name)
 
         def repeat():
             for args, kwargs in sets:
@@ -72,10 +104,30 @@ class Call:
 
         return timed(self.ops, self.ops.program(repeat), replays) / count
 
-    def row(self, replays=REPLAYS):
+    def row(self, steps, replays=REPLAYS):
+        """What was measured; the calls were made in so many steps."""
         seconds = self.seconds(replays)
-        return {"call": self.label, "microseconds": 1e6 * seconds,
-                "TFLOP_s": self.operations / seconds / 1e12, "GB_s": self.bytes / seconds / 1e9}
+        tf32 = self.ops.tensor_cores and self.name not in ALWAYS_FP32
+        return {"call": self.label, "precision": "TF32" if tf32 else "fp32",
+                "microseconds": 1e6 * seconds, "TFLOP_s": self.operations / seconds / 1e12,
+                "GB_s": self.bytes / seconds / 1e9,
+                "calls_a_step": {phase: n / steps for phase, n in self.phases.items() if phase}}
+
+    @property
+    def convolution(self):
+        """(primitive, M, H, W, J, I) of a convolution, else None."""
+        if self.name == "conv_forward":
+            return self.name, *self.args[0].shape, len(self.args[1])
+        if self.name == "conv_backward_data":
+            return self.name, len(self.args[0]), *self.args[2][1:], len(self.args[1])
+        if self.name == "conv_backward_weights":
+            return self.name, *self.args[0].shape, self.args[1].shape[-1]
+        return None
+
+
+def sets_beyond_caches(size):
+    """How many sets of arrays of `size` bytes take turns."""
+    return max(1, min(16, math.ceil(CACHE / max(size, 1))))
 
 
 def operations(name, args, kwargs, result):
@@ -117,77 +169,156 @@ def ceilings(ops, megabytes=1024, side=8192):
     source, target = ops.zeros(megabytes * 2**18), ops.zeros(megabytes * 2**18)
     seconds = timed(ops, lambda: runtime.copy_into(target, source), 20)
     found = {"copy_GB_s": 2 * source.nbytes / seconds / 1e9}
-    a, b, c = (ops.zeros((side, side)) for _ in range(3))
-    for name, tensor_cores in (("fp32_TFLOP_s", False), ("tf32_TFLOP_s", True)):
+    a, b = (random_matrix(ops, side, side, purpose) for purpose in (1, 2))
+    c = ops.zeros((side, side))
+    for name, tensor_cores in (("fp32_TFLOP_s", False), ("TF32_TFLOP_s", True)):
         if tensor_cores <= runtime.tensor_cores:
             seconds = timed(ops, lambda t=tensor_cores: runtime.library_product(a, b, c, t), 10)
             found[name] = 2 * side**3 / seconds / 1e12
     return found
 
 
-def primitive_rows(ops, config, replays=REPLAYS):
-    """A row for every different call of one step of a configuration, statistics included."""
+def random_matrix(ops, rows, columns, purpose):
+    """Normal numbers: products of zeros draw less power and run faster."""
+    return ops.normals(rows * columns, 0, purpose, 0).reshape(rows, columns)
+
+
+def batch_on_device(ops, M):
+    batch = example_batch(ops, M)
+    return Batch(batch.inputs, ops.place(batch.targets))
+
+
+def primitive_rows(ops, config, name, replays=REPLAYS):
+    """(rows, {convolution: seconds}) of every different call of a configuration's steps."""
     calls = Calls(ops)
     optimizer = own_optimizer(config, calls)
-    batch = example_batch(ops, config.optimizer.batch_size)
+    batch = batch_on_device(ops, config.optimizer.batch_size)
     optimizer.prepare([batch])
-    for _ in range(getattr(config.optimizer, "statistics_period", 1)):
+    optimizer.phase = calls.phase
+    steps = period(config)
+    for _ in range(steps):
         optimizer.step(batch)
-    return [call.row(replays) for call in calls.noted.values()]
+    rows, convolutions = [], {}
+    for call in calls.noted.values():
+        rows.append({"step": name, **call.row(steps, replays)})
+        if call.convolution:
+            convolutions.setdefault(call.convolution, rows[-1]["microseconds"] / 1e6)
+    return rows, convolutions
 
 
-def step_row(ops, config, name, rounds=5):
+def phase_milliseconds(rows):
+    """{phase: milliseconds a step} that the primitives of a step add up to."""
+    phases = Counter()
+    for row in rows:
+        for phase, number in row["calls_a_step"].items():
+            phases[phase] += number * row["microseconds"] / 1000
+    return dict(phases)
+
+
+def period(config):
+    """Steps after which everything that a step may do has been done."""
+    c = config.optimizer
+    return math.lcm(getattr(c, "statistics_period", 1), getattr(c, "inverse_period", 1))
+
+
+def step_row(ops, config, name, rounds=15, least=20):
     """Milliseconds and images a second of whole steps, over full periods of their parts."""
     M, optimizer = config.optimizer.batch_size, own_optimizer(config, ops)
-    batch = example_batch(ops, M)
+    batch = batch_on_device(ops, M)
     optimizer.prepare([batch])
-    period = getattr(config.optimizer, "inverse_period", 20)
+    steps = period(config) * math.ceil(least / period(config))
     taken = []
     for _ in range(2 + rounds):
         start = time.perf_counter()
-        for _ in range(period):
+        for _ in range(steps):
             optimizer.step(batch)
         ops.runtime.synchronize()
-        taken.append((time.perf_counter() - start) / period)
+        taken.append((time.perf_counter() - start) / steps)
     median = statistics.median(taken[2:])
     return {"step": name, "batch": M, "milliseconds": 1e3 * median, "images_per_second": M / median}
 
 
 def torch_rows(ops, config, device="cuda"):
-    """Rows of PyTorch's step and of its convolutions; none where PyTorch has no such device."""
+    """(rows of PyTorch's step, {convolution: seconds}) in the precision of ops.
+
+    Nothing where PyTorch has no such device. Raises RuntimeError where its network computes
+    something else than ours.
+    """
     try:
         import torch
     except ImportError:
-        return [], []
+        return [], {}
     if device == "cuda" and not torch.cuda.is_available():
-        return [], []
+        return [], {}
     from kfcnet import torch_gpu
 
     M, batch = config.optimizer.batch_size, example_batch(ops, config.optimizer.batch_size)
-    network = own_optimizer(config, ops).network
-    steps = torch_gpu.step_rows(config, network, ops.to_numpy(batch.inputs), batch.targets, device)
+    network, inputs = own_optimizer(config, ops).network, ops.to_numpy(batch.inputs)
+    steps = torch_gpu.StepOnDevice(config, network, inputs, batch.targets, device)
+    expected = ops.to_numpy(network.forward(batch.inputs[:8]))
+    if not np.allclose(steps.forward(8), expected, rtol=0, atol=0.02 * np.abs(expected).max()):
+        raise RuntimeError("PyTorch's network does not compute what ours does: nothing to compare")
     tf32 = bool(ops.tensor_cores)
-    convolutions = [
-        {"layer": layer.name, "primitive": name, "microseconds": 1e6 * seconds}
+    convolutions = {
+        (name, M, *layer.input_shape, layer.output_shape[-1]): seconds
         for layer in network.weighted if layer.window[0] > 1
-        for name, seconds in torch_gpu.convolution_seconds(layer, M, tf32, device).items()]
-    return steps, convolutions
+        for name, seconds in torch_gpu.convolution_seconds(
+            layer, M, tf32, device, sets_beyond_caches).items()}
+    return torch_gpu.step_rows(steps, tf32), convolutions
+
+
+def omega_ratio(ops, M=512, image=(16, 16, 32), kernel=5):
+    """Time of the library's fp32 product of patches written out over that of our Omega kernel."""
+    runtime, P = ops.runtime, 1 + kernel**2 * image[-1]
+    x = random_matrix(ops, M, math.prod(image), 1).reshape(M, *image)
+    out, rows = ops.zeros((P, P)), ops.patches(x, kernel, 1, kernel // 2)
+    ours = timed(ops, ops.program(lambda: ops.patch_gram(x, kernel, 1, kernel // 2, 1.0, 0.0, out)),
+                 REPLAYS)
+    library = timed(ops, lambda: runtime.library_product(rows, rows, out, False, True), REPLAYS)
+    return library / ours
 
 
 def benchmark_cuda(ops):
     """What a GPU does with the CIFAR-10 network, and what PyTorch does with it there.
 
-    {"device", "ceilings", "steps": [row], "primitives": [row], "convolutions in PyTorch": [row]}.
+    {"device", "ceilings", "steps": [row], "phases": {step: {phase: milliseconds}}, "primitives":
+    [row], "ratios": {what: number}}; above one, we are the faster.
     """
     sgd = [load_config("cifar_sgd", [f"optimizer.batch_size={M}"]) for M in (128, 512)]
     kfc = [load_config("cifar_kfc", [f"optimizer.batch_size={M}"]) for M in (512, 4096)]
-    steps = [step_row(ops, config, "SGD") for config in sgd]
-    steps += [step_row(ops, config, "KFC-pre") for config in kfc]
-    for config in sgd:
-        torch_steps, convolutions = torch_rows(ops, config)
-        steps += torch_steps
-    return {"device": ops.describe(), "ceilings": ceilings(ops), "steps": steps,
-            "primitives": primitive_rows(ops, kfc[0]), "convolutions in PyTorch": convolutions}
+    report = {"device": ops.describe(), "ceilings": ceilings(ops), "steps": [], "phases": {},
+              "primitives": [], "ratios": {}}
+    for precision in ("TF32", "fp32") if ops.runtime.tensor_cores else ("fp32",):
+        variant = CudaOps(ops.runtime, tensor_cores=precision == "TF32")
+        own = [step_row(variant, config, f"SGD, {precision}") for config in sgd]
+        own += [step_row(variant, config, f"KFC-pre, {precision}") for config in kfc]
+        report["steps"] += own
+        for config, row in zip([*sgd, kfc[0]], own, strict=False):
+            name = f"{row['step']}, {row['batch']}"
+            primitives, ours = primitive_rows(variant, config, name)
+            report["primitives"] += primitives
+            report["phases"][name] = phase_milliseconds(primitives)
+            if config in sgd:
+                steps, theirs = torch_rows(variant, config)
+                report["steps"] += steps
+                report["ratios"] |= ratios(name, row, steps, ours, theirs)
+        epochs = own[2]["milliseconds"] / 512 / (own[0]["milliseconds"] / 128)
+        report["ratios"][f"SGD epoch at 128 / KFC-pre epoch at 512, {precision}"] = 1 / epochs
+    report["ratios"]["cuBLAS on patches / Omega, 801 x 801, fp32"] = omega_ratio(ops)
+    return report
+
+
+def ratios(name, row, steps, ours, theirs):
+    """{what: PyTorch's time over ours} of a step and of its convolutions, one by one and in sum."""
+    found = {f"{other['step']} / {name}": other["milliseconds"] / row["milliseconds"]
+             for other in steps}
+    shared = [key for key in theirs if key in ours]
+    found |= {f"{' '.join(map(str, key))} in PyTorch / ours, {name}": theirs[key] / ours[key]
+              for key in shared}
+    if shared:
+        found[f"convolutions in PyTorch / ours, {name}"] = (
+            sum(theirs[key] for key in shared) / sum(ours[key] for key in shared))
+    return found
 
 
 def format_report(report):
@@ -197,9 +328,11 @@ def format_report(report):
     lines += ["", f"{'step':<30}{'batch':>6}{'ms':>10}{'images/s':>12}"]
     lines += [f"{row['step']:<30}{row['batch']:>6}{row['milliseconds']:>10.3f}"
               f"{row['images_per_second']:>12.0f}" for row in report["steps"]]
-    lines += ["", f"{'us':>9}{'TFLOP/s':>9}{'GB/s':>8}  primitive"]
-    lines += [f"{row['microseconds']:>9.1f}{row['TFLOP_s']:>9.2f}{row['GB_s']:>8.0f}  {row['call']}"
-              for row in report["primitives"]]
-    lines += [f"{row['microseconds']:>9.1f}{'':>17}  {row['layer']} {row['primitive']} in PyTorch"
-              for row in report["convolutions in PyTorch"]]
+    lines += ["", "milliseconds a step that the primitives of each phase add up to:"]
+    lines += [f"{step}: " + ", ".join(f"{phase} {ms:.3f}" for phase, ms in phases.items())
+              for step, phases in report["phases"].items()]
+    lines += ["", f"{'us':>9}{'TFLOP/s':>9}{'GB/s':>8}  primitive, step"]
+    lines += [f"{row['microseconds']:>9.1f}{row['TFLOP_s']:>9.2f}{row['GB_s']:>8.0f}"
+              f"  {row['call']}, {row['step']}" for row in report["primitives"]]
+    lines += ["", *(f"{ratio:>7.2f}  {what}" for what, ratio in report["ratios"].items())]
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """PyTorch's own speed on the same GPU: its training step and its convolutions, at their best.
 
-channels_last, cudnn.benchmark, with and without CUDA graphs, in fp32 and in TF32. Used by the
-benchmark alone, where PyTorch happens to be installed.
+channels_last, cudnn.benchmark, a fused optimizer, with and without CUDA graphs, in fp32 and in
+TF32. Used by the benchmark alone, where PyTorch happens to be installed.
 """
 
 import statistics
@@ -40,61 +40,76 @@ def seconds(function, device, repeats=30, warm_up=5):
                                                                       strict=False))
 
 
+def captured(function, device):
+    """What a function does as one CUDA graph: a function that replays it; on the CPU itself."""
+    if device == "cpu":
+        return function
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
 class StepOnDevice:
     """The SGD step of a TorchPeer on a device, its mini-batch there already."""
 
     def __init__(self, config, network, inputs, labels, device="cuda"):
         """inputs (M, H, W, C), labels int32 (M,): NumPy arrays."""
-        self.peer = TorchPeer(config, network, threads=1)
-        self.peer.model.to(device)
+        self.device, self.peer = device, TorchPeer(config, network, 1, device)
         self.peer.load(inputs, labels)
-        self.peer.x, self.peer.labels = self.peer.x.to(device), self.peer.labels.to(device)
 
-    def captured(self):
-        """The step as one CUDA graph: a function that replays it."""
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
-            for _ in range(3):
-                self.peer.step()
-        torch.cuda.current_stream().wait_stream(beside)
-        graph = torch.cuda.CUDAGraph()
-        self.peer.optimizer.zero_grad(set_to_none=True)
-        with torch.cuda.graph(graph):
-            self.peer.step()
-        return graph.replay
+    def forward(self, count):
+        """The logits of the first examples (count, classes), a NumPy array."""
+        with torch.no_grad():
+            return self.peer.model(self.peer.x[:count]).cpu().numpy()
 
 
-def step_rows(config, network, inputs, labels, device="cuda"):
-    """Rows like those of `benchmark`: eager and captured, in fp32 and TF32."""
-    rows, M = [], len(labels)
-    for precision in ("fp32", "TF32") if device != "cpu" else ("fp32",):
-        set_precision(precision == "TF32")
-        for kind in ("eager", "graph") if device != "cpu" else ("eager",):
-            step = StepOnDevice(config, network, inputs, labels, device)
-            taken = seconds(step.captured() if kind == "graph" else step.peer.step, device)
-            rows.append({"step": f"PyTorch SGD, {kind}, {precision}", "batch": M,
-                         "milliseconds": 1e3 * taken, "images_per_second": M / taken})
+def step_rows(step, tf32):
+    """Rows like those of `benchmark`: eager, and captured where there are graphs."""
+    set_precision(tf32)
+    rows, M = [], len(step.peer.labels)
+    for kind in ("eager", "graph") if step.device != "cpu" else ("eager",):
+        run = captured(step.peer.step, step.device) if kind == "graph" else step.peer.step
+        taken = seconds(run, step.device)
+        rows.append({"step": f"PyTorch SGD, {kind}, {'TF32' if tf32 else 'fp32'}", "batch": M,
+                     "milliseconds": 1e3 * taken, "images_per_second": M / taken})
     return rows
 
 
-def convolution_seconds(layer, M, tf32, device="cuda"):
-    """{primitive: seconds} of a weighted layer's three products on M images."""
+def convolution_seconds(layer, M, tf32, device, sets_of):
+    """{primitive: seconds} of a weighted layer's three products on M images.
+
+    sets_of: of bytes, how many sets of arrays take turns in one graph.
+    """
     set_precision(tf32)
     (H, W, J), (kernel, stride, padding) = layer.input_shape, layer.window
-    Ho, Wo, I = layer.output_shape  # noqa: E741
-    x, y, weight = (torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
-                    for shape in ((M, J, H, W), (M, I, Ho, Wo), (I, J, kernel, kernel)))
+    Ho, Wo, I = layer.output_shape
+    shapes = (M, J, H, W), (M, I, Ho, Wo), (I, J, kernel, kernel)
     bias = torch.randn(I, device=device)
 
-    def forward():
+    def arrays():
+        return [torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+                for shape in shapes]
+
+    def forward(x, y, weight):
         functional.conv2d(x, weight, bias, stride, padding)
 
     def backward(wanted):
-        torch.ops.aten.convolution_backward(y, x, weight, [I], [stride] * 2, [padding] * 2, [1, 1],
-                                            False, [0, 0], 1, wanted)
+        def run(x, y, weight):
+            torch.ops.aten.convolution_backward(y, x, weight, [I], [stride] * 2, [padding] * 2,
+                                                [1, 1], False, [0, 0], 1, wanted)
 
-    return {
-        "conv_forward": seconds(forward, device),
-        "conv_backward_data": seconds(lambda: backward([True, False, False]), device),
-        "conv_backward_weights": seconds(lambda: backward([False, True, True]), device)}
+        return run
+
+    one = arrays()
+    sets = [one, *(arrays() for _ in range(1, sets_of(sum(a.nbytes for a in one))))]
+    primitives = {"conv_forward": forward, "conv_backward_data": backward([True, False, False]),
+                  "conv_backward_weights": backward([False, True, True])}
+    return {name: seconds(captured(lambda run=run: [run(*each) for each in sets], device),
+                          device) / len(sets) for name, run in primitives.items()}

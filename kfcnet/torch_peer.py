@@ -47,8 +47,9 @@ def _module(layer, in_shape):
 class TorchPeer:
     """A configuration's network and its SGD step, with the parameters of one of ours."""
 
-    def __init__(self, config, network, threads):
+    def __init__(self, config, network, threads, device="cpu"):
         """Raises ValueError for a layer that the CIFAR network does not have."""
+        self.device = device
         torch.set_num_threads(threads)
         modules = []
         for layer, own in zip(config.network, network.layers, strict=True):
@@ -56,7 +57,7 @@ class TorchPeer:
                 modules += [ChannelsLast(), nn.Flatten()]
             shape = getattr(own, "image_shape", own.input_shape)
             modules.append(_module(layer, shape))
-        self.model = nn.Sequential(*modules).to(memory_format=torch.channels_last)
+        self.model = nn.Sequential(*modules).to(device, memory_format=torch.channels_last)
         self.weighted = [m for m in self.model if isinstance(m, nn.Conv2d | nn.Linear)]
         with torch.no_grad():
             for module, own in zip(self.weighted, network.weighted, strict=True):
@@ -66,7 +67,8 @@ class TorchPeer:
                   for m, d in zip(self.weighted, decays, strict=True)]
         groups.append(dict(params=[m.bias for m in self.weighted], weight_decay=0.0))
         self.optimizer = torch.optim.SGD(groups, lr=config.optimizer.learning_rate,
-                                         momentum=config.optimizer.momentum)
+                                         momentum=config.optimizer.momentum,
+                                         fused=device != "cpu")
 
     @staticmethod
     def _copy(module, homogeneous, own):
@@ -88,7 +90,7 @@ class TorchPeer:
 
     def _as_tensor(self, inputs):
         x = torch.from_numpy(inputs).permute(0, 3, 1, 2)  # NHWC memory is channels_last already
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=torch.channels_last).to(self.device)
 
     def forward(self, inputs):
         """inputs (M, H, W, C) -> logits (M, classes), NumPy arrays."""
@@ -97,7 +99,8 @@ class TorchPeer:
 
     def load(self, inputs, labels):
         """The mini-batch that every `step` uses."""
-        self.x, self.labels = self._as_tensor(inputs), torch.from_numpy(labels).long()
+        self.x = self._as_tensor(inputs)
+        self.labels = torch.from_numpy(labels).long().to(self.device)
 
     def step(self):
         """Forward, backward and update."""

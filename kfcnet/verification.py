@@ -71,20 +71,24 @@ def short_training(name, data, path):
 
 
 def draw(report, path):
-    """Each primitive's share of the device's own ceiling: memory or arithmetic, the nearer one."""
-    figure = matplotlib.figure.Figure(figsize=(9, 0.28 * len(report["primitives"]) + 1.5),
-                                      layout="constrained")
+    """Each primitive's share of the device's own ceiling: memory or arithmetic, the nearer one.
+
+    Those of the first KFC-pre step, which has them all.
+    """
+    step = next(row["step"] for row in report["primitives"] if row["step"].startswith("KFC-pre"))
+    rows = sorted((row for row in report["primitives"] if row["step"] == step),
+                  key=lambda row: row["microseconds"])
+    figure = matplotlib.figure.Figure(figsize=(9, 0.28 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots()
-    rows = sorted(report["primitives"], key=lambda row: row["microseconds"])
     shares = [share(row, report["ceilings"]) for row in rows]
     axes.barh([f"{row['call'][:60]}  {row['microseconds']:.0f} us" for row in rows], shares)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("share of the ceiling measured in the same run")
-    axes.set_title(report["device"]["processor"])
+    axes.set_title(f"{report['device']['processor']}: {step}")
     figure.savefig(path, dpi=120)
 
 
 def share(row, ceilings):
     """The largest of a primitive's rates over the ceiling of that rate."""
-    arithmetic = ceilings.get("tf32_TFLOP_s", ceilings["fp32_TFLOP_s"])
-    return max(row["GB_s"] / ceilings["copy_GB_s"], row["TFLOP_s"] / arithmetic)
+    return max(row["GB_s"] / ceilings["copy_GB_s"],
+               row["TFLOP_s"] / ceilings[f"{row['precision']}_TFLOP_s"])

@@ -1,12 +1,15 @@
 """Timing and verification of a GPU, as far as they go without one."""
 
+import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cuda_on_cpu
 import numpy as np
 import pytest
+from checks import assert_close
 
 from kfcnet import cuda_benchmark, verification
 from kfcnet.config import parse_config
@@ -30,18 +33,33 @@ epochs: 1
 @pytest.fixture
 def ops(monkeypatch):
     monkeypatch.setattr(cuda_benchmark, "CACHE", 0)
+    monkeypatch.setattr(cuda_benchmark, "REPLAYS", 1)
     return CudaOps(cuda_on_cpu.CpuRuntime())
 
 
 def test_every_primitive_of_a_step_gets_a_row_of_finite_rates(ops):
-    rows = cuda_benchmark.primitive_rows(ops, parse_config(SMALL), replays=1)
+    rows, convolutions = cuda_benchmark.primitive_rows(ops, parse_config(SMALL), "KFC-pre, 3",
+                                                       replays=1)
     called = {row["call"].split()[0] for row in rows}
     assert {"conv_forward", "conv_backward_weights", "max_pool", "relu", "patch_gram", "gram",
-            "matmul", "softmax_cross_entropy", "momentum_update"} <= called
+            "matmul", "softmax_cross_entropy", "momentum_update", "spd_inverse"} <= called
     assert len({row["call"] for row in rows}) == len(rows)
     for row in rows:
         numbers = [row[key] for key in ("microseconds", "TFLOP_s", "GB_s")]
         assert np.isfinite(numbers).all() and row["microseconds"] > 0
+    assert ("conv_forward", 3, 32, 32, 3, 2) in convolutions
+    assert ("conv_backward_data", 3, 32, 32, 3, 2) not in convolutions  # nobody asks for it
+    phases = cuda_benchmark.phase_milliseconds(rows)
+    assert phases.keys() == {"gradient", "statistics", "inverses", "preconditioning", "clip"}
+    assert all(0 < ms < 1e6 for ms in phases.values())
+
+
+def test_a_phase_takes_its_share_of_every_call():
+    rows = [{"calls_a_step": {"gradient": 1.0, "statistics": 0.2}, "microseconds": 500.0},
+            {"calls_a_step": {"gradient": 2.0}, "microseconds": 250.0},
+            {"calls_a_step": {}, "microseconds": 7.0}]
+    assert cuda_benchmark.phase_milliseconds(rows) == pytest.approx(
+        {"gradient": 1.0, "statistics": 0.1})
 
 
 def test_operations_count_a_multiply_add_as_two(ops):
@@ -58,8 +76,21 @@ def test_ceilings_and_steps_are_measured(ops):
     found = cuda_benchmark.ceilings(ops, megabytes=1, side=32)
     assert found.keys() == {"copy_GB_s", "fp32_TFLOP_s"}
     assert min(found.values()) > 0
-    row = cuda_benchmark.step_row(ops, parse_config(SMALL), "KFC-pre", rounds=1)
+    assert cuda_benchmark.omega_ratio(ops, M=2, image=(3, 4, 2), kernel=3) > 0
+    row = cuda_benchmark.step_row(ops, parse_config(SMALL), "KFC-pre", rounds=1, least=1)
     assert row["images_per_second"] == pytest.approx(3 / (row["milliseconds"] / 1000))
+
+
+def test_products_of_the_library_are_those_of_numpy(cuda, rng):
+    a, b = (cuda.asarray(rng.standard_normal(shape)) for shape in ((5, 3), (5, 4)))
+    for tensor_cores in {False, bool(cuda.runtime.tensor_cores)}:
+        out, expected = cuda.zeros((3, 4)), cuda.to_numpy(a).T @ cuda.to_numpy(b)
+        cuda.runtime.library_product(a, b, out, tensor_cores, transpose_a=True)
+        assert_close(cuda.to_numpy(out), expected, 1e-2 if tensor_cores else 1e-6)
+        c, square = cuda.zeros((5, 4)), cuda.asarray(rng.standard_normal((5, 5)))
+        cuda.runtime.library_product(square, b, c, tensor_cores)
+        assert_close(cuda.to_numpy(c), cuda.to_numpy(square) @ cuda.to_numpy(b),
+                     1e-2 if tensor_cores else 1e-6)
 
 
 def test_pytorch_is_timed_on_the_same_step_and_convolutions(ops):
@@ -68,18 +99,55 @@ def test_pytorch_is_timed_on_the_same_step_and_convolutions(ops):
         "statistics_period: 1,\n            inverse_period: 1", "momentum: 0.9"))
     steps, convolutions = cuda_benchmark.torch_rows(ops, config, device="cpu")
     assert [row["step"] for row in steps] == ["PyTorch SGD, eager, fp32"]
-    assert [row["primitive"] for row in convolutions] == [
-        "conv_forward", "conv_backward_data", "conv_backward_weights"]
-    assert min(row["microseconds"] for row in convolutions) > 0
+    shape = 3, 32, 32, 3, 2  # M, H, W, J, I
+    assert convolutions.keys() == {("conv_forward", *shape), ("conv_backward_data", *shape),
+                                   ("conv_backward_weights", *shape)}
+    assert min(convolutions.values()) > 0
+    rows, ours = cuda_benchmark.primitive_rows(ops, config, "SGD, 3", replays=1)
+    found = cuda_benchmark.ratios("SGD, 3", {"milliseconds": 2.0}, [{**steps[0],
+                                  "milliseconds": 3.0}], ours, convolutions)
+    assert found["PyTorch SGD, eager, fp32 / SGD, 3"] == 1.5
+    assert sum("conv_backward_weights 3 32 32 3 2 in" in what for what in found) == 1
     report = {"device": {"name": "here"}, "ceilings": {"copy_GB_s": 1.0}, "steps": steps,
-              "primitives": [], "convolutions in PyTorch": convolutions}
-    assert "conv_backward_data in PyTorch" in cuda_benchmark.format_report(report)
+              "phases": {"SGD, 3": {"gradient": 0.5}}, "primitives": rows, "ratios": found}
+    text = cuda_benchmark.format_report(report)
+    assert "1.50  PyTorch SGD, eager, fp32 / SGD, 3" in text and "gradient 0.500" in text
+
+
+def test_pytorch_that_computes_something_else_is_not_compared(ops, monkeypatch):
+    torch_gpu = pytest.importorskip("kfcnet.torch_gpu")
+    monkeypatch.setattr(torch_gpu.StepOnDevice, "forward", lambda self, count: np.ones((3, 10)))
+    config = parse_config(SMALL.replace("kfc_pre", "sgd").replace(
+        "statistics_period: 1,\n            inverse_period: 1", "momentum: 0.9"))
+    with pytest.raises(RuntimeError, match="does not compute what ours does"):
+        cuda_benchmark.torch_rows(ops, config, device="cpu")
+
+
+def test_whole_report_has_every_step_precision_and_ratio(ops, monkeypatch):
+    small = parse_config(SMALL)
+    monkeypatch.setattr(cuda_benchmark, "load_config", lambda name, changes: small)
+    for name, settings in (("ceilings", dict(megabytes=1, side=8)), ("step_row", dict(rounds=1,
+                           least=1)), ("primitive_rows", dict(replays=1)),
+                           ("omega_ratio", dict(M=2, image=(3, 4, 2), kernel=3))):
+        monkeypatch.setattr(cuda_benchmark, name, partial(getattr(cuda_benchmark, name),
+                                                          **settings))
+    monkeypatch.setattr(ops.runtime, "tensor_cores", True)
+    monkeypatch.setattr(ops.runtime, "shared_limit", 99 * 1024)
+    report = cuda_benchmark.benchmark_cuda(ops)
+    assert [row["step"] for row in report["steps"]] == [
+        f"{name}, {precision}" for precision in ("TF32", "fp32")
+        for name in ("SGD", "SGD", "KFC-pre", "KFC-pre")]
+    assert len(report["phases"]) == 4 and len(report["ratios"]) == 3
+    assert {row["precision"] for row in report["primitives"]} == {"TF32", "fp32"}
+    assert json.loads(json.dumps(report)) == report
+    assert cuda_benchmark.format_report(report)
 
 
 def test_figure_shows_the_share_of_the_nearer_ceiling(tmp_path):
-    ceilings = {"copy_GB_s": 100.0, "fp32_TFLOP_s": 10.0}
-    rows = [{"call": "relu", "microseconds": 1.0, "TFLOP_s": 0.0, "GB_s": 80.0},
-            {"call": "matmul", "microseconds": 2.0, "TFLOP_s": 5.0, "GB_s": 10.0}]
+    ceilings = {"copy_GB_s": 100.0, "fp32_TFLOP_s": 10.0, "TF32_TFLOP_s": 100.0}
+    step = {"step": "KFC-pre, TF32, 512", "precision": "fp32"}
+    rows = [{**step, "call": "relu", "microseconds": 1.0, "TFLOP_s": 0.0, "GB_s": 80.0},
+            {**step, "call": "matmul", "microseconds": 2.0, "TFLOP_s": 5.0, "GB_s": 10.0}]
     assert [verification.share(row, ceilings) for row in rows] == [0.8, 0.5]
     report = {"primitives": rows, "ceilings": ceilings, "device": {"processor": "a GPU"}}
     verification.draw(report, tmp_path / "figure.png")

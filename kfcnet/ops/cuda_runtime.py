@@ -267,16 +267,19 @@ class CupyRuntime:
         """After `synchronize`."""
         return self._cupy.cuda.get_elapsed_time(start, end) / 1000
 
-    def library_product(self, a, b, out, tensor_cores):
-        """out = a b for square matrices, by cuBLAS: what kernels are measured against."""
+    def library_product(self, a, b, out, tensor_cores, transpose_a=False):
+        """out = op(a) b by cuBLAS: what kernels are measured against."""
         cublas, _, device = _libraries()
-        handle, n = device.get_cublas_handle(), len(a)
+        handle, (m, n), k = device.get_cublas_handle(), out.shape, len(b)
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         cublas.setStream(handle, self._stream.ptr)
         cublas.setMathMode(handle, cublas.CUBLAS_TF32_TENSOR_OP_MATH if tensor_cores
                            else cublas.CUBLAS_DEFAULT_MATH)
-        cublas.sgemm(handle, cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_N, n, n, n, one.ctypes.data,
-                     b.data.ptr, n, a.data.ptr, n, zero.ctypes.data, out.data.ptr, n)
+        # In columns, as the library sees the same memory: out^T = b^T op(a)^T.
+        cublas.sgemm(handle, cublas.CUBLAS_OP_N,
+                     cublas.CUBLAS_OP_T if transpose_a else cublas.CUBLAS_OP_N, n, m, k,
+                     one.ctypes.data, b.data.ptr, n, a.data.ptr, m if transpose_a else k,
+                     zero.ctypes.data, out.data.ptr, n)
         cublas.setMathMode(handle, cublas.CUBLAS_DEFAULT_MATH)
 
     # Factorization

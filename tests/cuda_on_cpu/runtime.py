@@ -183,8 +183,8 @@ class CpuRuntime:
     def seconds_between(self, start, end):
         return end - start
 
-    def library_product(self, a, b, out, tensor_cores):
-        np.matmul(a, b, out=out)
+    def library_product(self, a, b, out, tensor_cores, transpose_a=False):
+        np.matmul(a.T if transpose_a else a, b, out=out)
 
     # Factorization
 
