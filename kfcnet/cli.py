@@ -248,7 +248,7 @@ def reproduce(argv=None, prog=None):
 
     parser = argparse.ArgumentParser(prog=prog, description=reproduce.__doc__)
     parser.add_argument("figure", metavar="FIGURE", choices=reproduction.FIGURES,
-                        help="fig1, fig2, assumptions, batchnorm, text (the other methods) or all")
+                        help=", ".join(reproduction.FIGURES))
     parser.add_argument("--quick", action="store_true",
                         help="the same on the embedded digits, in minutes")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",

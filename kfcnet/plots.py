@@ -25,6 +25,7 @@ from kfcnet.labels import (
     device,
     group_by_seed,
     method,
+    network,
     short,
     titles_and_labels,
 )
@@ -105,51 +106,62 @@ def save_figure(draw, out):
 
 
 class Panel(NamedTuple):
-    """What one pair of axes shows: `quantity`, "loss" or "error", of `runs`."""
+    """What one pair of axes shows: `quantity`, "loss" or "error", of `runs` over `x`, a key of
+    X_AXES; logarithmic for curves of very different lengths.
+    """
 
     runs: list
     quantity: str
+    x: str = "seconds"
     title: str = ""
+    is_logarithmic: bool = False
 
 
 def draw_runs(runs, x="seconds"):
     """A Figure: the loss on the left, the error on the right, both on logarithmic axes."""
-    figure = draw_panels([Panel(runs, "loss"), Panel(runs, "error")], x)
+    figure = draw_panels([Panel(runs, "loss", x), Panel(runs, "error", x)])
     titles, _ = titles_and_labels(runs)
     figure.suptitle(", ".join(titles), fontsize=8)
     return figure
 
 
-def draw_panels(panels, x="seconds"):
+def draw_panels(panels):
     """A Figure of Panels, two in a row, with one legend: a curve is the same in all of them."""
-    if x not in X_AXES:
-        raise ValueError(f"x axis: {x!r} is not one of {', '.join(X_AXES)}")
+    for panel in panels:
+        if panel.x not in X_AXES:
+            raise ValueError(f"x axis: {panel.x!r} is not one of {', '.join(X_AXES)}")
     rows, columns = -(-len(panels) // 2), min(len(panels), 2)
     figure = Figure(figsize=(7.2 if columns == 2 else 4.5, 0.8 + 2.6 * rows))
     seeds = {}
     for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels,
                            strict=False):
-        _draw_panel(axes, panel, x, seeds)
+        _draw_panel(axes, panel, seeds)
     for axes in figure.axes[len(panels):]:
         axes.remove()
     _add_legend(figure, seeds)
     return figure
 
 
-def _draw_panel(axes, panel, x, seeds):
+def _draw_panel(axes, panel, seeds):
     """seeds: {label: numbers of seeds} of the curves so far, to which those of the panel go."""
     groups = group_by_seed(panel.runs)
     _, labels = titles_and_labels([group[0] for group in groups], FREE)
-    scale, unit = _scale(panel.runs, x)
+    scale, unit = _scale(panel.runs, panel.x)
     for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
         again = labels[:number].count(label)
         label += f" ({again + 1})" if again else ""
         seeds.setdefault(label, set()).add(len(group))
         look = list(seeds).index(label)
-        _draw_curves(axes, group, COLUMN_OF[x], scale, panel.quantity,
+        _draw_curves(axes, group, COLUMN_OF[panel.x], scale, panel.quantity,
                      COLOURS[look % len(COLOURS)], MARKERS[look % len(MARKERS)])
-    axes.set(xlabel=X_AXES[x] + unit, title=panel.title, xlim=(0, None),
-             ylabel=LABELS[panel.quantity])
+    axes.set(xlabel=X_AXES[panel.x] + unit, title=panel.title, ylabel=LABELS[panel.quantity])
+    if panel.is_logarithmic:
+        axes.set_xscale("log", nonpositive="mask")  # without the row before the first update
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(0, None)
     _set_log_axis(axes, 100 if panel.quantity == "error" else 1)
     if panel.quantity == "error":
         _draw_published_error(axes, panel.runs)
@@ -164,28 +176,43 @@ def draw_sweep(results, run):
     lines = {}
     for epochs, settings, error in results:
         (key, value), *others = settings.items()
-        unit = "epoch" if epochs == 1 else "epochs"
-        name = ", ".join([f"{epochs:g} {unit}", *(f"{short(k)} {v}" for k, v in others)])
+        name = ", ".join([in_epochs(epochs), *(f"{short(k)} {v}" for k, v in others)])
         lines.setdefault((epochs, name), []).append((value, error))
-    values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
     figure = Figure(figsize=(4.5, 3))
     axes = figure.subplots()
-    for ((_, name), line), colour, marker in zip(sorted(lines.items()), _cycle(COLOURS),
-                                                 _cycle(MARKERS), strict=False):
+    draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
+    axes.set(xlabel=short(key))
+    figure.legend(loc="outside right center")
+    figure.suptitle(f"{method(run)}, {data_set(run)}\n{network(run.config['network'])}, "
+                    f"{device(run)}", fontsize=8)
+    return figure
+
+
+def in_epochs(number):
+    """"1 epoch", "2.5 epochs"."""
+    return f"{number:g} epoch{'s' * (number != 1)}"
+
+
+def draw_grid(axes, lines):
+    """Training errors over the values of a setting, equally far apart, with logarithmic errors.
+
+    lines: {label: [(value, training error or None for a run that diverged), ...]}.
+    """
+    values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
+    for (name, line), colour, marker in zip(lines.items(), _cycle(COLOURS), _cycle(MARKERS),
+                                            strict=False):
         measured = sorted((values.index(x), error) for x, error in line if error is not None)
         diverged = [values.index(x) for x, error in line if error is None]
         axes.plot(*np.array(measured or np.empty((0, 2))).T, color=colour, marker=marker,
                   label=name)
-        axes.plot(diverged, np.ones(len(diverged)), "x", color=colour, clip_on=False)
-    if any(error is None for *_, error in results):
+        if diverged:
+            axes.plot(diverged, np.ones(len(diverged)), "x", color=colour, clip_on=False)
+    if any(error is None for line in lines.values() for _, error in line):
         axes.plot([], np.ones(0), "xk", label="diverged")
-    axes.set(xlabel=short(key), ylabel="training error (%)")
+    axes.set(ylabel="training error (%)")
     axes.set_xticks(range(len(values)), [str(value) for value in values])
     _set_log_axis(axes, 100)
     axes.set_ylim(top=1)
-    figure.legend(loc="outside right upper")
-    figure.suptitle(", ".join([method(run), data_set(run), device(run)]), fontsize=8)
-    return figure
 
 
 def _order(value):

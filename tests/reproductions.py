@@ -27,8 +27,9 @@ def small_plan(folder):
               Curve("tiny_max", config, ("data.input_scale=8",), rate_of="digits_sgd", seeds=1)]
     panels = (PanelPlan("a", "loss", ("digits_kfc", "digits_sgd")),)
     return Plan({curve.name: curve for curve in curves},
-                {"fig1": FigurePlan("Curves", "seconds", panels),
-                 "assumptions": FigurePlan("Assumptions")},
+                {"fig1": FigurePlan("Curves", panels),
+                 "sensitivity": FigurePlan("Rates", panels, "tuning"),
+                 "assumptions": FigurePlan("Assumptions", kind="networks")},
                 (NetworkPlan("tiny_max", "digits", "max", 50, 2),), "digits", "UCI digits",
                 Errors(0.5, 0.5, 0.5), "cpu")
 

@@ -198,9 +198,12 @@ def test_a_method_looks_the_same_in_all_panels(tmp_path):
     kfc = [plots.read_run(write_run(tmp_path / f"kfc{seed}", seed=seed)) for seed in range(2)]
     sgd = plots.read_run(write_run(tmp_path / "sgd", "sgd", 128))
     other = plots.read_run(write_run(tmp_path / "other", data="svhn"))
-    panels = [plots.Panel([sgd, *kfc], "error", "(a)"), plots.Panel([other], "error", "(b)"),
-              plots.Panel([other], "loss", "(c)")]
-    figure = plots.draw_panels(panels, "updates")
+    panels = [plots.Panel([sgd, *kfc], "error", "updates", "(a)", is_logarithmic=True),
+              plots.Panel([other], "error", "updates", "(b)"),
+              plots.Panel([other], "loss", "epochs", "(c)")]
+    figure = plots.draw_panels(panels)
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear", "linear"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["updates", "updates", "epochs"]
     assert [axes.get_title() for axes in figure.axes] == ["(a)", "(b)", "(c)"]
     first, second, _ = figure.axes
     assert curves(first)[2].get_color() == curves(second)[0].get_color() != (
@@ -294,5 +297,5 @@ def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tm
     assert lines["2 epochs"].get_xydata().tolist() == [[0, 0.3], [1, 0.4]]
     assert lines["8 epochs"].get_xydata().tolist() == [[0, 0.1]]
     crosses = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "x"]
-    assert [[2, 1]] in crosses
+    assert crosses == [[[2, 1]], []]  # the empty one is the legend's
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.03", "0.1", "0.3"]

@@ -114,7 +114,7 @@ def test_pooling_is_exchanged_everywhere_and_nothing_else_is():
 @pytest.mark.parametrize("name", PLANS)
 def test_methods_are_compared_on_one_network_and_one_objective(name):
     plan = PLANS[name]
-    for figure in ("fig1", "fig2", "text"):
+    for figure in ("fig1", "fig2", "minibatch", "methods", "structures", "sensitivity"):
         for panel in plan.figures[figure].panels:
             configs = [plan.configure(plan.curves[curve]) for curve in panel.curves
                        if curve in plan.curves]
@@ -269,6 +269,16 @@ def test_a_curve_may_take_the_learning_rate_of_another(plan, tmp_path):
 
 
 # Doing it
+
+
+def test_sensitivity_is_tuning_and_no_final_run(plan, tmp_path):
+    out = tmp_path / "out"
+    assert do(plan, out, "sensitivity") == {}
+    steps = progress_of(plan.part("sensitivity"), Ledger(out))
+    assert {name: (len(step.tuning), len(step.finals)) for name, step in steps.items()} == {
+        "digits_kfc": (5, 0), "digits_sgd": (5, 0)}
+    assert [step.epochs_left for step in steps.values()] == [0, 0]
+    assert [len(step.pending) for step in progress_of(plan, Ledger(out)).values()] == [2, 2, 1]
 
 
 def test_first_seeds_come_before_second_ones_and_nothing_is_done_twice(plan, tmp_path, monkeypatch):
@@ -435,8 +445,9 @@ def test_the_quick_run_killed_and_started_again_makes_everything_in_five_minutes
         subprocess.run(command, stderr=log, check=True)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*")}
     assert {path.name for path in tmp_path.glob("figures/*.svg")} == {
-        "fig1.svg", "fig2.svg", "batchnorm.svg", "text.svg", "assumptions.svg",
-        "assumptions_digits_sgd.svg", "assumptions_digits_sgd_avg.svg"}
+        "fig1.svg", "fig2.svg", "batchnorm.svg", "minibatch.svg", "methods.svg", "structures.svg",
+        "sensitivity.svg", "assumptions.svg", "assumptions_digits_sgd.svg",
+        "assumptions_digits_sgd_avg.svg"}
     with open(tmp_path / "numbers.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert not [row for row in rows if "not run" in row["here"]]

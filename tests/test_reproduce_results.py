@@ -107,17 +107,39 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     reproduce.draw(plan, ledger, out, {"some_run": "OSError: on fire"})
     text = (out / "README.md").read_text()
     for words in ("![Curves](figures/fig1.png)", "Missing: digits_sgd (not run).",
+                  "Missing: digits_sgd (not tuned).",
                   "[digits_kfc](sweeps/digits_kfc/sweep.md) | 0.003, 0.03, 0.3 | all to epoch 0.5, "
                   "the best 2 to epoch 1 | 0.3 | 40.00% |", "- digits_kfc: too slow for words.",
                   "- digits_kfc: seed 1 diverged after epoch 0.5", "- some_run: OSError: on fire",
                   "0123456789 with changes", "ffffffffffff", "files whose checksums are not"):
         assert words in text, words
     assert (out / "sweeps/digits_kfc/sweep.csv").exists()
-    assert {path.name for path in (out / "figures").iterdir()} == {"fig1.png", "fig1.svg"}
+    assert {path.name for path in (out / "figures").iterdir()} == {
+        f"{name}.{kind}" for name in ("fig1", "sensitivity") for kind in ("png", "svg")}
     assert str(tmp_path) not in text
     for line in text.splitlines():
         if line.startswith("| ") and "---" not in line:
             assert line.count("|") in (6, 10), line  # no cell holds a bar
+
+
+def test_sensitivity_shows_the_errors_of_every_stage(plan, tmp_path):
+    ledger = Ledger(tmp_path / "out")
+    for name, state, errors in (("digits_kfc", "finished", [0.9, 0.8]),
+                                ("digits_sgd", "failed", [0.9])):
+        write_run(ledger, plan, name, rate(0.003), errors, state=state)
+        for value in (0.3, 0.03):
+            write_run(ledger, plan, name, rate(value), [0.9, 0.8 - value, 0.7 - value])
+    steps = progress_of(plan.part("sensitivity"), ledger)
+    figure = figures.draw_sensitivity([(step.tuning, step.curve.stages) for step in steps.values()])
+    first, second = figure.axes
+    assert [axes.get_title() for axes in figure.axes] == ["(a) after 0.5 epochs",
+                                                          "(b) after 1 epoch"]
+    assert [text.get_text() for text in first.get_xticklabels()] == ["0.003", "0.03", "0.3"]
+    kfc, sgd, cross, _ = first.lines
+    np.testing.assert_allclose(kfc.get_ydata(), [0.8, 0.77, 0.5])
+    np.testing.assert_allclose(sgd.get_ydata(), [0.77, 0.5])
+    assert cross.get_xydata().tolist() == [[0, 1]]
+    np.testing.assert_allclose(second.lines[0].get_ydata(), [0.67, 0.4])
 
 
 def test_every_figure_is_the_same_bytes_twice(plan, tmp_path):
@@ -130,7 +152,8 @@ def test_every_figure_is_the_same_bytes_twice(plan, tmp_path):
         files.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*")
                       if path.suffix in (".png", ".svg", ".md", ".csv")})
     assert files[0] == files[1]
-    names = {f"{name}.{kind}" for name in ("fig1", "assumptions", "assumptions_tiny_max")
+    names = {f"{name}.{kind}" for name in ("fig1", "sensitivity", "assumptions",
+                                           "assumptions_tiny_max")
              for kind in ("png", "svg")}
     assert {path.name for path in (out / "figures").iterdir()} == names
 

@@ -16,7 +16,8 @@ from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.sweep import write_tables
 
-FIGURES = ("fig1", "fig2", "assumptions", "batchnorm", "text", "all")
+FIGURES = ("fig1", "fig2", "assumptions", "batchnorm", "minibatch", "methods", "structures",
+           "sensitivity", "all")
 KINDS = ("png", "svg")
 
 
@@ -62,13 +63,20 @@ def draw(plan, ledger, out, failures):
     runs = {name: step.runs() for name, step in steps.items() if step.finals}
     drawn = {}
     for name, figure_plan in plan.figures.items():
-        if name == "assumptions":
+        if figure_plan.kind == "networks":
             drawn[name] = _draw_assumptions(records, out)
+            continue
+        draw_one = None
+        if figure_plan.kind == "tuning":
+            tunings = [(steps[curve].tuning, steps[curve].curve.stages)
+                       for curve in plan.shows(name) if curve in steps and steps[curve].tuning]
+            if tunings:
+                draw_one = functools.partial(figures.draw_sensitivity, tunings)
         elif any(curve in runs for curve in plan.own(name)):
-            _save(lambda plan=figure_plan: figures.draw_figure(plan, runs), out, name)
-            drawn[name] = [f"{name}.png"]
-        else:
-            drawn[name] = []
+            draw_one = functools.partial(figures.draw_figure, figure_plan, runs)
+        if draw_one:
+            _save(draw_one, out, name)
+        drawn[name] = [f"{name}.png"] if draw_one else []
     networks = {network.curve: record for network, record in records}
     evidence = claims.Evidence(plan, runs, networks)
     rows = claims.rows(evidence)

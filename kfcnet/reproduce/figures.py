@@ -8,8 +8,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from kfcnet import plots
-from kfcnet.labels import data_set, device, network
+from kfcnet.labels import FREE, data_set, device, network, titles_and_labels
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
+from kfcnet.reproduce.progress import RATE
 
 STRUCTURES = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
               "without sud": "KFC without SUD", "iad": "IAD alone",
@@ -28,11 +29,43 @@ def draw_figure(figure_plan, runs):
         shown = [run for name in panel.curves for run in runs.get(name, [])]
         if shown:
             title = f"({panel.letter}) {data_set(shown[0])}, {network(shown[0].config['network'])}"
-            panels.append(plots.Panel(shown, panel.quantity, title))
-    figure = plots.draw_panels(panels, figure_plan.x)
+            panels.append(plots.Panel(shown, panel.quantity, panel.x, title, panel.is_logarithmic))
+    figure = plots.draw_panels(panels)
     devices = dict.fromkeys(device(run) for panel in panels for run in panel.runs)
     figure.suptitle(", ".join(devices), fontsize=8)
     return figure
+
+
+def draw_sensitivity(tunings):
+    """A Figure: the training errors at the learning rates that were tried, a panel for each stage.
+
+    tunings: the Results of the complete stages of each curve, at least one, each with the epochs
+    of its stages: pairs of lists.
+    """
+    count = max(results[-1].stage for results, _ in tunings)
+    figure = Figure(figsize=(7.2 if count > 1 else 4.5, 3.4))
+    runs = [plots.read_run(results[0].point.folder) for results, _ in tunings]
+    _, labels = titles_and_labels(runs, (*FREE, RATE))
+    for number, axes in enumerate(figure.subplots(1, count, squeeze=False)[0], start=1):
+        lines, ends = {}, []
+        for (results, stages), label in zip(tunings, labels, strict=True):
+            lines[label] = [(result.point.settings[RATE], result.row and result.row["train_error"])
+                            for result in results if result.stage == number]
+            ends += [stages[number - 1].epochs] if lines[label] else []
+        plots.draw_grid(axes, lines)
+        axes.set(xlabel="learning rate", title=f"({'abcdefgh'[number - 1]}) after " + " or ".join(
+            dict.fromkeys(plots.in_epochs(end) for end in ends)))
+        axes.tick_params("x", labelrotation=45)
+    handles = {label: handle for axes in figure.axes for handle, label in
+               zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    figure.suptitle(_setting(runs[0]), fontsize=8)
+    return figure
+
+
+def _setting(run):
+    """Data set, network and device of a run."""
+    return ", ".join([data_set(run), network(run.config["network"]), device(run)])
 
 
 def draw_assumptions(records):

@@ -8,6 +8,7 @@ import json
 from typing import NamedTuple
 
 from kfcnet.config import load_config
+from kfcnet.labels import STRUCTURES
 from kfcnet.sweep import Stage
 
 RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
@@ -37,19 +38,24 @@ class Curve(NamedTuple):
 
 
 class PanelPlan(NamedTuple):
-    """Which curves a panel of a figure shows, of "loss" or "error"."""
+    """Which curves a panel of a figure shows, of "loss" or "error", over what."""
 
     letter: str
     quantity: str
     curves: tuple
+    x: str = "seconds"
+    is_logarithmic: bool = False
 
 
 class FigurePlan(NamedTuple):
-    """A figure of curves over `x`; one without panels is not of curves."""
+    """A figure of the curves in its panels. kind: "runs" for their final runs; "tuning" for the
+    errors at the learning rates that were tried, which needs no final runs; "networks" for one
+    of the plan's networks, without panels.
+    """
 
     title: str
-    x: str = ""
     panels: tuple = ()
+    kind: str = "runs"
 
 
 class NetworkPlan(NamedTuple):
@@ -101,9 +107,9 @@ class Plan(NamedTuple):
 
     def shows(self, figure):
         """Names of the curves of a figure, in order; those that were left out included."""
-        panels = self.figures[figure].panels
-        names = [name for panel in panels for name in panel.curves]
-        names += [network.curve for network in self.networks] if figure == "assumptions" else []
+        plan = self.figures[figure]
+        names = [name for panel in plan.panels for name in panel.curves]
+        names += [network.curve for network in self.networks] if plan.kind == "networks" else []
         return list(dict.fromkeys(names))
 
     def own(self, figure):
@@ -118,6 +124,13 @@ class Plan(NamedTuple):
         names = [name for each in figures for name in self.shows(each) if name in self.curves]
         tuned = [self.curves[name].rate_of for name in names if self.curves[name].rate_of]
         return list(dict.fromkeys(tuned + names))
+
+    def part(self, figure):
+        """The Plan with what a figure, or "all", needs and with no other curves."""
+        curves = {name: self.curves[name] for name in self.needs(figure)}
+        if figure != "all" and self.figures[figure].kind == "tuning":
+            curves = {name: curve._replace(seeds=0) for name, curve in curves.items()}
+        return self._replace(curves=curves)
 
     def configure(self, curve, settings=(), seed=0, epochs=None):
         """The Config of a run of a curve; settings: pairs of keys and values."""
@@ -171,6 +184,7 @@ def _published():
         *_others("cifar", rates=(*RATES, *LOW_RATES)),
         Curve("cifar_kfac", "cifar_kfac", rates=()),
         Curve("cifar_kfc_small", "cifar_kfc", small_kfc),
+        *_structures("cifar"),
         Curve("cifar_sgd_max", "cifar_sgd", most, rate_of="cifar_sgd", seeds=1),
         Curve("cifar_sgd_avg", "cifar_sgd", average["cifar"], rate_of="cifar_sgd", seeds=1),
         Curve("svhn_sgd_avg", "svhn_sgd", average["svhn"], rate_of="svhn_sgd", seeds=1),
@@ -238,7 +252,8 @@ def _quick():
         Curve("digits_sgd_bn", "digits_sgd_bn", **once),
         *_others("digits", **once | dict(rates=(0.01, 0.001))),
         Curve("digits_kfac", "digits_kfac", **fixed),
-        Curve("digits_kfc_small", "digits_kfc", small_kfc, **once),
+        Curve("digits_kfc_small", "digits_kfc", small_kfc, **once | dict(rates=(0.01, 0.003))),
+        *_structures("digits", **once),
         Curve("digits_sgd_avg", "digits_sgd", ("network.4.layer=avg_pool",), **once,
               rate_of="digits_sgd"),
         Curve("tiny_max", "digits_tiny", **fixed),
@@ -262,25 +277,46 @@ def _others(prefix, **values):
             for name in ("adagrad", "rmsprop", "adam")]
 
 
+def _structures(prefix, **values):
+    """KFC-pre with what else there is in the place of KFC's factors."""
+    return [Curve(f"{prefix}_{name}", f"{prefix}_kfc", (f"optimizer.structure={name}",), **values)
+            for name in STRUCTURES]
+
+
 def _figures(main, *others):
     """{name: FigurePlan}; each data set has its row in fig1 and its panel in fig2."""
     letters = iter("abcdefgh")
     prefixes = (main, *others)
     fig1 = tuple(PanelPlan(next(letters), quantity, (f"{prefix}_kfc", f"{prefix}_sgd"))
                  for prefix in prefixes for quantity in ("loss", "error"))
-    fig2 = tuple(PanelPlan(letter, "error", (f"{prefix}_kfc_large", f"{prefix}_sgd_large"))
+    fig2 = tuple(PanelPlan(letter, "error", (f"{prefix}_kfc_large", f"{prefix}_sgd_large"),
+                           "updates")
                  for letter, prefix in zip("ab", prefixes, strict=False))
     normalised = tuple(f"{main}_{name}" for name in ("kfc", "sgd", "kfc_bn", "sgd_bn"))
     methods = tuple(f"{main}_{name}" for name in
-                    ("kfc", "sgd", "adagrad", "rmsprop", "adam", "kfac", "kfc_small"))
-    both = ("a", "loss"), ("b", "error")
+                    ("kfc", "sgd", "kfac", "adam", "rmsprop", "adagrad"))
+    structures = tuple(f"{main}_{name}" for name in ("kfc", *STRUCTURES))
+    pair = f"{main}_kfc", f"{main}_sgd"
     return {
-        "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", "seconds", fig1),
+        "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", fig1),
         "fig2": FigurePlan("KFC-pre and SGD over updates, with large mini-batches (Figure 2)",
-                           "updates", fig2),
-        "assumptions": FigurePlan("The assumptions (section 5.1, appendix D.1)"),
-        "batchnorm": FigurePlan("With and without batch normalisation (appendix D.2)", "seconds",
-                                tuple(PanelPlan(*what, normalised) for what in both)),
-        "text": FigurePlan("The other methods that section 5 speaks of", "epochs",
-                           tuple(PanelPlan(*what, methods) for what in both)),
+                           fig2),
+        "assumptions": FigurePlan("The assumptions (section 5.1, appendix D.1)", kind="networks"),
+        "batchnorm": FigurePlan("With and without batch normalisation (appendix D.2)",
+                                _loss_and_error(normalised)),
+        "minibatch": FigurePlan("KFC-pre with smaller mini-batches (section 5.2, footnote 3)",
+                                _loss_and_error((*pair, f"{main}_kfc_small"), "epochs")),
+        "methods": FigurePlan("Full K-FAC and co-ordinatewise methods (section 5.2)", (
+            *_loss_and_error(methods), *_loss_and_error(methods, "updates", "cd", True))),
+        "structures": FigurePlan("Other structures of the Fisher blocks (section 4.2, appendix C)",
+                                 (*_loss_and_error(structures),
+                                  *_loss_and_error(structures, "updates", "cd"))),
+        "sensitivity": FigurePlan("Sensitivity to the learning rate",
+                                  (PanelPlan("a", "error", pair),), "tuning"),
     }
+
+
+def _loss_and_error(curves, x="seconds", letters="ab", is_logarithmic=False):
+    """A panel of each."""
+    return tuple(PanelPlan(letter, quantity, curves, x, is_logarithmic)
+                 for letter, quantity in zip(letters, ("loss", "error"), strict=True))

@@ -67,15 +67,12 @@ def _completed(run, folder):
     return run._replace(config=parse_config(path.read_text(), str(path)).model_dump(mode="json"))
 
 
-def progress_of(plan, ledger, names=None):
-    """{name: Progress} of the curves of a Plan, all by default; with one that takes the learning
-    rate of another, that other one must be among `names`.
-    """
-    done, names = {}, list(plan.curves) if names is None else names
-    for name in sorted(names, key=lambda name: bool(plan.curves[name].rate_of)):
-        curve = plan.curves[name]
-        done[name] = _progress(plan, curve, ledger, done.get(curve.rate_of))
-    return {name: done[name] for name in names}
+def progress_of(plan, ledger):
+    """{name: Progress} of the curves of a Plan."""
+    done = {}
+    for curve in sorted(plan.curves.values(), key=lambda curve: bool(curve.rate_of)):
+        done[curve.name] = _progress(plan, curve, ledger, done.get(curve.rate_of))
+    return {name: done[name] for name in plan.curves}
 
 
 def _progress(plan, curve, ledger, tuned):
@@ -89,7 +86,7 @@ def _progress(plan, curve, ledger, tuned):
     if settings is None:
         tuning_ends = curve.stages[-1].epochs if curve.rates and not tuned else 0
         is_lost = not pending and not tuned  # every run diverged
-        epochs_left += 0 if is_lost else curve.seeds * epochs - tuning_ends
+        epochs_left += 0 if is_lost else max(0, curve.seeds * epochs - tuning_ends)
         return Progress(curve, results, None, {}, pending, epochs_left)
     for seed in range(curve.seeds):
         task = _task(plan, curve, ledger, settings, seed, epochs, "final run")

@@ -19,9 +19,9 @@ def train_missing(plan, figure, ledger, places):
 
     Raises WriteError for a disk that is full, TrainingInterrupted after a signal.
     """
-    names, failures, costs, absent = plan.needs(figure), {}, Costs(), AbsentData(places)
+    plan, failures, costs, absent = plan.part(figure), {}, Costs(), AbsentData(places)
     while True:
-        now = progress_of(plan, ledger, names)
+        now = progress_of(plan, ledger)
         pending = [task for step in now.values() for task in step.pending
                    if ledger.name(task.folder) not in failures and task.curve not in failures]
         if not pending:
