@@ -5,6 +5,7 @@ import pytest
 from checks import assert_close, derivative
 from networks import EVERY_LAYER, INPUT_SHAPE, network
 
+from kfcnet.layers import Mode, ResponseNorm
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import build_network
 
@@ -85,9 +86,22 @@ def test_a_part_of_the_batch_goes_backward_by_itself(ops64, inputs):
     for layer, derivatives in zip(net.weighted, whole, strict=True):
         assert_close(layer.output_gradients, derivatives[:2])
     net.compute_gradient()
-    first = net.gradient.copy()
-    _, dz, _ = loss.evaluate(net.forward(inputs[:2]), labels[:2])
-    assert not np.allclose(first, 0)
+    part = net.gradient.copy()
+    _, dz, _ = loss.evaluate(net.forward(inputs[:2], training=True, step=4), labels[:2])
+    net.backward(dz)
+    net.compute_gradient()
+    assert_close(net.gradient, part)
+
+
+@pytest.mark.parametrize("across, sums", [(False, [4, 6, 9]), (True, [2, 3, 3])])
+def test_response_norm_divides_its_scale_by_the_whole_neighbourhood(ops64, across, sums):
+    """cuda-convnet: 3 x 3 pixels or 3 maps also where the border leaves fewer of them to sum."""
+    arguments = dict(size=3, scale=0.9, power=2.0, across=across)
+    y = ResponseNorm(ops64, (3, 3, 3), "norm", **arguments).forward(np.ones((1, 3, 3, 3)), Mode())
+    at_border, half_inside, inside = sums
+    scale = 0.9 / (3 if across else 9)
+    got = [y[0, 0, 0, 0], y[0, 0, 1, 1], y[0, 1, 1, 1]]
+    assert_close(got, [(1 + scale * n)**-2.0 for n in (at_border, half_inside, inside)])
 
 
 def test_evaluation_draws_no_dropout_and_training_draws_by_step(ops64, inputs):
