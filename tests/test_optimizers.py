@@ -220,6 +220,18 @@ def test_without_a_clip_the_update_is_the_plain_natural_gradient(ops64, rng):
     assert_close(opt.network.theta - before, -0.01 * opt.direction, 1e-9)
 
 
+def test_a_step_before_the_preparation_is_refused(ops64, rng):
+    """Its inverses would be zero, and so would every update."""
+    opt = optimizer(ops64, "kfc_pre")
+    batch, = batches(ops64, rng, 1)
+    with pytest.raises(RuntimeError, match=r"call prepare\(batches\)"):
+        opt.step(batch)
+    opt.prepare([batch])
+    before = opt.network.theta.copy()
+    opt.step(batch)
+    assert np.abs(opt.network.theta - before).max() > 0
+
+
 def test_preparation_averages_over_all_of_its_batches(ops64, rng):
     """Batches of unequal size count by their examples: the estimate is that of their union."""
     opt = optimizer(ops64, "kfc_pre", layers=EVERY_LAYER[1:])

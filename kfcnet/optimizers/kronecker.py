@@ -85,7 +85,13 @@ class KroneckerOptimizer(Optimizer):
                 block.take_inverses(work, self.factor_damping, self.steps)
 
     def _precondition(self, gradient, direction):
-        """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), for flat vectors (n,)."""
+        """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), for flat vectors (n,).
+
+        Raises RuntimeError before `prepare`: without inverses no parameter would move.
+        """
+        if self.needs_preparation:
+            raise RuntimeError("the factors have no first estimate yet: call prepare(batches) "
+                               "once, before the first step")
         views = self.network.views
         for block, view, out in zip(self.blocks, views(gradient), views(direction), strict=True):
             block.precondition(view, out)
