@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -43,6 +44,11 @@ def command(function):
         except BrokenPipeError:  # the reader of our output has gone
             sys.stderr.close()
             return 141
+        except MemoryError as error:
+            reason = f" ({error})" if str(error) else ""
+            print(f"error: out of memory{reason}: a smaller network or optimizer.batch_size takes "
+                  "less", file=sys.stderr)
+            return 1
         except Exception as error:
             status = _exit_status(error)
             if status is None:
@@ -301,13 +307,17 @@ def _overrides(options):
 
 @contextlib.contextmanager
 def _notices_on_stderr():
-    """Show the package's notices, one line each, for the time of a command."""
+    """Show the package's notices and warnings, one line each, for the time of a command."""
     logger, handler = logging.getLogger("kfcnet"), logging.StreamHandler()
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Where numbers first fail is for the trainer to say.
+            warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

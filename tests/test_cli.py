@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 
 from kfcnet import cli
 from kfcnet.config import load_config, parse_config
+from kfcnet.curvature.robust import InversionWarning
 from kfcnet.ops import get_ops
 from kfcnet.ops.errors import DeviceError
 
@@ -116,9 +118,25 @@ def test_a_gpu_that_is_not_there_is_an_error_with_the_way_out(capsys):
         pytest.skip("there is a GPU")
 
 
-def test_a_run_whose_numbers_fail_ends_with_status_1(capsys):
+def test_a_run_whose_numbers_fail_ends_with_status_1_and_one_line(capsys, recwarn):
     assert cli.train([*SHORT, "epochs=1", "optimizer.learning_rate=1e30"]) == 1
-    assert "Traceback" not in capsys.readouterr().err
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: after update")
+    assert not recwarn.list
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    text = "step 3, conv1: Gamma is not finite; the last good inverses stay"
+    monkeypatch.setattr("kfcnet.trainer.train",
+                        lambda *args, **kwargs: warnings.warn(text, InversionWarning, stacklevel=1))
+    assert cli.train(SHORT) == 0
+    assert capsys.readouterr().err.splitlines()[0] == f"warning: {text}"
+
+
+def test_what_does_not_fit_into_memory_is_an_error_with_the_way_out(capsys):
+    assert cli.train([*SHORT, "network.0.filters=1000000000000"]) == 1
+    line, = capsys.readouterr().err.splitlines()
+    assert re.match("error: out of memory .*Unable to allocate.* smaller network", line)
+    assert not Path("results/digits_sgd").exists()
 
 
 def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
