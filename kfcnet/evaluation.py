@@ -97,7 +97,8 @@ class TrainedNetwork:
         examples = self.examples(images, np.zeros(len(images), np.int32))
         parts = [self._predictive(examples.batch(np.arange(begin, min(begin + BATCH, len(images)))))
                  for begin in range(0, len(images), BATCH)]
-        return np.concatenate(parts)
+        none = np.empty((0, *self.network.layers[-1].output_shape), self.network.ops.dtype)
+        return np.concatenate([none, *parts])
 
     def evaluate(self, images, labels):
         """(mean loss in nats, share of wrong classes) on images (M, H, W, C), labels int32 (M,)."""

@@ -416,6 +416,11 @@ def test_images_of_another_shape_or_kind_are_errors_naming_both(finished, datase
         run.predict(dataset.test_images / 16)
 
 
+def test_no_images_get_no_predictions(finished):
+    run, images = kfcnet.load_run(finished), np.zeros((0, 8, 8, 1), np.uint8)
+    assert run.predict(images).shape == (0,) and run.probabilities(images).shape == (0, 10)
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, kfcnet; assert not {'numpy', 'matplotlib', 'h5py'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
