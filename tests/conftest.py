@@ -1,10 +1,12 @@
 """One `ops` fixture over every device: the same tests hold for all of them."""
 
 import time
+from functools import partial
 
 import cuda_on_cpu
 import numpy as np
 import pytest
+from gpu import launch_twice
 
 from kfcnet.ops import cpu
 from kfcnet.ops.cpu import CpuOps
@@ -70,6 +72,17 @@ def new_cuda(request):
 def tensor_cores(request):
     """The same with TF32 products."""
     return _made(request.param)
+
+
+@pytest.fixture(params=_parameters(["cuda-on-cpu", "cuda"]))
+def device(request, monkeypatch):
+    """Where a module's `launch_in_all_orders` launches: on the CPU, and on a GPU if there is one.
+    """
+    if reason := _missing(request.param):
+        pytest.skip(reason)
+    if request.param == "cuda":
+        launch = partial(launch_twice, CudaOps())
+        monkeypatch.setattr(request.module, "launch_in_all_orders", launch)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import fake_cupy
 import numpy as np
 import pytest
 from checks import assert_close
+from gpu import launch_twice
 from test_cuda_training import Training
 
 from kfcnet.ops import cuda_runtime, get_ops, kernels
@@ -137,6 +138,22 @@ def test_what_a_captured_step_would_not_repeat_is_refused(cuda, act, what):
     step(cuda.zeros(4))
     with pytest.raises(RuntimeError, match=f"captured step cannot move {what}"):
         step(cuda.zeros(4))
+
+
+def test_kernel_tests_find_their_results_in_their_own_arrays(cuda):
+    x, y = np.array([-1, 2, -3], np.float32), np.full(3, np.nan, np.float32)
+    launch_twice(cuda, "relu", "relu", (1,), (32,), [x, y, 3], {})
+    np.testing.assert_array_equal(y, [0, 2, 0])
+    launch_twice(cuda, "relu", "relu", (1,), (32,), [x, x, 3], {})
+    np.testing.assert_array_equal(x, [0, 2, 0])
+
+
+def test_kernel_that_differs_from_launch_to_launch_fails_its_test(cuda):
+    results = [np.zeros(3, np.float32), np.ones(3, np.float32)]
+    with (patch.object(cuda, "to_numpy", side_effect=lambda array: results.pop()),
+          pytest.raises(AssertionError, match="relu differs")):
+        x = np.zeros(3, np.float32)
+        launch_twice(cuda, "relu", "relu", (1,), (32,), [x, x, 3], {})
 
 
 def test_host_data_inside_a_captured_step_are_refused(cuda):

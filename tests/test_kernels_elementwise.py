@@ -1,8 +1,8 @@
 """The kernels that are not matrix products, one by one, against float64 references.
 
-Every launch here runs under several orders of the block's threads, and the results must be equal
-bit for bit. Shapes are small and asymmetric; a number of maps that is a multiple of four takes the
-16-byte loads, any other takes single elements.
+Every launch here runs under several orders of the block's threads, on a GPU twice, and the results
+must be equal bit for bit. Shapes are small and asymmetric; a number of maps that is a multiple of
+four takes the 16-byte loads, any other takes single elements.
 """
 
 import itertools
@@ -10,13 +10,13 @@ import itertools
 import numpy as np
 import pytest
 from checks import assert_close
-from cuda_on_cpu import launch_in_all_orders, missing
+from cuda_on_cpu import launch_in_all_orders
 
 from kfcnet import philox
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.shapes import pooled_size
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
+pytestmark = pytest.mark.usefixtures("device")
 
 BLOCK = 64
 STEP = 2**32 + 7  # needs both of the counter's step words

@@ -1,9 +1,10 @@
 """The kernels that are matrix products: products, convolutions, patches, factors.
 
-Every launch runs under several orders of the block's threads, and the results must be equal bit for
-bit. References are in float64, on small asymmetric shapes that no tile divides; for tensor cores
-they take the operands rounded to TF32, so that only the rounding of sums is left. The constants of
-a launch are those of a small machine: several tiles, buffers and groups even for these shapes.
+Every launch runs under several orders of the block's threads, on a GPU twice, and the results must
+be equal bit for bit. References are in float64, on small asymmetric shapes that no tile divides;
+for tensor cores they take the operands rounded to TF32, so that only the rounding of sums is left.
+The constants of a launch are those of a small machine: several tiles, buffers and groups even for
+these shapes.
 """
 
 from math import prod
@@ -11,13 +12,12 @@ from math import prod
 import numpy as np
 import pytest
 from checks import assert_close
-from cuda_on_cpu import launch_in_all_orders, missing
+from cuda_on_cpu import launch_in_all_orders
 
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.shapes import output_size
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=str(missing()))
-
+pytestmark = pytest.mark.usefixtures("device")
 
 
 def empty(*shape):
