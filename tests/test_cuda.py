@@ -64,6 +64,14 @@ def test_number_that_the_kernel_would_misread_is_refused(cuda, count, error):
         cuda.launch("relu", "relu", 1, cuda.empty(4), cuda.empty(4), count)
 
 
+def test_array_whose_places_do_not_fit_an_int_is_refused():
+    arguments = "    const unsigned char* x,  // (N, 2)\n    int N) {\n}\n"
+    text = 'extern "C" __global__ void f(\n' + arguments
+    huge = np.empty((2**30, 2), np.uint8)  # never touched
+    with pytest.raises(ValueError, match="f: x: 2147483648 elements, kernels reach 2147483647"):
+        kernels.checked("f", kernels.parse(text, "f.cu")["f"], [huge, 2**30], {}, np.ndarray)
+
+
 def test_wrong_number_of_arguments_is_refused(cuda):
     with pytest.raises(TypeError, match="relu takes 3 arguments, 2 given"):
         cuda.launch("relu", "relu", 1, cuda.empty(4), cuda.empty(4))

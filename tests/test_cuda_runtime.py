@@ -103,6 +103,11 @@ def test_array_of_another_gpu_is_refused(cuda):
         cuda.relu(x)
 
 
+def test_grid_that_no_gpu_takes_is_refused(cuda):
+    with pytest.raises(ValueError, match="relu: a grid of 1 x 65536 blocks.* a smaller batch"):
+        cuda.launch("relu", "relu", (1, 65536), cuda.zeros(4), cuda.zeros(4), 4)
+
+
 def test_compile_error_names_source_architecture_and_log(cuda):
     with (patch.object(kernels, "source", lambda file: "unknown text"),
           pytest.raises(DeviceError, match="relu.cu does not compile for sm_90(.|\n)*unknown")):

@@ -14,6 +14,7 @@ from kfcnet.ops.errors import DeviceError
 
 OLDEST = 75  # compute capability 7.5
 TENSOR_CORES_FROM = 80  # TF32, and 99 KB of shared memory at least
+MOST_BLOCKS = 65535  # of a grid in its second and third direction
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking for more
 
 
@@ -159,6 +160,10 @@ class CupyRuntime:
             if isinstance(value, self.array_type) and value.device != self.device:
                 raise ValueError(f"{kernel}: an array lies on GPU {value.device.id}, the kernel "
                                  f"runs on GPU {self.device.id}")
+        if max(grid[1:], default=0) > MOST_BLOCKS:
+            size = " x ".join(map(str, grid))
+            raise ValueError(f"{kernel}: a grid of {size} blocks, a GPU takes {MOST_BLOCKS} from "
+                             "the second number on: use a smaller batch")
         function = self._kernel(file, kernel, tuple(constants.items()))
         if shared > STATIC_SHARED:
             function.max_dynamic_shared_size_bytes = shared

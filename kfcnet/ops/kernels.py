@@ -19,6 +19,7 @@ _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"[^\n]*$', re.MULTILINE)
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^\n]*?\)\s+)?(\w+)\(')
 _ARGUMENT = re.compile(r"(?:const )?((?:unsigned |long )*\w+)(\*?) (?:__restrict__ )?(\w+)$")
 _SHAPE = re.compile(r"(or null: *)?\(([^:]*)\)")
+_MOST = 2**31 - 1  # elements of an array: kernels calculate places in int
 _TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "unsigned": np.uint32,
           "unsigned int": np.uint32, "unsigned char": np.uint8, "long long": np.int64,
           "unsigned long long": np.uint64}
@@ -120,7 +121,7 @@ def checked(kernel, arguments, values, constants, array_type):
         raise TypeError(f"{kernel} takes {len(arguments)} arguments, {len(values)} given")
     pairs = list(zip(arguments, values, strict=True))
     numbers = {a.name: _number(f"{kernel}: {a.name}", a, v) for a, v in pairs if a.shape is None}
-    names = constants | numbers
+    names = constants | {name: number.item() for name, number in numbers.items()}
     for argument, value in pairs:
         if argument.shape is not None and not (argument.optional and value is None):
             _check_array(f"{kernel}: {argument.name}", argument, value, names, array_type)
@@ -151,3 +152,5 @@ def _check_array(where, argument, value, names, array_type):
     if value.size != wanted:
         raise ValueError(f"{where}: {wanted} elements are needed, the array of shape {value.shape} "
                          f"has {value.size}")
+    if wanted > _MOST:
+        raise ValueError(f"{where}: {wanted} elements, kernels reach {_MOST}: use a smaller batch")
