@@ -3,9 +3,9 @@
 //   gather  images (N, IMAGE_SIZE), mean (IMAGE_SIZE) -> x (M, IMAGE_SIZE) = (image - mean)*scale
 //   take    labels (N) -> targets (M)
 //
-// Row m of the batch is example indices[(position + m) mod count], 0 <= position < count, M <=
-// count: indices is a ring of shuffled epochs, and position lies in device memory, so that a
-// captured graph goes on to the next batch. The host has checked the indices.
+// Row m of the batch is example indices[(step*M + m) mod count]: indices is a ring of shuffled
+// epochs, and step lies in device memory, so that a captured graph goes on to the next batch. The
+// host has checked the indices.
 //
 // gather: one block in x an image, one thread four neighbouring values (one where IMAGE_SIZE is
 // not a multiple of four).
@@ -16,26 +16,27 @@
 
 constexpr int TOGETHER = IMAGE_SIZE % 4 == 0 ? 4 : 1;
 
-__device__ __forceinline__ long long example_of(const long long* indices, long long position, int m,
-                                                int count) {
-    const long long place = position + m;
-    return indices[place < count ? place : place - count];
+__device__ __forceinline__ long long example_of(const long long* indices, long long step, int M,
+                                                int m, int count) {
+    return indices[(step * M + m) % count];
 }
 
 extern "C" __global__ void gather(
     const unsigned char* __restrict__ images,  // (N, IMAGE_SIZE)
     const float* __restrict__ mean,            // (IMAGE_SIZE)
     const long long* __restrict__ indices,     // (count)
-    const long long* __restrict__ position,    // (1)
+    const long long* __restrict__ step,        // (1)
     float* __restrict__ x,                     // (M, IMAGE_SIZE)
     int N,
     int M,
     int count,
     float scale) {
+    __shared__ long long example;  // found by one thread: a division of 64-bit numbers is long
     const int m = blockIdx.x;
     const int first = TOGETHER * (blockIdx.y * blockDim.x + threadIdx.x);
+    if (threadIdx.x == 0) example = example_of(indices, *step, M, m, count);
+    __syncthreads();
     if (first >= IMAGE_SIZE) return;
-    const long long example = example_of(indices, *position, m, count);
     const Vector<unsigned char, TOGETHER> pixels =
         load<TOGETHER>(images + example * IMAGE_SIZE + first);
     Vector<float, TOGETHER> value = load<TOGETHER>(mean + first);
@@ -44,13 +45,13 @@ extern "C" __global__ void gather(
 }
 
 extern "C" __global__ void take(
-    const int* __restrict__ labels,          // (N)
-    const long long* __restrict__ indices,   // (count)
-    const long long* __restrict__ position,  // (1)
-    int* __restrict__ targets,               // (M)
+    const int* __restrict__ labels,         // (N)
+    const long long* __restrict__ indices,  // (count)
+    const long long* __restrict__ step,     // (1)
+    int* __restrict__ targets,              // (M)
     int N,
     int M,
     int count) {
     const int m = blockIdx.x * blockDim.x + threadIdx.x;
-    if (m < M) targets[m] = labels[example_of(indices, *position, m, count)];
+    if (m < M) targets[m] = labels[example_of(indices, *step, M, m, count)];
 }

@@ -2,8 +2,7 @@
 //
 //   accumulate_totals  running (5) += [sum of losses, wrong, nu, clipped or not, 1]; where the loss
 //                      or nu is not finite, nonfinite_step = step, unless it is set (-1: not set)
-//   advance_step       step += 1; position = (position + batch) mod count, the place in the ring of
-//                      shuffled indices that gather.cu reads from
+//   advance_step       step += 1
 //
 // The totals come before the update, which stands still once nonfinite_step is set; the advance
 // comes after everything that reads the step. The host reads and clears running now and then.
@@ -34,10 +33,7 @@ extern "C" __global__ void accumulate_totals(
 }
 
 extern "C" __global__ void advance_step(
-    long long* __restrict__ step,      // (1)
-    long long* __restrict__ position,  // (1)
-    int batch,
-    int count) {
+    long long* __restrict__ step  // (1)
+) {
     *step += 1;
-    *position = (*position + batch) % count;
 }

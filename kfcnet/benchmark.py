@@ -4,13 +4,13 @@ Steps are timed in one process, the contestants taking turns, on synthetic image
 medians. A network is compared with PyTorch's only after both have computed the same outputs.
 """
 
-import contextlib
 import statistics
 import time
 
 import numpy as np
 
 from kfcnet.config import load_config
+from kfcnet.instruments import Stopwatch
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
@@ -39,19 +39,6 @@ class Contestant:
         median = statistics.median(self.seconds)
         return {"step": self.name, "batch": self.M, "milliseconds": 1e3 * median,
                 "images_per_second": self.M / median}
-
-
-class PhaseTimer:
-    """Seconds spent in each of an optimizer's phases."""
-
-    def __init__(self):
-        self.seconds = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name):
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def example_batch(ops, M, seed=0):
@@ -113,10 +100,11 @@ def _kfc_contestant(config, ops):
     contestant = Contestant("KFC-pre", lambda: optimizer.step(batch), M)
     contestant.turn(2)
     contestant.seconds.clear()
-    optimizer.phase = timer = PhaseTimer()
+    watch = Stopwatch()
+    optimizer.phase = watch.phase
     steps = max(config.optimizer.inverse_period, config.optimizer.statistics_period)
     contestant.turn(steps)
-    return contestant, {name: 1e3 * seconds / steps for name, seconds in timer.seconds.items()}
+    return contestant, {name: 1e3 * seconds / steps for name, seconds in watch.phases.items()}
 
 
 def _torch_contestant(config, ops, batch):

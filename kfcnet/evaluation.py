@@ -23,18 +23,46 @@ class Examples:
         """images uint8 (N, H, W, C), labels int32 (N,); inputs are (pixel - mean) / input_scale."""
         self.ops, self.images, self.labels = ops, ops.place(images), ops.place(labels)
         self.mean, self.scale = ops.asarray(mean), 1 / input_scale
-        self._gathered = ops.program(self._gather)
+        self._gathered = ops.program(self.gather)
 
     def __len__(self):
         return len(self.images)
 
     def batch(self, indices):
         """The Batch of the examples `indices` (M,); on a GPU the next one may overwrite it."""
-        return Batch(*self._gathered(indices))
+        return self._gathered(indices)
 
-    def _gather(self, indices):
-        inputs = self.ops.gather(self.images, indices, self.mean, self.scale)
-        return inputs, self.ops.take(self.labels, indices)
+    def gather(self, indices, batch=None, step=0):
+        """The Batch of the examples `indices` (M,), or of a part: see CpuOps.gather."""
+        inputs = self.ops.gather(self.images, indices, self.mean, self.scale, batch, step)
+        return Batch(inputs, self.ops.take(self.labels, indices, batch, step))
+
+
+class Feed:
+    """The mini-batches of a BatchSequence, each drawn on the device by the number of its step.
+
+    The orders of the epochs that a mini-batch can touch lie there as a ring, so that nothing is
+    moved to the device between two starts of an epoch. Optimizers take it in place of a Batch.
+    """
+
+    def __init__(self, examples, sequence):
+        self.examples, self.sequence, self.size = examples, sequence, sequence.batch_size
+        self._held = [None] * (1 + -(-self.size // len(examples)))  # epochs, in their places
+        self._ring = examples.ops.place(np.zeros(len(self._held) * len(examples), np.int64))
+
+    def provide(self, step):
+        """Let the ring hold what the batch of `step` needs; before every `draw`."""
+        N = len(self.examples)
+        for epoch in self.sequence.epochs(step):
+            place = epoch % len(self._held)
+            if self._held[place] != epoch:
+                self.examples.ops.write(self._ring[place * N:(place + 1) * N],
+                                        self.sequence.order(epoch))
+                self._held[place] = epoch
+
+    def draw(self, step):
+        """The Batch of a step, a number or a counter on the device."""
+        return self.examples.gather(self._ring, self.size, step)
 
 
 def evaluate(network, loss, examples, indices=None, check=lambda: None):

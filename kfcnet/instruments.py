@@ -1,8 +1,12 @@
-"""What the training loop goes by: its schedule, its readings of the device, and signals."""
+"""What the training loop goes by: schedule, readings of the device, clock and signals."""
 
+import contextlib
 import math
 import signal
 import threading
+import time
+
+from kfcnet.records import PHASES
 
 STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 50}  # a reading waits for the device
 
@@ -52,6 +56,46 @@ class Readings:
         clipped = int((scales < 1).sum()) if self.clips else 0
         self._clear()
         return losses, errors, clipped
+
+
+class Stopwatch:
+    """Seconds of training, in all and by phase; it runs inside its `with` blocks."""
+
+    def __init__(self):
+        self.seconds, self.phases = 0.0, dict.fromkeys(PHASES, 0.0)
+        self._phase, self._since = None, 0.0  # the innermost phase, and since when
+
+    def __enter__(self):
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """Within a `with` block of the watch: leave a part of it out."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        """Count the block under one of PHASES, and not under the one that it may lie in."""
+        outer = self._change(name)
+        try:
+            yield
+        finally:
+            self._change(outer)
+
+    def _change(self, phase):
+        """Begin another phase, or None; returns the one that ends."""
+        ended, now = self._phase, time.perf_counter()
+        if ended:
+            self.phases[ended] += now - self._since
+        self._phase, self._since = phase, now
+        return ended
 
 
 class StopRequested(Exception):

@@ -15,14 +15,14 @@ from tqdm import tqdm
 from kfcnet import data, diagnostic_plots, diagnostics, plots
 from kfcnet.checkpoint import load_checkpoint, save_checkpoint
 from kfcnet.config import ConfigError
-from kfcnet.evaluation import Examples, batch_statistics, evaluate
-from kfcnet.instruments import Readings, Schedule, Signals, StopRequested
+from kfcnet.evaluation import Examples, Feed, batch_statistics, evaluate
+from kfcnet.instruments import Readings, Schedule, Signals, StopRequested, Stopwatch
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
 from kfcnet.optimizers import build_optimizer
 from kfcnet.philox import SHUFFLE, words
-from kfcnet.records import PHASES, describe_run
+from kfcnet.records import describe_run
 from kfcnet.run_folder import RunFolder, RunFolderError, portable_config
 
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
@@ -102,6 +102,7 @@ class Trainer:
         self.examined = self.network.twin()
         self.batches = data.BatchSequence(len(self.train_set), config.optimizer.batch_size,
                                           config.seed)
+        self.feed = Feed(self.train_set, self.batches)
         self.schedule = Schedule(config, len(self.train_set))
         self.measured = _measured_examples(config, self.ops, len(self.train_set))
         self.clipped = self.steps_since_row = 0
@@ -189,14 +190,15 @@ class Trainer:
             self.kept = step, self.ops.copy(self.network.theta)
         is_examined = period is not None and (step + 1) % period.every == 0
         before = self.ops.copy(self.network.theta) if is_examined else None
-        batch = self._batch(step)
+        self.feed.provide(step)
         with self._inverting():
-            self.readings.add(self.optimizer.step(batch))
+            self.readings.add(self.optimizer.step(self.feed))
         if self.readings.full or is_examined:
             self._read()
         if is_examined:
             with self.clock.stopped():
-                self.folder.append_diagnostics(diagnostics.measure(self.optimizer, before, batch))
+                self.folder.append_diagnostics(
+                    diagnostics.measure(self.optimizer, before, self._batch(step)))
 
     @contextlib.contextmanager
     def _inverting(self):
@@ -219,10 +221,10 @@ class Trainer:
     def _warm_up(self):
         """Let a throw-away copy of the network take one step, so that compilation is not timed."""
         _, optimizer = self._build()
-        batch = self._batch(self.optimizer.steps)
+        self.feed.provide(0)
         with contextlib.suppress(np.linalg.LinAlgError):  # the real step will report it
-            optimizer.prepare([batch])
-            optimizer.step(batch)
+            optimizer.prepare([self._batch(0)])
+            optimizer.step(self.feed)
         self.warm = True
 
     # Measuring
@@ -369,37 +371,6 @@ class Trainer:
             return f"stopped by {name} before the first update; start again with --resume"
         return (f"stopped by {name} after update {self.saved_steps}; everything is saved in "
                 f"{self.folder.path}: go on with the same command and --resume")
-
-
-class Stopwatch:
-    """Seconds of training, in all and by phase; it runs inside its `with` blocks."""
-
-    def __init__(self):
-        self.seconds, self.phases = 0.0, dict.fromkeys(PHASES, 0.0)
-
-    def __enter__(self):
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_):
-        self.seconds += time.perf_counter() - self._started
-
-    @contextlib.contextmanager
-    def stopped(self):
-        """Within a `with` block of the watch: leave a part of it out."""
-        self.__exit__()
-        try:
-            yield
-        finally:
-            self.__enter__()
-
-    @contextlib.contextmanager
-    def phase(self, name):
-        """Count the block under one of PHASES."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.phases[name] += time.perf_counter() - started
 
 
 def _measured_examples(config, ops, examples):

@@ -119,7 +119,6 @@ def _train(ops, config):
         optimizer.step(batch)
     net.measure_statistics(inputs[:256])
     net.forward(inputs[:256])
-    ops.advance(ops.counter(0))
 
 
 @cache

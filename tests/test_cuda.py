@@ -170,6 +170,42 @@ def test_program_records_inputs_of_another_shape_by_themselves(cuda, rng):
         np.testing.assert_array_equal(cuda.to_numpy(step(x)), np.maximum(x, 0))
 
 
+def test_program_records_other_constants_and_tuples_by_themselves(cuda, rng):
+    made = []
+
+    def scaled(pair, factor):
+        made.append(factor)
+        result = cuda.zeros(pair[0].shape)
+        cuda.axpy(factor, pair[0], result)
+        cuda.axpy(1.0, pair[1], result)
+        return result
+
+    program = cuda.program(scaled)
+    for factor in (2.0, 3.0, 2.0, 3.0, 2.0, 3.0):
+        a, b = rng.standard_normal((2, 5)).astype(np.float32)
+        assert_close(cuda.to_numpy(program((a, cuda.asarray(b)), factor)), factor * a + b, 1e-6)
+    assert made == [2, 3, 2, 3]
+
+
+def test_program_lets_the_host_work_between_its_graphs(cuda):
+    """The host reads what the first graph left, and what it writes the second one takes up."""
+    shared, seen = cuda.zeros(3), []
+
+    def work():
+        seen.append(cuda.to_numpy(shared)[0])
+        cuda.write(shared, 10 * seen[-1])
+
+    def function(x):
+        cuda.axpy(1.0, x, shared)
+        yield work
+        return cuda.relu(shared)
+
+    program, results = cuda.program(function), []
+    for value in (1.0, 2.0, 3.0):
+        results.append(cuda.to_numpy(program(np.full(3, value, np.float32)))[0])
+    assert seen == [1, 12, 123] and results == [10, 120, 1230]
+
+
 @pytest.mark.parametrize("function, message", [
     (lambda ops: lambda x: ops.axpy(float(ops.to_numpy(x)[0]), x, x), "an array to the host"),
     (lambda ops: lambda x: ops.axpy(1.0, ops.asarray(np.ones(4)), x), "data from the host"),

@@ -1,5 +1,7 @@
 """Training steps on the CUDA kernels against the same steps on the CPU's own primitives."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from networks import INPUT_SHAPE, network, settings
@@ -55,7 +57,7 @@ def test_same_seed_gives_the_same_bits(new_cuda):
 
 
 @pytest.mark.parametrize("name, changes", [
-    ("kfc_pre", {}), ("kfc_pre", dict(inverse_delay=1)),
+    ("kfc_pre", dict(inverse_period=3)), ("kfc_pre", dict(inverse_delay=1)),
     ("kfc_pre", dict(inverse_delay=3, inverse_on="host")), ("kfc_pre", dict(structure="ekfc")),
     ("sgd", {}), ("sgd", dict(nesterov=True)), ("adagrad", {}), ("rmsprop", {}), ("adam", {})])
 def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(new_cuda, name,
@@ -64,7 +66,7 @@ def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(ne
     for capture in (False, True):
         ops = new_cuda()
         if not capture:
-            ops.program = lambda function, *owners: function
+            ops.program = partial(CpuOps.program, ops)
         training = Training(ops, name, **changes)
         for index in range(STEPS):
             training.step(index)
@@ -72,6 +74,24 @@ def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(ne
         results.append(ops.to_numpy(training.optimizer.network.theta))
     assert np.isfinite(results[0]).all()
     assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("name, expected", [("kfc_pre", [1, 1, 1, 2]), ("sgd", [1, 1, 1, 1])])
+def test_a_step_is_one_graph_and_two_where_it_inverts(new_cuda, name, expected, monkeypatch):
+    ops = new_cuda()
+    training, graphs, replay = Training(ops, name), [], ops.runtime.replay
+    monkeypatch.setattr(ops.runtime, "replay", lambda graph: graphs.append(graph) or replay(graph))
+    for index in range(8):  # every kind of step twice
+        training.step(index)
+    counts = []
+    for index in range(4):
+        graphs.clear()
+        with monkeypatch.context() as patch:
+            if index < 3:
+                patch.setattr(ops, "launch", lambda *_, **__: pytest.fail("outside of a graph"))
+            training.step(index)
+        counts.append(len(graphs))
+    assert counts == expected
 
 
 @pytest.mark.parametrize("new_cuda", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)

@@ -22,17 +22,23 @@ class BatchSequence:
 
     def indices(self, step):
         """Examples of batch `step` (counted from 0): int64 (batch_size,)."""
-        begin = step * self.batch_size
-        end = begin + self.batch_size
-        epochs = range(begin // self.examples, (end - 1) // self.examples + 1)
-        self._permutations = {epoch: self._permutation(epoch) for epoch in epochs}
+        begin, end = self._positions(step)
+        self._permutations = {epoch: self.order(epoch) for epoch in self.epochs(step)}
         return np.concatenate([
             order[max(0, begin - epoch * self.examples) : end - epoch * self.examples]
             for epoch, order in self._permutations.items()
         ])
 
-    def _permutation(self, epoch):
-        """Order of the examples in one epoch: they are sorted by a random word each."""
+    def _positions(self, step):
+        return step * self.batch_size, (step + 1) * self.batch_size
+
+    def epochs(self, step):
+        """Numbers of the epochs that batch `step` takes examples from."""
+        begin, end = self._positions(step)
+        return range(begin // self.examples, (end - 1) // self.examples + 1)
+
+    def order(self, epoch):
+        """The examples as one epoch takes them, int64 (examples,): sorted by a random word each."""
         if epoch in self._permutations:
             return self._permutations[epoch]
         return np.argsort(words(self.seed, SHUFFLE, epoch, self.examples), kind="stable")

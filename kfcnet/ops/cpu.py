@@ -322,8 +322,13 @@ class CpuOps(Immediate):
 
     # Mini-batches
 
-    def gather(self, images, indices, mean, scale):
-        """images uint8 (N, H, W, C), indices (M,), mean (H, W, C) -> (image - mean) * scale."""
+    def gather(self, images, indices, mean, scale, batch=None, step=0):
+        """images uint8 (N, H, W, C), indices (n,), mean (H, W, C) -> (image - mean) * scale.
+
+        batch: so many images (batch, H, W, C) instead of all, those from place step*batch on in
+        `indices` as a ring. step: a number or a counter.
+        """
+        indices = _part(indices, batch, step)
         x = self.empty((len(indices), *images.shape[1:]))
         def normalise(indices, x):
             np.subtract(images[indices], mean, out=x, casting="unsafe")
@@ -331,8 +336,9 @@ class CpuOps(Immediate):
         self._run(normalise, indices, x)
         return x
 
-    def take(self, labels, indices):
-        return labels[indices]
+    def take(self, labels, indices, batch=None, step=0):
+        """The labels that belong to `gather`'s images."""
+        return labels[_part(indices, batch, step)]
 
     # Vectors and matrices
 
@@ -456,6 +462,13 @@ class CpuOps(Immediate):
 def _number(step):
     """The number of a step that is given as such or as a counter (1,)."""
     return int(np.ravel(step)[0])
+
+
+def _part(ring, batch, step):
+    """The entries from step*batch on of a ring (n,): (batch,); the ring itself without a batch."""
+    if batch is None:
+        return ring
+    return ring[(np.arange(batch) + _number(step) * batch) % len(ring)]
 
 
 def _fold(average, value, decay):

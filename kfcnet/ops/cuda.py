@@ -294,21 +294,21 @@ class CudaOps(Products, Graphs):
 
     # Mini-batches
 
-    def gather(self, images, indices, mean, scale):
-        M, size = len(indices), math.prod(images.shape[1:])
+    def gather(self, images, indices, mean, scale, batch=None, step=0):
+        M, size = batch or len(indices), math.prod(images.shape[1:])
         x = self.empty((M, *images.shape[1:]))
         grid = M, _ceil_div(size // _lanes(size), BLOCK)
         self.launch("gather", "gather", grid, self._on_device(images, np.uint8), mean,
-                    self._on_device(indices, np.int64), self._step(0), x, len(images), M, M, scale,
-                    IMAGE_SIZE=size)
+                    self._on_device(indices, np.int64), self._step(step), x, len(images), M,
+                    len(indices), scale, IMAGE_SIZE=size)
         return x
 
-    def take(self, labels, indices):
-        M = len(indices)
+    def take(self, labels, indices, batch=None, step=0):
+        M = batch or len(indices)
         targets = self.empty(M, np.int32)
         self._each("gather", "take", M, self._on_device(labels, np.int32),
-                   self._on_device(indices, np.int64), self._step(0), targets, len(labels), M, M,
-                   IMAGE_SIZE=1)
+                   self._on_device(indices, np.int64), self._step(step), targets, len(labels), M,
+                   len(indices), IMAGE_SIZE=1)
         return targets
 
     # Vectors and matrices

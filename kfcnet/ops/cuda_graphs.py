@@ -1,12 +1,13 @@
 """Steps that are recorded once and repeated, and work beside them on a second stream."""
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
 
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.ops.immediate import Pending
+from kfcnet.ops.immediate import Pending, as_generator
 
 
 class Program:
@@ -16,8 +17,13 @@ class Program:
     is at hand; the second records it; from then on a call is one launch. Whatever the function does
     on the host happens in the first two calls only, and a number that it passes by value stays what
     it was at the second: what changes from call to call must lie in device memory. Its results are
-    the same arrays every time, overwritten by the next call. Inputs of other shapes are recorded by
-    themselves.
+    the same arrays every time, overwritten by the next call.
+
+    What the host has to do in between every time, such as a factorization, a function yields: a
+    function without arguments, called between two graphs.
+
+    Inputs are arrays here or on the host, tuples of them, or anything else that can be hashed and
+    that a recording depends on. Other shapes and other values are recorded by themselves.
 
     What the function leaves in attributes of `owners`, such as the activations that layers keep for
     their backward pass, every repetition leaves there again, whatever else has used them meanwhile.
@@ -26,49 +32,114 @@ class Program:
     def __init__(self, runtime, function, pool, owners=()):
         """pool: where the function's arrays come from; shared by programs that run in turn."""
         self._runtime, self._function, self._pool, self._owners = runtime, function, pool, owners
-        self._recordings = {}  # {shapes of the inputs: Recording}
+        self._recordings = {}  # {what the inputs are: Recording}
 
     def __call__(self, *inputs):
-        """The function's result for the contents of the inputs, arrays here or on the host."""
-        inputs = [self._runtime.asarray(array, array.dtype) for array in inputs]
-        shapes = tuple((array.shape, array.dtype) for array in inputs)
-        if shapes not in self._recordings:
-            self._recordings[shapes] = Recording(self._runtime, self._function, self._pool,
-                                                 self._owners)
-        return self._recordings[shapes](*inputs)
+        """The function's result for the contents of the inputs."""
+        key = _nature(inputs)
+        if key not in self._recordings:
+            self._recordings[key] = Recording(self._runtime, self._function, self._pool,
+                                              self._owners)
+        return self._recordings[key](*inputs)
 
 
 class Recording:
-    """A Program for inputs of one shape."""
+    """A Program for inputs of one nature."""
 
     def __init__(self, runtime, function, pool, owners):
         self._runtime, self._function, self._pool, self._owners = runtime, function, pool, owners
-        self._inputs = self._graph = self._result = None
-        self._left = [{} for _ in owners]  # {attribute: value} of each
+        self._inputs = None  # copies of the inputs, where the graphs find them
+        self._left = []  # for each part of the function [{attribute: value} of each owner]
+        self._parts = []  # (graph, what the host does then)
 
     def __call__(self, *inputs):
         if self._inputs is None:
-            self._inputs = [self._runtime.copy(array) for array in inputs]
-            return self._noting(lambda: self._function(*self._inputs))
-        for mine, given in zip(self._inputs, inputs, strict=True):
-            self._runtime.copy_into(mine, given)
-        if self._graph is None:
-            self._graph, self._result = self._noting(
-                lambda: self._runtime.capture(lambda: self._function(*self._inputs)))
-        self._runtime.replay(self._graph)
-        for owner, left in zip(self._owners, self._left, strict=True):
-            vars(owner).update(left)
+            self._inputs = self._kept(inputs)
+            return self._run(lambda part: part())
+        self._refill(self._inputs, inputs)
+        if not self._parts:
+            return self._record()
+        for (graph, work), left in zip(self._parts, self._left, strict=True):
+            self._runtime.replay(graph)
+            for owner, attributes in zip(self._owners, left, strict=True):
+                vars(owner).update(attributes)
+            if work:
+                work()
         return self._result
 
-    def _noting(self, run):
+    def _record(self):
+        graphs = []
+
+        def record(part):
+            graph, outcome = self._runtime.capture(part)
+            self._runtime.replay(graph)
+            graphs.append((graph, outcome[0]))
+            return outcome
+
+        self._result = self._run(record)
+        self._parts = graphs
+        return self._result
+
+    def _run(self, execute):
+        """The function part by part, each by `execute`, and what the host does after them."""
+        generator = as_generator(self._function)(*self._inputs)
+        for index in itertools.count():
+            work, result = self._noting(index, lambda: execute(lambda: _advance(generator)))
+            if work is None:
+                return result
+            work()
+
+    def _noting(self, index, run):
         """Run with memory of the pool, and note what changes in the owners."""
+        if index == len(self._left):
+            self._left.append([{} for _ in self._owners])
         before = [dict(vars(owner)) for owner in self._owners]
         with self._runtime.allocating_from(self._pool):
             result = run()
-        for owner, old, left in zip(self._owners, before, self._left, strict=True):
+        for owner, old, left in zip(self._owners, before, self._left[index], strict=True):
             changed = {name for name, value in vars(owner).items() if old.get(name) is not value}
             left.update({name: vars(owner)[name] for name in changed | left.keys()})
         return result
+
+    def _kept(self, value):
+        """The value with copies of its arrays on the device."""
+        if isinstance(value, tuple):
+            return _like(value, map(self._kept, value))
+        return self._runtime.copy(self._here(value)) if _is_array(value) else value
+
+    def _refill(self, kept, value):
+        if isinstance(value, tuple):
+            for pair in zip(kept, value, strict=True):
+                self._refill(*pair)
+        elif _is_array(value):
+            self._runtime.copy_into(kept, self._here(value))
+
+    def _here(self, array):
+        return self._runtime.asarray(array, array.dtype)
+
+
+def _advance(generator):
+    """(what it yields next, None), or (None, what it returns)."""
+    try:
+        return next(generator), None
+    except StopIteration as end:
+        return None, end.value
+
+
+def _is_array(value):
+    return hasattr(value, "dtype")
+
+
+def _like(value, parts):
+    """A tuple of the same type."""
+    return value._make(parts) if hasattr(value, "_make") else tuple(parts)
+
+
+def _nature(value):
+    """What recordings differ by: shapes and types of arrays, other values as they are."""
+    if isinstance(value, tuple):
+        return tuple(map(_nature, value))
+    return (value.shape, value.dtype) if _is_array(value) else value
 
 
 class Graphs:
@@ -148,8 +219,6 @@ class Graphs:
             value = np.broadcast_to(value, target.shape)
         self.runtime.copy_into(target, self._on_device(value, target.dtype))
 
-    def advance(self, step, position=None, batch=0, count=1):
-        """step += 1 and position <- (position + batch) mod count, on the device."""
-        if position is None:
-            position = self.runtime.zeros((1,), np.dtype(np.int64))
-        self.launch("training_state", "advance_step", 1, step, position, batch, count, block=1)
+    def advance(self, step):
+        """step += 1, on the device."""
+        self.launch("training_state", "advance_step", 1, step, block=1)

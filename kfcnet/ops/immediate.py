@@ -1,5 +1,6 @@
 """What a GPU does with graphs and a second stream, on a device that does everything at once."""
 
+import inspect
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
@@ -20,6 +21,18 @@ class Pending:
         return self._take()
 
 
+def as_generator(function):
+    """`function` if its calls are generators, else one that yields nothing and returns the same."""
+    if inspect.isgeneratorfunction(function):
+        return function
+
+    def generator(*inputs):
+        yield from ()
+        return function(*inputs)
+
+    return generator
+
+
 class Immediate:
     """The part of CpuOps that `kfcnet/ops/cuda_graphs.py` is for CudaOps."""
 
@@ -28,11 +41,21 @@ class Immediate:
         return ThreadPoolExecutor(1, "kfcnet-beside")
 
     def program(self, function, *owners):
-        """A function of arrays that may be recorded and repeated; here the function itself.
+        """A function of arrays that may be recorded and repeated; here it runs every time.
 
+        Where it yields a function, that one is called: work of the host between two recordings.
         owners: objects in whose attributes it leaves arrays for others to use.
         """
-        return function
+        def run(*inputs):
+            parts = as_generator(function)(*inputs)
+            while True:
+                try:
+                    work = next(parts)
+                except StopIteration as end:
+                    return end.value
+                work()
+
+        return run
 
     def begin(self, function, *arrays, on_host=True):
         """Start function(ops, *arrays) in a thread; a Pending of the arrays it returns.

@@ -10,10 +10,22 @@ from kfcnet.optimizers import schedules
 
 
 class Batch(NamedTuple):
-    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C)."""
+    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C).
+
+    An optimizer's step takes it, or anything with `size` and `draw`, such as a Feed.
+    """
 
     inputs: Any
     targets: Any
+
+    @property
+    def size(self):
+        """M."""
+        return len(self.inputs)
+
+    def draw(self, step):
+        """The Batch of a step's number: this one."""
+        return self
 
 
 class Step(NamedTuple):
@@ -60,7 +72,7 @@ class Optimizer:
         """Whatever must be estimated from an iterable of batches before the first step: nothing."""
 
     def step(self, batch):
-        """Move the parameters along one mini-batch; returns a Step."""
+        """Move the parameters along one mini-batch, a Batch or what draws one; returns a Step."""
         raise NotImplementedError
 
     def _by_layer(self, key, absent):
@@ -85,10 +97,10 @@ class Optimizer:
             view[:, 1:] = decay
         return self.ops.asarray(flat)
 
-    def _forward(self, inputs, targets):
+    def _forward(self, batch):
         """One forward pass with this step's dropout masks; (predictive, dz, totals) of the loss."""
-        z = self.network.forward(inputs, training=True, step=self.step_counter)
-        return self.loss.evaluate(z, targets)
+        z = self.network.forward(batch.inputs, training=True, step=self.step_counter)
+        return self.loss.evaluate(z, batch.targets)
 
     def _backward(self, dz):
         """Fill network.gradient with the gradient of h: mean loss plus lambda/2 * |weights|^2."""
@@ -116,10 +128,9 @@ class Optimizer:
                 self.ops.max_norm(weight, average, limit, averaging_decay)
 
     def _count(self, examples):
-        """One more update, of so many examples."""
+        """One more update, of so many examples; the device has counted it."""
         self.steps += 1
         self.examples += examples
-        self.ops.advance(self.step_counter)
         self.latest_rate = self.learning_rate
         self._set_rate(self._scheduled_rate())
 
@@ -150,8 +161,7 @@ class Optimizer:
 class GradientMethod(Optimizer):
     """An optimizer whose step is a gradient and a move along it, nothing in between.
 
-    All of it is one program, which a device may record once and repeat; what is counted and
-    scheduled stays outside.
+    All of it is one program, which a device may record once and repeat.
     """
 
     def __init__(self, network, loss, config, seed=0):
@@ -160,15 +170,16 @@ class GradientMethod(Optimizer):
 
     def step(self, batch):
         with self.phase("gradient"):
-            totals = self._program(*batch)
-        self._count(len(batch.inputs))
-        return Step(totals, None)
+            step = self._program(batch)
+        self._count(batch.size)
+        return step
 
-    def _descend(self, inputs, targets):
-        _, dz, totals = self._forward(inputs, targets)
+    def _descend(self, batch):
+        _, dz, totals = self._forward(batch.draw(self.step_counter))
         self._backward(dz)
-        self._update(len(inputs))
-        return totals
+        self._update(batch.size)
+        self.ops.advance(self.step_counter)
+        return Step(totals, None)
 
     def _update(self, examples):
         """Move the parameters along network.gradient, the mean over so many examples."""

@@ -25,9 +25,10 @@ class HessianFree(LevenbergMarquardt):
         self.needs_preparation = config.preconditioner == "kfc"
 
     def step(self, batch):
-        M, due = len(batch.inputs), self.steps + 1
+        M, due = batch.size, self.steps + 1
         with self.phase("gradient"):
-            predictive, dz, totals = self._forward(*batch)
+            batch = batch.draw(self.step_counter)
+            predictive, dz, totals = self._forward(batch)
         if self.config.preconditioner == "kfc":
             self._update_preconditioner(predictive, due)
         with self.phase("gradient"):
@@ -44,8 +45,7 @@ class HessianFree(LevenbergMarquardt):
 
     def _update_preconditioner(self, predictive, due):
         if due % self.config.statistics_period == 0:
-            with self.phase("statistics"):
-                self._update_statistics(predictive)
+            self._update_statistics(predictive, self._factor_decay(len(predictive)))
         if due % self.config.inverse_period == 0:
             self.factor_damping = self.damping
             with self.phase("inverses"):

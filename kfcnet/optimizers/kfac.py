@@ -33,12 +33,12 @@ class KFAC(LevenbergMarquardt):
             self.factor_damping = config.factor_damping
 
     def step(self, batch):
-        c, M, due = self.config, len(batch.inputs), self.steps + 1
+        c, M, due = self.config, batch.size, self.steps + 1
         with self.phase("gradient"):
-            predictive, dz, totals = self._forward(*batch)
+            batch = batch.draw(self.step_counter)
+            predictive, dz, totals = self._forward(batch)
         if due % c.statistics_period == 0:
-            with self.phase("statistics"):
-                self._update_statistics(predictive)
+            self._update_statistics(predictive, self._factor_decay(M))
         with self.phase("gradient"):
             self._backward(dz)
 

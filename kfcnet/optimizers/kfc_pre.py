@@ -16,49 +16,50 @@ class KfcPre(KroneckerOptimizer):
 
     def __init__(self, network, loss, config, seed=0):
         super().__init__(network, loss, config, seed)
-        # What a device may record once and repeat: everything between the decisions of `step`.
-        layers = network.layers
-        self._forward = self.ops.program(self._forward, *layers)
-        self._descend = self.ops.program(self._descend, *layers)
-        if all(block.RECORDABLE for block in self.blocks):
-            self._sample_statistics = self.ops.program(self._sample_statistics, *layers)
+        self._program = self.ops.program(self._update, *network.layers)
 
     def _block(self, layer, weight_decay):
         return build_block(self.config.structure, layer, self.ops, weight_decay)
 
     def step(self, batch):
         c, due = self.config, self.steps + 1
+        decay = self._factor_decay(batch.size) if due % c.statistics_period == 0 else None
+        self._take_due_inverses()
         with self.phase("gradient"):
-            self.predictive, self.dz, totals = self._forward(*batch)
+            step = self._program(batch, decay, due % c.inverse_period == 0)
+        self._count(batch.size)
+        return step
 
-        if due % c.statistics_period == 0:
-            with self.phase("statistics"):
-                self._update_statistics(self.predictive)
-        with self.phase("inverses"):
-            self._take_due_inverses()
-            if due % c.inverse_period == 0:
-                if c.inverse_delay:
-                    self._begin_inverses(self.steps + c.inverse_delay, c.inverse_on == "host")
-                else:
-                    self._update_inverses()
-
-        clip_scale = self._descend()
-        self._count(len(batch.inputs))
-        return Step(totals, clip_scale)
-
-    def _descend(self):
-        """The gradient at the true targets, its natural gradient, the clip, and the move."""
-        with self.phase("gradient"):
-            self._backward(self.dz)
+    def _update(self, batch, statistics_decay, invert):
+        """The algorithm box, with statistics where they have a decay; inverting it leaves to the
+        host, and statistics that do not do the same every time.
+        """
+        predictive, dz, totals = self._forward(batch.draw(self.step_counter))
+        if statistics_decay is not None:
+            if all(block.RECORDABLE for block in self.blocks):
+                self._update_statistics(predictive, statistics_decay)
+            else:
+                yield lambda: self._update_statistics(predictive, statistics_decay)
+        if invert:
+            yield self._invert
+        self._backward(dz)
         with self.phase("preconditioning"):
             self._precondition(self.network.gradient, self.direction)
         clip_scale = None
         if self.config.clip is not None:
             with self.phase("clip"):
-                clip_scale = self._clip_scale(self.predictive)
-        with self.phase("gradient"):
-            self._move(self.direction, clip_scale, len(self.predictive))
-        return clip_scale
+                clip_scale = self._clip_scale(predictive)
+        self._move(self.direction, clip_scale, batch.size)
+        self.ops.advance(self.step_counter)
+        return Step(totals, clip_scale)
+
+    def _invert(self):
+        c = self.config
+        with self.phase("inverses"):
+            if c.inverse_delay:
+                self._begin_inverses(self.steps + c.inverse_delay, c.inverse_on == "host")
+            else:
+                self._update_inverses()
 
     def _clip_scale(self, predictive):
         """What takes nu = v^T F v + lambda |v|^2 of the step v = -learning_rate*direction to C.

@@ -42,14 +42,11 @@ class KroneckerOptimizer(Optimizer):
             self._update_inverses()
         self.needs_preparation = False
 
-    def _update_statistics(self, predictive):
+    def _update_statistics(self, predictive, decay):
         """Fold the part of the mini-batch that statistics are taken from into the factors."""
-        self._statistics_decay = self._factor_decay(len(predictive))
-        self._sample_statistics(predictive)
-
-    def _sample_statistics(self, predictive):
-        m = math.ceil(self.config.statistics_fraction * len(predictive))
-        self._sample_factors(predictive[:m], self.step_counter, self._statistics_decay)
+        with self.phase("statistics"):
+            m = math.ceil(self.config.statistics_fraction * len(predictive))
+            self._sample_factors(predictive[:m], self.step_counter, decay)
 
     def _sample_factors(self, predictive, step, decay):
         """Fold the factors of one backward pass at sampled targets into the running averages."""
@@ -79,8 +76,10 @@ class KroneckerOptimizer(Optimizer):
             for block, arrays in zip(self.blocks, factors, strict=True)]
 
     def _take_due_inverses(self):
-        if self._begun and self._begun[0] == self.steps:
-            (_, pending), self._begun = self._begun, None
+        if not self._begun or self._begun[0] != self.steps:
+            return
+        (_, pending), self._begun = self._begun, None
+        with self.phase("inverses"):
             for block, work in zip(self.blocks, pending, strict=True):
                 block.take_inverses(work, self.factor_damping, self.steps)
 

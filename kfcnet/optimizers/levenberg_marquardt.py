@@ -90,6 +90,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
             self.network.theta, self.velocity, self.average, self.direction, learning_rate,
             momentum, None, averaging_decay)
         self._constrain(averaging_decay)
+        self.ops.advance(self.step_counter)
         self._count(examples)
 
     STATE = ("learning_rate", "damping", "factor_damping")

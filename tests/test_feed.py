@@ -1,0 +1,43 @@
+"""Mini-batches drawn on the device by the number of their step."""
+
+import numpy as np
+import pytest
+
+from kfcnet.data import BatchSequence
+from kfcnet.evaluation import Examples, Feed
+
+N = 7
+IMAGES = np.arange(N * 6, dtype=np.uint8).reshape(N, 2, 1, 3)
+
+
+def feed_of(ops, batch_size):
+    sequence = BatchSequence(N, batch_size, 3)
+    labels = np.arange(N, dtype=np.int32)
+    return Feed(Examples(ops, IMAGES, labels, np.zeros((2, 1, 3)), 1.0), sequence), sequence
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 16])
+def test_a_feed_draws_the_batches_of_its_sequence(ops, batch_size):
+    feed, sequence = feed_of(ops, batch_size)
+    program, step = ops.program(feed.draw), ops.counter(0)
+    for index in range(12):
+        feed.provide(index)
+        batch, expected = program(step), sequence.indices(index)
+        assert ops.to_numpy(batch.targets).tolist() == expected.tolist()
+        np.testing.assert_array_equal(ops.to_numpy(batch.inputs), IMAGES[expected])
+        ops.advance(step)
+
+
+def test_a_feed_can_begin_at_any_step(ops64):
+    feed, sequence = feed_of(ops64, 5)
+    for step in (9, 3, 100):
+        feed.provide(step)
+        assert feed.draw(step).targets.tolist() == sequence.indices(step).tolist()
+
+
+def test_a_feed_moves_orders_to_the_device_when_an_epoch_starts_only(ops64, monkeypatch):
+    feed, writes = feed_of(ops64, 2)[0], []
+    monkeypatch.setattr(ops64, "write", lambda target, value: writes.append(len(value)))
+    for step in range(14):  # four epochs
+        feed.provide(step)
+    assert writes == [N] * 4
