@@ -95,6 +95,10 @@ def test_what_a_cpu_leaves_out_is_said():
             is_shorter = cpu.curves[name]._replace(shortened="") != curve
             assert bool(cpu.curves[name].shortened) == is_shorter, name
     assert all(curve.shortened for curve in PLANS["quick"].curves.values())
+    assert cpu.curves["cifar_sgd_bn"].shortened == (
+        "1 of 3 seeds, 20 of 40 epochs, 5 of 7 learning rates, tuned after 1 and 3 epochs in place "
+        "of 2 and 8: to be done in hours")
+    assert "20 epochs, `data.extra=false`" in cpu.curves["svhn_sgd_avg"].shortened
 
 
 def test_pooling_is_exchanged_everywhere_and_nothing_else_is():

@@ -11,7 +11,7 @@ from kfcnet.checkpoint import CheckpointError
 from kfcnet.plots import read_run
 from kfcnet.reproduce import assumptions, claims, figures, report
 from kfcnet.reproduce.claims import Evidence
-from kfcnet.reproduce.ledger import Ledger
+from kfcnet.reproduce.ledger import Ledger, run_key
 from kfcnet.reproduce.plan import Errors, NetworkPlan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.values import Value, middle, ratio
@@ -190,6 +190,32 @@ def test_a_trained_network_is_measured_once_and_recorded(measured, monkeypatch):
     monkeypatch.undo()
     do(longer, out, "assumptions")
     assert assumptions.read(longer, progress_of(longer, Ledger(out)), out, plan.networks[0]) is None
+
+
+def test_where_only_records_are_kept_a_later_seed_is_measured(measured):
+    plan, out = measured
+    (out / "assumptions" / "tiny_max.h5").unlink()
+    for checkpoint in out.rglob("checkpoint.h5"):
+        checkpoint.unlink()
+    assert measure(plan, out) == {} and not list(out.glob("assumptions/*"))
+    curve = plan.curves["tiny_max"]._replace(seeds=2)
+    plan = plan._replace(curves={**plan.curves, "tiny_max": curve})
+    do(plan, out, "assumptions")
+    assert measure(plan, out) == {}
+    record = assumptions.read(plan, progress_of(plan, Ledger(out)), out, plan.networks[0])
+    assert record["run"] == run_key(plan.configure(curve, rate(0.3), 1))
+
+
+def test_a_network_is_called_after_the_data_it_was_trained_on(measured):
+    plan, out = measured
+    run = read_run(next(out.glob("runs/tiny_max*")))
+    run.config["data"]["name"] = "svhn"
+    network = plan.networks[0]._replace(data="SVHN", layer="")
+    named, = reproduce.named((network,), {"tiny_max": [run]})
+    assert named.title == "SVHN, 1.8k subset, max pooling"
+    assert reproduce.named((network,), {}) == (network,)
+    reproduce.draw(plan, Ledger(out), out, {})
+    assert "digits 8x8, tiny network, max pooling" in (out / "README.md").read_text()
 
 
 def test_a_damaged_record_of_assumptions_is_an_error_naming_it(measured):

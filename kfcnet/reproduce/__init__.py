@@ -8,6 +8,7 @@ import functools
 from pathlib import Path
 
 from kfcnet import plots
+from kfcnet.labels import data_set
 from kfcnet.ops import get_ops
 from kfcnet.records import WriteError
 from kfcnet.reproduce import assumptions, claims, figures, report, work
@@ -57,14 +58,15 @@ def draw(plan, ledger, out, failures):
             folder = _make_folder(out / "sweeps" / name)
             write_tables(folder, list(step.tuning[0].point.settings), step.curve.stages,
                          step.tuning)
+    runs = {name: step.runs() for name, step in steps.items() if step.finals}
+    plan = plan._replace(networks=named(plan.networks, runs))
     records = [(network, assumptions.read(plan, steps, out, network)) for network in plan.networks]
     records = [(network, record) for network, record in records if record]
     _make_folder(out / "figures")
-    runs = {name: step.runs() for name, step in steps.items() if step.finals}
     drawn = {}
     for name, figure_plan in plan.figures.items():
         if figure_plan.kind == "networks":
-            drawn[name] = _draw_assumptions(records, out)
+            drawn[name] = _draw_assumptions(records, runs, out)
             continue
         draw_one = None
         if figure_plan.kind == "tuning":
@@ -84,13 +86,22 @@ def draw(plan, ledger, out, failures):
     report.write_readme(evidence, steps, rows, drawn, failures, out / "README.md")
 
 
-def _draw_assumptions(records, out):
+def named(networks, runs):
+    """NetworkPlans called after the data that they were trained on, which may be a part of what
+    was planned. runs: {curve: its final runs}.
+    """
+    return tuple(network._replace(data=data_set(runs[network.curve][0])) if network.curve in runs
+                 else network for network in networks)
+
+
+def _draw_assumptions(records, runs, out):
     """Names of the pictures: of all networks together, and the correlations of each."""
-    pictures = {"assumptions": lambda: figures.draw_assumptions(records)} if records else {}
+    pictures = ({"assumptions": functools.partial(figures.draw_assumptions, records, runs)}
+                if records else {})
     for network, record in records:
         if not network.layer:
             pictures[f"assumptions_{network.curve}"] = functools.partial(
-                figures.draw_heat_maps, network, record)
+                figures.draw_heat_maps, network, record, runs[network.curve][0])
     for name, draw_one in pictures.items():
         _save(draw_one, out, name)
     return [f"{name}.png" for name in pictures]

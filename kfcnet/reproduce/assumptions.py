@@ -22,14 +22,16 @@ DERIVATIVES, ACTIVATIONS = "derivatives", "activations"
 def measure_networks(plan, steps, out, places):
     """Measure the trained networks of a Plan that have no record yet; {network: why} it failed.
 
-    steps: {name: Progress}. A network is measured once its first seed has come to its end.
+    steps: {name: Progress}. A network is measured in the first seed that has come to its end and
+    whose parameters are still there: where only records are kept, that is a later one.
     """
     failures = {}
     for network in plan.networks:
-        config, standing = _final(plan, steps, network)
-        if not (standing and standing.is_over(config) and standing.can_go_on()
-                and not standing.failed) or read(plan, steps, out, network):
+        ready = [(config, standing) for config, standing in _finals(plan, steps, network)
+                 if standing.is_over(config) and standing.can_go_on() and not standing.failed]
+        if not ready or read(plan, steps, out, network):
             continue
+        config, standing = ready[0]
         say(f"{network.curve}: correlations on {network.images} images")
         try:
             record = measure(plan, network, standing, config, places)
@@ -64,26 +66,27 @@ def read(plan, steps, out, network):
 
     Raises CheckpointError for a damaged record.
     """
-    config, standing = _final(plan, steps, network)
     path = record_path(out, network)
-    if not (standing and path.exists()):
+    if not path.exists():
         return None
     record = load_checkpoint(path)
-    is_current = (record["run"], record["steps"]) == (run_key(config), standing.iteration)
-    return record if is_current else None
+    current = [(run_key(config), standing.iteration)
+               for config, standing in _finals(plan, steps, network)]
+    return record if (record["run"], record["steps"]) in current else None
 
 
 def record_path(out, network):
     return Path(out) / "assumptions" / f"{network.curve}.h5"
 
 
-def _final(plan, steps, network):
-    """(Config, Standing) of the first seed of a network's curve; None, None before it is begun."""
+def _finals(plan, steps, network):
+    """[(Config, Standing), ...] of the final runs that there are of a network's curve, by seed."""
     curve = plan.curves.get(network.curve)
-    if curve is None or 0 not in steps[network.curve].finals:
-        return None, None
-    config = plan.configure(curve, steps[network.curve].settings, 0, plan.final_epochs(curve))
-    return config, steps[network.curve].finals[0]
+    if curve is None:
+        return []
+    epochs, step = plan.final_epochs(curve), steps[curve.name]
+    return [(plan.configure(curve, step.settings, seed, epochs), standing)
+            for seed, standing in step.finals.items()]
 
 
 def by_distance(spatial):

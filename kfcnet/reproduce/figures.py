@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from kfcnet import plots
-from kfcnet.labels import FREE, data_set, device, network, titles_and_labels
+from kfcnet.labels import FREE, data_set, device, method, network, titles_and_labels
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
 
@@ -68,19 +68,21 @@ def _setting(run):
     return ", ".join([data_set(run), network(run.config["network"]), device(run)])
 
 
-def draw_assumptions(records):
+def draw_assumptions(records, runs):
     """A Figure: correlations over distance, a row for a data set; below, distances of structures.
 
-    records: pairs of a NetworkPlan and its record.
+    records: pairs of a NetworkPlan and its record; runs: {curve: its final runs}.
     """
     groups = {name: list(pairs) for name, pairs in
               itertools.groupby(records, key=lambda pair: pair[0].group)}
     curves = [pairs for pairs in groups.values() if "distances" not in pairs[0][1]]
     bars = [pairs for pairs in groups.values() if "distances" in pairs[0][1]]
-    figure = Figure(figsize=(7.2, 0.4 + 2.2 * len(curves) + 2.6 * len(bars)))
+    figure = Figure(figsize=(7.2, 0.4 + 2.4 * len(curves) + 2.8 * len(bars)))
     rows = figure.subfigures(len(groups), 1, squeeze=False,
-                             height_ratios=[2.2] * len(curves) + [2.6] * len(bars))[:, 0]
+                             height_ratios=[2.4] * len(curves) + [2.8] * len(bars))[:, 0]
     for row, pairs in zip(rows, [*curves, *bars], strict=True):
+        run = runs[pairs[0][0].curve][0]
+        row.suptitle(f"{_setting(run)}; trained with {method(run)}", fontsize=8)
         if "distances" in pairs[0][1]:
             _draw_distances(row, pairs)
         else:
@@ -88,8 +90,8 @@ def draw_assumptions(records):
     if curves:
         handles = {label: handle for row in rows[:len(curves)] for axes in row.axes
                    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        rows[0].legend(handles.values(), handles.keys(), loc="outside upper center",
-                       ncols=len(handles) // 2, handlelength=3)
+        rows[len(curves) - 1].legend(handles.values(), handles.keys(), handlelength=3,
+                                     loc="outside lower center", ncols=len(handles) // 2)
     return figure
 
 
@@ -104,7 +106,7 @@ def _draw_decay(row, pairs):
                 values = by_distance(record["correlations"][name][what])
                 axes.plot(values, line, marker=marker, color=colour, label=f"{what}, {pooling}",
                           markerfacecolor=colour if line == "-" else "white")
-        axes.set(title=f"{pairs[0][0].group}, {name}", xlabel="distance (pixels)", ylim=(0, 1.03),
+        axes.set(title=name, xlabel="distance (pixels)", ylim=(0, 1.03),
                  xticks=range(len(values)))
     row.axes[0].set_ylabel("mean |correlation|")
 
@@ -124,13 +126,13 @@ def _draw_distances(row, pairs):
                     [STRUCTURES[name] for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    axes.set(title=f"{pairs[0][0].group}, {pairs[0][0].layer}",
+    axes.set(title=pairs[0][0].layer,
              xlabel="distance from the exact Fisher block, relative (Frobenius norm)")
     row.legend(loc="outside lower center", ncols=2)
 
 
-def draw_heat_maps(plan, record):
-    """A Figure of one network: sizes of correlations, a row for a layer.
+def draw_heat_maps(plan, record, run):
+    """A Figure of one network, that of a Run: sizes of correlations, a row for a layer.
 
     On the left of derivatives, on the right of activations: the spatial ones of three maps, and
     those between all maps. White is 0, black is 1.
@@ -149,7 +151,8 @@ def draw_heat_maps(plan, record):
                       fontsize=7)
     halves[1].colorbar(ScalarMappable(Normalize(0, 1), "Greys"), ax=cells,
                        label="|correlation|", aspect=25)
-    figure.suptitle(f"{plan.title}, {record['images']} images", fontsize=8)
+    pooling = plan.title.rpartition(", ")[2]
+    figure.suptitle(f"{_setting(run)}; {pooling}, {record['images']} images", fontsize=8)
     return figure
 
 
