@@ -1,5 +1,6 @@
 """The optimizers: each step against the published update written out, and their invariances."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
 from kfcnet.curvature.robust import InversionWarning
+from kfcnet.layers import Layer, ReLU
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
-from kfcnet.network import build_network
+from kfcnet.network import Network, build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import Batch, build_optimizer
 
@@ -331,6 +333,84 @@ def test_kfc_updates_are_invariant_to_affine_maps_of_the_activations(ops64, rng,
         Omega, Gamma = input_factor(x, K, 1, padding), derivative_factor(sampled)
         steps.append(np.linalg.solve(Gamma, net.views(net.gradient)[0]) @ np.linalg.inv(Omega))
     assert_close(U @ steps[1] @ Jm.T, steps[0], 1e-9)
+
+
+class Mix(Layer):
+    """x -> x V + d at every location: another parameterisation of what comes before and after."""
+
+    def __init__(self, ops, input_shape, name, V, d):
+        super().__init__(ops, input_shape, name)
+        self.V, self.d = V, d
+
+    def forward(self, x, mode):
+        return x @ self.V + self.d
+
+    def backward(self, dy):
+        return dy @ self.V.T
+
+    def tangent(self, rx):
+        return rx @ self.V
+
+
+def two_parameterisations(ops, rng):
+    """A network, and one whose layers speak through affine maps; both are the same function."""
+    def near_identity(n):
+        return np.eye(n) + 0.4 * rng.standard_normal((n, n))
+
+    plain = network(ops, [dict(layer="conv", filters=3, kernel=3, padding=1, std=0.5),
+                          dict(layer="relu"), dict(layer="conv", filters=2, kernel=2, std=0.5),
+                          dict(layer="relu"), dict(layer="dense", units=2, std=0.5)], (4, 3, 2))
+    layers, weights = [], []
+    V, d = np.eye(2), np.zeros(2)  # of the activations below: the images are left as they are
+    for layer, Wbar in zip(plain.layers[::2], plain.views(plain.theta), strict=True):
+        last = layer is plain.layers[-1]
+        U = np.eye(2) if last else near_identity(layer.weight_shape[0])
+        c = 0 * U[0] if last else rng.standard_normal(len(U))
+        places = (Wbar.shape[1] - 1) // len(V)  # kernel offsets; pixels of a dense layer's input
+        Jm = np.eye(Wbar.shape[1])  # [[A+]]_H = [[A]]_H Jm
+        Jm[0, 1:], Jm[1:, 1:] = np.tile(d, places), np.kron(np.eye(places), V)
+        shifted = Wbar.copy()
+        shifted[:, 0] -= c
+        weights.append((np.linalg.inv(U).T @ shifted @ np.linalg.inv(Jm).T).ravel())
+        layers.append(copy.copy(layer))
+        layers[-1].relu = False
+        if not last:
+            V, d = near_identity(len(U)), rng.standard_normal(len(U))
+            layers += [Mix(ops, layer.output_shape, f"{layer.name}_U", U, c),
+                       ReLU(ops, layer.output_shape, f"{layer.name}_relu"),
+                       Mix(ops, layer.output_shape, f"{layer.name}_V", V, d)]
+    mapped = Network(layers, ops)
+    mapped.theta[...] = np.concatenate(weights)
+    return plain, mapped
+
+
+@pytest.mark.parametrize("name, invariant", [("kfc_pre", True), ("sgd", False)])
+def test_kfc_pre_trains_the_same_function_in_another_parameterisation(ops64, rng, name, invariant):
+    """Theorem 3 for the whole algorithm, momentum, clip and averaging too: without damping, and
+    with Gaussian outputs, whose Gamma is regular. SGD, the control, depends on the parameters.
+    """
+    networks = two_parameterisations(ops64, rng)
+    config = settings(name, damping=0.0, learning_rate=0.3 if invariant else 1e-3, clip=0.02,
+                      statistics_fraction=1.0, inverse_period=2)
+    data = [Batch(rng.standard_normal((80, 4, 3, 2)), rng.standard_normal((80, 2)))
+            for _ in range(6)]
+    scales, outputs = [], []
+    for net in networks:
+        opt = build_optimizer(config, net, SquaredError(ops64, seed=1))
+        start = net.forward(data[0].inputs)
+        opt.prepare(data[:2])
+        scales.append([opt.step(batch).clip_scale for batch in data[2:]])
+        moved = [net.forward(data[0].inputs)]
+        with net.using(opt.average):
+            moved.append(net.forward(data[0].inputs))
+        outputs.append((start, *moved))
+    change = np.abs(outputs[0][1] - outputs[0][0]).max()
+    at_start, *later = (np.abs(b - a).max() / change for a, b in zip(*outputs, strict=True))
+    assert at_start < 1e-12
+    assert max(later) < 1e-8 if invariant else min(later) > 0.05
+    if invariant:
+        assert min(scale[0] for scale in scales[0]) < 1
+        assert_close(scales[1], scales[0], 1e-8)
 
 
 def test_zero_padding_breaks_the_invariance_to_a_shift_of_the_activations(rng):
