@@ -73,6 +73,13 @@ def test_the_mean_is_exact():
     np.testing.assert_array_equal(pixel_mean(images), np.float32(255 - 1 / 70_001))
 
 
+def test_the_mean_of_a_data_set_is_that_of_its_training_images_alone():
+    dataset = load(data_config("digits"))
+    expected = dataset.train_images.astype(float).mean(axis=0)
+    np.testing.assert_allclose(dataset.mean, expected, rtol=1e-6)
+    assert np.abs(dataset.test_images.mean(axis=0) - expected).max() > 0.1
+
+
 def test_synthetic_images_have_the_shape_of_cifar():
     dataset = load(data_config("synthetic", examples=150))
     assert dataset.train_images.shape == (150, 32, 32, 3)
