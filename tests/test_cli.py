@@ -197,7 +197,8 @@ def test_readme_commands_are_understood(words, monkeypatch):
         raise KeyboardInterrupt  # stop here: the arguments were understood
 
     for target in ("trainer.train", "evaluation.load_run", "plots.plot_runs", "comparison.compare",
-                   "sweep.sweep", "benchmark.benchmark_cpu", "reproduce.reproduce"):
+                   "periods.settle", "sweep.sweep", "benchmark.benchmark_cpu",
+                   "reproduce.reproduce"):
         monkeypatch.setattr(f"kfcnet.{target}", note)
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()
