@@ -51,7 +51,7 @@ class Specialisation(NamedTuple):
 class RecordingRuntime:
     """Allocates without touching the memory, launches nothing."""
 
-    array_type = np.ndarray
+    array_type, capturing = np.ndarray, False
 
     def __init__(self, shared_limit):
         self.launched, self.shared_limit = {}, shared_limit

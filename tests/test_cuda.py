@@ -226,6 +226,22 @@ def test_program_that_would_not_be_repeated_whole_is_refused(cuda, function, mes
         step(cuda.zeros(4))
 
 
+def test_numbers_that_a_program_reads_stay_however_many_others_come(cuda, monkeypatch):
+    monkeypatch.setattr("kfcnet.ops.cuda.SCALARS_KEPT", 2)
+    theta, velocity, average = (cuda.zeros(3) for _ in range(3))
+
+    def move(direction):
+        cuda.momentum_update(theta, velocity, average, direction, 0.5, 0.0, None, 0.0)
+
+    step, direction = cuda.program(move), cuda.asarray(np.ones(3))
+    step(direction), step(direction)
+    others = cuda.program(lambda x: [cuda.relu(x) for _ in range(8)])  # takes what memory is free
+    for value in range(4):
+        cuda.uniforms(1, 0, 0, value)
+    others(cuda.asarray([7.0])), others(cuda.asarray([7.0])), step(direction)
+    np.testing.assert_array_equal(cuda.to_numpy(theta), -1.5 * np.ones(3))
+
+
 # Work beside the step
 
 

@@ -49,6 +49,7 @@ class CudaOps(Products, Graphs):
         self.runtime = runtime
         self.tensor_cores = runtime.tensor_cores if tensor_cores is None else tensor_cores
         self._scalars = {}
+        self._recorded_scalars = []  # that captured steps read, so that they must stay
         self._failures = None  # of factorizations begun, while they are queued
 
     def describe(self):
@@ -110,6 +111,8 @@ class CudaOps(Products, Graphs):
             if len(self._scalars) >= SCALARS_KEPT:
                 self._scalars.pop(next(iter(self._scalars)))
             self._scalars[key] = self.runtime.asarray(np.array([value]), np.dtype(dtype))
+        if self.runtime.capturing:
+            self._recorded_scalars.append(self._scalars[key])
         return self._scalars[key]
 
     def _step(self, step):

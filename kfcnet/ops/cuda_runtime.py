@@ -79,7 +79,7 @@ class CupyRuntime:
         self.shared_limit = (99 if self.tensor_cores else 48) * 1024
         self._stream, self._side = _streams()
         self._stream.use()
-        self._kernels, self._launched, self._capturing = {}, {}, False
+        self._kernels, self._launched, self.capturing = {}, {}, False
         self._pools = []  # of each the memory that it has taken
 
     def describe(self):
@@ -149,7 +149,7 @@ class CupyRuntime:
         self._launched.clear()
 
     def _refuse_in_capture(self, what):
-        if self._capturing:
+        if self.capturing:
             raise RuntimeError(f"a captured step cannot move {what}: it would not be repeated")
 
     # Kernels
@@ -213,7 +213,7 @@ class CupyRuntime:
 
     def capture(self, function):
         """(graph, result): a function's launches, recorded and not run, and what it returned."""
-        self._capturing = True
+        self.capturing = True
         self._stream.begin_capture()
         try:
             with self._errors():
@@ -224,7 +224,7 @@ class CupyRuntime:
                 self._stream.end_capture()
             raise
         finally:
-            self._capturing = False
+            self.capturing = False
 
     def replay(self, graph):
         with self._errors():

@@ -72,6 +72,10 @@ class CpuRuntime:
         self._captured = None  # the actions of the step that is being captured
         self._pool = None  # where arrays come from, if not from NumPy
 
+    @property
+    def capturing(self):
+        return self._captured is not None
+
     def describe(self):
         return {"device": "cuda_on_cpu"}
 
