@@ -108,6 +108,15 @@ def test_evaluation_in_parts_is_the_mean_over_all(dataset, monkeypatch):
     np.testing.assert_allclose(losses[1:], losses[:-1], rtol=1e-12)
 
 
+def test_evaluation_of_some_examples_is_the_mean_over_these(dataset):
+    one, some = Trainer(small("dtype=float64"), RunFolder("unused"), dataset), np.array([9, 2, 700])
+    batch = one.train_set.batch(some)
+    p = one.loss.predictive(one.network.forward(batch.inputs))
+    expected = -np.log(p[np.arange(3), batch.targets]).mean(), (p.argmax(1) != batch.targets).mean()
+    got = evaluate(one.network, one.loss, one.train_set, some)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
 def test_clipped_is_the_share_of_clipped_steps_since_the_row_before(tmp_path, monkeypatch):
     step, scales = KfcPre.step, []
 
