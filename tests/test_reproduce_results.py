@@ -79,6 +79,22 @@ def test_a_claim_that_fails_is_given_its_measured_reason(evidence):
                           "(gradient 50%), and it needed 1 of them, digits_sgd 0.5")
 
 
+def test_every_claim_that_fails_has_a_reason(evidence):
+    kfc, sgd = evidence.runs["digits_kfc"], evidence.runs["digits_sgd"]
+    row = find(claims.rows(evidence._replace(runs={**evidence.runs, "digits_kfac": sgd})), "K-FAC")
+    assert row.holds is True
+    worse = evidence._replace(runs={"digits_kfc": kfc, "digits_sgd": sgd, "digits_adam": kfc})
+    row = find(claims.rows(worse), "Adam over SGD")
+    assert row.holds is False and row.reason == (
+        "after 1 epochs: 20.00% and 40.00%, with 12 updates of digits_adam in 120 s and 12 updates "
+        "of digits_sgd in 240 s")
+    svhn = evidence._replace(plan=evidence.plan._replace(main="cifar"), runs={"svhn_kfc": sgd})
+    row = find(claims.rows(svhn), "2.78%", "KFC-pre")
+    assert row.holds is False and str(row.here) == "> 4" and row.reason == (
+        "its lowest test error on 1,440 training images was 50.00%; the training error was 40.00% "
+        "then, after 1 epochs")
+
+
 def test_a_threshold_that_was_not_reached_is_a_bound(evidence):
     row = find(claims.rows(evidence._replace(plan=evidence.plan._replace(
         errors=Errors(0.5, 0.3, 0.5)))), "30% training error: time of SGD over that of KFC-pre")
@@ -261,5 +277,7 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
     assert [row.here for row in (weak, strong, stronger)] == [
         Value(pytest.approx(value)) for value in (0.1, 0.6, 0.15)]
     assert [row.holds for row in (weak, strong, stronger)] == [True, True, False]
+    assert weak.reason == "that of activations is 0.6"
+    assert stronger.reason == "with max pooling it is 0.1"
     missing = claims.assumption_rows(evidence._replace(networks={}))
     assert [row.here for row in missing] == 3 * ["not run"]
