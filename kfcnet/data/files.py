@@ -152,8 +152,8 @@ def _absent(found, title, reason):
     variable = "" if os.environ.get("KFCNET_DATA") else " (which is not set)"
     return DataError(
         f"{title} was found neither in data/ nor in $KFCNET_DATA{variable}. {reason}\n"
-        f"Ways out: put {names} into {found.directory.absolute()}, set KFCNET_DATA to their "
-        "directory, or do without: --config digits_kfc.yaml"
+        f"Ways out: put {names} into {found.directory.absolute()}, set KFCNET_DATA or data.path "
+        "(evaluate: --data) to their directory, or do without: --config digits_kfc.yaml"
     )
 
 
