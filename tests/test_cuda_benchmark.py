@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import cuda_on_cpu
 import numpy as np
@@ -14,6 +15,7 @@ from checks import assert_close
 from kfcnet import cuda_benchmark, verification
 from kfcnet.config import parse_config
 from kfcnet.ops.cuda import CudaOps, is_available
+from kfcnet.verification import short_training
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
                                 reason=str(cuda_on_cpu.missing()))
@@ -152,6 +154,65 @@ def test_figure_shows_the_share_of_the_nearer_ceiling(tmp_path):
     report = {"primitives": rows, "ceilings": ceilings, "device": {"processor": "a GPU"}}
     verification.draw(report, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
+
+
+@pytest.fixture
+def verified(monkeypatch):
+    """The parts of a verification on a machine with a GPU, all of which succeed."""
+    report = {"device": {"processor": "NVIDIA H200 (fake)"}, "ceilings": {"copy_GB_s": 1.0,
+              "fp32_TFLOP_s": 1.0}, "primitives": [{"call": "relu", "step": "KFC-pre, fp32, 512",
+              "microseconds": 1.0, "TFLOP_s": 0.0, "GB_s": 0.5, "precision": "fp32"}]}
+    parts = {"get_ops": lambda device: SimpleNamespace(describe=lambda: report["device"]),
+             "run_tests": lambda: {"passed": 343}, "benchmark_cuda": lambda ops: report,
+             "short_training": lambda name, data, path: {"training": name}}
+    for name, part in parts.items():
+        monkeypatch.setattr(verification, name, part)
+
+
+def test_verification_writes_its_parts_and_a_figure(verified, tmp_path):
+    target = verification.verify(tmp_path / "gpu")
+    assert target == tmp_path / "gpu" / "nvidia-h200-fake.json"
+    report = json.loads(target.read_text())
+    assert report["tests"] == {"passed": 343} and len(report["trainings"]) == 2
+    assert target.with_suffix(".png").stat().st_size > 0
+
+
+def test_verification_keeps_what_came_before_a_failure(verified, tmp_path, monkeypatch):
+    monkeypatch.setattr(verification, "train", lambda config, folder: 1 / 0)
+    monkeypatch.setattr(verification, "short_training", short_training)
+    with pytest.raises(ZeroDivisionError):
+        verification.verify(tmp_path)
+    report = json.loads((tmp_path / "nvidia-h200-fake.json").read_text())
+    assert report["tests"] == {"passed": 343} and "ceilings" in report
+
+
+def test_short_training_is_on_the_gpu_and_reports_its_last_row(monkeypatch):
+    configs = []
+
+    def train(config, folder):
+        configs.append(config)
+        return folder
+
+    rows = {key: [0.5, number] for number, key in enumerate(verification.RESULTS)}
+    monkeypatch.setattr(verification, "train", train)
+    monkeypatch.setattr(verification, "read_metrics", lambda folder: rows)
+    found = verification.short_training("KFC-pre", "synthetic", "/somewhere")
+    (config,) = configs
+    assert (config.device, config.data.name, config.epochs) == ("cuda", "synthetic", 2)
+    assert config.optimizer.name == "kfc_pre"
+    assert found["train_error"] == verification.RESULTS.index("train_error")
+
+
+@pytest.mark.parametrize("status, text", [(0, "2 skipped, 341 passed in 60s"), (1, "1 failed"),
+                                          (0, "343 skipped in 2s")])
+def test_verification_counts_the_tests_and_stops_where_they_fail(monkeypatch, status, text):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess(
+        [], status, f"test_a FAILED\n===== {text} =====\n", ""))
+    if "passed" in text:
+        assert verification.run_tests() == {"passed": 341, "skipped": 2}
+    else:
+        with pytest.raises(verification.VerificationFailed, match=text):
+            verification.run_tests()
 
 
 @pytest.mark.skipif(is_available(), reason="there is a GPU")
