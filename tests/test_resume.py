@@ -18,6 +18,7 @@ from kfcnet import records, trainer
 from kfcnet.checkpoint import CheckpointError, load_checkpoint
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.errors import DeviceError
 from kfcnet.records import read_json, read_metrics
 from kfcnet.run_folder import RunFolderError
 from kfcnet.trainer import Trainer, TrainingInterrupted, train
@@ -94,6 +95,29 @@ def test_a_killed_run_goes_on_bit_for_bit(kill, text, uninterrupted, tmp_path):
     assert_same_run(tmp_path / "run", uninterrupted)
     assert (tmp_path / "run" / "curves.png").exists()
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_run_whose_device_fails_goes_on_from_its_last_checkpoint(text, uninterrupted, tmp_path):
+    config, whole = small(ALWAYS, text=text), CpuOps.to_numpy
+
+    def failing(ops, array):
+        if calls == 3:  # nothing can be read any more, as after an error of CUDA
+            raise DeviceError("a GPU: illegal access")
+        return whole(ops, array)
+
+    def step(self, original=Trainer._step):
+        nonlocal calls
+        calls += 1
+        return original(self)
+
+    calls = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CpuOps, "to_numpy", failing)
+        patch.setattr(Trainer, "_step", step)
+        with pytest.raises(DeviceError, match="illegal access"):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
 
 
 def test_a_run_killed_again_and_again_goes_on_bit_for_bit(text, uninterrupted, tmp_path):
