@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import threadpoolctl
 from checks import (
     assert_close,
     conv_loops,
@@ -13,6 +14,7 @@ from checks import (
 )
 
 from kfcnet import philox
+from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.shapes import output_size, pooled_size
 
 CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
@@ -369,3 +371,10 @@ def test_momentum_update_moves_and_averages(ops, rng, clip_scale):
     average = 0.75 * average + 0.25 * theta
     for got, expected in zip(device, (theta, velocity, average, direction), strict=True):
         assert_close(ops.to_numpy(got), expected, 1e-6)
+
+
+def test_blas_is_held_to_one_thread_beside_the_shards():
+    threadpoolctl.threadpool_limits(2, user_api="blas")
+    CpuOps(shards=2)
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    assert pools and all(pool["num_threads"] == 1 for pool in pools)
