@@ -1,4 +1,4 @@
-"""What the training loop goes by: schedule, readings of the device, clock and signals."""
+"""What the training loop goes by: schedule, clock and signals."""
 
 import contextlib
 import math
@@ -24,38 +24,6 @@ class Schedule:
     def due(self, step):
         """Whether to evaluate after `step` updates; always at the start and at the end."""
         return step in (0, self.steps) or step // self.every > (step - 1) // self.every
-
-
-class Readings:
-    """Losses, errors and clips of the latest steps, kept on the device until they are read."""
-
-    def __init__(self, ops):
-        self.ops, self.size = ops, STEPS_BETWEEN_READS[ops.name]
-        self._clear()
-
-    def _clear(self):
-        self.count, self.clips = 0, False
-        self.totals, self.scales = self.ops.zeros((self.size, 2)), self.ops.zeros((self.size, 1))
-
-    @property
-    def full(self):
-        return self.count == self.size
-
-    def add(self, step):
-        """Keep the results of a Step."""
-        self.ops.axpy(1.0, step.totals, self.totals[self.count])
-        if step.clip_scale is not None:
-            self.ops.axpy(1.0, step.clip_scale, self.scales[self.count])
-            self.clips = True
-        self.count += 1
-
-    def read(self):
-        """(sums of losses (n,), numbers of errors (n,), number of clipped steps), then empty."""
-        losses, errors = self.ops.to_numpy(self.totals)[:self.count].astype(float).T
-        scales = self.ops.to_numpy(self.scales)[:self.count]
-        clipped = int((scales < 1).sum()) if self.clips else 0
-        self._clear()
-        return losses, errors, clipped
 
 
 class Stopwatch:

@@ -13,10 +13,16 @@ import numpy as np
 from tqdm import tqdm
 
 from kfcnet import data, diagnostic_plots, diagnostics, plots
-from kfcnet.checkpoint import load_checkpoint, save_checkpoint
+from kfcnet.checkpoint import save_checkpoint
 from kfcnet.config import ConfigError
 from kfcnet.evaluation import Examples, Feed, batch_statistics, evaluate
-from kfcnet.instruments import Readings, Schedule, Signals, StopRequested, Stopwatch
+from kfcnet.instruments import (
+    STEPS_BETWEEN_READS,
+    Schedule,
+    Signals,
+    StopRequested,
+    Stopwatch,
+)
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
@@ -94,7 +100,7 @@ class Trainer:
             for images, labels in ((dataset.train_images, dataset.train_labels),
                                    (dataset.test_images, dataset.test_labels)))
         self.loss = LOSSES[config.loss](self.ops, config.seed)
-        self.clock, self.signals, self.readings = Stopwatch(), Signals(), Readings(self.ops)
+        self.clock, self.signals = Stopwatch(), Signals()
         self.network, self.optimizer = self._build()
         self.optimizer.phase = self.clock.phase
         # A step that a device has recorded goes on reading what the layers of the trained network
@@ -105,7 +111,7 @@ class Trainer:
         self.feed = Feed(self.train_set, self.batches)
         self.schedule = Schedule(config, len(self.train_set))
         self.measured = _measured_examples(config, self.ops, len(self.train_set))
-        self.clipped = self.steps_since_row = 0
+        self.read_steps = self.clipped = self.steps_since_row = 0
         self.warm = False
         self.saved_steps, self.saved_at = None, time.monotonic()
 
@@ -186,14 +192,13 @@ class Trainer:
     def _step(self):
         """One update; its results are read now or together with those of later ones."""
         step, period = self.optimizer.steps, self.config.diagnostics
-        if not self.readings.count:
-            self.kept = step, self.ops.copy(self.network.theta)
         is_examined = period is not None and (step + 1) % period.every == 0
         before = self.ops.copy(self.network.theta) if is_examined else None
         self.feed.provide(step)
         with self._inverting():
-            self.readings.add(self.optimizer.step(self.feed))
-        if self.readings.full or is_examined:
+            self.optimizer.step(self.feed)
+        unread = self.optimizer.steps - self.read_steps
+        if unread >= STEPS_BETWEEN_READS[self.ops.name] or is_examined:
             self._read()
         if is_examined:
             with self.clock.stopped():
@@ -230,21 +235,20 @@ class Trainer:
     # Measuring
 
     def _read(self):
-        """Fetch the losses and clips since the last reading and look whether they are finite."""
-        losses, errors, clipped = self.readings.read()
-        if not len(losses):
+        """Fetch what the steps since the last reading add up to, and whether it is finite."""
+        steps = self.optimizer.steps - self.read_steps
+        if not steps:
             return
-        first = self.optimizer.steps - len(losses)
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if len(bad):
-            step = first + int(bad[0])
-            self._fail(step, "the loss is not finite", self._parameters_before(step))
-        self.clipped += clipped
-        self.steps_since_row += len(losses)
-        examples = len(losses) * self.batches.batch_size
-        self.bar.set_postfix_str(f"epoch {self._epoch():.2f}, loss {losses.sum() / examples:.4f}, "
-                                 f"error {errors.sum() / examples:.2%}", refresh=False)
-        self.bar.update(len(losses))
+        reading = self.optimizer.tally.read()
+        self.read_steps += steps
+        if reading.nonfinite_step is not None:
+            self._fail(reading.nonfinite_step, "the loss is not finite", self.network.theta)
+        self.clipped += reading.clipped
+        self.steps_since_row += steps
+        examples = steps * self.batches.batch_size
+        self.bar.set_postfix_str(f"epoch {self._epoch():.2f}, loss {reading.losses / examples:.4f},"
+                                 f" error {reading.errors / examples:.2%}", refresh=False)
+        self.bar.update(steps)
 
     def _evaluate(self):
         """Add a row to the metrics, measured with the averaged parameters."""
@@ -294,24 +298,6 @@ class Trainer:
         raise TrainingFailed(reason, f"; {saved}. A smaller optimizer.learning_rate or a larger "
                                      "optimizer.damping may help")
 
-    def _parameters_before(self, step):
-        """The parameters that `step` started from, which by now have moved on.
-
-        Those before the first step since the latest reading are kept; others are found again by
-        repeating the steps since the last checkpoint.
-        """
-        kept_at, theta = self.kept
-        if kept_at == step:
-            return theta
-        network, optimizer = self._build()
-        if self.saved_steps:
-            optimizer.load_state(load_checkpoint(self.folder.checkpoint)["optimizer"])
-        elif optimizer.needs_preparation:
-            self._prepare(optimizer)
-        while optimizer.steps < step:
-            optimizer.step(self._batch(optimizer.steps))
-        return network.theta
-
     # Saving
 
     def _save_is_due(self):
@@ -349,7 +335,7 @@ class Trainer:
         self.clock.seconds = state["clock"]["seconds"]
         self.clock.phases.update(state["clock"]["phases"])
         self.clipped, self.steps_since_row = state["row"]["clipped"], state["row"]["steps"]
-        self.saved_steps = self.optimizer.steps
+        self.saved_steps = self.read_steps = self.optimizer.steps
 
     def _origin(self):
         """What must be the same for a run to go on as if it had never stopped."""

@@ -340,9 +340,8 @@ def test_trace_sums_the_diagonal(rng):
 @pytest.mark.parametrize("quadratic, expected", [
     (0.0, 1.0), (2.9, 1.0), (120.0, 0.5), (np.inf, 0.0), (np.nan, np.nan)])
 def test_clip_scale_brings_nu_down_to_the_cap(quadratic, expected):
-    nu, scale = empty(1), empty(1)
-    launch("reduce", "clip_scale", (1,), [scalar(quadratic), scalar(0.1), nu, scale, 0.3], block=1)
-    np.testing.assert_allclose(nu, [0.01 * quadratic], rtol=1e-6)
+    scale = empty(1)
+    launch("reduce", "clip_scale", (1,), [scalar(quadratic), scalar(0.1), scale, 0.3], block=1)
     np.testing.assert_allclose(scale, [expected], rtol=1e-6)
 
 
@@ -427,23 +426,21 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
         assert_close(actual, expected, 1e-6)
 
 
-def test_accumulate_counts_and_keeps_the_first_non_finite_step():
-    running, nonfinite_step = np.zeros(5, np.float32), scalar(-1, np.int64)
+def test_tally_adds_up_and_keeps_the_first_non_finite_step():
+    sums, nonfinite_step = np.zeros(3, np.float32), scalar(-1, np.int64)
 
-    def accumulate(step, loss, nu=None, scale=None):
-        optional = [None if value is None else scalar(value) for value in (nu, scale)]
-        launch("training_state", "accumulate_totals", (1,),
-               [np.array([loss, 3], np.float32), *optional, scalar(step, np.int64), running,
-                nonfinite_step], block=1)
+    def tally(step, loss, scale=None):
+        launch("training_state", "tally", (1,),
+               [np.array([loss, 3], np.float32), None if scale is None else scalar(scale),
+                scalar(step, np.int64), sums, nonfinite_step], block=1)
 
-    accumulate(4, 2.5, nu=0.25, scale=0.5)
-    accumulate(5, 1.5, nu=0.5, scale=1.0)
-    accumulate(6, 1.0)
-    assert running.tolist() == [5, 9, 0.75, 1, 3] and nonfinite_step == -1
-    accumulate(7, 1.0, nu=np.inf, scale=0.0)
-    assert nonfinite_step == 7
-    accumulate(8, np.nan)
-    assert nonfinite_step == 7 and running[4] == 5
+    tally(4, 2.5, scale=0.5)
+    tally(5, 1.5, scale=1.0)
+    tally(6, 1.0)
+    assert sums.tolist() == [5, 9, 1] and nonfinite_step == -1
+    tally(7, np.inf)
+    tally(8, np.nan)
+    assert nonfinite_step == 7 and sums[1] == 15
 
 
 def test_advance_counts_steps_beyond_32_bits():

@@ -373,6 +373,32 @@ def test_momentum_update_moves_and_averages(ops, rng, clip_scale):
         assert_close(ops.to_numpy(got), expected, 1e-6)
 
 
+def test_tally_adds_up_steps_and_keeps_the_first_whose_loss_is_not_finite(ops):
+    sums, first = ops.zeros((3,)), ops.counter(-1)
+    results = [(1.5, 2, 0.25), (0.5, 1, 1.0), (2.0, 3, None), (np.inf, 0, 0.5), (np.nan, 0, None)]
+    for step, (loss, errors, scale) in enumerate(results):
+        clip_scale = None if scale is None else ops.asarray([scale])
+        ops.tally(ops.asarray([loss, errors]), clip_scale, ops.counter(step + 7), sums, first)
+        if step == 2:
+            assert ops.to_numpy(sums).tolist() == [4, 6, 1]
+            assert ops.to_numpy(first).tolist() == [-1]
+    assert ops.to_numpy(first).tolist() == [10]
+
+
+@pytest.mark.parametrize("first", [-1, 0])
+@pytest.mark.parametrize("name, state, numbers", [
+    ("momentum", 2, (0.1, 0.9, None, 0.5)), ("nesterov", 2, (0.1, 0.9, 0.5)),
+    ("adagrad", 2, (0.1, 1e-8, 0.5)), ("rmsprop", 2, (0.1, 0.9, 1e-8, 0.5)),
+    ("adam", 3, (0.1, 0.9, 0.9, 1e-8, 0, 0.5))])
+def test_no_update_moves_anything_after_a_loss_that_was_not_finite(ops, rng, name, state, numbers,
+                                                                   first):
+    arrays = [ops.asarray(rng.random(9)) for _ in range(state + 2)]  # theta, state, gradient
+    before = [ops.to_numpy(array).copy() for array in arrays]
+    getattr(ops, f"{name}_update")(*arrays, *numbers, ops.counter(first))
+    stays = [np.array_equal(*pair) for pair in zip(map(ops.to_numpy, arrays), before, strict=True)]
+    assert stays == [first == 0] * (state + 1) + [True]
+
+
 def test_blas_is_held_to_one_thread_beside_the_shards():
     threadpoolctl.threadpool_limits(2, user_api="blas")
     CpuOps(shards=2)

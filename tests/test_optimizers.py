@@ -35,6 +35,32 @@ def loss_gradient(opt, batch, step):
     return opt.network.gradient.copy()
 
 
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "rmsprop", "adam", "kfc_pre"])
+def test_nothing_moves_from_the_first_loss_that_is_not_finite_on(ops64, rng, name):
+    opt, data = optimizer(ops64, name), batches(ops64, rng, 4)
+    opt.prepare(data)
+    data[1].inputs[0] = np.nan
+    opt.step(data[0])
+    before = {key: opt.state()[key] for key in ("theta", "velocity", "average")}
+    opt.step(data[1]), opt.step(data[2])
+    reading = opt.tally.read()
+    assert reading.nonfinite_step == 1 and np.isnan(reading.losses)
+    for key, array in before.items():
+        np.testing.assert_array_equal(getattr(opt, key, opt.network.theta), array)
+
+
+def test_a_reading_is_what_the_steps_since_the_one_before_add_up_to(ops64, rng):
+    opt, data = optimizer(ops64, "kfc_pre", clip=1e-3), batches(ops64, rng, 5)
+    opt.prepare(data[:1])
+    for part in (data[:2], data[2:]):
+        steps = [opt.step(batch) for batch in part]
+        totals = np.sum([step.totals for step in steps], axis=0)
+        clipped = sum(step.clip_scale[0] < 1 for step in steps)
+        reading = opt.tally.read()
+        assert_close(reading[:2], totals)
+        assert reading[2:] == (clipped, None) and clipped > 0
+
+
 def test_sgd_is_the_published_update(ops64, rng):
     decay = {"conv2": 0.3, "dense2": 0.7}
     opt = optimizer(ops64, "sgd", weight_decay=decay)

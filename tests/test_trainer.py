@@ -17,8 +17,8 @@ from kfcnet.checkpoint import load_checkpoint
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
 from kfcnet.evaluation import evaluate
-from kfcnet.instruments import Readings, Schedule
-from kfcnet.optimizers import SGD, KfcPre, Step
+from kfcnet.instruments import Schedule
+from kfcnet.optimizers import SGD, KfcPre
 from kfcnet.records import COLUMNS, PHASES, WriteError, read_json, read_metrics
 from kfcnet.run_folder import RunFolder, RunFolderError
 from kfcnet.trainer import Trainer, TrainingFailed, train
@@ -196,20 +196,6 @@ def test_the_schedule_in_updates(overrides, steps, due):
 def test_a_whole_number_of_epochs_needs_no_update_more():
     config = small("epochs=3", "optimizer.batch_size=479")
     assert Schedule(config, 1437).steps == 9
-
-
-def test_readings_keep_each_steps_results_apart(ops64, monkeypatch):
-    monkeypatch.setitem(instruments.STEPS_BETWEEN_READS, "cpu", 4)
-    readings, totals, scale = Readings(ops64), np.zeros(2), np.zeros(1)
-    for step in range(3):  # one buffer for all steps, as a captured graph has it
-        totals[:], scale[:] = [step + 0.5, 10 * step], [1.0 - 0.25 * (step == 1)]
-        readings.add(Step(totals, scale))
-    assert not readings.full
-    losses, errors, clipped = readings.read()
-    assert losses.tolist() == [0.5, 1.5, 2.5] and errors.tolist() == [0, 10, 20] and clipped == 1
-    assert len(readings.read()[0]) == 0
-    readings.add(Step(totals, None))
-    assert readings.read()[2] == 0
 
 
 def test_reading_rarely_changes_nothing(tmp_path, monkeypatch):

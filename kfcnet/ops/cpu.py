@@ -388,18 +388,32 @@ class CpuOps(Immediate):
 
     # Updates
 
+    def tally(self, totals, clip_scale, step, sums, nonfinite_step):
+        """sums (3,) += [loss, errors, clipped or not] of totals (2,) and clip_scale (1,) or None.
+
+        Where the loss is not finite nonfinite_step (1,) becomes `step`, unless it was set before;
+        -1 where it was not.
+        """
+        sums[:2] += totals
+        sums[2] += clip_scale is not None and clip_scale[0] < 1
+        if not (_is_set(nonfinite_step) or np.isfinite(totals[0])):
+            nonfinite_step[...] = step
+
     def clip_scale(self, quadratic, learning_rate, clip):
         """min(1, sqrt(clip / nu)) with nu = learning_rate^2 * quadratic, as a device scalar."""
         nu = learning_rate**2 * quadratic
         return np.sqrt(clip / np.maximum(nu, clip))
 
     def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        clip_scale, averaging_decay):
+                        clip_scale, averaging_decay, nonfinite_step=None):
         """One pass over the flat parameter vector:
 
         velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
         average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
+        No update moves anything once nonfinite_step (1,) is not negative: see `tally`.
         """
+        if _is_set(nonfinite_step):
+            return
         step = learning_rate if clip_scale is None else learning_rate * clip_scale
         velocity *= momentum
         velocity -= step * direction
@@ -407,10 +421,12 @@ class CpuOps(Immediate):
         _fold(average, theta, averaging_decay)
 
     def nesterov_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        averaging_decay):
+                        averaging_decay, nonfinite_step=None):
         """Like `momentum_update`, but theta += momentum*velocity - learning_rate*direction, with
         the new velocity: the look-ahead form of Sutskever et al. (2013).
         """
+        if _is_set(nonfinite_step):
+            return
         velocity *= momentum
         velocity -= learning_rate * direction
         theta += momentum * velocity
@@ -430,26 +446,32 @@ class CpuOps(Immediate):
         incoming[...] = shorter
 
     def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
-                       averaging_decay):
+                       averaging_decay, nonfinite_step=None):
         """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
+        if _is_set(nonfinite_step):
+            return
         squares += gradient * gradient
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
 
     def rmsprop_update(self, theta, squares, average, gradient, learning_rate, square_decay,
-                       epsilon, averaging_decay):
+                       epsilon, averaging_decay, nonfinite_step=None):
         """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
+        if _is_set(nonfinite_step):
+            return
         _fold(squares, gradient * gradient, square_decay)
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
 
     def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
-                    square_decay, epsilon, completed, averaging_decay):
+                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None):
         """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
 
         theta -= learning_rate * mean / (sqrt(mean square) + epsilon). completed: the steps before
         this one, a number or a counter.
         """
+        if _is_set(nonfinite_step):
+            return
         steps = _number(completed) + 1
         _fold(velocity, gradient, momentum)
         _fold(squares, gradient * gradient, square_decay)
@@ -462,6 +484,10 @@ class CpuOps(Immediate):
 def _number(step):
     """The number of a step that is given as such or as a counter (1,)."""
     return int(np.ravel(step)[0])
+
+
+def _is_set(nonfinite_step):
+    return nonfinite_step is not None and nonfinite_step[0] >= 0
 
 
 def _part(ring, batch, step):

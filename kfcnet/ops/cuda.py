@@ -354,23 +354,29 @@ class CudaOps(Products, Graphs):
 
     # Updates
 
+    def tally(self, totals, clip_scale, step, sums, nonfinite_step):
+        self.launch("training_state", "tally", 1, totals, clip_scale, step, sums, nonfinite_step,
+                    block=1)
+
     def clip_scale(self, quadratic, learning_rate, clip):
-        nu, scale = self.empty(1), self.empty(1)
-        self.launch("reduce", "clip_scale", 1, quadratic, self._scalar(learning_rate), nu, scale,
-                    clip, block=1)
+        scale = self.empty(1)
+        self.launch("reduce", "clip_scale", 1, quadratic, self._scalar(learning_rate), scale, clip,
+                    block=1)
         return scale
 
     def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        clip_scale, averaging_decay):
+                        clip_scale, averaging_decay, nonfinite_step=None):
         self._fours("momentum_update", "momentum_update", theta.size, direction, None,
                     self._scalar(learning_rate), self._scalar(momentum), clip_scale,
-                    self._scalar(averaging_decay), None, theta, velocity, average, theta.size)
+                    self._scalar(averaging_decay), nonfinite_step, theta, velocity, average,
+                    theta.size)
 
     def nesterov_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        averaging_decay):
+                        averaging_decay, nonfinite_step=None):
         self._fours("momentum_update", "nesterov_update", theta.size, direction, None,
                     self._scalar(learning_rate), self._scalar(momentum),
-                    self._scalar(averaging_decay), None, theta, velocity, average, theta.size)
+                    self._scalar(averaging_decay), nonfinite_step, theta, velocity, average,
+                    theta.size)
 
     def max_norm(self, weight, average, limit, averaging_decay):
         rows, columns = weight.shape
@@ -378,23 +384,24 @@ class CudaOps(Products, Graphs):
                     rows, columns, limit, block=128)
 
     def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
-                       averaging_decay):
+                       averaging_decay, nonfinite_step=None):
         self._fours("adaptive_update", "adagrad_update", theta.size, gradient, None,
-                    self._scalar(learning_rate), self._scalar(averaging_decay), None,
+                    self._scalar(learning_rate), self._scalar(averaging_decay), nonfinite_step,
                     theta, squares, average, theta.size, epsilon)
 
     def rmsprop_update(self, theta, squares, average, gradient, learning_rate, square_decay,
-                       epsilon, averaging_decay):
+                       epsilon, averaging_decay, nonfinite_step=None):
         self._fours("adaptive_update", "rmsprop_update", theta.size, gradient, None,
-                    self._scalar(learning_rate), self._scalar(averaging_decay), None,
+                    self._scalar(learning_rate), self._scalar(averaging_decay), nonfinite_step,
                     theta, squares, average, theta.size, 1 - square_decay, epsilon)
 
     def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
-                    square_decay, epsilon, completed, averaging_decay):
+                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None):
         self._fours("adaptive_update", "adam_update", theta.size, gradient, None,
                     self._scalar(learning_rate), self._scalar(averaging_decay),
-                    self._step(completed), None, theta, velocity, squares, average, theta.size,
-                    1 - momentum, _log(momentum), 1 - square_decay, _log(square_decay), epsilon)
+                    self._step(completed), nonfinite_step, theta, velocity, squares, average,
+                    theta.size, 1 - momentum, _log(momentum), 1 - square_decay, _log(square_decay),
+                    epsilon)
 
 
 def _ceil_div(count, size):

@@ -36,7 +36,8 @@ class Adagrad(_Adaptive):
     def _scaled_update(self, averaging_decay):
         self.ops.adagrad_update(
             self.network.theta, self.squares, self.average, self.network.gradient,
-            self.rate, self.config.epsilon, averaging_decay)
+            self.rate, self.config.epsilon, averaging_decay,
+            self.tally.nonfinite_step)
 
 
 class RMSProp(_Adaptive):
@@ -45,7 +46,8 @@ class RMSProp(_Adaptive):
     def _scaled_update(self, averaging_decay):
         self.ops.rmsprop_update(
             self.network.theta, self.squares, self.average, self.network.gradient,
-            self.rate, self.config.square_decay, self.config.epsilon, averaging_decay)
+            self.rate, self.config.square_decay, self.config.epsilon, averaging_decay,
+            self.tally.nonfinite_step)
 
 
 class Adam(_Adaptive):
@@ -55,4 +57,5 @@ class Adam(_Adaptive):
         self.ops.adam_update(
             self.network.theta, self.velocity, self.squares, self.average, self.network.gradient,
             self.rate, self.config.momentum, self.config.square_decay,
-            self.config.epsilon, self.step_counter, averaging_decay)
+            self.config.epsilon, self.step_counter, averaging_decay,
+            self.tally.nonfinite_step)

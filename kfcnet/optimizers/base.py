@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kfcnet.optimizers import schedules
+from kfcnet.optimizers.tally import Tally
 
 
 class Batch(NamedTuple):
@@ -64,6 +65,7 @@ class Optimizer:
         # The same two in device memory, where a recorded step reads them.
         self.step_counter, self.rate = self.ops.counter(0), self.ops.scalar(self.learning_rate)
         self.latest_rate = None  # of the update before
+        self.tally = Tally(self.ops)
         self.phase = lambda name: contextlib.nullcontext()
 
     needs_preparation = False
@@ -113,7 +115,7 @@ class Optimizer:
         averaging_decay = self._averaging_decay(examples)
         self.ops.momentum_update(
             self.network.theta, self.velocity, self.average, direction, self.rate,
-            self.config.momentum, clip_scale, averaging_decay)
+            self.config.momentum, clip_scale, averaging_decay, self.tally.nonfinite_step)
         self._constrain(averaging_decay)
 
     def _averaging_decay(self, examples):
@@ -177,6 +179,7 @@ class GradientMethod(Optimizer):
     def _descend(self, batch):
         _, dz, totals = self._forward(batch.draw(self.step_counter))
         self._backward(dz)
+        self.tally.add(self.step_counter, totals)
         self._update(batch.size)
         self.ops.advance(self.step_counter)
         return Step(totals, None)

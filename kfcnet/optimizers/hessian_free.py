@@ -40,7 +40,7 @@ class HessianFree(LevenbergMarquardt):
             scale = self._line_search(batch, update, before, change)
         with self.phase("gradient"):
             self.direction[...] = self.ops.asarray(-update)
-            self._apply(scale, 0.0, M)
+            self._apply(scale, 0.0, totals, M)
         return Step(totals, None)
 
     def _update_preconditioner(self, predictive, due):

@@ -47,7 +47,7 @@ class KFAC(LevenbergMarquardt):
         if adapt:
             before = self._objective(totals, M)
         with self.phase("gradient"):
-            self._apply(proposal.learning_rate, proposal.momentum, M)
+            self._apply(proposal.learning_rate, proposal.momentum, totals, M)
         if adapt:
             with self.phase("clip"):
                 after = self._objective_after(batch, step=due - 1)

@@ -49,6 +49,7 @@ class KfcPre(KroneckerOptimizer):
         if self.config.clip is not None:
             with self.phase("clip"):
                 clip_scale = self._clip_scale(predictive)
+        self.tally.add(self.step_counter, totals, clip_scale)
         self._move(self.direction, clip_scale, batch.size)
         self.ops.advance(self.step_counter)
         return Step(totals, clip_scale)

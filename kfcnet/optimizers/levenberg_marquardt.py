@@ -82,13 +82,14 @@ class LevenbergMarquardt(KroneckerOptimizer):
             self.damping = max(adapted_damping(self.damping, ratio, factor),
                                self.config.least_damping)
 
-    def _apply(self, learning_rate, momentum, examples):
+    def _apply(self, learning_rate, momentum, totals, examples):
         """velocity <- momentum*velocity - learning_rate*direction, and along it."""
+        self.tally.add(self.step_counter, totals)
         self.learning_rate = learning_rate
         averaging_decay = math.exp(-examples / self.config.averaging_timescale)
         self.ops.momentum_update(
             self.network.theta, self.velocity, self.average, self.direction, learning_rate,
-            momentum, None, averaging_decay)
+            momentum, None, averaging_decay, self.tally.nonfinite_step)
         self._constrain(averaging_decay)
         self.ops.advance(self.step_counter)
         self._count(examples)

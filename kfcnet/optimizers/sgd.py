@@ -20,5 +20,5 @@ class SGD(GradientMethod):
         averaging_decay = self._averaging_decay(examples)
         self.ops.nesterov_update(
             self.network.theta, self.velocity, self.average, self.network.gradient, self.rate,
-            self.config.momentum, averaging_decay)
+            self.config.momentum, averaging_decay, self.tally.nonfinite_step)
         self._constrain(averaging_decay)
