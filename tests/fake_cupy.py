@@ -180,7 +180,10 @@ def _potrs(handle, uplo, n, columns, factor, lda, right, ldb, info):
 def modules():
     """{name: module} for sys.modules."""
     cupy, cuda, cupyx = map(ModuleType, ("cupy", "cupy.cuda", "cupyx"))
-    error = type("CUDARuntimeError", (RuntimeError,), {})
+    error, solver_error = (
+        type(name, (RuntimeError,), {"__module__": f"cupy_backends.cuda.{place}"})
+        for name, place in (("CUDARuntimeError", "api.runtime"), ("CUSOLVERError", "libs.cusolver"))
+    )
     vars(cuda).update(
         is_available=lambda: True, Device=Device, Stream=Stream, Event=Event,
         MemoryPool=MemoryPool, using_allocator=using_allocator,
@@ -188,12 +191,12 @@ def modules():
         memory=SimpleNamespace(OutOfMemoryError=MemoryError, Memory=Memory,
                                MemoryPointer=lambda memory, offset: memory),
         compiler=SimpleNamespace(CompileException=CompileException),
-        driver=SimpleNamespace(CUDADriverError=type("CUDADriverError", (RuntimeError,), {})),
         runtime=SimpleNamespace(
             CUDARuntimeError=error, getDeviceProperties=lambda device: {"name": b"a fake"},
             driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000),
         cublas=SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0),
-        cusolver=SimpleNamespace(spotrf_bufferSize=lambda *_: 1, spotrf=_potrf, spotrs=_potrs),
+        cusolver=SimpleNamespace(spotrf_bufferSize=lambda *_: 1, spotrf=_potrf, spotrs=_potrs,
+                                 CUSOLVERError=solver_error),
         device=SimpleNamespace(get_cusolver_handle=lambda: 0))
     vars(cupy).update(
         __version__="14.2.0", cuda=cuda, ndarray=ndarray, RawModule=RawModule,

@@ -123,6 +123,25 @@ def test_lack_of_memory_and_failed_launches_are_device_errors(cuda):
     with (patch.object(cuda.runtime._cupy, "asnumpy", side_effect=failure),
           pytest.raises(DeviceError, match="illegal access. Kernels .* relu")):
         cuda.to_numpy(x)
+    library = sys.modules["cupy.cuda"].cusolver
+    failure = library.CUSOLVERError("CUSOLVER_STATUS_ALLOC_FAILED")
+    with (patch.object(library, "spotrf", side_effect=failure),
+          pytest.raises(DeviceError, match="a fake: CUSOLVER_STATUS_ALLOC_FAILED")):
+        cuda.spd_inverse(cuda.asarray(np.eye(3)), cuda.asarray([0.5]))
+
+
+def test_failing_device_is_an_error_of_its_own_wherever_it_is_noticed(cuda):
+    failure = cuda.runtime._cupy.cuda.runtime.CUDARuntimeError("illegal access")
+    step = cuda.program(cuda.relu)
+    step(cuda.zeros(4))
+    pending = cuda.begin(lambda ops, a: (a,), cuda.zeros(4))
+    for name, act in (("begin_capture", lambda: step(cuda.zeros(4))),
+                      ("wait_event", pending.result), ("synchronize", cuda.runtime.synchronize),
+                      ("record", lambda: cuda.begin(lambda ops, a: (a,), cuda.zeros(4)))):
+        with (patch.object(fake_cupy.Stream, name, side_effect=failure),
+              pytest.raises(DeviceError, match="illegal access")):
+            act()
+        assert not cuda.runtime.capturing
 
 
 def test_memory_that_graphs_write_to_is_counted_and_kept(cuda):

@@ -100,7 +100,9 @@ class CupyRuntime:
         except cupy.cuda.memory.OutOfMemoryError as error:
             raise DeviceError(f"{self.name} is out of memory: {error}. A smaller "
                               "optimizer.batch_size needs less") from None
-        except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+        except RuntimeError as error:
+            if not type(error).__module__.startswith("cupy_backends."):  # CUDA and its libraries
+                raise
             launched = ", ".join(self._launched) or "none"
             raise DeviceError(f"{self.name}: {error}. Kernels since the host last waited: "
                               f"{launched}. With CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
@@ -213,10 +215,10 @@ class CupyRuntime:
 
     def capture(self, function):
         """(graph, result): a function's launches, recorded and not run, and what it returned."""
-        self.capturing = True
-        self._stream.begin_capture()
         try:
             with self._errors():
+                self._stream.begin_capture()
+                self.capturing = True
                 result = function()
                 return self._stream.end_capture(), result
         except BaseException:
@@ -247,14 +249,16 @@ class CupyRuntime:
 
     def wait(self, event):
         """Let what is queued from here on come after an event; the host does not wait."""
-        self._stream.wait_event(event)
+        with self._errors():
+            self._stream.wait_event(event)
 
     def to_host_later(self, arrays):
         """A function for another thread: it waits until the arrays are as they are now queued."""
-        event = self._stream.record()
+        with self._errors():
+            event = self._stream.record()
 
         def fetch():
-            with self.device, self._side:
+            with self._errors(), self.device, self._side:
                 event.synchronize()
                 return [self._cupy.asnumpy(array) for array in arrays]
 
