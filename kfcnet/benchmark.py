@@ -100,10 +100,11 @@ def _kfc_contestant(config, ops):
     contestant = Contestant("KFC-pre", lambda: optimizer.step(batch), M)
     contestant.turn(2)
     contestant.seconds.clear()
-    watch = Stopwatch()
+    watch = Stopwatch(ops)
     optimizer.phase = watch.phase
     steps = max(config.optimizer.inverse_period, config.optimizer.statistics_period)
     contestant.turn(steps)
+    watch.count()
     return contestant, {name: 1e3 * seconds / steps for name, seconds in watch.phases.items()}
 
 

@@ -27,11 +27,15 @@ class Schedule:
 
 
 class Stopwatch:
-    """Seconds of training, in all and by phase; it runs inside its `with` blocks."""
+    """Seconds of training, in all and by phase; it runs inside its `with` blocks.
 
-    def __init__(self):
-        self.seconds, self.phases = 0.0, dict.fromkeys(PHASES, 0.0)
-        self._phase, self._since = None, 0.0  # the innermost phase, and since when
+    Phases are measured where the work is done, by marks of the device.
+    """
+
+    def __init__(self, ops):
+        self.ops, self.seconds, self.phases = ops, 0.0, dict.fromkeys(PHASES, 0.0)
+        self._phase = self._since = None  # the innermost phase, and the mark of its beginning
+        self._spans = []  # (phase, mark, mark), not yet counted
 
     def __enter__(self):
         self._started = time.perf_counter()
@@ -59,11 +63,18 @@ class Stopwatch:
 
     def _change(self, phase):
         """Begin another phase, or None; returns the one that ends."""
-        ended, now = self._phase, time.perf_counter()
-        if ended:
-            self.phases[ended] += now - self._since
-        self._phase, self._since = phase, now
+        ended, now = self._phase, self.ops.mark()
+        if now is not None:
+            if ended:
+                self._spans.append((ended, self._since, now))
+            self._phase, self._since = phase, now
         return ended
+
+    def count(self):
+        """Bring `phases` up to date, once the device has done what it was given."""
+        for phase, start, end in self._spans:
+            self.phases[phase] += self.ops.seconds_between(start, end)
+        self._spans.clear()
 
 
 class StopRequested(Exception):

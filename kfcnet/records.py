@@ -121,6 +121,7 @@ def describe_run(config, ops, provenance, train_measured_on):
         "device": ops.describe(),
         "data": provenance,
         "train_measured_on": train_measured_on,
+        "phases_measured": ops.phases_measured,
         "versions": {"kfcnet": _version("kfcnet"), "python": platform.python_version(),
                      **{name: _version(name) for name in LIBRARIES}},
         "machine": {"system": platform.system(), "cores": os.cpu_count()},

@@ -1,6 +1,6 @@
 """The training loop: mini-batches, evaluations, checkpoints, and going on after an interruption.
 
-The only module that reads the clock.
+The only module that goes by the clock; instruments.Stopwatch reads it.
 """
 
 import contextlib
@@ -100,7 +100,7 @@ class Trainer:
             for images, labels in ((dataset.train_images, dataset.train_labels),
                                    (dataset.test_images, dataset.test_labels)))
         self.loss = LOSSES[config.loss](self.ops, config.seed)
-        self.clock, self.signals = Stopwatch(), Signals()
+        self.clock, self.signals = Stopwatch(self.ops), Signals()
         self.network, self.optimizer = self._build()
         self.optimizer.phase = self.clock.phase
         # A step that a device has recorded goes on reading what the layers of the trained network
@@ -239,7 +239,8 @@ class Trainer:
         steps = self.optimizer.steps - self.read_steps
         if not steps:
             return
-        reading = self.optimizer.tally.read()
+        reading = self.optimizer.tally.read()  # waits for the device
+        self.clock.count()
         self.read_steps += steps
         if reading.nonfinite_step is not None:
             self._fail(reading.nonfinite_step, "the loss is not finite", self.network.theta)

@@ -195,14 +195,50 @@ def test_diagnostics_are_not_training_time(tmp_path, monkeypatch, no_figures):
     assert 0 < seconds <= elapsed - 0.5
 
 
-def test_the_watch_stands_still_while_it_is_stopped(monkeypatch):
+def test_the_watch_stands_still_while_it_is_stopped(ops64, monkeypatch):
     now = iter([10.0, 11.0, 50.0, 53.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
-    watch = Stopwatch()
+    watch = Stopwatch(ops64)
     with watch:
         with watch.stopped():
             pass
     assert watch.seconds == 1 + 3
+
+
+def test_a_phase_within_another_is_counted_once(ops64, monkeypatch):
+    moments = iter([1.0, 3.0, 7.0, 15.0])
+    monkeypatch.setattr(ops64, "mark", lambda: next(moments))
+    watch = Stopwatch(ops64)
+    with watch.phase("gradient"):
+        with watch.phase("clip"):
+            pass
+    watch.count()
+    watch.count()
+    assert watch.phases["gradient"] == 2 + 8 and watch.phases["clip"] == 4
+
+
+def test_a_recorded_step_is_measured_whole(cuda):
+    watch, runs = Stopwatch(cuda), []
+
+    def step(x):
+        runs.append(x)
+        with watch.phase("clip"):
+            y = cuda.relu(x)
+        yield host
+        return y
+
+    def host():
+        with watch.phase("inverses"):
+            pass
+
+    program = cuda.program(step)
+    for _ in range(3):
+        with watch.phase("gradient"):
+            program(cuda.zeros(4))
+    cuda.runtime.synchronize()
+    watch.count()
+    assert watch.phases["clip"] == 0 and len(runs) == 2
+    assert watch.phases["gradient"] > 0 and watch.phases["inverses"] > 0
 
 
 def test_an_optimizer_without_factors_has_nothing_to_look_at():

@@ -363,6 +363,7 @@ def test_run_json_says_where_the_numbers_come_from(finished, dataset, monkeypatc
     assert record["device"]["device"] == "cpu" and record["device"]["shards"] == 2
     assert record["versions"]["numpy"] == np.__version__
     assert record["train_measured_on"].startswith("500 of 1,437 training images")
+    assert record["phases_measured"] == "by the clock of the host"
     assert record["outcome"] == {"state": "finished", "iteration": 36}
     assert record["command"] and "commit" in record
 

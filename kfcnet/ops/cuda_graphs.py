@@ -1,5 +1,6 @@
 """Steps that are recorded once and repeated, and work beside them on a second stream."""
 
+import contextlib
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -29,16 +30,17 @@ class Program:
     their backward pass, every repetition leaves there again, whatever else has used them meanwhile.
     """
 
-    def __init__(self, runtime, function, pool, owners=()):
-        """pool: where the function's arrays come from; shared by programs that run in turn."""
-        self._runtime, self._function, self._pool, self._owners = runtime, function, pool, owners
+    def __init__(self, runtime, function, within, owners=()):
+        """within: makes the context that the function runs in."""
+        self._runtime, self._function, self._within, self._owners = (
+            runtime, function, within, owners)
         self._recordings = {}  # {what the inputs are: Recording}
 
     def __call__(self, *inputs):
         """The function's result for the contents of the inputs."""
         key = _nature(inputs)
         if key not in self._recordings:
-            self._recordings[key] = Recording(self._runtime, self._function, self._pool,
+            self._recordings[key] = Recording(self._runtime, self._function, self._within,
                                               self._owners)
         return self._recordings[key](*inputs)
 
@@ -46,8 +48,9 @@ class Program:
 class Recording:
     """A Program for inputs of one nature."""
 
-    def __init__(self, runtime, function, pool, owners):
-        self._runtime, self._function, self._pool, self._owners = runtime, function, pool, owners
+    def __init__(self, runtime, function, within, owners):
+        self._runtime, self._function, self._within, self._owners = (
+            runtime, function, within, owners)
         self._inputs = None  # copies of the inputs, where the graphs find them
         self._left = []  # for each part of the function [{attribute: value} of each owner]
         self._parts = []  # (graph, what the host does then)
@@ -90,11 +93,11 @@ class Recording:
             work()
 
     def _noting(self, index, run):
-        """Run with memory of the pool, and note what changes in the owners."""
+        """Run within the programs' context, and note what changes in the owners."""
         if index == len(self._left):
             self._left.append([{} for _ in self._owners])
         before = [dict(vars(owner)) for owner in self._owners]
-        with self._runtime.allocating_from(self._pool):
+        with self._within():
             result = run()
         for owner, old, left in zip(self._owners, before, self._left[index], strict=True):
             changed = {name for name, value in vars(owner).items() if old.get(name) is not value}
@@ -156,7 +159,18 @@ class Graphs:
 
     def program(self, function, *owners):
         """`function` of device arrays as a Program that leaves things in the owners' attributes."""
-        return Program(self.runtime, function, self._memory, owners)
+        return Program(self.runtime, function, self._in_program, owners)
+
+    @contextlib.contextmanager
+    def _in_program(self):
+        """Arrays come from memory that programs alone use, in turn; there are no moments to mark,
+        because a graph is measured whole."""
+        self._marks = False
+        try:
+            with self.runtime.allocating_from(self._memory):
+                yield
+        finally:
+            self._marks = True
 
     def begin(self, function, *arrays, on_host=False):
         """Start function(ops, *arrays) beside what follows; a Pending of the arrays it returns.
@@ -189,6 +203,22 @@ class Graphs:
         future = thread.submit(lambda: function(host, *arrays()))
         return Pending(inputs, lambda: tuple(map(self.asarray, future.result())))
 
+    # Time
+
+    _marks = True
+    phases_measured = ("by events on the device between graphs; a recorded step counts as gradient "
+                       "whole, with its statistics, preconditioning and clip")
+
+    def mark(self):
+        """A moment, when the device comes to it; None within a program."""
+        return self.runtime.mark() if self._marks else None
+
+    def seconds_between(self, start, end):
+        """Between two marks that the device has passed."""
+        return self.runtime.seconds_between(start, end)
+
+    # Factorization
+
     def spd_inverse(self, matrix, shift):
         """Waits for the device, which alone knows whether the matrix was positive definite; within
         `begin` the question is left to `Pending.result`."""
@@ -215,9 +245,11 @@ class Graphs:
 
     def write(self, target, value):
         """Put a number or an array of the host or the device into the memory of `target`."""
-        if not isinstance(value, self.runtime.array_type):
-            value = np.broadcast_to(value, target.shape)
-        self.runtime.copy_into(target, self._on_device(value, target.dtype))
+        if np.ndim(value):
+            value = self._on_device(value, target.dtype)
+        else:  # passed to a kernel: nothing has to be moved to the device first
+            value = target.dtype.type(value).item()
+        self.runtime.copy_into(target, value)
 
     def advance(self, step):
         """step += 1, on the device."""

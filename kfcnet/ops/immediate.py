@@ -1,6 +1,7 @@
 """What a GPU does with graphs and a second stream, on a device that does everything at once."""
 
 import inspect
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
@@ -64,6 +65,16 @@ class Immediate:
         """
         inputs = [self.copy(array) for array in arrays]
         return Pending(inputs, self._beside.submit(function, self, *inputs).result)
+
+    phases_measured = "by the clock of the host"
+
+    def mark(self):
+        """A moment; on other devices None within a program."""
+        return time.perf_counter()
+
+    def seconds_between(self, start, end):
+        """Between two marks that the device has passed."""
+        return end - start
 
     def place(self, x):
         """x on the device, in the type it has: a data set that stays there."""
