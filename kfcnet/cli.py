@@ -131,8 +131,11 @@ def evaluate(argv=None, prog=None):
     options = parser.parse_args(argv)
     from kfcnet import data
     from kfcnet.evaluation import load_run
+    from kfcnet.ops import which_device
 
     run = load_run(options.run, options.device)
+    if options.device == "auto":
+        print(which_device(run.network.ops), file=sys.stderr)
     dataset = data.load(run.config.data.model_copy(update={"path": options.data}))
     run.check_data(dataset)
     for part in ("train", "test") if options.train else ("test",):

@@ -419,10 +419,16 @@ class DiagnosticsConfig(_Model):
 
 
 class OpsConfig(_Model):
-    """CPU only: use of the compiled helper, and into how many parts a batch is cut."""
+    """How a device computes.
+
+    On the CPU: use of the compiled helper, and into how many parts a batch is cut. On a GPU:
+    convolutions and dense layers in TF32 on tensor cores, where there are any unless `off`;
+    statistics and preconditioning are in fp32 always.
+    """
 
     native: Literal["auto", "on", "off"] = "auto"
     shards: Annotated[int, Field(ge=1, le=256)] = 2
+    tensor_cores: Literal["auto", "on", "off"] = "auto"
 
 
 class Config(_Model):

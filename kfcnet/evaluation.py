@@ -95,7 +95,8 @@ class TrainedNetwork:
 
     def __init__(self, config, checkpoint, device="cpu"):
         """config: that of the run; checkpoint: what `load_checkpoint` returned."""
-        ops = get_ops(device, config.dtype, config.ops.shards, config.ops.native)
+        ops = get_ops(device, config.dtype, config.ops.shards, config.ops.native,
+                      config.ops.tensor_cores)
         self.config, self.steps = config, checkpoint["optimizer"]["steps"]
         self.mean = checkpoint["data"]["mean"]
         self.data_checksum = checkpoint["origin"]["checksum of the data"]

@@ -25,7 +25,7 @@ from kfcnet.instruments import (
 )
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
-from kfcnet.ops import get_ops
+from kfcnet.ops import get_ops, which_device
 from kfcnet.optimizers import build_optimizer
 from kfcnet.philox import SHUFFLE, words
 from kfcnet.records import describe_run
@@ -92,7 +92,8 @@ class Trainer:
         """Raises ConfigError for a network that does not fit the data, DeviceError."""
         self.config, self.folder, self.dataset = config, folder, dataset
         try:
-            self.ops = get_ops(config.device, config.dtype, config.ops.shards, config.ops.native)
+            self.ops = get_ops(config.device, config.dtype, config.ops.shards, config.ops.native,
+                               config.ops.tensor_cores)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.train_set, self.test_set = (
@@ -141,6 +142,8 @@ class Trainer:
             self._restore(state)
             self.folder.go_on(self.config, record, self.optimizer.steps)
         self.last_row = self.folder.last_row()
+        if self.config.device == "auto":
+            print(which_device(self.ops), file=sys.stderr)
         with self.signals, self._progress_bar() as self.bar:
             try:
                 self._loop()
@@ -342,6 +345,7 @@ class Trainer:
         """What must be the same for a run to go on as if it had never stopped."""
         device = self.ops.describe()
         return {"device": device["device"], "use of the C extension": device.get("native", False),
+                "use of tensor cores": device.get("tensor_cores", False),
                 "checksum of the data": self.dataset.provenance["sha256"]}
 
     # Showing

@@ -155,6 +155,14 @@ def test_evaluate_and_plot_read_a_run(capsys):
     assert Path("figure.svg").stat().st_size > 1000
 
 
+def test_the_device_that_auto_takes_is_said_in_one_line(capsys):
+    for device, lines in (("auto", 1), ("cpu", 0)):
+        cli.train([*SHORT, "--device", device, "--overwrite"])
+        cli.evaluate(["results/digits_sgd", "--device", device])
+        told = re.findall(r"^device: (?:cpu|cuda), \w.*$", capsys.readouterr().err, re.MULTILINE)
+        assert len(told) == 2 * lines
+
+
 def test_evaluate_and_plot_refuse_a_folder_without_a_run(capsys):
     assert "nowhere" in complaint(capsys, cli.evaluate, "nowhere", "--device", "cpu")
     assert "nowhere" in complaint(capsys, cli.plot, "nowhere")

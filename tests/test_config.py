@@ -186,6 +186,7 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
     ("device=gpu", "device: must be auto, cpu or cuda, got 'gpu'"),
     ("dtype=float16", "dtype: must be float32 or float64, got 'float16'"),
     ("ops.shards=0", "ops.shards: must be at least 1, got 0"),
+    ("ops.tensor_cores=yes", "ops.tensor_cores: must be auto, on or off, got 'yes'"),
     ("epochs.x=1", "--set epochs.x: epochs has no keys of its own"),
     ("epochs", "--set epochs: expected key.key=value"),
     ("epochs=[1", "--set epochs: line 1, column 3: expected ',' or ']'"),

@@ -11,7 +11,7 @@ from checks import assert_close
 from gpu import launch_twice
 from test_cuda_training import Training
 
-from kfcnet.ops import cuda_runtime, get_ops, kernels
+from kfcnet.ops import cuda_runtime, get_ops, kernels, which_device
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.errors import DeviceError
@@ -43,6 +43,21 @@ def test_auto_takes_the_gpu_and_the_record_says_which(cuda):
     assert ops.name == "cuda" and ops.tensor_cores
     assert ops.describe()["processor"] == "a fake"
     assert ops.describe()["compute_capability"] == "9.0"
+
+
+def test_tensor_cores_are_used_where_there_are_any_unless_they_are_off(cuda):
+    assert get_ops("cuda").tensor_cores and get_ops("cuda", tensor_cores="on").tensor_cores
+    assert get_ops("cuda", tensor_cores="off").describe()["tensor_cores"] is False
+    with pytest.raises(ValueError, match="ops.tensor_cores: 'yes' is not one of auto, on, off"):
+        get_ops("cuda", tensor_cores="yes")
+    with patch.object(fake_cupy.Device, "compute_capability", "75"):
+        assert not get_ops("cuda").tensor_cores
+        with pytest.raises(DeviceError, match="tensor_cores is on, but TF32 needs .* 8.0"):
+            get_ops("cuda", tensor_cores="on")
+
+
+def test_the_device_that_auto_took_is_told_in_a_line(cuda):
+    assert which_device(get_ops("auto")) == "device: cuda, a fake"
 
 
 def test_old_gpu_is_refused(cuda):

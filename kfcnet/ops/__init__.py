@@ -5,26 +5,40 @@ other way to touch an array. `CpuOps` is the definition; `CudaOps` launches `ker
 """
 
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.errors import DeviceError
+
+TENSOR_CORES = {"auto": None, "on": True, "off": False}
 
 
-def get_ops(device="auto", dtype="float32", shards=2, native="auto"):
+def get_ops(device="auto", dtype="float32", shards=2, native="auto", tensor_cores="auto"):
     """The primitives of a device.
 
     device: "cpu", "cuda", or "auto" (the GPU where there is one). dtype: "float32", or "float64" on
     the CPU. shards: threads that a mini-batch is split over on the CPU; a result depends on it, so
     it belongs to the configuration, not to the machine. native: "auto", "on" or "off", whether
-    the C extension is used on the CPU.
+    the C extension is used on the CPU. tensor_cores: the same of a GPU's, for TF32 products.
 
-    Raises ValueError for an unknown name, and DeviceError saying what is missing where `device` or
-    `native` asks for something that is not there.
+    Raises ValueError for an unknown name, and DeviceError saying what is missing where `device`,
+    `native` or `tensor_cores` asks for something that is not there.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: {device!r} is not one of auto, cpu, cuda")
+    if tensor_cores not in TENSOR_CORES:
+        raise ValueError(f"ops.tensor_cores: {tensor_cores!r} is not one of auto, on, off")
     if device != "cpu":
         from kfcnet.ops import cuda
 
         if device == "cuda" or cuda.is_available():
             if dtype != "float32":
                 raise ValueError(f"dtype: the CUDA kernels work in float32, not in {dtype}")
-            return cuda.CudaOps()
+            ops = cuda.CudaOps(tensor_cores=TENSOR_CORES[tensor_cores])
+            if ops.tensor_cores and not ops.runtime.tensor_cores:
+                raise DeviceError("ops.tensor_cores is on, but TF32 needs compute capability 8.0: "
+                                  "set ops.tensor_cores=auto, or use another GPU")
+            return ops
     return CpuOps(dtype=dtype, shards=shards, native=native)
+
+
+def which_device(ops):
+    """A line for people: the device that was chosen for them."""
+    return f"device: {ops.name}, {ops.describe()['processor']}"

@@ -5,11 +5,12 @@ on where it was, and one that is complete draws its figures again.
 """
 
 import functools
+import sys
 from pathlib import Path
 
 from kfcnet import plots
 from kfcnet.labels import data_set
-from kfcnet.ops import get_ops
+from kfcnet.ops import get_ops, which_device
 from kfcnet.records import WriteError
 from kfcnet.reproduce import assumptions, claims, figures, report, work
 from kfcnet.reproduce.ledger import Ledger
@@ -35,7 +36,10 @@ def reproduce(figure, out, device="auto", quick=False, seeds=None, places=None, 
     is full, TrainingInterrupted after a signal.
     """
     out, places = Path(out), places or {}
-    device = get_ops("auto").name if device == "auto" else device
+    if device == "auto":
+        ops = get_ops()
+        device = ops.name
+        print(which_device(ops), file=sys.stderr)
     plan = make_plan(device, quick, seeds, overrides)
     for curve in plan.curves.values():
         plan.configure(curve)  # a wrong setting is found before anything is trained
