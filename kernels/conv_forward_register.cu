@@ -67,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
             const int map = blockIdx.y * TILE_MAPS + tile_map + 16 * half;
             Vector<float, 4> values;
             for (int e = 0; e < 4; ++e) {
-                const float value = sum[q][4 * half + e] + packed[map + e];
+                const float value = sum[q][4 * half + e] + (BIAS ? packed[map + e] : 0.0f);
                 values[e] = RELU && value < 0.0f ? 0.0f : value;
             }
             if (OUT_MAPS % 4 == 0 && map < OUT_MAPS)

@@ -70,7 +70,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_tf32(
                 const int map = blockIdx.y * TILE_MAPS + first_pair * 16 + 8 * j + 2 * t;
                 Vector<float, 2> values;
                 for (int e = 0; e < 2; ++e) {
-                    const float value = sum[i][j][2 * half + e] + packed[map + e];
+                    const float value =
+                        sum[i][j][2 * half + e] + (BIAS ? packed[map + e] : 0.0f);
                     values[e] = RELU && value < 0.0f ? 0.0f : value;
                 }
                 if (OUT_MAPS % 2 == 0 && map < OUT_MAPS)

@@ -1,14 +1,14 @@
 // kernels/conv_pack.cu: the weights in the order in which the convolution's tiles read them.
 //
 // A row of weight (OUT_MAPS, P) starts with the bias, so that none of its runs is aligned; here the
-// biases come first (zero where BIAS is 0 and beyond OUT_MAPS), then for each tile of TILE_MAPS
-// maps, each chunk and each run (conv_runs.cuh) a slab of RUN_DEPTH x TILE_MAPS weights, zero in
-// padding:
+// biases come first (zero beyond OUT_MAPS), then for each tile of TILE_MAPS maps, each chunk and
+// each run (conv_runs.cuh) a slab of RUN_DEPTH x TILE_MAPS weights, zero in padding:
 //     FRAGMENTS 0   [depth][map], for conv_forward_register
 //     FRAGMENTS 1   [depth / 8][map / 16][lane] four floats, the lane's parts of two fragments of
 //                   mma.sync, rounded to TF32, for conv_forward_tf32
 // conv_pack_flipped packs the transposed convolution of backward-data, with IN_MAPS and OUT_MAPS as
-// that one sees them: the layer's weight is (IN_MAPS, 1 + K*K*OUT_MAPS), its offsets are reversed.
+// that one sees them: the layer's weight is (IN_MAPS, 1 + K*K*OUT_MAPS), its offsets are reversed,
+// and there is no bias.
 // One thread: one packed weight.
 // Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py. Test: tests/test_kernels_gemm.py.
 // Bytes 8*OUT_MAPS*P, 0.2 MB for 32 x 801: the launch is the cost.
@@ -50,7 +50,7 @@ extern "C" __global__ void conv_pack(
     const int index = blockIdx.x * blockDim.x + threadIdx.x;
     if (index >= size) return;
     if (index < PADDED_MAPS) {
-        packed[index] = BIAS && index < OUT_MAPS ? weight[index * (1 + PATCH)] : 0.0f;
+        packed[index] = index < OUT_MAPS ? weight[index * (1 + PATCH)] : 0.0f;
         return;
     }
     packed[index] = packed_weight(

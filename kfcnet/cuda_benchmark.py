@@ -17,13 +17,14 @@ import numpy as np
 from kfcnet.benchmark import example_batch, own_optimizer
 from kfcnet.config import load_config
 from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.cuda_products import Weights
 from kfcnet.ops.immediate import Immediate, Pending
 from kfcnet.optimizers import Batch
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
 NOT_TIMED = {"asarray", "to_numpy", "empty", "zeros", "copy", "place", "describe", "counter",
-             "scalar", "write"}
+             "scalar", "write", "weights"}
 FACTORIZATIONS = {"spd_inverse", "eigh"}  # by a library, which refuses to be captured
 ALWAYS_FP32 = {"matmul", "gram", "patch_gram"}
 
@@ -68,9 +69,13 @@ class Calls:
 
 
 class Call:
-    """One call of a primitive, to be repeated; phases: how often it was made in each of them."""
+    """One call of a primitive, to be repeated; phases: how often it was made in each of them.
+
+    A convolution is timed with the packing of its weights, which passes of a step share.
+    """
 
     def __init__(self, ops, name, args, kwargs, result):
+        args = [value.array if isinstance(value, Weights) else value for value in args]
         self.ops, self.name, self.args, self.kwargs = ops, name, args, kwargs
         results = result if isinstance(result, tuple) else (result,)
         arrays = {id(a): a for a in (*args, *kwargs.values(), *results) if self._is_array(a)}

@@ -76,6 +76,17 @@ def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(ne
     assert np.array_equal(*results)
 
 
+def test_weights_are_packed_once_for_all_passes_of_a_step(new_cuda, monkeypatch):
+    """Both layers' for the forward pass and the tangent, one's for the two backward passes; the
+    clip's directions are other weights."""
+    ops, packed = new_cuda(), []
+    training, launch = Training(ops, "kfc_pre", statistics_period=1), ops.launch
+    monkeypatch.setattr(ops, "launch", lambda file, kernel, *args, **kwargs: (
+        packed.append(kernel), launch(file, kernel, *args, **kwargs)))
+    training.step(0)
+    assert packed.count("conv_pack") == 2 + 2 and packed.count("conv_pack_flipped") == 1
+
+
 @pytest.mark.parametrize("name, expected", [("kfc_pre", [1, 1, 1, 2]), ("sgd", [1, 1, 1, 1])])
 def test_a_step_is_one_graph_and_two_where_it_inverts(new_cuda, name, expected, monkeypatch):
     ops = new_cuda()

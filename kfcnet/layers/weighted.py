@@ -38,18 +38,22 @@ class Conv2d(Layer):
         self.weight_shape = (filters, 1 + kernel * kernel * J)
         self.mean, self.std = 0.0, (2 / (self.weight_shape[1] - 1))**0.5 if std == "he" else std
         self.weight = None
+        self.weight_now = None  # the same, as the latest forward pass met it
         self.needs_input_gradient = True
         self.relu = False  # whether the ReLU that follows is taken in the same pass
 
     def forward(self, x, mode):
         self.inputs = x
-        return self.ops.conv_forward(x, self.weight, *self.window, relu=self.relu)
+        self.weight_now = self.ops.weights(self.weight, x.shape, *self.window,
+                                           backward=self.needs_input_gradient)
+        return self.ops.conv_forward(x, self.weight_now, *self.window, relu=self.relu)
 
     def backward(self, dy):
         """dy -> dx, or None in the network's first layer with weights, where nobody asks for it."""
         self.output_gradients = dy
         if self.needs_input_gradient:
-            return self.ops.conv_backward_data(dy, self.weight, self.inputs.shape, *self.window)
+            return self.ops.conv_backward_data(dy, self.weight_now, self.inputs.shape,
+                                               *self.window)
 
     def gradient(self, out):
         """out (I, P): DWbar of the latest backward pass, the mean over its examples."""
@@ -64,7 +68,7 @@ class Conv2d(Layer):
         """
         ry = self.ops.conv_forward(self.inputs[:count], direction, *self.window)
         if rx is not None:
-            through_input = self.ops.conv_forward(rx, self.weight, *self.window, bias=False)
+            through_input = self.ops.conv_forward(rx, self.weight_now, *self.window, bias=False)
             self.ops.axpy(1.0, through_input, ry)
         return ry
 

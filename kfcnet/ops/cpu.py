@@ -106,6 +106,13 @@ class CpuOps(Immediate):
 
     # Convolution
 
+    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
+        """Weights (I, P) for several passes of a layer before they change; here as they are.
+
+        backward: whether for `conv_backward_data` too.
+        """
+        return weight
+
     def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
         """x (M, H, W, J), weight (I, P) -> (M, Ho, Wo, I).
 

@@ -5,6 +5,7 @@ operation, small ones where large ones would leave multiprocessors idle. They de
 on what a block of the device can hold, so that the order of every sum is always the same there.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from kfcnet.ops.cuda_convolution import (
@@ -90,6 +91,21 @@ def _tile(tiles, rows, columns):
     return next(filling, tiles[-1])
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A layer's weights (I, P) as they are now, packed once for all passes that use them.
+
+    Whoever changes the array makes another one of these. backward: None where nobody asks for it.
+    """
+
+    array: object
+    forward: object
+    backward: object
+
+    def __len__(self):
+        return len(self.array)
+
+
 class Products:
     """The part of CudaOps whose work is a matrix product of some kind."""
 
@@ -120,6 +136,13 @@ class Products:
 
     # Convolution. Over 1 x 1 patches it is the product of all pixels with the weights.
 
+    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
+        layer = Layer.of(x_shape, len(weight), kernel, stride, padding)
+        if layer.is_dense:
+            return weight
+        return Weights(weight, self._packed(layer, weight),
+                       self._packed(layer.transposed, weight, "_flipped") if backward else None)
+
     def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
         layer = Layer.of(x.shape, len(weight), kernel, stride, padding)
         y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
@@ -131,7 +154,8 @@ class Products:
             if relu:
                 self._fours("relu", "relu", y.size, y, y, y.size)
         else:
-            self._convolve(layer, x, weight, y, "conv_pack", int(bias), int(relu))
+            packed = weight.forward if isinstance(weight, Weights) else self._packed(layer, weight)
+            self._convolve(layer, x, packed, y, int(bias), int(relu))
         return y
 
     def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
@@ -141,15 +165,24 @@ class Products:
             sizes = dx.size // layer.in_maps, layer.in_maps, layer.out_maps
             self._product(dy, weight, dx, sizes, b_shift=1, tensor_cores=self.tensor_cores)
         else:
-            self._convolve(layer.transposed, dy, weight, dx, "conv_pack_flipped", 0)
+            packed = (weight.backward if isinstance(weight, Weights) else
+                      self._packed(layer.transposed, weight, "_flipped"))
+            self._convolve(layer.transposed, dy, packed, dx)
         return dx
 
-    def _convolve(self, layer, x, weight, y, pack, bias, relu=0):
-        """Pack the weights in the order in which the blocks read them, then convolve."""
-        tile = forward_tile(layer, self.tensor_cores, self.runtime.shared_limit)
+    def _tile_of(self, layer):
+        return forward_tile(layer, self.tensor_cores, self.runtime.shared_limit)
+
+    def _packed(self, layer, weight, flipped=""):
+        """The weights in the order in which the blocks of `_convolve` read them."""
+        tile = self._tile_of(layer)
         packed = self.empty(tile.packed_size)
-        self._each("conv_pack", pack, packed.size, weight, packed, packed.size, BIAS=bias,
+        self._each("conv_pack", "conv_pack" + flipped, packed.size, weight, packed, packed.size,
                    **tile.packing_constants)
+        return packed
+
+    def _convolve(self, layer, x, packed, y, bias=0, relu=0):
+        tile = self._tile_of(layer)
         kernel = "conv_forward_tf32" if self.tensor_cores else "conv_forward_register"
         self.launch(kernel, kernel, (tile.tiles(len(x)), tile.map_tiles), x, packed, y, len(x),
                     block=tile.threads, shared=tile.shared, BIAS=bias, RELU=relu,
