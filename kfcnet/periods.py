@@ -168,9 +168,11 @@ class _Method:
 
     def shares_of_a_turn(self, settings):
         """{phase: its share of the time}; empty where they cannot be told apart."""
-        phases = self.trainer.clock.phases
-        before = dict(phases)
+        clock = self.trainer.clock
+        clock.count()
+        phases, before = clock.phases, dict(clock.phases)
         self.turn(settings)
+        clock.count()
         taken = {name: phases[name] - before[name] for name in phases}
         whole = sum(taken.values())
         return ({name: seconds / whole for name, seconds in taken.items() if seconds}
