@@ -96,6 +96,18 @@ class Graph:
             action()
 
 
+def _zeros(shape, dtype):
+    array = _empty(shape, dtype)
+    _do(lambda: array.fill(0))
+    return array
+
+
+def _asarray(x, dtype=None):
+    """A copy of what comes from the host."""
+    here = isinstance(x, ndarray)
+    return (np.asarray if here else np.array)(x, dtype).view(ndarray)
+
+
 class Memory:
     def __init__(self, size):
         self.size = size
@@ -201,9 +213,9 @@ def modules():
     vars(cupy).update(
         __version__="14.2.0", cuda=cuda, ndarray=ndarray, RawModule=RawModule,
         empty=_empty,
-        zeros=lambda shape, dtype: _here(np.zeros(shape, dtype)),
+        zeros=_zeros,
         eye=lambda n, dtype: _here(np.eye(n, dtype=dtype)),
-        asarray=lambda x, dtype=None: np.asarray(x, dtype).view(ndarray),
+        asarray=_asarray,
         ascontiguousarray=_here, asnumpy=lambda a: np.array(a), isfinite=np.isfinite,
         array=lambda a, copy, order: np.array(a, copy=copy, order=order).view(ndarray),
         copyto=lambda target, source: _do(lambda: np.copyto(target, source)),
