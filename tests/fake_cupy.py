@@ -6,6 +6,7 @@ it, only a GPU can show. Functions have the names and arguments of CuPy 14.
 
 import contextlib
 import ctypes
+import threading
 import time
 from types import ModuleType, SimpleNamespace
 
@@ -55,13 +56,13 @@ class Event:
 
 
 class Stream:
-    current = None
+    _of_thread = threading.local()  # .current, as every thread has its own
 
     def __init__(self, non_blocking=False):
         assert non_blocking
 
     def use(self):
-        Stream.current = self
+        Stream._of_thread.current = self
 
     __enter__ = use
 
@@ -80,7 +81,7 @@ class Stream:
         assert not captured, "a stream that captures cannot be waited for"
 
     def begin_capture(self, mode=None):
-        assert Stream.current is self
+        assert Stream._of_thread.current is self
         captured.append([])
 
     def end_capture(self):
