@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 from checks import assert_close
-from networks import EVERY_LAYER, INPUT_SHAPE, network
+from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg, eigsh
 
 from kfcnet.curvature import FisherOperator, KroneckerFisher, derivative_factor, input_factor
 from kfcnet.curvature.structures import build_block
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.optimizers import Batch, build_optimizer
 
 SMALL = [dict(layer="conv", filters=2, kernel=2, std=0.5), dict(layer="relu"),
          dict(layer="dense", units=3, std=0.5)]
@@ -47,6 +48,19 @@ def classifier(ops64, rng):
 def test_the_fisher_operator_is_the_expected_outer_product_of_gradients(classifier):
     net, loss, x = classifier
     assert_close(dense(FisherOperator(net, loss, x)), enumerated_fisher(net, loss, x), 1e-11)
+
+
+def test_a_fisher_operator_stays_what_it_is_while_recorded_steps_use_its_network(new_cuda, rng):
+    ops = new_cuda()
+    net, loss = network(ops, SMALL, SMALL_SHAPE), SoftmaxCrossEntropy(ops, seed=2)
+    x, v = rng.standard_normal((5, *SMALL_SHAPE)), rng.standard_normal(len(net.theta))
+    sgd = build_optimizer(settings("sgd"), net, loss)
+    batch = Batch(ops.asarray(rng.standard_normal((5, *SMALL_SHAPE))), np.zeros(5, np.int32))
+    sgd.step(batch), sgd.step(batch)
+    operator = FisherOperator(net, loss, ops.asarray(x))
+    before = operator @ v
+    sgd.step(batch)
+    np.testing.assert_array_equal(operator @ v, before)
 
 
 def test_the_tangent_is_the_product_with_the_explicit_jacobian(ops64, rng):

@@ -133,6 +133,7 @@ class Optimizer:
         """One more update, of so many examples; the device has counted it."""
         self.steps += 1
         self.examples += examples
+        self.network.passes += 1  # a repeated recording makes its own without the network's help
         self.latest_rate = self.learning_rate
         self._set_rate(self._scheduled_rate())
 
