@@ -249,15 +249,20 @@ def test_without_a_clip_the_update_is_the_plain_natural_gradient(ops64, rng):
 
 
 def test_a_step_before_the_preparation_is_refused(ops64, rng):
-    """Its inverses would be zero, and so would every update."""
-    opt = optimizer(ops64, "kfc_pre")
-    batch, = batches(ops64, rng, 1)
-    with pytest.raises(RuntimeError, match=r"call prepare\(batches\)"):
-        opt.step(batch)
-    opt.prepare([batch])
-    before = opt.network.theta.copy()
-    opt.step(batch)
-    assert np.abs(opt.network.theta - before).max() > 0
+    """Its inverses would be zero, and so would every update; afterwards all is as if it had not
+    been tried."""
+    first, second = batches(ops64, rng, 2)
+    states = []
+    for tries in (0, 1):
+        opt = optimizer(ops64, "kfc_pre", statistics_period=1)
+        for _ in range(tries):
+            with pytest.raises(RuntimeError, match=r"call prepare\(batches\)"):
+                opt.step(first)
+        opt.prepare([first])
+        opt.step(second)
+        states.append(opt.state())
+    assert np.abs(states[0]["velocity"]).max() > 0
+    np.testing.assert_equal(states[1], states[0])
 
 
 def test_preparation_averages_over_all_of_its_batches(ops64, rng):

@@ -40,7 +40,7 @@ class KroneckerOptimizer(Optimizer):
             seen += M
         with self.phase("inverses"):
             self._update_inverses()
-        self.needs_preparation = False
+        self.factors_at, self.needs_preparation = self.examples, False
 
     def _update_statistics(self, predictive, decay):
         """Fold the part of the mini-batch that statistics are taken from into the factors."""
