@@ -5,8 +5,6 @@
 with h the mini-batch's mean loss plus weight decay, g its gradient and F the exact Fisher matrix.
 """
 
-import math
-
 import numpy as np
 
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
@@ -86,7 +84,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
         """velocity <- momentum*velocity - learning_rate*direction, and along it."""
         self.tally.add(self.step_counter, totals)
         self.learning_rate = learning_rate
-        averaging_decay = math.exp(-examples / self.config.averaging_timescale)
+        averaging_decay = self._averaging_decay(examples)
         self.ops.momentum_update(
             self.network.theta, self.velocity, self.average, self.direction, learning_rate,
             momentum, None, averaging_decay, self.tally.nonfinite_step)
