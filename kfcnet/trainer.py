@@ -1,7 +1,4 @@
-"""The training loop: mini-batches, evaluations, checkpoints, and going on after an interruption.
-
-The only module that goes by the clock; instruments.Stopwatch reads it.
-"""
+"""The training loop: mini-batches, evaluations, checkpoints, and going on after an interruption."""
 
 import contextlib
 import math
