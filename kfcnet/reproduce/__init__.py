@@ -47,7 +47,7 @@ def reproduce(figure, out, device="auto", quick=False, seeds=None, places=None, 
     ledger, failures = Ledger(out), {}
     if not only_draw:
         failures |= work.train_missing(plan, figure, ledger, places)
-        if figure in ("assumptions", "all"):
+        if figure == "all" or plan.figures[figure].kind == "networks":
             _make_folder(out / "assumptions")
             failures |= assumptions.measure_networks(plan, progress_of(plan, ledger), out, places)
     draw(plan, ledger, out, failures)
