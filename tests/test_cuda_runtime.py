@@ -150,10 +150,16 @@ def test_failing_device_is_an_error_of_its_own_wherever_it_is_noticed(cuda):
     step = cuda.program(cuda.relu)
     step(cuda.zeros(4))
     pending = cuda.begin(lambda ops, a: (a,), cuda.zeros(4))
-    for name, act in (("begin_capture", lambda: step(cuda.zeros(4))),
-                      ("wait_event", pending.result), ("synchronize", cuda.runtime.synchronize),
-                      ("record", lambda: cuda.begin(lambda ops, a: (a,), cuda.zeros(4)))):
-        with (patch.object(fake_cupy.Stream, name, side_effect=failure),
+    mark, (stream, event) = cuda.mark(), (fake_cupy.Stream, fake_cupy.Event)
+    for where, name, act in (
+            (stream, "begin_capture", lambda: step(cuda.zeros(4))),
+            (stream, "wait_event", pending.result),
+            (stream, "synchronize", cuda.runtime.synchronize),
+            (stream, "record", lambda: cuda.begin(lambda ops, a: (a,), cuda.zeros(4))),
+            (event, "record", cuda.mark),
+            (cuda.runtime._cupy.cuda, "get_elapsed_time",
+             lambda: cuda.seconds_between(mark, mark))):
+        with (patch.object(where, name, side_effect=failure),
               pytest.raises(DeviceError, match="illegal access")):
             act()
         assert not cuda.runtime.capturing

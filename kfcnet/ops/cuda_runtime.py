@@ -268,13 +268,15 @@ class CupyRuntime:
 
     def mark(self):
         """A moment on the device: when it has done what is queued so far."""
-        event = self._cupy.cuda.Event()
-        event.record(self._stream)
-        return event
+        with self._errors():
+            event = self._cupy.cuda.Event()
+            event.record(self._stream)
+            return event
 
     def seconds_between(self, start, end):
         """After `synchronize`."""
-        return self._cupy.cuda.get_elapsed_time(start, end) / 1000
+        with self._errors():
+            return self._cupy.cuda.get_elapsed_time(start, end) / 1000
 
     def library_product(self, a, b, out, tensor_cores, transpose_a=False):
         """out = op(a) b by cuBLAS: what kernels are measured against."""
