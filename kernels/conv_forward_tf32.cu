@@ -19,8 +19,9 @@ constexpr int MAP_PAIRS = TILE_MAPS / WARPS_MAPS / 16;
 static_assert(PIXELS == 16 * ROW_TILES * WARPS_PIXELS && TILE_MAPS == 16 * MAP_PAIRS * WARPS_MAPS,
               "the warps cover the tile");
 
-// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * SLAB floats.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_tf32(
+// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * SLAB floats, with which four blocks of 32
+// maps fill a multiprocessor. Told nothing, the compiler saves registers for more, and spills.
+extern "C" __global__ void __launch_bounds__(THREADS, 4) conv_forward_tf32(
     const float* __restrict__ x,       // (M, HEIGHT, WIDTH, IN_MAPS)
     const float* __restrict__ packed,  // (PACKED_SIZE)
     float* __restrict__ y,             // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
