@@ -164,12 +164,11 @@ class Network:
     def measure_statistics(self, x):
         """Set every batch normalisation's statistics for evaluation to those of x (M, H, W, C)."""
         normalisations = [layer for layer in self.layers if isinstance(layer, BatchNorm)]
-        dropouts = [layer for layer in self.layers if isinstance(layer, Dropout)]
         self.passes += 1
         for layer in normalisations:
             layer.measuring = True
         for layer in self.layers:
-            x = layer.forward(x, Mode(training=layer not in dropouts))
+            x = layer.forward(x, Mode(training=layer in normalisations))
         for layer in normalisations:
             layer.measuring = False
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from networks import INPUT_SHAPE, network, settings
+from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
@@ -79,12 +79,35 @@ def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(ne
 def test_weights_are_packed_once_for_all_passes_of_a_step(new_cuda, monkeypatch):
     """Both layers' for the forward pass and the tangent, one's for the two backward passes; the
     clip's directions are other weights."""
-    ops, packed = new_cuda(), []
-    training, launch = Training(ops, "kfc_pre", statistics_period=1), ops.launch
-    monkeypatch.setattr(ops, "launch", lambda file, kernel, *args, **kwargs: (
-        packed.append(kernel), launch(file, kernel, *args, **kwargs)))
+    training = Training(new_cuda(), "kfc_pre", statistics_period=1)
+    launched = launches_of(training.ops, monkeypatch)
     training.step(0)
-    assert packed.count("conv_pack") == 2 + 2 and packed.count("conv_pack_flipped") == 1
+    assert launched.count("conv_pack") == 2 + 2 and launched.count("conv_pack_flipped") == 1
+
+
+def test_an_evaluation_packs_weights_for_the_forward_pass_alone(new_cuda, monkeypatch):
+    ops = new_cuda()
+    net = network(ops, EVERY_LAYER[1:])  # without dropout both modes have the same derivatives
+    x = ops.asarray(np.ones((2, *INPUT_SHAPE)))
+    launched = launches_of(ops, monkeypatch)
+    net.measure_statistics(x)
+    dz = ops.copy(net.forward(x))
+    assert launched.count("conv_pack") == 4 and "conv_pack_flipped" not in launched
+    net.backward(dz)
+    after_evaluation = ops.to_numpy(net.weighted[0].output_gradients)
+    assert launched.count("conv_pack_flipped") == 1
+    net.forward(x, training=True)
+    net.backward(dz)
+    assert after_evaluation.any()
+    assert np.array_equal(after_evaluation, ops.to_numpy(net.weighted[0].output_gradients))
+
+
+def launches_of(ops, monkeypatch):
+    """A list that the names of the kernels come to as they are launched."""
+    launched, launch = [], ops.launch
+    monkeypatch.setattr(ops, "launch", lambda file, kernel, *args, **kwargs: (
+        launched.append(kernel), launch(file, kernel, *args, **kwargs)))
+    return launched
 
 
 @pytest.mark.parametrize("name, expected", [("kfc_pre", [1, 1, 1, 2]), ("sgd", [1, 1, 1, 1])])

@@ -45,7 +45,7 @@ class Conv2d(Layer):
     def forward(self, x, mode):
         self.inputs = x
         self.weight_now = self.ops.weights(self.weight, x.shape, *self.window,
-                                           backward=self.needs_input_gradient)
+                                           backward=self.needs_input_gradient and mode.training)
         return self.ops.conv_forward(x, self.weight_now, *self.window, relu=self.relu)
 
     def backward(self, dy):

@@ -95,7 +95,9 @@ def _tile(tiles, rows, columns):
 class Weights:
     """A layer's weights (I, P) as they are now, packed once for all passes that use them.
 
-    Whoever changes the array makes another one of these. backward: None where nobody asks for it.
+    Whoever changes the array makes another one of these. backward: None after an evaluation, whose
+    backward pass, if there is one, packs for itself: what is packed later than the forward pass may
+    lie outside of the recording that would read it.
     """
 
     array: object
@@ -165,8 +167,10 @@ class Products:
             sizes = dx.size // layer.in_maps, layer.in_maps, layer.out_maps
             self._product(dy, weight, dx, sizes, b_shift=1, tensor_cores=self.tensor_cores)
         else:
-            packed = (weight.backward if isinstance(weight, Weights) else
-                      self._packed(layer.transposed, weight, "_flipped"))
+            packed, array = ((weight.backward, weight.array) if isinstance(weight, Weights) else
+                             (None, weight))
+            if packed is None:
+                packed = self._packed(layer.transposed, array, "_flipped")
             self._convolve(layer.transposed, dy, packed, dx)
         return dx
 
