@@ -3,7 +3,7 @@
 //   dot_slices    partials (slices): the shares of sum x*y;  weighted_dot_slices: of sum w*x*y
 //   sum_slices    result (1) = sum of the partials, in their order
 //   trace         result (1) = sum of the diagonal of matrix (side, side)
-//   clip_scale    scale (1) = min(1, sqrt(clip / nu)), nu = learning_rate^2 * quadratic (1)
+//   clip_scale    nu (1) = learning_rate^2 * quadratic (1), scale (1) = min(1, sqrt(clip / nu))
 //
 // No atomics: the same numbers give the same bits. The number of slices depends on the length
 // alone; one slice is already the result. A NaN in nu is passed on to the scale.
@@ -75,7 +75,9 @@ extern "C" __global__ void clip_scale(
     const float* __restrict__ quadratic,      // (1)
     const float* __restrict__ learning_rate,  // (1)
     float* __restrict__ scale,                // (1)
+    float* __restrict__ nu,                   // (1)
     float clip) {
-    const float nu = *learning_rate * *learning_rate * *quadratic;
-    *scale = nu <= clip ? 1.0f : sqrtf(clip / nu);
+    const float value = *learning_rate * *learning_rate * *quadratic;
+    *nu = value;
+    *scale = value <= clip ? 1.0f : sqrtf(clip / value);
 }

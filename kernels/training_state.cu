@@ -1,7 +1,8 @@
 // kernels/training_state.cu: what a captured training step counts by itself, on the device.
 //
-//   tally         sums (3) += [sum of losses, wrong, clipped or not]; where the loss is not finite,
-//                 nonfinite_step = step, unless it is set (-1: not set)
+//   tally         sums (4) += [sum of losses, wrong, clipped or not, nu], the latter NaN without a
+//                 clip; where the loss is not finite, nonfinite_step = step, unless it is set (-1:
+//                 not set)
 //   advance_step  step += 1
 //
 // The tally comes before the update, which stands still once nonfinite_step is set; the advance
@@ -18,13 +19,15 @@ __device__ __forceinline__ bool finite(float value) {
 extern "C" __global__ void tally(
     const float* __restrict__ totals,       // (2)
     const float* __restrict__ clip_scale,   // or null: (1)
+    const float* __restrict__ nu,           // or null: (1)
     const long long* __restrict__ step,     // (1)
-    float* __restrict__ sums,               // (3)
+    float* __restrict__ sums,               // (4)
     long long* __restrict__ nonfinite_step  // (1)
 ) {
     sums[0] += totals[0];
     sums[1] += totals[1];
     if (clip_scale) sums[2] += *clip_scale < 1.0f;
+    sums[3] += nu ? *nu : nanf("");
     if (!finite(totals[0]) && *nonfinite_step < 0) *nonfinite_step = *step;
 }
 

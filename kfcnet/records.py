@@ -7,6 +7,7 @@ tables are drawn from.
 import csv
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -21,12 +22,14 @@ PHASES = ("gradient", "statistics", "inverses", "preconditioning", "clip")
 COUNTS = ("iteration", "examples")
 COLUMNS = ("iteration", "epoch", "examples", "seconds",
            "train_loss", "train_error", "test_loss", "test_error",
-           "learning_rate", "update_norm", "clipped",
+           "learning_rate", "update_norm", "clipped", "nu",
            *(f"seconds_{phase}" for phase in PHASES))
 """Losses are nats per example, errors fractions. `seconds` is training time since the start,
 without evaluation, warm-up, compilation and checkpoints; `seconds_<phase>` are its parts.
 `learning_rate` is that of the next update, `update_norm` the Euclidean norm of the latest move of
-the parameters, `clipped` the share of clipped steps since the row before."""
+the parameters, `clipped` the share of clipped steps since the row before and `nu` the mean of their
+nu, which the clip holds against its cap; NaN where there is none."""
+LATER = {"nu"}  # what older records lack; read as NaN
 
 LIBRARIES = ("numpy", "scipy", "h5py", "matplotlib", "pydantic", "PyYAML", "threadpoolctl", "tqdm")
 
@@ -74,7 +77,7 @@ def append_metrics(path, row, columns=COLUMNS):
 def read_metrics(path, columns=COLUMNS):
     """{column: array (rows,)} of a `metrics.csv`: int64 for counts, float64 for all else.
 
-    `columns` must be among its columns, `iteration` one of them.
+    `columns` must be among its columns, but for the LATER ones, `iteration` one of them.
 
     Raises RecordError, with file and line, for anything but complete rows of numbers in the order
     of their iterations.
@@ -92,7 +95,7 @@ def last_iteration(path):
 
 
 def truncate_metrics(path, iteration, columns=COLUMNS):
-    """Drop the rows after `iteration`, and a last line that a kill cut short."""
+    """Drop the rows after `iteration`, and a last line that a kill cut short; add LATER columns."""
     header, rows = _parse(path, columns, cut_short=True)
     kept = [row for row in rows if row[header.index("iteration")] <= iteration]
     lines = [header] + [[_text(*pair) for pair in zip(header, row, strict=True)] for row in kept]
@@ -210,14 +213,18 @@ def _parse(path, columns=COLUMNS, cut_short=False):
     lines = list(csv.reader(io.StringIO(text)))
     header = lines[0] if lines else []
     missing = [name for name in columns if name not in header]
-    if missing:
-        raise _unreadable(path, 1, f"the header has no column {missing[0]!r}")
+    required = [name for name in missing if name not in LATER]
+    if required:
+        raise _unreadable(path, 1, f"the header has no column {required[0]!r}")
     rows = []
     for number, fields in enumerate(lines[1:], start=2):
         rows.append(_numbers(path, number, header, fields))
         at = header.index("iteration")
         if len(rows) > 1 and rows[-1][at] <= rows[-2][at]:
             raise _unreadable(path, number, "its iteration is not above that of the line before")
+    for name in missing:
+        for line, value in [(header, name), *((row, math.nan) for row in rows)]:
+            line.insert(columns.index(name), value)
     return header, rows
 
 

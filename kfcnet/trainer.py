@@ -109,7 +109,7 @@ class Trainer:
         self.feed = Feed(self.train_set, self.batches)
         self.schedule = Schedule(config, len(self.train_set))
         self.measured = _measured_examples(config, self.ops, len(self.train_set))
-        self.read_steps = self.clipped = self.steps_since_row = 0
+        self.read_steps = self.clipped = self.nu = self.steps_since_row = 0
         self.warm = False
         self.saved_steps, self.saved_at = None, time.monotonic()
 
@@ -245,6 +245,7 @@ class Trainer:
         if reading.nonfinite_step is not None:
             self._fail(reading.nonfinite_step, "the loss is not finite", self.network.theta)
         self.clipped += reading.clipped
+        self.nu = reading.nu
         self.steps_since_row += steps
         examples = steps * self.batches.batch_size
         self.bar.set_postfix_str(f"epoch {self._epoch():.2f}, loss {reading.losses / examples:.4f},"
@@ -269,8 +270,10 @@ class Trainer:
             "learning_rate": self.optimizer.learning_rate,
             "update_norm": math.sqrt(self.ops.to_numpy(self.ops.dot(velocity, velocity))[0]),
             "clipped": self.clipped / max(self.steps_since_row, 1),
+            "nu": self.nu / self.steps_since_row if self.steps_since_row else math.nan,
             **{f"seconds_{phase}": seconds for phase, seconds in self.clock.phases.items()}})
-        self.last_row, self.clipped, self.steps_since_row = steps, 0, 0
+        self.last_row, self.clipped, self.nu, self.steps_since_row = steps, 0, 0, 0
+        self.optimizer.tally.restart()
         self.bar.write(f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s: "
                        f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
                        f"test loss {test[0]:.4f}, error {test[1]:.2%}", file=sys.stderr)
@@ -320,7 +323,7 @@ class Trainer:
             "optimizer": state,
             "statistics": batch_statistics(self.examined),
             "clock": {"seconds": self.clock.seconds, "phases": self.clock.phases},
-            "row": {"clipped": self.clipped, "steps": self.steps_since_row},
+            "row": {"clipped": self.clipped, "nu": self.nu, "steps": self.steps_since_row},
         })
         self.saved_steps, self.saved_at = steps, time.monotonic()
 
@@ -335,7 +338,10 @@ class Trainer:
         self.optimizer.load_state(state["optimizer"])
         self.clock.seconds = state["clock"]["seconds"]
         self.clock.phases.update(state["clock"]["phases"])
-        self.clipped, self.steps_since_row = state["row"]["clipped"], state["row"]["steps"]
+        row = state["row"]
+        self.clipped, self.steps_since_row = row["clipped"], row["steps"]
+        self.nu = row.get("nu", math.nan)  # older checkpoints do not have it
+        self.optimizer.tally.restart(self.nu)
         self.saved_steps = self.read_steps = self.optimizer.steps
 
     def _origin(self):

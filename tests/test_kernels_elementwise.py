@@ -340,9 +340,9 @@ def test_trace_sums_the_diagonal(rng):
 @pytest.mark.parametrize("quadratic, expected", [
     (0.0, 1.0), (2.9, 1.0), (120.0, 0.5), (np.inf, 0.0), (np.nan, np.nan)])
 def test_clip_scale_brings_nu_down_to_the_cap(quadratic, expected):
-    scale = empty(1)
-    launch("reduce", "clip_scale", (1,), [scalar(quadratic), scalar(0.1), scale, 0.3], block=1)
-    np.testing.assert_allclose(scale, [expected], rtol=1e-6)
+    scale, nu = empty(1), empty(1)
+    launch("reduce", "clip_scale", (1,), [scalar(quadratic), scalar(0.1), scale, nu, 0.3], block=1)
+    np.testing.assert_allclose([scale[0], nu[0]], [expected, 0.01 * quadratic], rtol=1e-6)
 
 
 # The update and what a step counts
@@ -427,17 +427,19 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
 
 
 def test_tally_adds_up_and_keeps_the_first_non_finite_step():
-    sums, nonfinite_step = np.zeros(3, np.float32), scalar(-1, np.int64)
+    sums, nonfinite_step = np.zeros(4, np.float32), scalar(-1, np.int64)
 
-    def tally(step, loss, scale=None):
-        launch("training_state", "tally", (1,),
-               [np.array([loss, 3], np.float32), None if scale is None else scalar(scale),
-                scalar(step, np.int64), sums, nonfinite_step], block=1)
+    def tally(step, loss, *clip):
+        scale, nu = map(scalar, clip) if clip else (None, None)
+        launch("training_state", "tally", (1,), [np.array([loss, 3], np.float32), scale, nu,
+                                                 scalar(step, np.int64), sums, nonfinite_step],
+               block=1)
 
-    tally(4, 2.5, scale=0.5)
-    tally(5, 1.5, scale=1.0)
+    tally(4, 2.5, 0.5, 1.25)
+    tally(5, 1.5, 1.0, 0.25)
+    assert sums.tolist() == [4, 6, 1, 1.5] and nonfinite_step == -1
     tally(6, 1.0)
-    assert sums.tolist() == [5, 9, 1] and nonfinite_step == -1
+    assert sums[:3].tolist() == [5, 9, 1] and np.isnan(sums[3])
     tally(7, np.inf)
     tally(8, np.nan)
     assert nonfinite_step == 7 and sums[1] == 15

@@ -315,8 +315,9 @@ def test_eigh_refuses_what_has_no_eigenvalues(ops):
 
 def test_clip_scale_brings_nu_down_to_the_cap_and_never_up(ops):
     for quadratic, expected in [(0.0, 1.0), (10.0, 1.0), (30.0, 1.0), (120.0, 0.5)]:
-        scale = ops.clip_scale(ops.asarray([quadratic]), 0.1, 0.3)
+        scale, nu = ops.clip_scale(ops.asarray([quadratic]), 0.1, 0.3)
         assert_close(ops.to_numpy(scale), [expected], 1e-6)
+        assert_close(ops.to_numpy(nu), [0.01 * quadratic], 1e-6)
 
 
 AVERAGING = 0.75
@@ -374,15 +375,22 @@ def test_momentum_update_moves_and_averages(ops, rng, clip_scale):
 
 
 def test_tally_adds_up_steps_and_keeps_the_first_whose_loss_is_not_finite(ops):
-    sums, first = ops.zeros((3,)), ops.counter(-1)
-    results = [(1.5, 2, 0.25), (0.5, 1, 1.0), (2.0, 3, None), (np.inf, 0, 0.5), (np.nan, 0, None)]
-    for step, (loss, errors, scale) in enumerate(results):
-        clip_scale = None if scale is None else ops.asarray([scale])
-        ops.tally(ops.asarray([loss, errors]), clip_scale, ops.counter(step + 7), sums, first)
+    sums, first = ops.zeros((4,)), ops.counter(-1)
+    results = [(1.5, 2, 0.25, 4.0), (0.5, 1, 1.0, 0.75), (2.0, 3, 1.0, 0.5), (np.inf, 0, 0.5, 1.5),
+               (np.nan, 0, 1.0, 0.0)]
+    for step, (loss, errors, *clip) in enumerate(results):
+        scale, nu = (ops.asarray([number]) for number in clip)
+        ops.tally(ops.asarray([loss, errors]), scale, nu, ops.counter(step + 7), sums, first)
         if step == 2:
-            assert ops.to_numpy(sums).tolist() == [4, 6, 1]
+            assert ops.to_numpy(sums).tolist() == [4, 6, 1, 5.25]
             assert ops.to_numpy(first).tolist() == [-1]
     assert ops.to_numpy(first).tolist() == [10]
+
+
+def test_tally_has_no_nu_of_a_step_that_nothing_clips(ops):
+    sums = ops.asarray([1.0, 2.0, 3.0, 4.0])
+    ops.tally(ops.asarray([0.5, 6.0]), None, None, ops.counter(7), sums, ops.counter(-1))
+    np.testing.assert_array_equal(ops.to_numpy(sums), [1.5, 8, 3, np.nan])
 
 
 @pytest.mark.parametrize("first", [-1, 0])

@@ -58,7 +58,27 @@ def test_a_reading_is_what_the_steps_since_the_one_before_add_up_to(ops64, rng):
         clipped = sum(step.clip_scale[0] < 1 for step in steps)
         reading = opt.tally.read()
         assert_close(reading[:2], totals)
-        assert reading[2:] == (clipped, None) and clipped > 0
+        assert (reading.clipped, reading.nonfinite_step) == (clipped, None) and clipped > 0
+
+
+def test_the_sum_of_nu_goes_on_over_readings_until_it_is_restarted(ops64, rng):
+    opt, data = optimizer(ops64, "kfc_pre", clip=1e-9), batches(ops64, rng, 5)
+    opt.prepare(data[:1])
+    nus = [1e-9 / opt.step(batch).clip_scale[0]**2 for batch in data[:2]]  # each is clipped
+    assert_close(opt.tally.read().nu, sum(nus), 1e-9)
+    nus += [1e-9 / opt.step(data[2]).clip_scale[0]**2]
+    assert_close(opt.tally.read().nu, sum(nus), 1e-9)
+    opt.tally.restart()
+    nu = 1e-9 / opt.step(data[3]).clip_scale[0]**2
+    assert_close(opt.tally.read().nu, nu, 1e-9)
+
+
+@pytest.mark.parametrize("name, changes", [("sgd", {}), ("kfc_pre", {"clip": None})])
+def test_what_does_not_clip_has_no_nu(ops64, rng, name, changes):
+    opt, data = optimizer(ops64, name, **changes), batches(ops64, rng, 2)
+    opt.prepare(data[:1])
+    opt.step(data[1])
+    assert np.isnan(opt.tally.read().nu)
 
 
 def test_sgd_is_the_published_update(ops64, rng):
@@ -132,7 +152,7 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
     opt.prepare([first])
     factors = [(block.Omega.copy(), block.Gamma.copy()) for block in opt.blocks]
     inverses = [damped_inverses(*pair, 0.05 + config.damping) for pair in factors]
-    theta, velocity, clipped = net.theta.copy(), 0.0, 0
+    theta, velocity, clipped, nus = net.theta.copy(), 0.0, 0, 0.0
     for step, batch in enumerate(rest):
         with net.using(theta):
             gradient = loss_gradient(opt, batch, step) + opt.decay * theta
@@ -155,6 +175,7 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
             fisher = sum(a @ (np.diag(q) - np.outer(q, q)) @ a
                          for q, a in zip(p[:2], r, strict=True)) / 2
         nu = fisher + v @ (opt.decay * v)
+        nus += nu
         if nu > 0.01:
             v, clipped = v / math.sqrt(nu / 0.01), clipped + 1
         velocity = 0.9 * velocity + v
@@ -162,6 +183,7 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
         opt.step(batch)
         assert_close(net.theta, theta, 1e-8)
     assert clipped > 0
+    assert_close(opt.tally.read().nu, nus, 1e-8)
     for block, (Omega, Gamma) in zip(opt.blocks, factors, strict=True):
         assert_close(block.Omega, Omega, 1e-8)
         assert_close(block.Gamma, Gamma, 1e-8)

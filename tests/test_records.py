@@ -35,11 +35,26 @@ def test_metrics_come_back_with_all_their_digits(metrics):
 
 def test_metrics_hold_the_promised_columns(metrics):
     header = metrics.read_text().splitlines()[0].split(",")
-    assert header[:11] == ["iteration", "epoch", "examples", "seconds", "train_loss",
+    assert header[:12] == ["iteration", "epoch", "examples", "seconds", "train_loss",
                            "train_error", "test_loss", "test_error", "learning_rate",
-                           "update_norm", "clipped"]
-    assert header[11:] == ["seconds_gradient", "seconds_statistics", "seconds_inverses",
+                           "update_norm", "clipped", "nu"]
+    assert header[12:] == ["seconds_gradient", "seconds_statistics", "seconds_inverses",
                            "seconds_preconditioning", "seconds_clip"]
+
+
+def test_older_metrics_without_nu_are_read_and_gone_on_with(metrics):
+    rows = [line.split(",") for line in metrics.read_text().splitlines()]
+    at = rows[0].index("nu")
+    metrics.write_text("".join(",".join(row[:at] + row[at + 1:]) + "\n" for row in rows))
+    assert records.last_iteration(metrics) == 30
+    read = records.read_metrics(metrics)
+    assert list(read) == list(COLUMNS) and np.isnan(read["nu"]).all()
+    assert read["seconds_clip"].tolist() == [row(i)["seconds_clip"] for i in (0, 10, 20, 30)]
+    records.truncate_metrics(metrics, 10)
+    records.append_metrics(metrics, row(20))
+    read = records.read_metrics(metrics)
+    np.testing.assert_array_equal(read["nu"], [np.nan, np.nan, row(20)["nu"]])
+    assert read["clipped"].tolist() == [row(i)["clipped"] for i in (0, 10, 20)]
 
 
 def test_metrics_keep_a_loss_that_is_not_finite(metrics):

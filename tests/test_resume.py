@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from runs import SGD, SMALL, assert_same_run, small
 
-from kfcnet import records, trainer
-from kfcnet.checkpoint import CheckpointError, load_checkpoint
+from kfcnet import instruments, records, trainer
+from kfcnet.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.errors import DeviceError
@@ -139,6 +139,32 @@ def test_steps_since_the_last_checkpoint_are_repeated_with_their_rows(text, unin
     assert read_metrics(tmp_path / "run" / "metrics.csv")["iteration"].tolist() == [0, 5]
     train(small(ALWAYS, text=text), tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_rows_do_not_tell_how_often_the_device_was_read(tmp_path, monkeypatch):
+    """Checkpoints are written at moments of the clock, and each makes a reading."""
+    config = small(text=SMALL)
+    train(config, tmp_path / "often")
+    monkeypatch.setitem(instruments.STEPS_BETWEEN_READS, "cpu", 50)
+    train(config, tmp_path / "seldom")
+    assert_same_run(tmp_path / "seldom", tmp_path / "often")
+
+
+def test_a_run_from_before_nu_was_recorded_goes_on_without_it(tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "_step", 8)
+        train(small(ALWAYS), tmp_path / "run")
+    state = load_checkpoint(tmp_path / "run" / "checkpoint.h5")
+    assert state["optimizer"]["steps"] == 7 and state["row"].pop("nu") > 0
+    save_checkpoint(tmp_path / "run" / "checkpoint.h5", state)
+    metrics = tmp_path / "run" / "metrics.csv"
+    rows = [line.split(",") for line in metrics.read_text().splitlines()]
+    at = rows[0].index("nu")
+    metrics.write_text("".join(",".join(row[:at] + row[at + 1:]) + "\n" for row in rows))
+    train(small(ALWAYS), tmp_path / "run", resume=True)
+    read = read_metrics(metrics)
+    assert read["iteration"].tolist() == [0, 5, 10, 12]
+    assert np.isnan(read["nu"]).tolist() == [True, True, True, False]
 
 
 def test_a_row_cut_short_by_the_kill_is_dropped(text, uninterrupted, tmp_path):

@@ -60,6 +60,8 @@ def test_a_row_is_written_at_the_start_the_end_and_every_so_many_updates(finishe
     assert list(metrics) == list(COLUMNS)
     np.testing.assert_array_equal(metrics["examples"], 120 * metrics["iteration"])
     np.testing.assert_allclose(metrics["epoch"], metrics["examples"] / 1437)
+    assert np.isnan(metrics["nu"][0])  # there is no update yet
+    metrics["nu"] = metrics["nu"][1:]
     assert all(np.isfinite(column).all() for column in metrics.values())
 
 
@@ -131,6 +133,21 @@ def test_clipped_is_the_share_of_clipped_steps_since_the_row_before(tmp_path, mo
     assert 0 < clipped.sum() < 12
     metrics = read_metrics(tmp_path / "run" / "metrics.csv")
     assert metrics["clipped"].tolist() == [0, clipped[:6].mean(), clipped[6:].mean()]
+
+
+def test_nu_is_the_mean_over_the_steps_since_the_row_before(tmp_path, monkeypatch):
+    clip_scale, nus = KfcPre._clip_scale, []
+
+    def watched(self, predictive):
+        scale, nu = clip_scale(self, predictive)
+        nus.append(float(nu[0]))
+        return scale, nu
+
+    monkeypatch.setattr(KfcPre, "_clip_scale", watched)
+    train(small("evaluation.every=6", "dtype=float64"), tmp_path / "run")
+    metrics = read_metrics(tmp_path / "run" / "metrics.csv")
+    expected = [np.nan, *np.reshape(nus[1:], (2, 6)).mean(axis=1)]  # the first is the warm-up's
+    np.testing.assert_allclose(metrics["nu"], expected, rtol=1e-12)
 
 
 def test_the_norm_of_the_latest_move_is_recorded(finished):

@@ -395,21 +395,23 @@ class CpuOps(Immediate):
 
     # Updates
 
-    def tally(self, totals, clip_scale, step, sums, nonfinite_step):
-        """sums (3,) += [loss, errors, clipped or not] of totals (2,) and clip_scale (1,) or None.
+    def tally(self, totals, clip_scale, nu, step, sums, nonfinite_step):
+        """sums (4,) += [loss, errors, clipped or not, nu] of totals (2,), clip_scale and nu (1,).
 
-        Where the loss is not finite nonfinite_step (1,) becomes `step`, unless it was set before;
-        -1 where it was not.
+        Where nothing clips the latter two are None, and the sum of nu becomes NaN. Where the loss
+        is not finite nonfinite_step (1,) becomes `step`, unless it was set before; -1 where it was
+        not.
         """
         sums[:2] += totals
         sums[2] += clip_scale is not None and clip_scale[0] < 1
+        sums[3] += np.nan if nu is None else nu[0]
         if not (_is_set(nonfinite_step) or np.isfinite(totals[0])):
             nonfinite_step[...] = step
 
     def clip_scale(self, quadratic, learning_rate, clip):
-        """min(1, sqrt(clip / nu)) with nu = learning_rate^2 * quadratic, as a device scalar."""
+        """min(1, sqrt(clip / nu)) and nu = learning_rate^2 * quadratic, as device scalars."""
         nu = learning_rate**2 * quadratic
-        return np.sqrt(clip / np.maximum(nu, clip))
+        return np.sqrt(clip / np.maximum(nu, clip)), nu
 
     def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
                         clip_scale, averaging_decay, nonfinite_step=None):

@@ -354,15 +354,15 @@ class CudaOps(Products, Graphs):
 
     # Updates
 
-    def tally(self, totals, clip_scale, step, sums, nonfinite_step):
-        self.launch("training_state", "tally", 1, totals, clip_scale, step, sums, nonfinite_step,
-                    block=1)
+    def tally(self, totals, clip_scale, nu, step, sums, nonfinite_step):
+        self.launch("training_state", "tally", 1, totals, clip_scale, nu, step, sums,
+                    nonfinite_step, block=1)
 
     def clip_scale(self, quadratic, learning_rate, clip):
-        scale = self.empty(1)
-        self.launch("reduce", "clip_scale", 1, quadratic, self._scalar(learning_rate), scale, clip,
-                    block=1)
-        return scale
+        scale, nu = self.empty(1), self.empty(1)
+        self.launch("reduce", "clip_scale", 1, quadratic, self._scalar(learning_rate), scale, nu,
+                    clip, block=1)
+        return scale, nu
 
     def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
                         clip_scale, averaging_decay, nonfinite_step=None):

@@ -45,11 +45,11 @@ class KfcPre(KroneckerOptimizer):
         self._backward(dz)
         with self.phase("preconditioning"):
             self._precondition(self.network.gradient, self.direction)
-        clip_scale = None
+        clip_scale = nu = None
         if self.config.clip is not None:
             with self.phase("clip"):
-                clip_scale = self._clip_scale(predictive)
-        self.tally.add(self.step_counter, totals, clip_scale)
+                clip_scale, nu = self._clip_scale(predictive)
+        self.tally.add(self.step_counter, totals, clip_scale, nu)
         self._move(self.direction, clip_scale, batch.size)
         self.ops.advance(self.step_counter)
         return Step(totals, clip_scale)
@@ -63,11 +63,11 @@ class KfcPre(KroneckerOptimizer):
                 self._update_inverses()
 
     def _clip_scale(self, predictive):
-        """What takes nu = v^T F v + lambda |v|^2 of the step v = -learning_rate*direction to C.
+        """(scale, nu): what takes nu = v^T F v + lambda |v|^2 to C, and nu; (1,) each.
 
-        F is the exact Fisher matrix, not the Kronecker one, on the first quarter of the mini-batch:
-        nu is about twice the KL divergence between the predictions before and after the step. One
-        where nu <= C.
+        v is the step -learning_rate*direction, F the exact Fisher matrix, not the Kronecker one, on
+        the first quarter of the mini-batch: nu is about twice the KL divergence between the
+        predictions before and after the step. The scale is one where nu <= C.
 
         As published, nu is blind to examples that are predicted wrongly with certainty: their F_R
         vanishes with p(1 - p), and so does their share of Gamma, but not their gradient. On a
