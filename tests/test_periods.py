@@ -8,6 +8,7 @@ from runs import SGD, assert_same_run, small
 
 from kfcnet import data, periods, trainer
 from kfcnet.config import ConfigError, load_config
+from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import SGD as Sgd
 from kfcnet.optimizers import KfcPre
 from kfcnet.periods import Costs, candidates, choose, measure, pick, settle
@@ -57,6 +58,29 @@ def test_the_parts_of_an_update_are_timed_apart(slow, overrides):
     config = small(*overrides)
     costs, _ = measure(config, data.load(config.data), sgd_batch_size=60)
     assert costs == COSTS._replace(batch_size=120, sgd_batch_size=60)
+
+
+def test_every_timed_update_is_of_a_kind_that_came_twice_before(monkeypatch):
+    """A GPU records an update when its kind comes for the second time."""
+    kinds, earlier = [], []
+    make, turn = CpuOps.program, periods._Method.turn
+
+    def program(ops, function, *owners):
+        run = make(ops, function, *owners)
+        return lambda batch, *kind: (kinds.append((function.__name__, *kind)), run(batch, *kind))[1]
+
+    def count(method, kind):
+        before = list(kinds)
+        seconds = turn(method, kind)
+        earlier.append(min(before.count(kind) for kind in kinds[len(before):]))
+        return seconds
+
+    monkeypatch.setattr(CpuOps, "program", program)
+    monkeypatch.setattr(periods._Method, "turn", count)
+    monkeypatch.setattr(periods, "TURNS", 1)
+    measure(small(), data.load(small().data), sgd_batch_size=60)
+    timed = earlier[-5:-1]  # the last one is for the phases
+    assert min(timed) >= 2 > min(earlier[:-5])
 
 
 def test_phases_share_the_update(slow, takes):
