@@ -4,6 +4,7 @@ Steps are timed in one process, the contestants taking turns, on synthetic image
 medians. A network is compared with PyTorch's only after both have computed the same outputs.
 """
 
+import math
 import statistics
 import time
 
@@ -55,6 +56,12 @@ def own_optimizer(config, ops):
     return build_optimizer(config.optimizer, network, loss, config.seed)
 
 
+def period(config):
+    """Steps after which everything that a step may do has been done."""
+    c = config.optimizer
+    return math.lcm(getattr(c, "statistics_period", 1), getattr(c, "inverse_period", 1))
+
+
 def benchmark_cpu(sgd="cifar_sgd", kfc="cifar_kfc", rounds=5, native="auto", shards=2):
     """Rows of step times, the phases of KFC-pre, and ratios to PyTorch where it is installed.
 
@@ -93,7 +100,7 @@ def benchmark_cpu(sgd="cifar_sgd", kfc="cifar_kfc", rounds=5, native="auto", sha
 
 
 def _kfc_contestant(config, ops):
-    """KFC-pre over one whole inverse period, so that every kind of step has its share."""
+    """KFC-pre over one whole period of its parts, so that every kind of step has its share."""
     M = config.optimizer.batch_size
     batch, optimizer = example_batch(ops, M), own_optimizer(config, ops)
     optimizer.prepare([batch])
@@ -102,7 +109,7 @@ def _kfc_contestant(config, ops):
     contestant.seconds.clear()
     watch = Stopwatch(ops)
     optimizer.phase = watch.phase
-    steps = max(config.optimizer.inverse_period, config.optimizer.statistics_period)
+    steps = period(config)
     contestant.turn(steps)
     watch.count()
     return contestant, {name: 1e3 * seconds / steps for name, seconds in watch.phases.items()}

@@ -14,7 +14,7 @@ from collections import Counter
 
 import numpy as np
 
-from kfcnet.benchmark import example_batch, own_optimizer
+from kfcnet.benchmark import example_batch, own_optimizer, period
 from kfcnet.config import load_config
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda_products import Weights
@@ -218,12 +218,6 @@ def phase_milliseconds(rows):
         for phase, number in row["calls_a_step"].items():
             phases[phase] += number * row["microseconds"] / 1000
     return dict(phases)
-
-
-def period(config):
-    """Steps after which everything that a step may do has been done."""
-    c = config.optimizer
-    return math.lcm(getattr(c, "statistics_period", 1), getattr(c, "inverse_period", 1))
 
 
 def step_row(ops, config, name, rounds=15, least=20):

@@ -21,6 +21,12 @@ def test_the_report_has_both_steps_all_phases_and_the_epoch_ratio():
     assert "images/s" in benchmark.format_report(report)
 
 
+def test_a_period_holds_every_kind_of_step_a_whole_number_of_times():
+    periods = ["optimizer.statistics_period=4", "optimizer.inverse_period=6"]
+    assert benchmark.period(load_config("cifar_kfc", periods)) == 12
+    assert benchmark.period(load_config("cifar_sgd")) == 1
+
+
 def test_the_peer_network_computes_the_same_outputs_and_takes_the_same_step():
     pytest.importorskip("torch", reason="PyTorch, the peer, is not installed")
     from kfcnet.torch_peer import TorchPeer
