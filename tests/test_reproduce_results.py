@@ -229,6 +229,7 @@ def test_a_network_is_called_after_the_data_it_was_trained_on(measured):
     network = plan.networks[0]._replace(data="SVHN", layer="")
     named, = reproduce.named((network,), {"tiny_max": [run]})
     assert named.title == "SVHN, 1.8k subset, max pooling"
+    assert network._replace(pooling="published").pooling_in_words == "pooling as published"
     assert reproduce.named((network,), {}) == (network,)
     reproduce.draw(plan, Ledger(out), out, {})
     assert "digits 8x8, tiny network, max pooling" in (out / "README.md").read_text()

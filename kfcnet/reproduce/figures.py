@@ -16,8 +16,7 @@ STRUCTURES = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC
               "without sud": "KFC without SUD", "iad": "IAD alone",
               "ekfc": "KFC's eigenvectors (EKFAC)", "white": "KFC, white derivatives",
               "sua": "KFC, SUA", "diagonal": "diagonal"}
-LINES = {"max": ("-", "max pooling"), "average": ("--", "average pooling"),
-         "published": (":", "pooling as published")}
+LINES = {"max": "-", "average": "--", "published": ":"}
 POINTS = {DERIVATIVES: ("o", plots.COLOURS[0]), ACTIVATIONS: ("s", plots.COLOURS[1])}
 HEATS = {DERIVATIVES: "derivative_maps", ACTIVATIONS: "activation_maps"}
 
@@ -101,10 +100,11 @@ def _draw_decay(row, pairs):
     for axes, name in zip(row.subplots(1, len(names), sharey=True, squeeze=False)[0], names,
                           strict=True):
         for plan, record in pairs:
-            line, pooling = LINES[plan.pooling]
+            line = LINES[plan.pooling]
             for what, (marker, colour) in POINTS.items():
                 values = by_distance(record["correlations"][name][what])
-                axes.plot(values, line, marker=marker, color=colour, label=f"{what}, {pooling}",
+                axes.plot(values, line, marker=marker, color=colour,
+                          label=f"{what}, {plan.pooling_in_words}",
                           markerfacecolor=colour if line == "-" else "white")
         axes.set(title=name, xlabel="distance (pixels)", ylim=(0, 1.03),
                  xticks=range(len(values)))
@@ -121,7 +121,7 @@ def _draw_distances(row, pairs):
         hatched = plan.pooling == "average"
         axes.barh(np.arange(len(names)) + number * height, values, height,
                   color="white" if hatched else plots.COLOURS[0], hatch="////" if hatched else None,
-                  edgecolor=plots.COLOURS[0], label=f"{plan.pooling} pooling")
+                  edgecolor=plots.COLOURS[0], label=plan.pooling_in_words)
     axes.set_yticks(np.arange(len(names)) + 0.8 / 2 - height / 2,
                     [STRUCTURES[name] for name in names])
     axes.invert_yaxis()
@@ -151,8 +151,8 @@ def draw_heat_maps(plan, record, run):
                       fontsize=7)
     halves[1].colorbar(ScalarMappable(Normalize(0, 1), "Greys"), ax=cells,
                        label="|correlation|", aspect=25)
-    pooling = plan.title.rpartition(", ")[2]
-    figure.suptitle(f"{_setting(run)}; {pooling}, {record['images']} images", fontsize=8)
+    figure.suptitle(f"{_setting(run)}; {plan.pooling_in_words}, {record['images']} images",
+                    fontsize=8)
     return figure
 
 

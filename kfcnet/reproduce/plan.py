@@ -80,8 +80,11 @@ class NetworkPlan(NamedTuple):
 
     @property
     def title(self):
-        mixed = self.pooling == "published"
-        return f"{self.group}, " + ("pooling as published" if mixed else f"{self.pooling} pooling")
+        return f"{self.group}, {self.pooling_in_words}"
+
+    @property
+    def pooling_in_words(self):
+        return f"{self.pooling} pooling" if self.pooling != "published" else "pooling as published"
 
 
 class Errors(NamedTuple):
