@@ -198,7 +198,7 @@ def test_a_trained_network_is_measured_once_and_recorded(measured, monkeypatch):
     assert values["derivatives"].shape == (2, 5, 5) and values["activations"].shape == (1, 5, 5)
     assert np.abs(values["activation_maps"]).max() == 1
     assert record["images"] == 50 and 0 < record["distances"]["kfc"] < 2
-    assert set(record["distances"]) == set(figures.STRUCTURES)
+    assert set(record["distances"]) == set(figures.BARS)
     monkeypatch.setattr(assumptions, "measure", None)
     assert measure(plan, out) == {}
     longer = plan._replace(curves={**plan.curves, "tiny_max":

@@ -7,6 +7,7 @@ import pytest
 from checks import assert_close, patches_loops
 from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
+from kfcnet import labels
 from kfcnet.curvature.structures import STRUCTURES, build_block, location_counts
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
@@ -62,6 +63,10 @@ def damped_matrix(block):
 
 
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["conv1", "conv2", "dense1"])
+def test_every_structure_but_kfc_has_a_name_in_figures():
+    assert set(labels.STRUCTURES) == set(STRUCTURES) - {"kfc"}
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_preconditioning_is_the_dense_solve_of_the_damped_block(ops64, rng, structure, index):
     block = filled(ops64, structure, index)

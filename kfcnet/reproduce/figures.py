@@ -12,10 +12,10 @@ from kfcnet.labels import FREE, data_set, device, method, network, titles_and_la
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
 
-STRUCTURES = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
-              "without sud": "KFC without SUD", "iad": "IAD alone",
-              "ekfc": "KFC's eigenvectors (EKFAC)", "white": "KFC, white derivatives",
-              "sua": "KFC, SUA", "diagonal": "diagonal"}
+BARS = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
+        "without sud": "KFC without SUD", "iad": "IAD alone",
+        "ekfc": "KFC's eigenvectors (EKFAC)", "white": "KFC, white derivatives",
+        "sua": "KFC, SUA", "diagonal": "diagonal"}
 LINES = {"max": "-", "average": "--", "published": ":"}
 POINTS = {DERIVATIVES: ("o", plots.COLOURS[0]), ACTIVATIONS: ("s", plots.COLOURS[1])}
 HEATS = {DERIVATIVES: "derivative_maps", ACTIVATIONS: "activation_maps"}
@@ -114,7 +114,7 @@ def _draw_decay(row, pairs):
 def _draw_distances(row, pairs):
     """Bars of |F' - F| / |F|, best first; F' a structure's block, F the exact one."""
     axes = row.subplots()
-    names = sorted(STRUCTURES, key=pairs[0][1]["distances"].get)
+    names = sorted(BARS, key=pairs[0][1]["distances"].get)
     height = 0.8 / len(pairs)
     for number, (plan, record) in enumerate(pairs):
         values = [record["distances"][name] for name in names]
@@ -123,7 +123,7 @@ def _draw_distances(row, pairs):
                   color="white" if hatched else plots.COLOURS[0], hatch="////" if hatched else None,
                   edgecolor=plots.COLOURS[0], label=plan.pooling_in_words)
     axes.set_yticks(np.arange(len(names)) + 0.8 / 2 - height / 2,
-                    [STRUCTURES[name] for name in names])
+                    [BARS[name] for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
     axes.set(title=pairs[0][0].layer,
