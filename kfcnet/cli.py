@@ -96,19 +96,21 @@ def train(argv=None, prog=None):
                         help="time the parts of KFC-pre's update and take the shortest periods of "
                              "statistics and inverses by which an epoch costs less than MULTIPLE "
                              "(default: 2) times SGD's; a run that goes on keeps its own")
-    parser.add_argument("--sgd-batch-size", type=int, default=128, metavar="M",
+    parser.add_argument("--sgd-batch-size", type=int, metavar="M",
                         help="of the SGD that --pick-periods compares with (default: 128)")
     options = parser.parse_args(argv)
     if options.pick_periods is not None and not options.pick_periods > 0:
         parser.error(f"--pick-periods {options.pick_periods}: the multiple is above 0")
-    if options.sgd_batch_size < 1:
+    if options.sgd_batch_size is not None and options.sgd_batch_size < 1:
         parser.error(f"--sgd-batch-size {options.sgd_batch_size}: at least one is needed")
+    if options.sgd_batch_size and options.pick_periods is None:
+        parser.error("--sgd-batch-size: there is an SGD to compare with only under --pick-periods")
     config = load_config(options.config, _overrides(options))
     out = options.out or Path("results", Path(options.config).stem)
     if options.pick_periods is not None:
         from kfcnet import periods
 
-        limits = options.pick_periods, options.sgd_batch_size
+        limits = options.pick_periods, options.sgd_batch_size or 128
         config = (periods.pick(config, *limits) if options.print_config else
                   periods.settle(config, out, options.resume, options.overwrite, *limits))
     if options.print_config:

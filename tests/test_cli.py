@@ -182,6 +182,7 @@ def test_sweep_prints_a_table_of_its_runs(capsys):
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1,1"],
     ["benchmark", "--rounds", "0"], ["train", "--config", "digits_kfc", "--pick-periods", "nan"],
     ["train", "--config", "digits_kfc", "--pick-periods", "--sgd-batch-size", "0"],
+    ["train", "--config", "digits_kfc", "--print-config", "--sgd-batch-size", "64"],
 ])  # fmt: skip
 def test_misuse_gets_the_usage_and_status_2(argv, capsys):
     with pytest.raises(SystemExit) as stopped:
