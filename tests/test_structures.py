@@ -63,10 +63,6 @@ def damped_matrix(block):
 
 
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["conv1", "conv2", "dense1"])
-def test_every_structure_but_kfc_has_a_name_in_figures():
-    assert set(labels.STRUCTURES) == set(STRUCTURES) - {"kfc"}
-
-
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_preconditioning_is_the_dense_solve_of_the_damped_block(ops64, rng, structure, index):
     block = filled(ops64, structure, index)
@@ -248,3 +244,7 @@ def test_an_unknown_structure_is_refused_with_the_known_ones(ops64):
     with pytest.raises(ValueError, match="'full' is not one of kfc, diagonal, sua, white, ekfc"):
         build_optimizer(settings("kfc_pre", structure="full"), network(ops64),
                         SoftmaxCrossEntropy(ops64))
+
+
+def test_every_structure_but_kfc_has_a_name_in_figures():
+    assert set(labels.STRUCTURES) == set(STRUCTURES) - {"kfc"}
