@@ -4,6 +4,7 @@
 // the bias, is above `limit`, the row is scaled down to it; a NaN is passed on. average has just
 // folded in the longer row with averaging_decay, and takes its share of the change:
 //   average += (1 - averaging_decay) * (shortened - weight)
+// Where nonfinite_step is not negative nothing moves: see training_state.cu.
 //
 // One block: one row. The norm is summed in a fixed order.
 // Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py. Tests: tests/test_cuda.py.
@@ -11,12 +12,14 @@
 #include "block_sum.cuh"
 
 extern "C" __global__ void max_norm(
-    const float* __restrict__ averaging_decay,  // (1)
-    float* __restrict__ weight,                 // (rows, columns)
-    float* __restrict__ average,                // (rows, columns)
+    const float* __restrict__ averaging_decay,     // (1)
+    const long long* __restrict__ nonfinite_step,  // or null: (1)
+    float* __restrict__ weight,                    // (rows, columns)
+    float* __restrict__ average,                   // (rows, columns)
     int rows,
     int columns,
     float limit) {
+    if (nonfinite_step && *nonfinite_step >= 0) return;
     __shared__ float shared_norm;
     float* row = weight + (long long)blockIdx.x * columns;
     float* mean = average + (long long)blockIdx.x * columns;

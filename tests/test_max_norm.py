@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 from checks import assert_close
-from networks import EVERY_LAYER
+from networks import EVERY_LAYER, INPUT_SHAPE
 from test_optimizers import batches, optimizer
+
+from kfcnet.optimizers import Batch
 
 LAYERS = EVERY_LAYER[1:]
 
@@ -35,6 +37,19 @@ def test_max_norm_leaves_rows_of_zeros_alone(ops):
     ops.max_norm(weight, average, 1.0, 0.5)
     for array in (weight, average):
         assert np.array_equal(ops.to_numpy(array), np.zeros((2, 4)))
+
+
+def test_after_a_loss_that_is_not_finite_no_weight_is_shortened(ops):
+    """Not even an initial one: the step's parameters stay as it met them."""
+    opt = optimizer(ops, "sgd", layers=LAYERS, max_norm=0.3)
+    weights = opt.network.views(ops.to_numpy(opt.network.theta))
+    assert all(norms(weight).max() > 0.4 for weight in weights)
+    before = [ops.to_numpy(ops.copy(array)) for array in (opt.network.theta, opt.average)]
+    for _ in range(2):
+        opt.step(Batch(ops.asarray(np.full((4, *INPUT_SHAPE), np.nan)), np.zeros(4, np.int32)))
+    assert opt.tally.read().nonfinite_step == 0
+    for array, expected in zip((opt.network.theta, opt.average), before, strict=True):
+        assert np.array_equal(ops.to_numpy(array), expected)
 
 
 @pytest.mark.parametrize("name", ["sgd", "kfc_pre", "adagrad", "rmsprop", "adam"])

@@ -442,12 +442,15 @@ class CpuOps(Immediate):
         theta -= learning_rate * direction
         _fold(average, theta, averaging_decay)
 
-    def max_norm(self, weight, average, limit, averaging_decay):
+    def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
         """Shorten every row of weight[:, 1:] (I, P - 1) above the Euclidean norm `limit` to it.
 
         average (I, P) has folded in `weight` as it was, with averaging_decay; it takes its share of
-        the change. Column 0, the bias, is free. In place.
+        the change. Column 0, the bias, is free. In place. Nothing moves once nonfinite_step (1,) is
+        not negative: see `tally`.
         """
+        if _is_set(nonfinite_step):
+            return
         incoming = weight[:, 1:]
         norms = np.sqrt(np.square(incoming).sum(axis=1, keepdims=True))
         shorter = incoming * (limit / np.maximum(norms, limit))

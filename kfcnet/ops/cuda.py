@@ -378,10 +378,10 @@ class CudaOps(Products, Graphs):
                     self._scalar(averaging_decay), nonfinite_step, theta, velocity, average,
                     theta.size)
 
-    def max_norm(self, weight, average, limit, averaging_decay):
+    def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
         rows, columns = weight.shape
-        self.launch("max_norm", "max_norm", rows, self._scalar(averaging_decay), weight, average,
-                    rows, columns, limit, block=128)
+        self.launch("max_norm", "max_norm", rows, self._scalar(averaging_decay), nonfinite_step,
+                    weight, average, rows, columns, limit, block=128)
 
     def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
                        averaging_decay, nonfinite_step=None):

@@ -127,7 +127,8 @@ class Optimizer:
         for limit, weight, average in zip(self.max_norms, views(self.network.theta),
                                           views(self.average), strict=True):
             if limit is not None:
-                self.ops.max_norm(weight, average, limit, averaging_decay)
+                self.ops.max_norm(weight, average, limit, averaging_decay,
+                                  self.tally.nonfinite_step)
 
     def _count(self, examples):
         """One more update, of so many examples; the device has counted it."""
