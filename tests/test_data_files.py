@@ -102,7 +102,7 @@ def test_absent_data_name_the_ways_out(tmp_path, name, title, file):
     assert first.startswith(f"{title} was found neither in data/ nor in $KFCNET_DATA")
     assert f"{file} could not be downloaded: there is no network" in first
     for way in (file, str(tmp_path / "data" / name), "KFCNET_DATA", "data.path", "--data",
-                "--config digits_kfc.yaml"):
+                "kfcnet train --config digits_kfc.yaml"):
         assert way in second
 
 

@@ -96,7 +96,7 @@ def verify(found, title):
             raise DataError(
                 f"{path} is not the published file of {title}: it is cut short or changed "
                 f"(MD5 {md5}, published {published}).\nDelete it to have it downloaded again, or "
-                "put a whole copy in its place; without it: --config digits_kfc.yaml"
+                "put a whole copy in its place; without it: kfcnet train --config digits_kfc.yaml"
             )
         records.append({"name": path.name, "bytes": path.stat().st_size, "md5": md5,
                         "published": md5 == published})
@@ -131,7 +131,7 @@ def _locate_at(path, name, title, distributions):
     raise DataError(
         f"{title} is not at data.path: {path} {wrong}.\n"
         f"Put {_example(distributions)} there, leave data.path out to have data/ and $KFCNET_DATA "
-        "searched, or do without: --config digits_kfc.yaml"
+        "searched, or do without: kfcnet train --config digits_kfc.yaml"
     )
 
 
@@ -153,7 +153,8 @@ def _absent(found, title, reason):
     return DataError(
         f"{title} was found neither in data/ nor in $KFCNET_DATA{variable}. {reason}\n"
         f"Ways out: put {names} into {found.directory.absolute()}, set KFCNET_DATA or data.path "
-        "(evaluate: --data) to their directory, or do without: --config digits_kfc.yaml"
+        "(evaluate: --data) to their directory, or do without: kfcnet train --config "
+        "digits_kfc.yaml"
     )
 
 
@@ -163,7 +164,7 @@ def _incomplete(found, title):
     way_out = "remove the other files" if None in spare else f"set {', '.join(spare)}"
     return DataError(
         f"{title} in {found.directory} is incomplete: it lacks {', '.join(names)}.\n"
-        f"Put that there, {way_out}, or do without {title}: --config digits_kfc.yaml"
+        f"Put that there, {way_out}, or do without {title}: kfcnet train --config digits_kfc.yaml"
     )
 
 
