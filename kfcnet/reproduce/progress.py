@@ -52,6 +52,7 @@ class Progress(NamedTuple):
         """The final runs as their records tell them, in the order of their seeds.
 
         Settings that are younger than a record are filled in: seeds are one curve for all that.
+        No record is refused here that the Ledger has taken in: it parses the same configurations.
         """
         return [_completed(read_run(standing.folder), standing.folder)
                 for standing in self.finals.values()]
