@@ -350,8 +350,7 @@ def _figures(main, *others):
         "methods": FigurePlan("Full K-FAC and co-ordinatewise methods (section 5.2)", (
             *_loss_and_error(methods), *_loss_and_error(methods, "updates", "cd", True))),
         "structures": FigurePlan("Other structures of the Fisher blocks (section 4.2, appendix C)",
-                                 (*_loss_and_error(structures),
-                                  *_loss_and_error(structures, "updates", "cd"))),
+                                 _loss_and_error(structures, "updates")),
         "sensitivity": FigurePlan("Sensitivity to the learning rate",
                                   (PanelPlan("a", "error", pair),), "tuning"),
     }
