@@ -157,7 +157,7 @@ def _draw_panel(axes, panel, seeds):
     axes.set(xlabel=X_AXES[panel.x] + unit, title=panel.title, ylabel=LABELS[panel.quantity])
     if panel.is_logarithmic:
         axes.set_xscale("log", nonpositive="mask")  # without the row before the first update
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
