@@ -14,6 +14,7 @@ from checks import (
 )
 
 from kfcnet import philox
+from kfcnet.ops import numpy_convolution
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.shapes import output_size, pooled_size
 
@@ -21,6 +22,7 @@ CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
     (3, 5, 4, 2, 3, 3, 1, 1), (3, 7, 6, 3, 5, 5, 1, 2), (2, 7, 5, 2, 3, 3, 2, 1),
     (5, 4, 3, 1, 4, 2, 1, 0), (3, 6, 5, 4, 33, 3, 3, 2), (1, 5, 6, 33, 2, 3, 1, 1),
     (3, 1, 1, 7, 4, 1, 1, 0), (2, 3, 4, 5, 3, 1, 1, 0), (2, 8, 8, 32, 32, 5, 1, 2),
+    (2, 3, 4, 5, 3, 2, 1, 2), (2, 4, 3, 2, 3, 1, 1, 1),
 ]
 
 
@@ -82,6 +84,28 @@ def test_convolution_backward_to_weights_is_a_product_with_patches(ops, convolut
     rows = patches_loops(ops.to_numpy(x).astype(np.float64), *window)
     d = ops.to_numpy(dy).astype(np.float64)
     assert_close(ops.to_numpy(out), 0.5 * d.reshape(-1, d.shape[-1]).T @ rows)
+
+
+@pytest.mark.parametrize("maps", [(5, 3), (2, 7)], ids=["in slices", "whole patches"])
+def test_convolution_in_numpy_does_not_depend_on_how_many_images_fit_in_cache(rng, monkeypatch,
+                                                                              maps):
+    J, I, window = *maps, (3, 1, 1)
+    ops = CpuOps("float64", shards=1, native="off")
+    x, dy = rng.standard_normal((7, 5, 4, J)), rng.standard_normal((7, 5, 4, I))
+    weight = rng.standard_normal((I, 1 + 9 * J))
+
+    def passes():
+        out, gram = ops.empty(weight.shape), ops.empty((1 + 9 * J, 1 + 9 * J))
+        ops.conv_backward_weights(x, dy, *window, scale=1.0, out=out)
+        ops.patch_gram(x, *window, scale=1.0, decay=0.0, out=gram)
+        return [ops.conv_forward(x, weight, *window),
+                ops.conv_backward_data(dy, weight, x.shape, *window), out, gram]
+
+    at_once = passes()
+    for images in (3, 1):  # the last turn of three has one left
+        monkeypatch.setattr(numpy_convolution, "CHUNK", images * 5 * 4 * (1 + 9 * J))
+        for here, expected in zip(passes(), at_once, strict=True):
+            assert_close(here, expected)
 
 
 def test_patch_gram_is_the_gram_of_the_patches(ops, convolution):

@@ -5,14 +5,18 @@ pixels, J input maps, I output maps, K kernel side, T = Ho*Wo output locations, 
 Arrays are NHWC. A row of patches is [1, a[t + delta, j] ...] with delta slowest and j fastest, so
 that a kernel row, K*J numbers, is one contiguous run of the padded image. Functions write into
 their `out` argument and work on any contiguous range of images; `native.c` has the same signatures.
+
+With stride 1, a patch shares all but one of its kernel rows with the patch above it. So the
+convolution writes each of them once, not K times, and takes K products, one for each row of the
+kernel: see `unrolled`.
 """
 
 import numpy as np
 
 from kfcnet.ops.shapes import output_size
 
-CHUNK = 1 << 19
-"""Elements of patches made at a time: about 2 MiB in float32, so that they stay in cache."""
+CHUNK = 1 << 18
+"""Elements of patches made at a time: 1 MiB in float32, so that they stay in cache."""
 
 
 def fill_patches(x, rows, kernel, stride, padding):
@@ -53,6 +57,39 @@ def chunks(x, kernel, stride, padding):
         yield first, last, scratch[:(last - first) * T]
 
 
+def unrolled(x, kernel, stride, padding, maps):
+    """(first, last, slices): images that are convolved at a time, and their patches in S slices.
+
+    slices (S, Ho*n*Wo, K*K*J/S), for n images: the patches without the one, cut by kernel rows and
+    ordered by output row, image, column. In that order what one slice holds of an image row the
+    next one holds of the row below, so that all share one array. S is K, or 1 where the stride is
+    not 1, or where so few maps come in that S sums over the `maps` that go out would take longer.
+    """
+    M, H, W, J = x.shape
+    Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
+    S = kernel if stride == 1 and kernel * J > maps else 1
+    height, depth = Ho + S - 1, kernel // S
+    row_size = Wo * depth * kernel * J
+    step = min(M, max(1, CHUNK // (height * row_size)))
+    scratch = np.empty(height * step * row_size, x.dtype)
+    padded = np.zeros((H + 2 * padding, step, W + 2 * padding, J), x.dtype)
+    s = padded.strides
+    for first in range(0, M, step):
+        n = min(step, M - first)
+        padded[padding:padding + H, :n, padding:padding + W] = np.swapaxes(x[first:first + n], 0, 1)
+        rows = scratch[:height * n * row_size].reshape(height, n, Wo, depth, kernel * J)
+        rows[...] = np.lib.stride_tricks.as_strided(
+            padded, rows.shape, (stride * s[0], s[1], stride * s[2], s[0], s[3]), writeable=False)
+        t = rows.strides
+        yield first, first + n, np.lib.stride_tricks.as_strided(
+            rows, (S, Ho * n * Wo, depth * kernel * J), (t[0], t[2], t[4]), writeable=False)
+
+
+def _in_slices(weight, S):
+    """weight (I, P) -> a view (S, I, K*K*J/S) without column 0."""
+    return weight[:, 1:].reshape(len(weight), S, -1).swapaxes(0, 1)
+
+
 def conv_forward(x, weight, y, kernel, stride, padding):
     """y (M, Ho, Wo, I) = [[x]]_H Wbar^T for x (M, H, W, J) and Wbar = weight (I, P)."""
     if kernel == stride == 1 and padding == 0:
@@ -60,33 +97,47 @@ def conv_forward(x, weight, y, kernel, stride, padding):
         np.matmul(x.reshape(-1, x.shape[-1]), weight[:, 1:].T, out=rows)
         rows += weight[:, 0]
         return
-    for first, last, rows in chunks(x, kernel, stride, padding):
-        fill_patches(x[first:last], rows, kernel, stride, padding)
-        np.matmul(rows, weight.T, out=y[first:last].reshape(len(rows), -1))
+    lines = y.reshape(*y.shape[:2], -1)
+    bias = np.tile(weight[:, 0], y.shape[2])
+    for first, last, slices in unrolled(x, kernel, stride, padding, len(weight)):
+        products = np.matmul(slices, _in_slices(weight, len(slices)).swapaxes(1, 2))
+        total = products[0] if len(slices) == 1 else products.sum(axis=0)
+        by_row = lines[first:last].swapaxes(0, 1)
+        np.add(total.reshape(by_row.shape), bias, out=by_row)
 
 
 def conv_backward_data(dy, weight, dx, kernel, stride, padding):
     """dx (M, H, W, J): the adjoint of `conv_forward` in x, applied to dy (M, Ho, Wo, I)."""
     if kernel == stride == 1 and padding == 0:
         np.matmul(dy.reshape(-1, dy.shape[-1]), weight[:, 1:], out=dx.reshape(-1, dx.shape[-1]))
-        return
-    dx[...] = 0
-    for first, last, rows in chunks(dx, kernel, stride, padding):
-        np.matmul(dy[first:last].reshape(len(rows), -1), weight, out=rows)
-        add_patches(rows, dx[first:last], kernel, stride, padding)
+    elif stride == 1 and padding < kernel:
+        mirrored = _mirrored(weight, kernel, dx.shape[-1])
+        conv_forward(dy, mirrored, dx, kernel, 1, kernel - 1 - padding)
+    else:
+        dx[...] = 0
+        for first, last, rows in chunks(dx, kernel, stride, padding):
+            np.matmul(dy[first:last].reshape(len(rows), -1), weight, out=rows)
+            add_patches(rows, dx[first:last], kernel, stride, padding)
+
+
+def _mirrored(weight, kernel, J):
+    """The weights (J, 1 + K*K*I) of the convolution that is the adjoint of that with (I, P)."""
+    kernels = weight[:, 1:].reshape(-1, kernel, kernel, J)[:, ::-1, ::-1].transpose(3, 1, 2, 0)
+    return np.concatenate([np.zeros((J, 1), weight.dtype), kernels.reshape(J, -1)], axis=1)
 
 
 def conv_backward_weights(x, dy, out, kernel, stride, padding):
     """out (I, P) = dy^T [[x]]_H, summed over images and locations."""
+    I = out.shape[0]
+    out[:, 0] = dy.reshape(len(dy) * dy.shape[1], -1).sum(axis=0).reshape(-1, I).sum(axis=0)
     if kernel == stride == 1 and padding == 0:
-        dy = dy.reshape(-1, dy.shape[-1])
-        out[:, 0] = dy.sum(axis=0)
-        np.matmul(dy.T, x.reshape(len(dy), -1), out=out[:, 1:])
+        np.matmul(dy.reshape(-1, I).T, x.reshape(-1, x.shape[-1]), out=out[:, 1:])
         return
-    out[...] = 0
-    for first, last, rows in chunks(x, kernel, stride, padding):
-        fill_patches(x[first:last], rows, kernel, stride, padding)
-        out += dy[first:last].reshape(len(rows), -1).T @ rows
+    out[:, 1:] = 0
+    for first, last, slices in unrolled(x, kernel, stride, padding, I):
+        by_row = dy[first:last].swapaxes(0, 1).reshape(-1, I)
+        total = _in_slices(out, len(slices))
+        total += np.matmul(by_row.T, slices)
 
 
 def patch_gram(x, out, kernel, stride, padding):
