@@ -86,8 +86,8 @@ def test_every_claim_that_fails_has_a_reason(evidence):
     worse = evidence._replace(runs={"digits_kfc": kfc, "digits_sgd": sgd, "digits_adam": kfc})
     row = find(claims.rows(worse), "Adam over SGD")
     assert row.holds is False and row.reason == (
-        "after 1 epochs: 20.00% and 40.00%, with 12 updates of digits_adam in 120 s and 12 updates "
-        "of digits_sgd in 240 s")
+        "after 1 epochs: 20.00% and 40.00%, with 12 updates of digits_adam and 12 updates of "
+        "digits_sgd")
     svhn = evidence._replace(plan=evidence.plan._replace(main="cifar"), runs={"svhn_kfc": sgd})
     row = find(claims.rows(svhn), "2.78%", "KFC-pre")
     assert row.holds is False and str(row.here) == "> 4" and row.reason == (
@@ -136,6 +136,18 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     for line in text.splitlines():
         if line.startswith("| ") and "---" not in line:
             assert line.count("|") in (6, 10), line  # no cell holds a bar
+
+
+@pytest.mark.parametrize("x", ["seconds", "updates"])
+def test_the_page_gives_the_seconds_of_curves_that_are_drawn_over_time_alone(plan, tmp_path, x):
+    panel, = plan.figures["fig1"].panels
+    figure = plan.figures["fig1"]._replace(panels=(panel._replace(x=x),))
+    plan = plan._replace(figures={"fig1": figure})
+    ledger = Ledger(tmp_path / "out")
+    for value in (0.003, 0.3, 0.03):
+        write_run(ledger, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
+    reproduce.draw(plan, ledger, ledger.root, {})
+    assert ("seconds per epoch" in (ledger.root / "README.md").read_text()) == (x == "seconds")
 
 
 def test_sensitivity_shows_the_errors_of_every_stage(plan, tmp_path):

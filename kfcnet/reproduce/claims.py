@@ -307,8 +307,7 @@ def _compared(evidence, claim, paper, curve, other, holds):
     note = f"after {epoch:.3g} epochs: {above:.2%} and {below:.2%}"
     if not (below and math.isfinite(above)):
         return Row(claim, paper, "no ratio", note=note)
-    efforts = [f"{Value(updates)} updates of {name} in {Value(seconds)} s"
-               for name, updates, seconds in zip((curve, other), median("iteration"),
-                                                 median("seconds"), strict=True)]
+    efforts = [f"{Value(updates)} updates of {name}"
+               for name, updates in zip((curve, other), median("iteration"), strict=True)]
     return Row(claim, paper, Value(above / below), note=note, holds=holds(above / below),
                reason=f"{note}, with {' and '.join(efforts)}")

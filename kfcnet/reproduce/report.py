@@ -33,7 +33,7 @@ def write_readme(evidence, steps, rows, drawn, failures, path):
         "on the device named below. *Ratio* is here over paper; `>` stands before what was not "
         "reached. Where the paper gives no number, its column has what it says.\n\n"
         + _table(COLUMNS, _fields(rows), "lrrrl"),
-        _not_reproduced(rows), _where_time_goes(begun), _tuning(plan, steps),
+        _not_reproduced(rows), _where_time_goes(plan, begun), _tuning(plan, steps),
         _shortened(plan, steps), _failed(failures, begun), _provenance(begun, path.parent)]
     write_text(path, "\n".join(section for section in sections if section))
 
@@ -68,10 +68,15 @@ def _not_reproduced(rows):
     return title + "\n".join(lines) + "\n" if lines else ""
 
 
-def _where_time_goes(begun):
+def _where_time_goes(plan, begun):
+    """Of the curves that are drawn over time; the others may have run beside each other."""
+    timed = {name for figure in plan.figures.values() for panel in figure.panels
+             if panel.x == "seconds" for name in panel.curves}
     header = ["curve", "seconds per epoch", "ms per update", *PHASES, "rest"]
     lines = []
     for name, step in begun.items():
+        if name not in timed:
+            continue
         metrics = step.runs()[0].metrics
         seconds = metrics["seconds"][-1]
         shares = [metrics[f"seconds_{phase}"][-1] / seconds for phase in PHASES]
@@ -80,7 +85,8 @@ def _where_time_goes(begun):
                       *(f"{share:.0%}" for share in shares), f"{1 - sum(shares):.0%}"])
     if not lines:
         return ""
-    return "## Where the time goes\n\n" + _table(header, lines, "l" + "r" * (len(header) - 1))
+    return ("## Where the time goes\n\nOf the curves that are drawn over time.\n\n"
+            + _table(header, lines, "l" + "r" * (len(header) - 1)))
 
 
 def _tuning(plan, steps):
