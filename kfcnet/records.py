@@ -272,14 +272,20 @@ def _sync_folder(folder):
 
 
 def _commit():
-    """The commit of the project's own working tree, with `-dirty` where it was changed; or None."""
+    """The commit of the project's own working tree, with `-dirty` where what runs was changed; None
+    outside of a repository. Results may differ: the runs themselves write them.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
-    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty",
-               "--abbrev=40", "--exclude=*"]
+
+    def git(*arguments):
+        return subprocess.run(["git", "--no-optional-locks", "-C", str(root), *arguments],
+                              capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -204,10 +204,14 @@ def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     if subprocess.run([*git, "init", "-q"]).returncode:
         pytest.skip("git is not installed")
-    (tmp_path / "file").write_text("one")
-    subprocess.run([*git, "add", "file"], check=True)
+    (tmp_path / "results").mkdir()
+    for name in ("file", "results/file"):
+        (tmp_path / name).write_text("one")
+    subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
+    assert records._commit() == head.strip()
+    (tmp_path / "results/file").write_text("two")
     assert records._commit() == head.strip()
     (tmp_path / "file").write_text("two")
     assert records._commit() == head.strip() + "-dirty"
