@@ -73,7 +73,7 @@ def short_training(name, data, path):
     overrides += [f"data.path={path}"] if path else []
     with tempfile.TemporaryDirectory() as folder:
         train(load_config(source, overrides), Path(folder) / "run")
-        metrics = read_metrics(Path(folder) / "run")
+        metrics = read_metrics(Path(folder) / "run" / "metrics.csv")
     return {"training": name, "data": data, **{key: float(metrics[key][-1]) for key in RESULTS}}
 
 

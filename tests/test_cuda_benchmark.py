@@ -13,8 +13,9 @@ import pytest
 from checks import assert_close
 
 from kfcnet import cuda_benchmark, verification
-from kfcnet.config import parse_config
+from kfcnet.config import load_config, parse_config
 from kfcnet.ops.cuda import CudaOps, is_available
+from kfcnet.trainer import train
 from kfcnet.verification import short_training
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
@@ -189,18 +190,17 @@ def test_verification_keeps_what_came_before_a_failure(verified, tmp_path, monke
 def test_short_training_is_on_the_gpu_and_reports_its_last_row(monkeypatch):
     configs = []
 
-    def train(config, folder):
+    def train_on_the_cpu(config, folder):
         configs.append(config)
-        return folder
+        return train(load_config("digits_kfc", ["epochs=0.2", "device=cpu"]), folder)
 
-    rows = {key: [0.5, number] for number, key in enumerate(verification.RESULTS)}
-    monkeypatch.setattr(verification, "train", train)
-    monkeypatch.setattr(verification, "read_metrics", lambda folder: rows)
+    monkeypatch.setattr(verification, "train", train_on_the_cpu)
     found = verification.short_training("KFC-pre", "synthetic", "/somewhere")
     (config,) = configs
     assert (config.device, config.data.name, config.epochs) == ("cuda", "synthetic", 2)
     assert config.optimizer.name == "kfc_pre"
-    assert found["train_error"] == verification.RESULTS.index("train_error")
+    assert set(found) == {"training", "data", *verification.RESULTS}
+    assert 0 < found["train_error"] < 1 and found["seconds"] > 0
 
 
 @pytest.mark.parametrize("status, text", [(0, "2 skipped, 341 passed in 60s"), (1, "1 failed"),
