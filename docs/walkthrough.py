@@ -36,7 +36,8 @@ dtype: float64
 """)
 ops = get_ops("cpu", config.dtype)
 network = build_network(config.network, (8, 8, 1), ops, config.seed)
-optimizer = build_optimizer(config.optimizer, network, SoftmaxCrossEntropy(ops), config.seed)
+loss = SoftmaxCrossEntropy(ops, config.seed)
+optimizer = build_optimizer(config.optimizer, network, loss)
 theta = network.theta.copy()
 print(network.summary())
 

@@ -53,7 +53,7 @@ def own_optimizer(config, ops):
     """The optimizer of a configuration over a fresh network for CIFAR-sized images."""
     network = build_network(config.network, INPUT_SHAPE, ops, config.seed)
     loss = LOSSES[config.loss](ops, config.seed)
-    return build_optimizer(config.optimizer, network, loss, config.seed)
+    return build_optimizer(config.optimizer, network, loss)
 
 
 def period(config):

@@ -118,7 +118,7 @@ class Trainer:
         config = self.config
         try:
             network = build_network(config.network, self.dataset.mean.shape, self.ops, config.seed)
-            optimizer = build_optimizer(config.optimizer, network, self.loss, config.seed)
+            optimizer = build_optimizer(config.optimizer, network, self.loss)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         shape = network.layers[-1].output_shape

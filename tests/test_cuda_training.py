@@ -20,7 +20,7 @@ class Training:
         rng = np.random.default_rng(5)
         self.ops = ops
         self.optimizer = build_optimizer(settings(name, learning_rate=0.02, **changes),
-                                         network(ops), SoftmaxCrossEntropy(ops, 3), 3)
+                                         network(ops), SoftmaxCrossEntropy(ops, 3))
         self.batches = [Batch(ops.asarray(rng.standard_normal((9, *INPUT_SHAPE))),
                               rng.integers(0, 3, 9).astype(np.int32)) for _ in range(STEPS)]
         self.optimizer.prepare(self.batches[:2])

@@ -22,7 +22,7 @@ def hessian_free(ops, layers=SMALL, shape=SHAPE, **changes):
                   statistics_fraction=0.5, fisher_fraction=0.5, weight_decay=0.01,
                   cg_iterations=200, cg_tolerance=1e-5)
     config = HessianFreeConfig().model_copy(update=values | changes)
-    return build_optimizer(config, network(ops, layers, shape), SoftmaxCrossEntropy(ops, 3), 3)
+    return build_optimizer(config, network(ops, layers, shape), SoftmaxCrossEntropy(ops, 3))
 
 
 def solved(opt, batch):

@@ -25,7 +25,7 @@ def kfac(ops, layers=SMALL, shape=SHAPE, loss=SoftmaxCrossEntropy, **changes):
                   statistics_timescale=100.0, statistics_fraction=0.5, weight_decay=0.01)
     config = KfacConfig().model_copy(update=values | changes)
     net = network(ops, layers, shape)
-    return build_optimizer(config, net, loss(ops, seed=3), seed=3)
+    return build_optimizer(config, net, loss(ops, seed=3))
 
 
 def least_squares_minimum(C, g, V):

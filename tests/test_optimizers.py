@@ -24,7 +24,7 @@ def batches(ops, rng, count, M=8, shape=INPUT_SHAPE, classes=3):
 
 def optimizer(ops, name, layers=EVERY_LAYER, seed=3, **changes):
     net = network(ops, layers, seed=seed)
-    return build_optimizer(settings(name, **changes), net, SoftmaxCrossEntropy(ops, seed), seed)
+    return build_optimizer(settings(name, **changes), net, SoftmaxCrossEntropy(ops, seed))
 
 
 def loss_gradient(opt, batch, step):
@@ -325,7 +325,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(name, rng):
     ops = CpuOps("float32", shards=2)
     data = batches(ops, rng, 7)
     straight, stopped, resumed = (optimizer(ops, name, seed=s) for s in (3, 3, 4))
-    resumed.loss.seed = resumed.seed = 3
+    resumed.loss.seed = 3
     for layer in resumed.network.layers:
         if hasattr(layer, "seed"):
             layer.seed = 3

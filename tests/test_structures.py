@@ -212,7 +212,7 @@ def test_training_with_any_structure_goes_on_bit_for_bit_from_its_state(structur
                   rng.integers(0, 3, 8).astype(np.int32)) for _ in range(8)]
     straight, resumed = (
         build_optimizer(settings("kfc_pre", structure=structure, inverse_period=2),
-                        network(ops, EVERY_LAYER, seed=3), SoftmaxCrossEntropy(ops, 3), 3)
+                        network(ops, EVERY_LAYER, seed=3), SoftmaxCrossEntropy(ops, 3))
         for _ in range(2))
     straight.prepare(data[:1])
     for batch in data[1:5]:

@@ -49,6 +49,12 @@ def test_a_wrong_line_is_noticed(right, wrong):
         render_walkthrough.run(read_cells(text.replace(right, wrong)))
 
 
+def test_it_agrees_with_the_library_whatever_the_seed():
+    text = SCRIPT.read_text()
+    assert text.count("\nepochs: 1\n") == 1
+    render_walkthrough.run(read_cells(text.replace("epochs: 1\n", "epochs: 1\nseed: 5\n")))
+
+
 def test_cells_are_text_or_code_and_results_stand_behind_them(tmp_path):
     script = "# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 1\n\n\n# %%\nprint(x)\n"
     cells = read_cells(script)

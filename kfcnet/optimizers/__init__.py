@@ -14,8 +14,8 @@ __all__ = ["KFAC", "OPTIMIZERS", "SGD", "Adagrad", "Adam", "Batch", "HessianFree
            "Optimizer", "RMSProp", "Step", "build_optimizer"]
 
 
-def build_optimizer(config, network, loss, seed=0):
+def build_optimizer(config, network, loss):
     """The optimizer that config.name asks for; raises ValueError for an unknown name."""
     if config.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name: {config.name!r} is not one of {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[config.name](network, loss, config, seed)
+    return OPTIMIZERS[config.name](network, loss, config)

@@ -47,12 +47,12 @@ class Optimizer:
     examples; evaluation uses it. It starts at the initial parameters.
     """
 
-    def __init__(self, network, loss, config, seed=0):
+    def __init__(self, network, loss, config):
         """config: the optimizer's part of a configuration, e.g. kfcnet.config.SgdConfig().
 
         Raises ValueError where `weight_decay` or `max_norm` names a layer that is not there.
         """
-        self.network, self.loss, self.config, self.seed = network, loss, config, seed
+        self.network, self.loss, self.config = network, loss, config
         self.ops = network.ops
         self.velocity = self.ops.zeros(network.theta.shape)
         self.average = self.ops.copy(network.theta)
@@ -168,8 +168,8 @@ class GradientMethod(Optimizer):
     All of it is one program, which a device may record once and repeat.
     """
 
-    def __init__(self, network, loss, config, seed=0):
-        super().__init__(network, loss, config, seed)
+    def __init__(self, network, loss, config):
+        super().__init__(network, loss, config)
         self._program = self.ops.program(self._descend, *network.layers)
 
     def step(self, batch):

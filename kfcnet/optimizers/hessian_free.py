@@ -20,8 +20,8 @@ class HessianFree(LevenbergMarquardt):
     works on the host with vectors of theta's size, whatever the device.
     """
 
-    def __init__(self, network, loss, config, seed=0):
-        super().__init__(network, loss, config, seed)
+    def __init__(self, network, loss, config):
+        super().__init__(network, loss, config)
         self.needs_preparation = config.preconditioner == "kfc"
 
     def step(self, batch):

@@ -27,8 +27,8 @@ class KFAC(LevenbergMarquardt):
     they mean elsewhere, only that each step finds its own.
     """
 
-    def __init__(self, network, loss, config, seed=0):
-        super().__init__(network, loss, config, seed)
+    def __init__(self, network, loss, config):
+        super().__init__(network, loss, config)
         if config.factor_damping is not None:
             self.factor_damping = config.factor_damping
 

@@ -14,8 +14,8 @@ class KfcPre(KroneckerOptimizer):
     natural gradient, the clip, and a momentum step whose iterates are averaged.
     """
 
-    def __init__(self, network, loss, config, seed=0):
-        super().__init__(network, loss, config, seed)
+    def __init__(self, network, loss, config):
+        super().__init__(network, loss, config)
         self._program = self.ops.program(self._update, *network.layers)
 
     def _block(self, layer, weight_decay):

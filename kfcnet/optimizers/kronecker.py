@@ -14,8 +14,8 @@ class KroneckerOptimizer(Optimizer):
     running average has no bias to correct.
     """
 
-    def __init__(self, network, loss, config, seed=0):
-        super().__init__(network, loss, config, seed)
+    def __init__(self, network, loss, config):
+        super().__init__(network, loss, config)
         self.blocks = [self._block(layer, weight_decay) for layer, weight_decay
                        in zip(network.weighted, self.weight_decays, strict=True)]
         self.direction = self.ops.zeros(network.theta.shape)

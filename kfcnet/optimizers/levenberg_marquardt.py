@@ -44,8 +44,8 @@ class LevenbergMarquardt(KroneckerOptimizer):
 
     learning_rate = 0.0
 
-    def __init__(self, network, loss, config, seed=0):
-        super().__init__(network, loss, config, seed)
+    def __init__(self, network, loss, config):
+        super().__init__(network, loss, config)
         self.damping = config.damping
 
     def _block(self, layer, weight_decay):
