@@ -24,6 +24,9 @@ ALEXNET = ConvConfig(name="conv2", filters=128, kernel=5, padding=2), (27, 27, 4
 TOLERANCE = 1.1
 """How many times the published test error is still called the same."""
 
+SHARE = 0.5
+"""How much of a published speed-up is still called the same."""
+
 PARTS = {"test_error": "test error", "train_error": "training error"}
 
 
@@ -262,7 +265,10 @@ def _reached(evidence, claim, paper, curve, column, threshold, unit):
 
 
 def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
-    """A Row: how many times as long the curve `slow` took as the curve `fast`."""
+    """A Row: how many times as long the curve `slow` took as the curve `fast`.
+
+    It holds from a SHARE of the paper's number; where the paper has none, above 1.
+    """
     if absent := evidence.absence(slow, fast):
         return Row(claim, paper, absent)
     over, under = (middle([reached(run, column, threshold, unit) for run in evidence.runs[name]])
@@ -274,7 +280,8 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
     if not under.number:
         return Row(claim, paper, f"{fast} began there")
     here = Value(over.number / under.number, over.is_bound)
-    holds = True if here.number > 1 else None if here.is_bound else False
+    least = SHARE * paper.number if isinstance(paper, Value) else 1
+    holds = True if here.number > least else None if here.is_bound else False
     return Row(claim, paper, here, ratio(here, paper), holds=holds, reason=reason)
 
 
