@@ -226,11 +226,13 @@ show(axes[1], natural[1], "natural gradient of conv2", 8)
 #
 # ## The clip
 #
-# $\nu = \mathbf{v}^\top \mathbf{F} \mathbf{v} + \lambda |\mathbf{v}|^2$ of the step $\mathbf{v} =
-# -\alpha \hat\nabla h$ is about twice the KL divergence between the predictions before and after
-# it. $\mathbf{F}$ is the exact Fisher matrix here: with $\mathbf{r}$ the derivative of the logits
-# along $\mathbf{v}$ (a forward-mode pass), $\mathbf{v}^\top \mathbf{F} \mathbf{v}$ is the mean of
-# $\mathbf{r}^\top (\mathrm{diag}(\mathbf{p}) - \mathbf{p}\mathbf{p}^\top)\, \mathbf{r}$.
+# The step $\mathbf{v} = -\alpha \hat\nabla h$ is shortened where
+# $\nu = \mathbf{v}^\top \mathbf{F} \mathbf{v} + \lambda |\mathbf{v}|^2$ is above the cap. $\mathbf{F}$
+# is the exact Fisher matrix here: with $\mathbf{r}$ the derivative of the logits along $\mathbf{v}$
+# (a forward-mode pass), $\mathbf{v}^\top \mathbf{F} \mathbf{v}$ is the mean of
+# $\mathbf{r}^\top (\mathrm{diag}(\mathbf{p}) - \mathbf{p}\mathbf{p}^\top)\, \mathbf{r}$. That is about
+# twice the KL divergence between the predictions before and after the step;
+# $\lambda |\mathbf{v}|^2$ is the share of the weight decay.
 
 # %%
 def tangent(W, V, inputs, mask, is_max):

@@ -8,31 +8,35 @@ from kfcnet.optimizers.kronecker import KroneckerOptimizer
 
 
 class KfcPre(KroneckerOptimizer):
-    """The algorithm that all of the paper's reported results come from.
+    """The algorithm that all of the paper's reported results come from. For each mini-batch:
 
-    `step` is its algorithm box: statistics every T_s steps, inverses every T_f, the gradient, the
-    natural gradient, the clip, and a momentum step whose iterates are averaged.
+        every T_s updates: Omega, Gamma <- running averages of the mini-batch's factors   Eq. 23
+        every T_f updates: their inverses, damped with lambda + gamma                     Eq. 21
+        g <- gradient of h, the mean loss plus lambda/2 |weights|^2
+        n <- [F^(gamma)]^-1 g, the natural gradient, layer by layer                       Eq. 22
+        v <- -alpha n, times min(1, sqrt(C / nu)) for nu = v^T F v + lambda |v|^2
+        velocity <- mu velocity + v
+        theta <- theta + velocity
+        average <- xi average + (1 - xi) theta
+
+    | paper  | setting             | paper | setting                                  |
+    |--------|---------------------|-------|------------------------------------------|
+    | T_s    | `statistics_period` | alpha | `learning_rate`                          |
+    | T_f    | `inverse_period`    | mu    | `momentum`                               |
+    | lambda | `weight_decay`      | C     | `clip`                                   |
+    | gamma  | `damping`           | xi    | exp(-batch_size / `averaging_timescale`) |
     """
 
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
         self._program = self.ops.program(self._update, *network.layers)
 
-    def _block(self, layer, weight_decay):
-        return build_block(self.config.structure, layer, self.ops, weight_decay)
-
-    def step(self, batch):
-        c, due = self.config, self.steps + 1
-        decay = self._factor_decay(batch.size) if due % c.statistics_period == 0 else None
-        self._take_due_inverses()
-        with self.phase("gradient"):
-            step = self._program(batch, decay, due % c.inverse_period == 0)
-        self._count(batch.size)
-        return step
-
     def _update(self, batch, statistics_decay, invert):
-        """The algorithm box, with statistics where they have a decay; inverting it leaves to the
-        host, and statistics that do not do the same every time.
+        """The algorithm; statistics_decay is None where no statistics are due.
+
+        It is a generator for `ops.program`, which a GPU records as graphs. What it yields is work
+        that the host does between two of them: inversions, and the statistics of blocks that are
+        not RECORDABLE.
         """
         predictive, dz, totals = self._forward(batch.draw(self.step_counter))
         if statistics_decay is not None:
@@ -54,7 +58,37 @@ class KfcPre(KroneckerOptimizer):
         self.ops.advance(self.step_counter)
         return Step(totals, clip_scale)
 
+    def _clip_scale(self, predictive):
+        """(min(1, sqrt(C / nu)), nu) for nu = v^T F v + lambda |v|^2; (1,) each.
+
+        v = -alpha n is the step. F is the exact Fisher matrix, not the Kronecker one, on the first
+        `clip_fraction` of the mini-batch. v^T F v is about twice the KL divergence between the
+        predictions before and after the step, lambda |v|^2 the share of the penalty.
+
+        As published, nu is blind to examples that are predicted wrongly with certainty: their F_R
+        vanishes with p(1 - p), and so does their share of Gamma, but not their gradient. On a
+        training set that is fitted, such an example can move everything by alpha g / (lambda +
+        gamma) past a silent clip, and the run diverge. Weight decay keeps predictions from becoming
+        so certain, damping bounds the step; a lower rate only delays it.
+        """
+        c, ops = self.config, self.ops
+        m = math.ceil(c.clip_fraction * len(predictive))
+        r = self.network.tangent(self.direction, m)  # along n: nu is alpha^2 times this quadratic
+        quadratic = self.loss.fisher_quadratic(predictive[:m], r, scale=1 / m)
+        ops.axpy(1.0, ops.weighted_dot(self.decay, self.direction, self.direction), quadratic)
+        return ops.clip_scale(quadratic, self.rate, c.clip)
+
+    def step(self, batch):
+        c, due = self.config, self.steps + 1
+        decay = self._factor_decay(batch.size) if due % c.statistics_period == 0 else None
+        self._take_due_inverses()
+        with self.phase("gradient"):
+            step = self._program(batch, decay, due % c.inverse_period == 0)
+        self._count(batch.size)
+        return step
+
     def _invert(self):
+        """Invert now, or begin to and adopt the inverses `inverse_delay` updates later."""
         c = self.config
         with self.phase("inverses"):
             if c.inverse_delay:
@@ -62,22 +96,5 @@ class KfcPre(KroneckerOptimizer):
             else:
                 self._update_inverses()
 
-    def _clip_scale(self, predictive):
-        """(scale, nu): what takes nu = v^T F v + lambda |v|^2 to C, and nu; (1,) each.
-
-        v is the step -learning_rate*direction, F the exact Fisher matrix, not the Kronecker one, on
-        the first quarter of the mini-batch: nu is about twice the KL divergence between the
-        predictions before and after the step. The scale is one where nu <= C.
-
-        As published, nu is blind to examples that are predicted wrongly with certainty: their F_R
-        vanishes with p(1 - p), and so does their share of Gamma, but not their gradient. On a
-        training set that is fitted, such an example can move everything by learning_rate * gradient
-        / (lambda + damping) past a silent clip, and the run diverge. Weight decay keeps predictions
-        from becoming so certain, damping bounds the step; a lower rate only delays it.
-        """
-        c, ops = self.config, self.ops
-        m = math.ceil(c.clip_fraction * len(predictive))
-        r = self.network.tangent(self.direction, m)
-        quadratic = self.loss.fisher_quadratic(predictive[:m], r, scale=1 / m)
-        ops.axpy(1.0, ops.weighted_dot(self.decay, self.direction, self.direction), quadratic)
-        return ops.clip_scale(quadratic, self.rate, c.clip)
+    def _block(self, layer, weight_decay):
+        return build_block(self.config.structure, layer, self.ops, weight_decay)
