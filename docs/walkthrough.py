@@ -227,11 +227,11 @@ show(axes[1], natural[1], "natural gradient of conv2", 8)
 # ## The clip
 #
 # The step $\mathbf{v} = -\alpha \hat\nabla h$ is shortened where
-# $\nu = \mathbf{v}^\top \mathbf{F} \mathbf{v} + \lambda |\mathbf{v}|^2$ is above the cap. $\mathbf{F}$
-# is the exact Fisher matrix here: with $\mathbf{r}$ the derivative of the logits along $\mathbf{v}$
-# (a forward-mode pass), $\mathbf{v}^\top \mathbf{F} \mathbf{v}$ is the mean of
-# $\mathbf{r}^\top (\mathrm{diag}(\mathbf{p}) - \mathbf{p}\mathbf{p}^\top)\, \mathbf{r}$. That is about
-# twice the KL divergence between the predictions before and after the step;
+# $\nu = \mathbf{v}^\top \mathbf{F} \mathbf{v} + \lambda |\mathbf{v}|^2$ is above the cap.
+# $\mathbf{F}$ is the exact Fisher matrix here: with $\mathbf{r}$ the derivative of the logits along
+# $\mathbf{v}$ (a forward-mode pass), $\mathbf{v}^\top \mathbf{F} \mathbf{v}$ is the mean of
+# $\mathbf{r}^\top (\mathrm{diag}(\mathbf{p}) - \mathbf{p}\mathbf{p}^\top)\, \mathbf{r}$. That is
+# about twice the KL divergence between the predictions before and after the step;
 # $\lambda |\mathbf{v}|^2$ is the share of the weight decay.
 
 # %%
