@@ -27,8 +27,9 @@ COLUMNS = ("iteration", "epoch", "examples", "seconds",
 """Losses are nats per example, errors fractions. `seconds` is training time since the start,
 without evaluation, warm-up, compilation and checkpoints; `seconds_<phase>` are its parts.
 `learning_rate` is that of the next update, `update_norm` the Euclidean norm of the latest move of
-the parameters, `clipped` the share of clipped steps since the row before and `nu` the mean of their
-nu, which the clip holds against its cap; NaN where there is none."""
+the parameters, before max-norm; NaN for Nesterov's momentum, Adagrad, RMSProp and Adam, which keep
+no move. `clipped` is the share of clipped steps since the row before and `nu` the mean of their nu,
+which the clip holds against its cap; NaN where there is none."""
 LATER = {"nu"}  # what older records lack; read as NaN
 
 LIBRARIES = ("numpy", "scipy", "h5py", "matplotlib", "pydantic", "PyYAML", "threadpoolctl", "tqdm")

@@ -261,14 +261,13 @@ class Trainer:
         if not np.isfinite([*train, *test]).all():
             self._fail(steps, "the loss of the averaged parameters is not finite",
                        self.optimizer.average)
-        velocity = self.optimizer.velocity
         self.folder.append({
             "iteration": steps, "epoch": self._epoch(), "examples": self.optimizer.examples,
             "seconds": self.clock.seconds,
             "train_loss": train[0], "train_error": train[1],
             "test_loss": test[0], "test_error": test[1],
             "learning_rate": self.optimizer.learning_rate,
-            "update_norm": math.sqrt(self.ops.to_numpy(self.ops.dot(velocity, velocity))[0]),
+            "update_norm": self._update_norm(),
             "clipped": self.clipped / max(self.steps_since_row, 1),
             "nu": self.nu / self.steps_since_row if self.steps_since_row else math.nan,
             **{f"seconds_{phase}": seconds for phase, seconds in self.clock.phases.items()}})
@@ -277,6 +276,13 @@ class Trainer:
         self.bar.write(f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s: "
                        f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
                        f"test loss {test[0]:.4f}, error {test[1]:.2%}", file=sys.stderr)
+
+    def _update_norm(self):
+        """The length of the latest move, NaN where the optimizer does not keep its moves."""
+        velocity = self.optimizer.velocity
+        if not self.optimizer.moves_by_velocity:
+            return math.nan
+        return math.sqrt(self.ops.to_numpy(self.ops.dot(velocity, velocity))[0])
 
     def _measure_statistics(self, theta):
         """Let the network that is evaluated use `theta`, batch normalisation its own statistics."""

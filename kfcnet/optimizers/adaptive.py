@@ -10,6 +10,8 @@ from kfcnet.optimizers.base import GradientMethod
 class _Adaptive(GradientMethod):
     """The gradient of h, and a running measure of its entries' squares."""
 
+    moves_by_velocity = False
+
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
         self.squares = self.ops.zeros(network.theta.shape)

@@ -69,6 +69,7 @@ class Optimizer:
         self.phase = lambda name: contextlib.nullcontext()
 
     needs_preparation = False
+    moves_by_velocity = True  # whether theta's latest move, but for max-norm, is `velocity`
 
     def prepare(self, batches):
         """Whatever must be estimated from an iterable of batches before the first step: nothing."""

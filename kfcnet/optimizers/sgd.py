@@ -10,6 +10,10 @@ class SGD(GradientMethod):
     is taken where momentum is about to lead (Sutskever et al. 2013).
     """
 
+    @property
+    def moves_by_velocity(self):
+        return not self.config.nesterov
+
     def _update(self, examples):
         if self.config.nesterov:
             self._look_ahead(examples)
