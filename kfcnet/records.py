@@ -25,7 +25,9 @@ COLUMNS = ("iteration", "epoch", "examples", "seconds",
            "learning_rate", "update_norm", "clipped", "nu",
            *(f"seconds_{phase}" for phase in PHASES))
 """Losses are nats per example, errors fractions. `seconds` is training time since the start,
-without evaluation, warm-up, compilation and checkpoints; `seconds_<phase>` are its parts.
+without evaluation, warm-up, compilation and checkpoints; `seconds_<phase>` are its parts, `clip` in
+K-FAC the quadratic model and the objective after a step, in Hessian-free optimization the line
+search.
 `learning_rate` is that of the next update, `update_norm` the Euclidean norm of the latest move of
 the parameters, before max-norm; NaN for Nesterov's momentum, Adagrad, RMSProp and Adam, which keep
 no move. `clipped` is the share of clipped steps since the row before and `nu` the mean of their nu,
