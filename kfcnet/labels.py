@@ -25,13 +25,14 @@ def settings(config):
 
 
 def group_by_seed(runs):
-    """Runs that differ in nothing but their seed, on one device, together: lists of runs, in order.
+    """Runs that differ in nothing but their seed, together: lists of runs, in order.
 
-    A run whose seed is in its group already opens another group.
+    They are on one device, with the C extension all or none, and on the same images. A run whose seed is in its group already opens another group.
     """
     groups, seen = {}, Counter()
     for run in runs:
-        course = json.dumps([settings(run.config), device(run)])
+        course = json.dumps([settings(run.config), device(run), run.record["device"].get("native"),
+                             run.record.get("data", {}).get("sha256")])
         seed = course, run.config.get("seed")
         groups.setdefault((course, seen[seed]), []).append(run)
         seen[seed] += 1

@@ -187,6 +187,18 @@ def test_a_seed_evaluated_less_often_is_joined_by_straight_lines(tmp_path):
     assert test.get_ydata()[2] == values[2]
 
 
+@pytest.mark.parametrize("other", [{"device": {"native": False}}, {"data": {"sha256": "b"}}])
+def test_seeds_on_other_images_or_without_the_extension_are_a_curve_of_their_own(other, tmp_path):
+    runs = [plots.read_run(write_run(tmp_path / str(seed), seed=seed)) for seed in range(3)]
+    for run in runs:
+        run.record.update(data={"sha256": "a"})
+        run.record["device"].update(native=True)
+    for key, values in other.items():
+        runs[2].record[key].update(values)
+    assert texts(plots.draw_runs(runs))[:2] == ["KFC-pre, M = 512, 2 seeds",
+                                                "KFC-pre, M = 512 (2)"]
+
+
 def test_the_same_seed_twice_is_two_curves(tmp_path):
     runs = [write_run(tmp_path / name) for name in ("first", "again")]
     figure, loss, _ = drawn(runs)

@@ -53,6 +53,7 @@ class Ledger:
     def __init__(self, root):
         """Raises ConfigError or RecordError for a record that cannot be read."""
         self.root, self.folders = Path(root), defaultdict(list)
+        self.checksums = defaultdict(dict)  # {DataConfig: {SHA-256 of the images: a folder}}
         for path in sorted(self.root.rglob("config.yaml")):
             self.add(path.parent)
 
@@ -66,6 +67,8 @@ class Ledger:
             folders = self.folders[run_key(config.model_copy(update={"device": device}))]
             if folder not in folders:
                 folders.append(folder)
+            checksum = read_json(record).get("data", {}).get("sha256")
+            self.checksums[_images(config.data)].setdefault(checksum, folder)
 
     def standing(self, config):
         """Of the runs with these settings the one to use; None if there is none.
@@ -79,6 +82,17 @@ class Ledger:
             return min(over, key=lambda run: (run.failed, run.iteration))
         return max((run for run in found if run.can_go_on()), default=None,
                    key=lambda run: run.iteration)
+
+    def mixture(self, config, checksum):
+        """Why a DataConfig's images, whose SHA-256 this is, may not be mixed with those of the runs
+        that there are; None where these are the same.
+        """
+        for other, folder in self.checksums[_images(config)].items():
+            if other not in (checksum, None):
+                return (f"{folder} was trained on other data called {config.name} than are here "
+                        f"(SHA-256 {other[:12]}, here {checksum[:12]}): name another folder with "
+                        "--out, or the place of the same data with --data")
+        return None
 
     def home(self, config, name):
         """The folder that a run has for itself: its name ends in its key."""
@@ -105,6 +119,11 @@ def run_key(config):
     described = config.model_dump(mode="json")
     text = json.dumps([settings(described), described["seed"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _images(config):
+    """What of a DataConfig says which images they are."""
+    return config.model_copy(update={"path": None, "input_scale": 1.0})
 
 
 def _entry(path, *keys):

@@ -66,8 +66,8 @@ def _not_reproduced(rows):
              + (f"; {row.reason}" if row.reason else "") + "." for row in rows
              if row.holds is False]
     title = ("### What did not come out as in the paper\n\n"
-             f"A speed-up counts as reproduced above {SHARE:.0%} of the paper's, a test error below "
-             f"{TOLERANCE:.0%} of it.\n\n")
+             f"A speed-up counts as reproduced above {SHARE:.0%} of the paper's, a test error "
+             f"below {TOLERANCE:.0%} of it.\n\n")
     return title + "\n".join(lines) + "\n" if lines else ""
 
 

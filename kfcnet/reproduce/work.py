@@ -19,7 +19,12 @@ def train_missing(plan, figure, ledger, places):
 
     Raises WriteError for a disk that is full, TrainingInterrupted after a signal.
     """
-    plan, failures, costs, absent = plan.part(figure), {}, Costs(), AbsentData(places)
+    plan, failures, costs, unusable = plan.part(figure), {}, Costs(), UnusableData(places, ledger)
+    for curve in plan.curves.values():
+        config = plan.configure(curve).data
+        # Data that were named are looked at even where no run is left to train on them.
+        if config.name in places and (reason := unusable.reason(config)):
+            failures[curve.name] = reason
     while True:
         now = progress_of(plan, ledger)
         pending = [task for step in now.values() for task in step.pending
@@ -29,7 +34,7 @@ def train_missing(plan, figure, ledger, places):
         # The first seed of every curve comes before any second one: a plan that is cut short
         # still has all of its curves.
         task = min(pending, key=lambda task: task.config.seed)
-        if reason := absent.reason(task.config.data):
+        if reason := unusable.reason(task.config.data):
             failures[task.curve] = reason
             continue
         say(f"{task.describe()} ({costs.left(now)})")
@@ -57,21 +62,23 @@ def _try(task, places):
         return f"{type(error).__name__}: {error}"
 
 
-class AbsentData:
-    """Which data sets cannot be had, each looked for once."""
+class UnusableData:
+    """Which data sets cannot be had or are not those of the runs so far, each looked for once."""
 
-    def __init__(self, places):
-        self.places, self.reasons = places, {}
+    def __init__(self, places, ledger):
+        self.places, self.ledger, self.reasons = places, ledger, {}
 
     def reason(self, config):
-        """Why the data of a DataConfig cannot be had; None where they can."""
+        """Why the data of a DataConfig cannot be used; None where they can."""
         if config not in self.reasons:
-            self.reasons[config] = None
             try:
-                data.load(placed(config, self.places))
+                dataset = data.load(placed(config, self.places))
+                reason = self.ledger.mixture(config, dataset.provenance["sha256"])
             except data.DataError as error:
-                self.reasons[config] = str(error)
-                say(f"{error}\nGoing on without {config.name}.")
+                reason = str(error)
+            if reason:
+                say(f"{reason}\nGoing on without {config.name}.")
+            self.reasons[config] = reason
         return self.reasons[config]
 
 
