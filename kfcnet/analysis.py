@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kfcnet.curvature.factors import update_derivative_factor, update_input_factor
 from kfcnet.curvature.structures import STRUCTURES, build_block
 from kfcnet.ops.cpu import CpuOps
 
@@ -196,9 +197,9 @@ class _Moments:
     def structured(self, structure):
         """A structure's block from these moments: Theorem 2, and what the structure keeps of it."""
         block = build_block(structure, self.layer, self.ops)
-        T, P = self.patches.shape[1:]
-        a, ds = self.patches.reshape(-1, P), self.derivatives.reshape(-1, len(block.Gamma))
-        block.Omega, block.Gamma = a.T @ a / self.M, ds.T @ ds / (self.M * T)
+        update_input_factor(self.ops, self.inputs, self.layer.window, 0.0, block.Omega)
+        update_derivative_factor(self.ops, self.derivatives, 0.0, block.Gamma)
+        block.Gamma *= len(self.derivatives)  # a sum over the columns of B, not a mean
         if structure == "ekfc":
             _, block.input_basis = np.linalg.eigh(block.Omega)
             _, block.derivative_basis = np.linalg.eigh(block.Gamma)

@@ -1,4 +1,4 @@
-"""The two Kronecker factors of a layer's Fisher block (Theorem 2, Eq. 23). The one home of 1/|T|.
+"""A layer's two Kronecker factors (Theorem 2), and the one home of the 1/|T| of Eq. 23.
 
     F_l  ~  Omega_{l-1} (x) Gamma_l                                                  Eq. 18
 
