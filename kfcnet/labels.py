@@ -27,7 +27,8 @@ def settings(config):
 def group_by_seed(runs):
     """Runs that differ in nothing but their seed, together: lists of runs, in order.
 
-    They are on one device, with the C extension all or none, and on the same images. A run whose seed is in its group already opens another group.
+    They are on one device, with the C extension all or none, and on the same images. A run whose
+    seed is in its group already opens another group.
     """
     groups, seen = {}, Counter()
     for run in runs:

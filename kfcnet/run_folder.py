@@ -46,7 +46,8 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"cannot make the folder {self.path}: {error.strerror}; choose "
                                  "another with --out") from error
-        self._lock = _lock(self.path)
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(alone_in(self.path))
         try:
             self._check_use()
         except RunFolderError:
@@ -59,8 +60,7 @@ class RunFolder:
         if self._is_new:
             with contextlib.suppress(OSError):  # it is not empty
                 self.path.rmdir()
-        if self._lock is not None:
-            os.close(self._lock)
+        self._lock.close()
 
     def _check_use(self):
         present = {entry.name for entry in self.path.iterdir()}
@@ -166,20 +166,25 @@ def _flat(value, prefix=""):
     return flat
 
 
-def _lock(folder):
-    """Keep other processes out of a folder: a descriptor that holds the lock until it is closed.
+@contextlib.contextmanager
+def alone_in(folder):
+    """Keep other processes out of a folder. Raises RunFolderError where one is in it.
 
-    A killed process lets go by itself. None where the system (not POSIX) has no such lock.
+    A killed process lets go by itself. Where the system (not POSIX) has no such lock nobody is kept
+    out.
     """
     try:
         import fcntl
     except ImportError:
-        return None
+        yield
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"{folder} is in use by another process; wait for it or stop it, "
+                                 "or choose another folder with --out") from None
+        yield
+    finally:
         os.close(descriptor)
-        raise RunFolderError(f"{folder} is in use by another process; wait for it or stop it, or "
-                             "choose another folder with --out") from None
-    return descriptor

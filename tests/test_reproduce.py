@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from reproductions import do, rate, small_plan, write_run
@@ -21,6 +22,7 @@ from kfcnet.reproduce import work
 from kfcnet.reproduce.ledger import Ledger, run_key
 from kfcnet.reproduce.plan import RATES, Curve, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.run_folder import alone_in
 from kfcnet.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
 ROOT = Path(__file__).parents[1]
@@ -442,6 +444,48 @@ def test_a_wrong_setting_is_an_error_before_anything_is_trained(tmp_path, capsys
     assert cli.reproduce(["fig1", "--quick", "--device", "cpu", "--out", str(out),
                           "--set", "optimizer.learningrate=1"]) == 2
     assert "optimizer.learningrate" in capsys.readouterr().err and not out.exists()
+
+
+@pytest.fixture
+def runs_on_a_cpu(tmp_path):
+    """A folder with a run on a CPU that the quick plan has in its first figure."""
+    plan = PLANS["quick"]
+    write_run(Ledger(tmp_path), plan, "digits_kfac", (), [0.9] + 13 * [0.5])
+    return tmp_path
+
+
+def command(out, *more):
+    return cli.reproduce(["methods", "--quick", "--out", str(out), *more])
+
+
+def test_drawing_alone_takes_the_device_of_the_records(runs_on_a_cpu, monkeypatch):
+    monkeypatch.setattr(reproduce, "get_ops", lambda: SimpleNamespace(name="cuda"))
+    monkeypatch.setattr(reproduce, "which_device", lambda ops: ops.name)
+    assert command(runs_on_a_cpu, "--draw") == 0
+    assert "digits_kfac | K-FAC" in (runs_on_a_cpu / "README.md").read_text()
+
+
+@pytest.mark.parametrize("options", [["--device", "cuda", "--draw"], ["--device", "cuda"], []])
+def test_a_folder_of_another_devices_runs_is_refused(options, runs_on_a_cpu, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "get_ops", lambda: SimpleNamespace(name="cuda"))
+    monkeypatch.setattr(reproduce, "which_device", lambda ops: ops.name)
+    assert command(runs_on_a_cpu, *options) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"error: {runs_on_a_cpu} holds runs on cpu: name another folder with --out, or --device "
+        "cpu")
+    assert not (runs_on_a_cpu / "README.md").exists()
+
+
+def test_runs_on_other_data_do_not_decide_the_device(runs_on_a_cpu):
+    assert cli.reproduce(["fig1", "--device", "cuda", "--draw", "--out", str(runs_on_a_cpu)]) == 0
+
+
+def test_a_second_process_does_not_train_in_the_same_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "train", None)
+    with alone_in(tmp_path):
+        assert command(tmp_path, "--device", "cpu") == 2
+        assert capsys.readouterr().err.startswith(f"error: {tmp_path} is in use by another process")
+        assert command(tmp_path, "--device", "cpu", "--draw") == 0
 
 
 def test_drawing_alone_trains_nothing_and_says_so(tmp_path, monkeypatch):

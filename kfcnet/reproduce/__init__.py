@@ -16,6 +16,7 @@ from kfcnet.reproduce import assumptions, claims, figures, report, work
 from kfcnet.reproduce.ledger import Ledger
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.run_folder import RunFolderError, alone_in
 from kfcnet.sweep import write_tables
 
 FIGURES = ("fig1", "fig2", "assumptions", "batchnorm", "minibatch", "methods", "structures",
@@ -27,31 +28,52 @@ def reproduce(figure, out, device="auto", quick=False, seeds=None, places=None, 
               only_draw=False):
     """Bring the records below the folder `out` up to `figure`, one of FIGURES, and draw them.
 
-    device: "auto", "cpu" or "cuda"; seeds: in place of the planned numbers; places: {data set:
+    device: "cpu" or "cuda", or "auto": the GPU if there is one, and to draw alone the device of the
+    records where they are all of one; seeds: in place of the planned numbers; places: {data set:
     where it lies}; overrides: `key=value` for every run; only_draw: train nothing. Leaves
     `figures/`, `numbers.csv` and `README.md` of all that is there, and returns {run: why} of what
     failed.
 
-    Raises ConfigError or RecordError for a record that cannot be read, WriteError for a disk that
-    is full, TrainingInterrupted after a signal.
+    Raises ConfigError or RecordError for a record that cannot be read, RunFolderError for a folder
+    of another device's runs or one that another process trains in, WriteError for a disk that is
+    full, TrainingInterrupted after a signal.
     """
     out, places = Path(out), places or {}
-    if device == "auto":
+    ledger, failures = Ledger(out), {}
+    plan = _plan(ledger, device, only_draw, quick, seeds, overrides)
+    _make_folder(out)
+    if not only_draw:
+        with alone_in(out):
+            failures |= work.train_missing(plan, figure, ledger, places)
+            if figure == "all" or plan.figures[figure].kind == "networks":
+                _make_folder(out / "assumptions")
+                failures |= assumptions.measure_networks(plan, progress_of(plan, ledger), out,
+                                                         places)
+    draw(plan, ledger, out, failures)
+    return failures
+
+
+def _plan(ledger, device, only_draw, *options):
+    """The Plan for a device that the records in a folder leave room for.
+
+    A page shows the runs of one device: that of another would have none of them.
+    """
+    is_open = device == "auto"
+    if is_open:
         ops = get_ops()
         device = ops.name
         print(which_device(ops), file=sys.stderr)
-    plan = make_plan(device, quick, seeds, overrides)
-    for curve in plan.curves.values():
-        plan.configure(curve)  # a wrong setting is found before anything is trained
-    _make_folder(out)
-    ledger, failures = Ledger(out), {}
-    if not only_draw:
-        failures |= work.train_missing(plan, figure, ledger, places)
-        if figure == "all" or plan.figures[figure].kind == "networks":
-            _make_folder(out / "assumptions")
-            failures |= assumptions.measure_networks(plan, progress_of(plan, ledger), out, places)
-    draw(plan, ledger, out, failures)
-    return failures
+    plan = make_plan(device, *options)
+    # A wrong setting is found here, before anything is trained.
+    names = {plan.configure(curve).data.name for curve in plan.curves.values()}
+    there = set().union(*(ledger.devices[name] for name in names))
+    if device in there or not there:
+        return plan
+    other = min(there)
+    if is_open and only_draw:
+        return make_plan(other, *options)
+    raise RunFolderError(f"{ledger.root} holds runs on {other}: name another folder with --out, or "
+                         f"--device {other}")
 
 
 def draw(plan, ledger, out, failures):

@@ -53,6 +53,7 @@ class Ledger:
     def __init__(self, root):
         """Raises ConfigError or RecordError for a record that cannot be read."""
         self.root, self.folders = Path(root), defaultdict(list)
+        self.devices = defaultdict(set)  # {name of a data set: devices of its runs}
         self.checksums = defaultdict(dict)  # {DataConfig: {SHA-256 of the images: a folder}}
         for path in sorted(self.root.rglob("config.yaml")):
             self.add(path.parent)
@@ -67,6 +68,7 @@ class Ledger:
             folders = self.folders[run_key(config.model_copy(update={"device": device}))]
             if folder not in folders:
                 folders.append(folder)
+            self.devices[config.data.name].add(device)
             checksum = read_json(record).get("data", {}).get("sha256")
             self.checksums[_images(config.data)].setdefault(checksum, folder)
 
