@@ -43,7 +43,7 @@ def measure(optimizer, before, batch):
             optimizer, network, predictive, gradient, move)
     z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
     totals = optimizer.loss.evaluate(z, batch.targets)[2]
-    row["actual_reduction"] = objective - _objective(optimizer, totals, network.theta, len(z))
+    row["actual_reduction"] = objective - optimizer.objective(totals, network.theta, len(z))
     for block in optimizer.blocks:
         row |= {f"{block.layer.name}_{name}": value
                 for name, value in _factors(block, optimizer.factor_damping).items()}
@@ -60,14 +60,7 @@ def _derivatives(optimizer, network, theta, batch):
     network.backward(dz)
     network.compute_gradient(out=gradient)
     network.ops.multiply_add(optimizer.decay, theta, gradient)
-    return predictive, _objective(optimizer, totals, theta, M), gradient
-
-
-def _objective(optimizer, totals, theta, M):
-    """h: the mean loss and lambda/2 * |weights|^2."""
-    ops = optimizer.ops
-    penalty = _number(ops, ops.weighted_dot(optimizer.decay, theta, theta)) / 2
-    return float(ops.to_numpy(totals)[0]) / M + penalty
+    return predictive, optimizer.objective(totals, theta, M), gradient
 
 
 def _cosines(network, gradient, direction):

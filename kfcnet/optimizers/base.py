@@ -111,6 +111,14 @@ class Optimizer:
         self.network.compute_gradient()
         self.ops.multiply_add(self.decay, self.network.theta, self.network.gradient)
 
+    def objective(self, totals, theta, M):
+        """h at theta (n,), the mean loss plus lambda/2 * |weights|^2: a float.
+
+        totals: the loss's, over M examples. Waits for the device.
+        """
+        penalty = self.ops.to_numpy(self.ops.weighted_dot(self.decay, theta, theta))[0]
+        return float(self.ops.to_numpy(totals)[0]) / M + float(penalty) / 2
+
     def _move(self, direction, clip_scale, examples):
         """Momentum, step and iterate average, in one pass over the flat vectors."""
         averaging_decay = self._averaging_decay(examples)

@@ -33,7 +33,7 @@ class HessianFree(LevenbergMarquardt):
             self._update_preconditioner(predictive, due)
         with self.phase("gradient"):
             self._backward(dz)
-            before = self._objective(totals, M)
+            before = self.objective(totals, self.network.theta, M)
         with self.phase("preconditioning"):
             update, change = self._solve(batch)
         with self.phase("clip"):

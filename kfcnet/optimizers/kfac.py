@@ -45,7 +45,7 @@ class KFAC(LevenbergMarquardt):
         proposal = self._best_proposal(predictive, due)
         adapt = due % c.damping_period == 0
         if adapt:
-            before = self._objective(totals, M)
+            before = self.objective(totals, self.network.theta, M)
         with self.phase("gradient"):
             self._apply(proposal.learning_rate, proposal.momentum, totals, M)
         if adapt:

@@ -61,16 +61,11 @@ class LevenbergMarquardt(KroneckerOptimizer):
         """Device scalars as a float64 array."""
         return np.array([self.ops.to_numpy(scalar)[0] for scalar in scalars], np.float64)
 
-    def _objective(self, totals, M):
-        """h at theta from the loss's totals over M examples."""
-        theta = self.network.theta
-        penalty, = self._read(self.ops.weighted_dot(self.decay, theta, theta))
-        return float(self.ops.to_numpy(totals)[0]) / M + penalty / 2
-
     def _objective_after(self, batch, step):
         """h at theta on a mini-batch, with the dropout masks of the step that led here."""
         z = self.network.forward(batch.inputs, training=True, step=step)
-        return self._objective(self.loss.evaluate(z, batch.targets)[2], len(batch.inputs))
+        totals = self.loss.evaluate(z, batch.targets)[2]
+        return self.objective(totals, self.network.theta, len(batch.inputs))
 
     def _adapt_damping(self, actual_change, predicted_change, updates):
         """The rule above, with a factor for each of the updates since it was applied last."""
