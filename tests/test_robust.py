@@ -9,6 +9,7 @@ from networks import network, settings
 
 from kfcnet.curvature import damped_inverses, damping_floor
 from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.curvature.eigenbasis import EigenbasisBlock
 from kfcnet.curvature.robust import InversionWarning, all_finite, inverted
 from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import SoftmaxCrossEntropy
@@ -76,12 +77,15 @@ def test_the_damping_floor_of_a_singular_factor_is_its_rounding():
                  1e-6)
 
 
+BLOCKS = STRUCTURES | {"exactly damped": EigenbasisBlock}
+
+
 def fresh_block(ops, rng, structure="kfc"):
     """A block of a small convolution with factors from a pass, and its network's layer."""
     net = network(ops, [CONV], (4, 3, 2))
     y = net.forward(ops.asarray(rng.standard_normal((6, 4, 3, 2))))
     net.backward(ops.asarray(rng.standard_normal(y.shape)))
-    block = STRUCTURES[structure](net.weighted[0], ops, weight_decay=0.01)
+    block = BLOCKS[structure](net.weighted[0], ops, weight_decay=0.01)
     block.update_factors(0.0)
     return block
 
@@ -108,11 +112,13 @@ def test_an_indefinite_factor_is_reported_with_its_eigenvalue_and_the_damping_it
     assert np.isfinite(block.Omega_inv).all()
 
 
-def test_eigenvalues_of_zero_without_damping_are_refused_not_divided_by(ops64, rng):
-    block = fresh_block(ops64, rng, "ekfc")
+@pytest.mark.parametrize("structure", ["ekfc", "exactly damped"])
+def test_eigenvalues_of_zero_without_damping_are_refused_not_divided_by(ops64, rng, structure):
+    block = fresh_block(ops64, rng, structure)
     block.weight_decay = 0.0
     block.Omega[4], block.Omega[:, 4] = 0, 0
-    with pytest.raises(np.linalg.LinAlgError, match="conv1: an eigenvalue is zero"):
+    with pytest.raises(np.linalg.LinAlgError, match=(
+            "conv1: an eigenvalue is zero, and weight decay . damping too$")):  # no floor of Eq. 21
         block.update_inverses(0.0)
     block.update_inverses(1e-6)
     assert np.isfinite(block.inverse_values).all()

@@ -38,8 +38,8 @@ def eigen_solve(ops, gradient, input_basis, derivative_basis, inverse_values, ou
 class EigenbasisBlock(KroneckerBlock):
     """KFC with exact Tikhonov damping: (Gamma (x) Omega + c*I)^-1, c = weight decay + damping.
 
-    Eq. 21 damps the factors instead, which adds pi*sqrt(c) I (x) Omega and the like to the product
-    too; Martens & Grosse (2015) found that this often works better.
+    Eq. 21 damps the factors instead, which adds pi*sqrt(c) Gamma (x) I + sqrt(c)/pi I (x) Omega to
+    it too; Martens & Grosse (2015) found that this often works better.
     """
 
     INVERSES = "input_basis", "derivative_basis", "inverse_values"
@@ -55,6 +55,9 @@ class EigenbasisBlock(KroneckerBlock):
         derivative_values, derivative_basis = ops.eigh(Gamma)
         values = product_eigenvalues(derivative_values, input_values)
         return input_basis, derivative_basis, damped_reciprocals(ops, values, c)
+
+    def _diagnosis(self, c):
+        return ""  # it is the product that is damped: Eq. 21's floor says nothing about it
 
     def precondition(self, gradient, out=None):
         return eigen_solve(self.ops, gradient, self.input_basis, self.derivative_basis,

@@ -129,9 +129,6 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
         reciprocals = damped_reciprocals(ops, moments, c)
         return new_input_basis, new_derivative_basis, reciprocals, moments
 
-    def _diagnosis(self, c):
-        return ""  # it is the moments that are damped, not the factors
-
     def matrix(self):
         basis = np.kron(self.ops.to_numpy(self.derivative_basis),
                         self.ops.to_numpy(self.input_basis))
