@@ -135,7 +135,7 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     for value in (0.003, 0.3, 0.03):
         write_run(ledger, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
     curve = plan.curves["digits_kfc"]._replace(shortened="too slow for words")
-    plan = plan._replace(curves={**plan.curves, "digits_kfc": curve})
+    plan = plan._replace(curves={**plan.curves, "digits_kfc": curve}, overrides=("checkpoint_minutes=7",))
     write_run(ledger, plan, "digits_kfc", rate(0.3), [0.9, 0.6], seed=1, state="failed")
     reproduce.draw(plan, ledger, out, {"some_run": "OSError: on fire"})
     text = (out / "README.md").read_text()
@@ -143,6 +143,7 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
                   "Missing: digits_sgd (not tuned).",
                   "[digits_kfc](sweeps/digits_kfc/sweep.md) | 0.003, 0.03, 0.3 | all to epoch 0.5, "
                   "the best 2 to epoch 1 | 0.3 | 40.00% |", "- digits_kfc: too slow for words.",
+                  "- all curves: with `checkpoint_minutes=7`.",
                   "- digits_kfc: seed 1 diverged after epoch 0.5", "- some_run: OSError: on fire",
                   "0123456789 with changes", "ffffffffffff", "files whose checksums are not"):
         assert words in text, words

@@ -159,10 +159,17 @@ def _load(name, overrides):
 def make_plan(device, quick=False, seeds=None, overrides=()):
     """The Plan for a device, "cpu" or "cuda". seeds: in place of the planned numbers of them."""
     plan = _quick() if quick else _published() if device == "cuda" else _shortened()
-    curves = plan.curves
-    if seeds is not None:
-        curves = {name: curve._replace(seeds=seeds) for name, curve in curves.items()}
+    whole = plan.curves if quick else _published().curves
+    curves = {name: _seeded(curve, curve.seeds if seeds is None else seeds, whole[name].seeds)
+              for name, curve in plan.curves.items()}
     return plan._replace(device=device, overrides=tuple(overrides), curves=curves)
+
+
+def _seeded(curve, seeds, whole):
+    """A Curve with some seeds, which says where these are fewer than the `whole`."""
+    shortened = [f"{seeds} of {whole} seeds"] if seeds < whole else []
+    shortened += [curve.shortened] if curve.shortened else []
+    return curve._replace(seeds=seeds, shortened=", ".join(shortened))
 
 
 def _published():
@@ -256,11 +263,9 @@ def _shortened():
 
 
 def _change(whole, overrides, values):
-    """A Curve with other values, which says what is shorter about it besides why."""
+    """A Curve with other values, which says what but the seeds is shorter about it, and why."""
     curve = whole._replace(overrides=(*whole.overrides, *overrides), **values)
     parts = []
-    if curve.seeds < whole.seeds:
-        parts.append(f"{curve.seeds} of {whole.seeds} seeds")
     before, after = (one.epochs or _load(one.config, one.overrides).epochs
                      for one in (whole, curve))
     if after < before:

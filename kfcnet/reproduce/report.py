@@ -120,6 +120,7 @@ def _shortened(plan, steps):
     for name, reason in plan.left_out.items():
         reasons.setdefault(f"left out: {reason}", []).append(name)
     lines = [f"- {', '.join(names)}: {reason}." for reason, names in reasons.items()]
+    lines += [f"- all curves: with `{override}`." for override in plan.overrides]
     lines += [f"- {name}: {state}." for name, step in steps.items()
               if step.finals and (state := _unfinished(plan, step))]
     return "## What was shortened, and why\n\n" + "\n".join(lines) + "\n" if lines else ""
