@@ -280,6 +280,10 @@ def reproduce(argv=None, prog=None):
         parser.error("--data: expected cifar10=PATH or svhn=PATH")
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: at least one is needed")
+    for setting in options.settings:
+        key = setting.partition("=")[0].strip()
+        if key in reproduction.DECIDED:
+            parser.error(f"--set {key}: the plan decides it; see --seeds, --device and --data")
     out = options.out or Path("results", *(["quick"] if options.quick else []))
     failures = reproduction.reproduce(
         options.figure, out, options.device, options.quick, options.seeds,

@@ -59,7 +59,7 @@ def test_a_given_path_is_the_only_place_looked_at(tmp_path, monkeypatch):
     for path in (tmp_path / "absent", tmp_path):
         with pytest.raises(DataError, match=f"CIFAR-10 is not at data.path: {path} ") as error:
             load(data_config("cifar10", path))
-        assert "digits_kfc.yaml" in str(error.value)
+        assert "digits_kfc.yaml" in str(error.value) and "--data" in str(error.value)
         assert len(str(error.value).splitlines()) == 2
 
 
@@ -101,8 +101,8 @@ def test_absent_data_name_the_ways_out(tmp_path, name, title, file):
     first, second = str(error.value).splitlines()
     assert first.startswith(f"{title} was found neither in data/ nor in $KFCNET_DATA")
     assert f"{file} could not be downloaded: there is no network" in first
-    for way in (file, str(tmp_path / "data" / name), "KFCNET_DATA", "data.path", "--data",
-                "kfcnet train --config digits_kfc.yaml"):
+    for way in (file, str(tmp_path / "data" / name), "KFCNET_DATA", "data.path", "evaluate: --data",
+                "reproduce: --data NAME=PATH", "kfcnet train --config digits_kfc.yaml"):
         assert way in second
 
 

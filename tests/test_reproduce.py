@@ -103,6 +103,17 @@ def test_what_a_cpu_leaves_out_is_said():
     assert "20 epochs, `data.extra=false`" in cpu.curves["svhn_sgd_avg"].shortened
 
 
+@pytest.mark.parametrize("seeds, kfc, normalised, quick", [
+    (1, "1 of 3 seeds", "1 of 3 seeds, 10 of 16 epochs", "1 of 2 seeds, few rates"),
+    (2, "2 of 3 seeds", "2 of 3 seeds, 10 of 16 epochs", "few rates"),
+    (3, "", "10 of 16 epochs", "few rates")])
+def test_what_is_said_of_seeds_is_true_of_those_that_were_asked_for(seeds, kfc, normalised, quick):
+    curves = make_plan("cpu", seeds=seeds).curves
+    assert curves["cifar_kfc"].shortened == kfc
+    assert curves["cifar_kfc_bn"].shortened.startswith(normalised)
+    assert make_plan("cpu", True, seeds).curves["digits_kfc"].shortened.startswith(quick)
+
+
 def test_pooling_is_exchanged_everywhere_and_nothing_else_is():
     for name, plan in PLANS.items():
         for curve in plan.curves.values():
@@ -437,6 +448,13 @@ def test_misuse_gets_the_usage(argv):
     with pytest.raises(SystemExit) as stopped:
         cli.reproduce(argv)
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("key", ["seed", "epochs", "device", "data.name", "data.path"])
+def test_a_setting_that_the_plan_decides_is_refused(key, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.reproduce(["fig1", "--draw", "--out", str(tmp_path), "--set", f"{key}=1"])
+    assert stopped.value.code == 2 and f"--set {key}: the plan decides" in capsys.readouterr().err
 
 
 def test_a_wrong_setting_is_an_error_before_anything_is_trained(tmp_path, capsys):

@@ -135,7 +135,8 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     for value in (0.003, 0.3, 0.03):
         write_run(ledger, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
     curve = plan.curves["digits_kfc"]._replace(shortened="too slow for words")
-    plan = plan._replace(curves={**plan.curves, "digits_kfc": curve}, overrides=("checkpoint_minutes=7",))
+    plan = plan._replace(curves={**plan.curves, "digits_kfc": curve},
+                         overrides=("checkpoint_minutes=7",))
     write_run(ledger, plan, "digits_kfc", rate(0.3), [0.9, 0.6], seed=1, state="failed")
     reproduce.draw(plan, ledger, out, {"some_run": "OSError: on fire"})
     text = (out / "README.md").read_text()

@@ -130,8 +130,9 @@ def _locate_at(path, name, title, distributions):
         wrong = "holds none of its files" if os.path.isdir(path) else "is no file of it"
     raise DataError(
         f"{title} is not at data.path: {path} {wrong}.\n"
-        f"Put {_example(distributions)} there, leave data.path out to have data/ and $KFCNET_DATA "
-        "searched, or do without: kfcnet train --config digits_kfc.yaml"
+        f"Put {_example(distributions)} there, leave data.path (evaluate and reproduce: --data) "
+        "out to have data/ and $KFCNET_DATA searched, or do without: kfcnet train --config "
+        "digits_kfc.yaml"
     )
 
 
@@ -153,8 +154,8 @@ def _absent(found, title, reason):
     return DataError(
         f"{title} was found neither in data/ nor in $KFCNET_DATA{variable}. {reason}\n"
         f"Ways out: put {names} into {found.directory.absolute()}, set KFCNET_DATA or data.path "
-        "(evaluate: --data) to their directory, or do without: kfcnet train --config "
-        "digits_kfc.yaml"
+        "(evaluate: --data PATH, reproduce: --data NAME=PATH) to their directory, or do without: "
+        "kfcnet train --config digits_kfc.yaml"
     )
 
 

@@ -22,6 +22,8 @@ from kfcnet.sweep import write_tables
 FIGURES = ("fig1", "fig2", "assumptions", "batchnorm", "minibatch", "methods", "structures",
            "sensitivity", "all")
 KINDS = ("png", "svg")
+DECIDED = ("seed", "epochs", "device", "data", "data.name", "data.path")
+"""Settings that are the plan's, so that there is no use in overriding them."""
 
 
 def reproduce(figure, out, device="auto", quick=False, seeds=None, places=None, overrides=(),
