@@ -144,7 +144,10 @@ def result_row(config, folder):
 
 
 def write_tables(out, keys, stages, results):
-    """`sweep.csv`, `sweep.md` and `sweep.png` of the results so far."""
+    """`sweep.csv`, `sweep.md` and `sweep.png` of the results so far.
+
+    Seconds are in the first alone: the runs of a sweep may share the machine.
+    """
     header = ["stage", "epochs", "rank", *keys, "state", *RESULTS]
     rows = [[result.stage, stages[result.stage - 1].epochs, place, *map(show, values),
              "finished" if result.row else "diverged",
@@ -163,14 +166,14 @@ def write_tables(out, keys, stages, results):
 def markdown(keys, stages, results):
     """The results as a table in Markdown, errors in percent."""
     header = ["epochs", "rank", *keys, "training error", "training loss", "test error",
-              "test loss", "updates", "seconds"]
+              "test loss", "updates"]
     lines = [header, ["---:"] * len(header)]
     for result, place, values in _placed(results):
         row = result.row
         measured = ([f"{row['train_error']:.2%}", f"{row['train_loss']:.4f}",
                      f"{row['test_error']:.2%}", f"{row['test_loss']:.4f}",
-                     str(row["iteration"]), f"{row['seconds']:.1f}"] if row
-                    else ["diverged"] + 5 * [""])
+                     str(row["iteration"])] if row
+                    else ["diverged"] + 4 * [""])
         lines.append([f"{stages[result.stage - 1].epochs:g}", str(place), *map(show, values),
                       *measured])
     return markdown_table(lines)

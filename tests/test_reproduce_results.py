@@ -93,6 +93,14 @@ def test_less_than_half_of_a_speed_up_of_the_paper_is_not_reproduced(evidence):
     assert "above 50% of the paper's" in report._not_reproduced([scaled(0.9)])
 
 
+def test_no_seconds_are_given_of_runs_that_updates_are_counted_of(evidence):
+    large = {f"{name}_large": evidence.runs[other] for name, other in
+             (("digits_kfc", "digits_sgd"), ("digits_sgd", "digits_kfc"))}
+    row = find(claims.rows(evidence._replace(runs=large)), "updates of SGD over")
+    assert row.holds is False
+    assert row.reason == "digits_kfc_large needed 1 epochs, digits_sgd_large 0.5"
+
+
 def test_every_claim_that_fails_has_a_reason(evidence):
     kfc, sgd = evidence.runs["digits_kfc"], evidence.runs["digits_sgd"]
     row = find(claims.rows(evidence._replace(runs={**evidence.runs, "digits_kfac": sgd})), "K-FAC")

@@ -131,6 +131,7 @@ def test_the_best_runs_go_on_and_the_table_keeps_all(config, tmp_path, monkeypat
         "sweep.csv", "sweep.md", "sweep.png"}
     text = (tmp_path / "out" / "sweep.md").read_text().splitlines()
     assert len(text) == 2 + 7 and "diverged" in text[5] and f"{errors[0]:.2%}" in text[2]
+    assert len({line.count("|") for line in text}) == 1 and "seconds" not in text[0]
 
 
 def test_a_run_that_goes_on_is_the_run_trained_at_once(config, tmp_path):

@@ -273,7 +273,7 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
         return Row(claim, paper, absent)
     over, under = (middle([reached(run, column, threshold, unit) for run in evidence.runs[name]])
                    for name in (slow, fast))
-    reason = _cost(evidence, slow, fast, column, threshold)
+    reason = _cost(evidence, slow, fast, column, threshold, unit)
     if under.is_bound:
         missing = "neither got there" if over.is_bound else f"{fast} did not get there"
         return Row(claim, paper, missing, holds=None if over.is_bound else False, reason=reason)
@@ -285,15 +285,19 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
     return Row(claim, paper, here, ratio(here, paper), holds=holds, reason=reason)
 
 
-def _cost(evidence, slow, fast, column, threshold):
-    """What an epoch of the supposedly faster curve costs, what on, and how many both needed."""
+def _cost(evidence, slow, fast, column, threshold, unit):
+    """How many epochs both curves needed; where minutes are compared, also what an epoch of the
+    supposedly faster one costs, and what on. Others may have run beside each other.
+    """
+    needed = [middle([reached(run, column, threshold, "epochs") for run in evidence.runs[name]])
+              for name in (fast, slow)]
+    if unit != "minutes":
+        return f"{fast} needed {needed[0]} epochs, {slow} {needed[1]}"
     runs = [evidence.runs[name][0] for name in (slow, fast)]
     costs = [run.metrics["seconds"][-1] / run.metrics["epoch"][-1] for run in runs]
     metrics = runs[1].metrics
     shares = {phase: metrics[f"seconds_{phase}"][-1] / metrics["seconds"][-1] for phase in PHASES}
     parts = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= 0.005)
-    needed = [middle([reached(run, column, threshold, "epochs") for run in evidence.runs[name]])
-              for name in (fast, slow)]
     return (f"an epoch of {fast} takes {costs[1] / costs[0]:.2g} times as long as one of {slow} "
             f"({parts}), and it needed {needed[0]} of them, {slow} {needed[1]}")
 
