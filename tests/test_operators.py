@@ -84,6 +84,18 @@ def test_with_gaussian_outputs_it_is_the_gauss_newton_matrix(ops64, rng):
     assert_close(dense(FisherOperator(net, SquaredError(ops64), x)), J.T @ J / 4, 1e-11)
 
 
+def test_batch_statistics_count_as_constants(ops64, rng):
+    """Those that were measured, and with a step the batch's own."""
+    layers = [SMALL[0], dict(layer="batch_norm", epsilon=0.1, affine=True), *SMALL[1:]]
+    net, x = network(ops64, layers, SMALL_SHAPE), rng.standard_normal((4, *SMALL_SHAPE))
+    net.measure_statistics(x)
+    net.forward(x)
+    J = np.stack([net.tangent(unit, 4).ravel() for unit in np.eye(len(net.theta))], axis=1)
+    for step in (None, 0):
+        fisher = dense(FisherOperator(net, SquaredError(ops64), x, step=step))
+        assert_close(fisher, J.T @ J / 4, 1e-11)
+
+
 def test_the_fisher_operator_is_symmetric_and_positive_semi_definite(ops64, rng):
     """On every kind of layer, with the masks of a training step."""
     net = network(ops64)
@@ -266,7 +278,7 @@ def test_an_optimizers_blocks_give_the_structure_that_they_keep(ops64, rng):
     net = network(ops64, layers, SMALL_SHAPE)
     net.forward(rng.standard_normal((5, *SMALL_SHAPE)), training=True)
     net.backward(rng.standard_normal((5, 3)), per_example=True)
-    for structure in "kfc", "diagonal", "white":
+    for structure in "kfc", "diagonal", "sua", "white":
         blocks = [build_block(structure, layer, ops64) for layer in net.weighted]
         for block in blocks:
             block.update_factors(decay=0)
@@ -274,6 +286,12 @@ def test_an_optimizers_blocks_give_the_structure_that_they_keep(ops64, rng):
         ends = np.cumsum([layer.weight.size for layer in net.weighted])
         for block, first, last in zip(blocks, [0, *ends], ends, strict=False):
             assert_close(K[first:last, first:last], block.matrix(), 1e-12)
+
+
+def test_a_block_that_is_no_kronecker_product_is_refused(classifier):
+    blocks = [build_block("ekfc", layer, layer.ops) for layer in classifier[0].weighted]
+    with pytest.raises(ValueError, match="conv1: a block of structure ekfc"):
+        KroneckerFisher.of(blocks)
 
 
 @pytest.mark.parametrize("bad, error", [

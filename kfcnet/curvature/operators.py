@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator
 
 from kfcnet.curvature.damping import damping_shifts
 from kfcnet.curvature.eigenbasis import damped_reciprocals, eigen_solve, product_eigenvalues
-from kfcnet.curvature.structures import build_block
+from kfcnet.curvature.structures import EigenvalueCorrectedBlock, build_block
 from kfcnet.ops.cpu import CpuOps
 
 
@@ -86,7 +86,14 @@ class KroneckerFisher(LinearOperator):
 
     @classmethod
     def of(cls, blocks):
-        """From the blocks of an optimizer: copies of what they keep of their running averages."""
+        """From the blocks of an optimizer: copies of what they keep of their running averages.
+
+        Raises ValueError where a block has eigenvalues of its own, and so is no Kronecker product.
+        """
+        for block in blocks:
+            if isinstance(block, EigenvalueCorrectedBlock):
+                raise ValueError(f"{block.layer.name}: a block of structure ekfc is no Kronecker "
+                                 "product; its `matrix` is the block itself")
         return cls([[block.ops.to_numpy(factor).copy() for factor in
                      block.project(block.ops, block.Omega, block.Gamma)] for block in blocks])
 
