@@ -509,6 +509,15 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     return parse_config(text, source, overrides)
 
 
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Configuration that a run left in a file. Raises ConfigError naming the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    return parse_config(text, str(path), overrides)
+
+
 def parse_config(text: str, source: str = "config", overrides: Iterable[str] = ()) -> Config:
     """Configuration from YAML text; `source` names it in errors. Raises ConfigError."""
     document = _parse_yaml(text, source)

@@ -29,7 +29,7 @@ from kfcnet.labels import (
     short,
     titles_and_labels,
 )
-from kfcnet.records import RecordError, read_json, read_metrics, write_bytes
+from kfcnet.records import RecordError, lacks, read_json, read_metrics, write_bytes
 
 X_AXES = {"seconds": "training time", "updates": "updates", "epochs": "epochs",
           "examples": "training examples"}
@@ -70,14 +70,15 @@ def read_run(folder):
         raise RecordError(f"{folder} holds no run (there is no metrics.csv in it); name the "
                           "folder that a run was written to with --out")
     try:
-        config = yaml_text.parse((folder / "config.yaml").read_text())
+        config = yaml_text.parse((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordError(f"cannot read {folder / 'config.yaml'}: {error}") from error
     record = read_json(folder / "run.json")
     for content, keys, name in ((config, ("data", "network", "optimizer"), "config.yaml"),
                                 (record, ("device",), "run.json")):
-        if not isinstance(content, dict) or any(key not in content for key in keys):
-            raise RecordError(f"{folder / name}: the record of a run has keys {', '.join(keys)}")
+        for key in keys:
+            if not isinstance(content, dict) or key not in content:
+                raise lacks(folder / name, key)
     return Run(read_metrics(folder / "metrics.csv"), config, record)
 
 

@@ -150,6 +150,12 @@ def read_json(path):
         raise RecordError(f"cannot read {path}: {error}") from error
 
 
+def lacks(path, entry):
+    """The RecordError for a file without what every run records."""
+    return RecordError(f"{path} lacks the entry {entry} that every run's record has: restore the "
+                       "file, or move its folder away")
+
+
 def write_text(path, text):
     """Replace a file in one go: its readers see the old text or the new one, never a part."""
     write_bytes(path, text.encode())
@@ -248,8 +254,8 @@ def _text(name, value):
 
 
 def _unreadable(path, line, reason):
-    return RecordError(f"{path}, line {line}: {reason}; mend the line or start the run again "
-                       "with --overwrite")
+    return RecordError(f"{path}, line {line}: {reason}; mend the line, start the run again with "
+                       "--overwrite, or move its folder away")
 
 
 def _cannot_write(path, error):

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kfcnet import plots, yaml_text
-from kfcnet.config import ConfigError, load_config, parse_config
+from kfcnet.config import ConfigError, load_config, read_config
 from kfcnet.instruments import Schedule
 from kfcnet.records import markdown_table, read_json, read_metrics, write_text
 from kfcnet.run_folder import portable_config
@@ -237,7 +237,7 @@ def _is_done(config, folder):
     path = Path(folder) / "config.yaml"
     if not (path.exists() and path.with_name("run.json").exists()):
         return False
-    before = parse_config(path.read_text(), str(path), [f"epochs={config.epochs}"])
+    before = read_config(path, [f"epochs={config.epochs}"])
     if portable_config(before) != portable_config(config):
         return False
     failed = read_json(path.with_name("run.json"))["outcome"]["state"] == "failed"

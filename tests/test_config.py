@@ -15,6 +15,7 @@ from kfcnet.config import (
     dump_config,
     load_config,
     parse_config,
+    read_config,
 )
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -237,3 +238,18 @@ def test_a_name_that_means_two_different_files_is_refused(tmp_path, monkeypatch)
         load_config("digits_kfc.yaml")
     assert load_config("./digits_kfc.yaml") == parse()
     assert load_config("digits_kfc") == load_config(FOLDER / "digits_kfc.yaml")
+
+
+@pytest.mark.parametrize("content", [b"seed: \xff", b"seed: [", None])
+def test_a_runs_config_that_cannot_be_read_is_an_error_naming_it(content, tmp_path):
+    path = tmp_path / "config.yaml"
+    if content:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=str(path)):
+        read_config(path)
+
+
+def test_a_runs_config_is_read_with_overrides(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(parse()))
+    assert read_config(path) == parse() and read_config(path, ["seed=3"]) == parse("seed=3")

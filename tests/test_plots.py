@@ -279,8 +279,8 @@ def test_bad_requests_are_errors_that_name_the_value(tmp_path):
     ("metrics.csv", "iteration\n", "metrics.csv, line 1"),
     ("run.json", "{", "run.json, line 1"),
     ("config.yaml", "data: [", "config.yaml: line"),
-    ("config.yaml", "data: 3", "config.yaml: .*has keys data"),
-    ("run.json", "[]", "run.json: .*has keys device"),
+    ("config.yaml", "data: 3", "config.yaml lacks the entry network .*move its folder"),
+    ("run.json", "[]", "run.json lacks the entry device"),
 ])
 def test_an_unreadable_record_is_an_error_naming_the_file(name, content, message, tmp_path):
     run = write_run(tmp_path / "run")

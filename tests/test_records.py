@@ -74,7 +74,7 @@ def test_an_unreadable_row_is_an_error_naming_file_and_line(metrics, line, broke
     lines = metrics.read_text().splitlines()
     lines[line - 1] = broken
     metrics.write_text("\n".join(lines) + "\n")
-    with pytest.raises(RecordError, match=rf"metrics.csv, line {line}: .*{reason}"):
+    with pytest.raises(RecordError, match=rf"metrics.csv, line {line}: .*{reason}.*folder away"):
         records.read_metrics(metrics)
 
 

@@ -22,7 +22,7 @@ from kfcnet.reproduce import work
 from kfcnet.reproduce.ledger import Ledger, run_key
 from kfcnet.reproduce.plan import RATES, Curve, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
-from kfcnet.run_folder import alone_in
+from kfcnet.run_folder import RunFolderError, alone_in
 from kfcnet.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
 ROOT = Path(__file__).parents[1]
@@ -217,13 +217,14 @@ def test_a_run_begun_with_other_evaluations_goes_on_with_them(plan, tmp_path):
 
 @pytest.mark.parametrize("name, content, error", [
     ("config.yaml", "data: [", ConfigError), ("config.yaml", "data: {}", ConfigError),
+    ("config.yaml", b"\xff", ConfigError),
     ("run.json", "{", RecordError), ("run.json", "[]", RecordError),
     ("run.json", '{"device": {"device": "cpu"}}', RecordError),
     ("metrics.csv", "iteration\n", RecordError)])
 def test_an_unreadable_record_is_an_error_naming_the_file(name, content, error, plan, tmp_path):
     out = tmp_path / "out"
     folder = write_run(Ledger(out), plan, "digits_sgd", rate(0.3), [0.9, 0.5])
-    (folder / name).write_text(content)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(error, match=re.escape(str(folder / name))):
         progress_of(plan, Ledger(out))
 
@@ -336,7 +337,19 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(plan, tmp_path, monke
     ((name, reason),) = failures.items()
     assert name.startswith("runs/digits_sgd_0.3") and reason == "MemoryError: no room"
     assert len(trained) == 7 + 3  # one curve whole, of the other the whole first stage
-    assert "going on with the others" in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert "going on with the others" in text and "Traceback" in text
+
+
+def test_a_foreseen_failure_is_told_in_words_alone(plan, tmp_path, monkeypatch, capsys):
+    def fail(config, folder):
+        raise RunFolderError("in use by another process")
+
+    watch_training(monkeypatch, fail)
+    assert set(do(plan, tmp_path / "out").values()) == {"in use by another process"}
+    text = capsys.readouterr().err
+    assert "in use by another process\ndigits_kfc failed; going on" in text
+    assert "Traceback" not in text
 
 
 def test_diverging_is_a_result_and_no_failure(plan, tmp_path, monkeypatch):

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.config import parse_config
+from kfcnet.config import read_config
 from kfcnet.evaluation import CHECKPOINT
 from kfcnet.instruments import Schedule
 from kfcnet.labels import settings
-from kfcnet.records import RecordError, last_iteration, read_json, read_metrics
+from kfcnet.records import lacks, last_iteration, read_json, read_metrics
 
 
 class Standing(NamedTuple):
@@ -62,8 +62,7 @@ class Ledger:
         """Take a folder in, if there is a run in it."""
         record = Path(folder) / "run.json"
         if record.exists() and record.with_name("metrics.csv").exists():
-            path = record.with_name("config.yaml")
-            config = parse_config(path.read_text(), str(path))
+            config = read_config(record.with_name("config.yaml"))
             device = _entry(record, "device", "device")
             folders = self.folders[run_key(config.model_copy(update={"device": device}))]
             if folder not in folders:
@@ -133,6 +132,6 @@ def _entry(path, *keys):
     value = read_json(path)
     for key in keys:
         if not isinstance(value, dict) or key not in value:
-            raise RecordError(f"{path}: the record of a run has an entry {'.'.join(keys)}")
+            raise lacks(path, ".".join(keys))
         value = value[key]
     return value

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kfcnet import sweep
-from kfcnet.config import Config, parse_config
+from kfcnet.config import Config, read_config
 from kfcnet.plots import read_run
 from kfcnet.reproduce.ledger import Standing
 
@@ -64,8 +64,7 @@ class Progress(NamedTuple):
 
 
 def _completed(run, folder):
-    path = folder / "config.yaml"
-    return run._replace(config=parse_config(path.read_text(), str(path)).model_dump(mode="json"))
+    return run._replace(config=read_config(folder / "config.yaml").model_dump(mode="json"))
 
 
 def progress_of(plan, ledger):

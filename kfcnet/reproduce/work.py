@@ -5,10 +5,16 @@ import time
 import traceback
 
 from kfcnet import data
-from kfcnet.config import parse_config
-from kfcnet.records import WriteError, read_metrics
+from kfcnet.checkpoint import CheckpointError
+from kfcnet.config import ConfigError, read_config
+from kfcnet.ops.errors import DeviceError
+from kfcnet.records import RecordError, WriteError, read_metrics
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.run_folder import RunFolderError
 from kfcnet.trainer import TrainingFailed, TrainingInterrupted, train
+
+FORESEEN = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordError, RunFolderError)
+"""Errors whose texts say what to do."""
 
 
 def train_missing(plan, figure, ledger, places):
@@ -51,15 +57,20 @@ def _try(task, places):
     """Train; why that failed, or None."""
     try:
         _train(task, places)
+        return None
     except (TrainingInterrupted, WriteError):
         raise
     except TrainingFailed as error:
         say(f"diverged: {error.reason}")
         return str(error)
+    except FORESEEN as error:
+        reason = str(error)
+        say(reason)
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
         traceback.print_exc()
-        say(f"{task.curve} failed; going on with the others")
-        return f"{type(error).__name__}: {error}"
+    say(f"{task.curve} failed; going on with the others")
+    return reason
 
 
 class UnusableData:
@@ -86,8 +97,7 @@ def _train(task, places):
     """Take a run to its end, evaluated as it was begun."""
     config = task.config
     if task.standing:
-        path = task.folder / "config.yaml"
-        config = parse_config(path.read_text(), str(path), [f"epochs={config.epochs}"])
+        config = read_config(task.folder / "config.yaml", [f"epochs={config.epochs}"])
     config = config.model_copy(update={"data": placed(config.data, places)})
     try:
         train(config, task.folder, resume=True)
