@@ -133,7 +133,8 @@ class Network:
         """Send dz (m, classes) down through the layers; m <= M, the first of the forward pass.
 
         Each weighted layer keeps the derivatives of its pre-activations. per_example: the
-        derivatives of each example's own loss, batch statistics being constants.
+        derivatives of each example's own loss, batch statistics being constants, as they always
+        are in evaluation; without it, batch normalisation in training needs m = M.
         """
         for layer in reversed(self.layers):
             dz = layer.backward_per_example(dz) if per_example else layer.backward(dz)

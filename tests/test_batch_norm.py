@@ -98,6 +98,22 @@ def test_the_sampled_and_the_tangent_pass_take_statistics_as_constants(ops64, rn
     assert np.abs(other - expected).max() > 0.1 * np.abs(expected).max()
 
 
+def test_the_gradient_in_evaluation_is_that_of_evaluation(ops64, rng, inputs):
+    """Whose statistics do not depend on the examples, so that a part of them will do."""
+    net = network(ops64, LAYERS)
+    net.measure_statistics(2 * inputs)
+    net.forward(inputs)
+    direction, r = rng.standard_normal(len(net.theta)), rng.standard_normal((3, 3))
+    net.backward(r)
+    net.compute_gradient()
+
+    def outputs(theta):
+        with net.using(theta):
+            return net.forward(inputs)[:3]
+    expected = (derivative(outputs, net.theta.copy(), direction, 1e-6) * r).sum()
+    assert_close(net.gradient @ direction * 3, expected, 1e-7)
+
+
 @pytest.mark.parametrize("layer", [1, 3], ids=["maps", "units"])
 def test_the_block_of_scale_and_shift_is_the_exact_fisher_block(ops64, rng, inputs, layer):
     """The second moment of each example's own gradient, example by example."""

@@ -32,10 +32,11 @@ class BatchNorm(Layer):
     """Zero mean and unit variance of every map over the mini-batch (Ioffe & Szegedy 2015).
 
     Without learned scale and shift the next layer with weights has to absorb them; a ScaleShift
-    layer behind this one learns them. The gradient goes through the batch's statistics. The Fisher
-    matrix is defined example by example, so the sampled pass and the tangent pass take the
-    statistics as constants. Evaluation uses the statistics last measured by `measure_statistics`,
-    never those of the batch that is being evaluated.
+    layer behind this one learns them. The gradient in training goes through the batch's statistics:
+    `backward` then needs the whole mini-batch, not a part. The Fisher matrix is defined example by
+    example, so the sampled pass and the tangent pass take the statistics as constants. Evaluation
+    uses the statistics last measured by `measure_statistics`, never those of the batch that is
+    being evaluated.
     """
 
     def __init__(self, ops, input_shape, name, epsilon=1e-5):
@@ -45,6 +46,7 @@ class BatchNorm(Layer):
         self.measuring = False
 
     def forward(self, x, mode):
+        self.through_statistics = mode.training  # whether they depend on x
         if mode.training:
             self.y, mean, self.inv_std = self.ops.batch_norm(x, self.epsilon)
             if self.measuring:
@@ -57,6 +59,8 @@ class BatchNorm(Layer):
         return self.y
 
     def backward(self, dy):
+        if not self.through_statistics:
+            return self.backward_per_example(dy)
         return self.ops.batch_norm_backward(dy, self.y, self.inv_std)
 
     def backward_per_example(self, dy):
