@@ -151,7 +151,7 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     for words in ("![Curves](figures/fig1.png)", "Missing: digits_sgd (not run).",
                   "Missing: digits_sgd (not tuned).",
                   "[digits_kfc](sweeps/digits_kfc/sweep.md) | 0.003, 0.03, 0.3 | all to epoch 0.5, "
-                  "the best 2 to epoch 1 | 0.3 | 40.00% |", "- digits_kfc: too slow for words.",
+                  "the best 2 to epoch 1 | 0.3 (edge) | 40.00% |", "- digits_kfc: too slow for words.",
                   "- all curves: with `checkpoint_minutes=7`.",
                   "- digits_kfc: seed 1 diverged after epoch 0.5", "- some_run: OSError: on fire",
                   "0123456789 with changes", "ffffffffffff", "files whose checksums are not"):
@@ -163,6 +163,14 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     for line in text.splitlines():
         if line.startswith("| ") and "---" not in line:
             assert line.count("|") in (6, 10), line  # no cell holds a bar
+
+
+def test_a_rate_between_others_is_at_no_edge(plan, tmp_path):
+    ledger = Ledger(tmp_path / "out")
+    for value, error in ((0.003, 0.7), (0.3, 0.6), (0.03, 0.5)):
+        write_run(ledger, plan, "digits_kfc", rate(value), [0.9, error, error, error])
+    reproduce.draw(plan, ledger, ledger.root, {})
+    assert "| 0.03 | 50.00% |" in (ledger.root / "README.md").read_text()
 
 
 @pytest.mark.parametrize("x", ["seconds", "updates"])

@@ -103,12 +103,15 @@ def _tuning(plan, steps):
         stages = ", ".join(f"{'all' if stage.keep is None else f'the best {stage.keep}'} to epoch "
                            f"{stage.epochs:g}" for stage in curve.stages)
         chosen = f"{step.rate:g}" if step.rate else f"after {last} of {len(curve.stages)} stages"
+        chosen += " (edge)" if step.rate in (tried[0], tried[-1]) else ""
         lines.append([f"[{name}](sweeps/{name}/sweep.md)",
                       ", ".join(f"{rate:g}" for rate in tried), stages, chosen,
                       f"{best['train_error']:.2%}" if best else "all diverged"])
     if not lines:
         return ""
-    return ("## Tuning\n\nThe learning rate with the lowest training error, as in the paper.\n\n"
+    return ("## Tuning\n\nThe learning rate with the lowest training error, as in the paper. "
+            "*(edge)* stands beside the lowest and the highest one that was tried: a better one "
+            "may lie beyond.\n\n"
             + _table(["curve", "tried", "stages", "chosen", "training error"], lines, "lllrr"))
 
 
