@@ -289,7 +289,7 @@ class KfcPreConfig(_StatisticsConfig, _RateConfig):
     `structure` is what is kept of each layer's curvature (kfcnet/curvature/structures.py). Updates
     are clipped on a share `clip_fraction` of the mini-batch; `clip: null` leaves them unclipped.
     With an `inverse_delay` factors are inverted beside training, by the device or the host as
-    `inverse_on` says, and the inverses adopted so many updates later.
+    `inverse_on` says, and the inverses adopted so many updates later; not with structure `ekfc`.
     """
 
     name: Literal["kfc_pre"] = "kfc_pre"
@@ -303,7 +303,9 @@ class KfcPreConfig(_StatisticsConfig, _RateConfig):
 
     @field_validator("inverse_delay")
     @classmethod
-    def _one_inversion_at_a_time(cls, delay, info):
+    def _can_wait(cls, delay, info):
+        if delay and info.data.get("structure") == "ekfc":
+            raise ValueError(f"{delay} with structure ekfc would lose the moments seen meanwhile")
         if delay > info.data.get("inverse_period", delay):
             raise ValueError(f"{delay} is above inverse_period, {info.data['inverse_period']}: "
                              "the next inversion would begin before this one is adopted")
