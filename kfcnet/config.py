@@ -367,11 +367,12 @@ class KfacConfig(_TrustConfig):
 class HessianFreeConfig(_TrustConfig):
     """Hessian-free optimization: SciPy's conjugate gradients on the exact Fisher matrix.
 
-    They are preconditioned with the inverse of KFC's matrix, damped like the model itself, or not
-    at all, start from `warm_start` times the previous update, and end after `cg_iterations` or
-    where the residual is below `cg_tolerance` times the gradient. The paper only names the idea
-    (section 3.2). damping_decay 2/3 and the line search follow Martens (2010), warm_start 0.95
-    Martens & Sutskever (2012); the other values are chosen here.
+    They are preconditioned with the inverse of KFC's matrix or not at all, start from `warm_start`
+    times the previous update, and end after `cg_iterations` or where the residual is below
+    `cg_tolerance` times the gradient. KFC's matrix is damped like the model itself, except that
+    weight decay damps the biases too. The paper only names the idea (section 3.2). damping_decay
+    2/3 and the line search follow Martens (2010), warm_start 0.95 Martens & Sutskever (2012); the
+    other values are chosen here.
     """
 
     name: Literal["hessian_free"] = "hessian_free"

@@ -14,7 +14,8 @@ class KroneckerBlock:
 
     The paper's KFC: activations independent of derivatives (IAD), moments that depend on the
     distance of two locations only (SH), derivatives uncorrelated between locations (SUD).
-    weight_decay: the layer's lambda; the block is damped with lambda + damping (Eq. 21).
+    weight_decay: the layer's lambda. The block is damped with lambda + damping (Eq. 21), the bias
+    column too although h does not decay it: a Kronecker product has one c for the layer.
     """
 
     FACTORS = "Omega", "Gamma"  # what an inversion starts from
