@@ -22,8 +22,8 @@ class Proposal(NamedTuple):
 class KFAC(LevenbergMarquardt):
     """The natural gradient and the previous update, combined to minimise M on the mini-batch.
 
-    The paper's lambda is `damping` and its gamma^2 is `factor_damping`, to both of which weight
-    decay is added. `velocity` is the previous update, so that learning_rate and momentum mean what
+    Of Martens & Grosse (2015), lambda is `damping` and gamma^2 is `factor_damping`; weight decay,
+    which is lambda elsewhere in this project, is added to both. `velocity` is the previous update, so that learning_rate and momentum mean what
     they mean elsewhere, only that each step finds its own.
     """
 
