@@ -168,7 +168,7 @@ class _Moments:
                              np.einsum("mtp,mtq->mtpq", a, a)) / self.M
 
     def without_uncorrelated_derivatives(self):
-        """IAD and SH: as IAD alone, with expectations averaged over all pairs equally far apart.
+        """IAD and SH: as IAD alone, with expectations averaged over all pairs of one offset.
 
         Patches are a linear map of the pixels, with a constant one before them, so that what lies
         outside of the image stays zero.
@@ -232,7 +232,7 @@ def _same(pairs):
 
 
 def _stationary(pairs, grid):
-    """Pairs (T, T, a, b) of locations of a grid (H, W), each the mean of all as far apart."""
+    """Pairs (T, T, a, b) of locations of a grid (H, W), each the mean of all of its offset."""
     H, W = grid
     rows, columns = np.divmod(np.arange(H * W), W)
     apart = ((rows - rows[:, None] + H - 1) * (2 * W - 1) + columns - columns[:, None] + W - 1)

@@ -12,8 +12,9 @@ from kfcnet.curvature.robust import InversionWarning, all_finite, damping_floor,
 class KroneckerBlock:
     """Omega (P, P) and Gamma (I, I) of a weighted layer as running averages, and their inverses.
 
-    The paper's KFC: activations independent of derivatives (IAD), moments that depend on the
-    distance of two locations only (SH), derivatives uncorrelated between locations (SUD).
+    The paper's KFC: activations independent of derivatives (IAD), means that are the same
+    everywhere and second moments that depend on the offset between two locations only (SH),
+    derivatives uncorrelated between locations (SUD).
     weight_decay: the layer's lambda. The block is damped with lambda + damping (Eq. 21), the bias
     column too although h does not decay it: a Kronecker product has one c for the layer.
     """

@@ -2,7 +2,7 @@
 
 
 def trace_norm_pi(ops, Omega, Gamma):
-    """pi of Eq. 21 in the trace norm: sqrt((tr Omega / dim) / (tr Gamma / dim)), a device scalar.
+    """pi of Eq. 8 in the trace norm: sqrt((tr Omega / dim) / (tr Gamma / dim)), a device scalar.
 
     It shares the damping between the factors so that moving a constant from one to the other
     changes nothing. One where a factor vanishes and the ratio says nothing.
