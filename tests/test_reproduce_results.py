@@ -151,7 +151,8 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     for words in ("![Curves](figures/fig1.png)", "Missing: digits_sgd (not run).",
                   "Missing: digits_sgd (not tuned).",
                   "[digits_kfc](sweeps/digits_kfc/sweep.md) | 0.003, 0.03, 0.3 | all to epoch 0.5, "
-                  "the best 2 to epoch 1 | 0.3 (edge) | 40.00% |", "- digits_kfc: too slow for words.",
+                  "the best 2 to epoch 1 | 0.3 (edge) | 40.00% |",
+                  "- digits_kfc: too slow for words.",
                   "- all curves: with `checkpoint_minutes=7`.",
                   "- digits_kfc: seed 1 diverged after epoch 0.5", "- some_run: OSError: on fire",
                   "0123456789 with changes", "ffffffffffff", "files whose checksums are not"):
@@ -329,3 +330,14 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
     assert stronger.reason == "with max pooling it is 0.1"
     missing = claims.assumption_rows(evidence._replace(networks={}))
     assert [row.here for row in missing] == 3 * ["not run"]
+
+
+def test_distances_are_set_beside_nothing_of_the_paper(plan):
+    network = NetworkPlan("tiny", "digits", "max", 9, 1, "conv1")
+    distances = {"kfc": 0.5, "without sud": 0.25, "sua": 0.375, "diagonal": 0.75}
+    evidence = Evidence(plan._replace(networks=(network,)), {}, {"tiny": {"distances": distances}})
+    rows = claims.assumption_rows(evidence)
+    assert [row.here for row in rows] == list(map(Value, distances.values()))
+    assert {(row.paper, row.holds) for row in rows} == {("not measured", None)}
+    missing = claims.assumption_rows(evidence._replace(networks={}))
+    assert [row.here for row in missing] == 4 * ["not run"]

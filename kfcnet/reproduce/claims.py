@@ -135,21 +135,13 @@ def _correlation(network, here, what, paper, holds, reason):
 
 
 def _distance_rows(network, record):
-    """The paper has no such measure; its text says which assumptions cost much."""
-    claims = (("kfc", "KFC", "not measured"), ("without sud", "KFC without SUD", "not measured"),
-              ("sua", "KFC with SUA", "above KFC's"), ("diagonal", "the diagonal", "above KFC's"))
-    result = []
-    for label, name, paper in claims:
-        claim = (f"{network.title}, {network.layer}: relative distance of {name} from the exact "
-                 "Fisher block")
-        if not record:
-            result.append(Row(claim, paper, "not run"))
-            continue
-        here, of_kfc = record["distances"][label], record["distances"]["kfc"]
-        result.append(Row(claim, paper, Value(here),
-                          holds=here > of_kfc if paper == "above KFC's" else None,
-                          reason=f"KFC's is {Value(of_kfc)}"))
-    return result
+    """The paper has no such measure."""
+    names = {"kfc": "KFC", "without sud": "KFC without SUD", "sua": "KFC with SUA",
+             "diagonal": "the diagonal"}
+    return [Row(f"{network.title}, {network.layer}: relative distance of {name} from the exact "
+                "Fisher block", "not measured",
+                Value(record["distances"][label]) if record else "not run")
+            for label, name in names.items()]
 
 
 def time_rows(evidence):

@@ -32,7 +32,8 @@ def write_readme(evidence, steps, rows, drawn, failures, path):
         *(_figure(evidence, steps, *item) for item in drawn.items()),
         "## Numbers\n\nTimes and errors are medians over the seeds; times are of training alone, "
         "on the device named below. *Ratio* is here over paper; `>` stands before what was not "
-        "reached. Where the paper gives no number, its column has what it says.\n\n"
+        "reached. Where the paper gives no number, its column has what it says; what stands only "
+        "in its appendices (pooling, batch normalisation) is given from memory.\n\n"
         + _table(COLUMNS, _fields(rows), "lrrrl"),
         _not_reproduced(rows), _where_time_goes(plan, begun), _tuning(plan, steps),
         _shortened(plan, steps), _failed(failures, begun), _provenance(begun, path.parent)]
