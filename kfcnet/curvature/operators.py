@@ -24,8 +24,8 @@ class FisherOperator(LinearOperator):
     with F_R the Fisher matrix of the predictive distribution, so that F is also the generalised
     Gauss-Newton matrix. A product is a tangent pass, F_R, and a backward pass. It belongs to the
     parameters that the network has when the operator is made. It leaves theta and the gradient as
-    they were, but not what the layers keep of a pass.
-    Batch normalisation's statistics count as constants (kfcnet/layers/normalization.py).
+    they were, but not what the layers keep of a pass. Batch normalisation's statistics count as
+    constants (kfcnet/layers/normalization.py).
     """
 
     def __init__(self, network, loss, inputs, weight_decay=0.0, damping=0.0, step=None):

@@ -23,8 +23,9 @@ class KFAC(LevenbergMarquardt):
     """The natural gradient and the previous update, combined to minimise M on the mini-batch.
 
     Of Martens & Grosse (2015), lambda is `damping` and gamma^2 is `factor_damping`; weight decay,
-    which is lambda elsewhere in this project, is added to both. `velocity` is the previous update, so that learning_rate and momentum mean what
-    they mean elsewhere, only that each step finds its own.
+    which is lambda elsewhere in this project, is added to both. `velocity` is the previous update,
+    so that learning_rate and momentum mean what they mean elsewhere, only that each step finds its
+    own.
     """
 
     def __init__(self, network, loss, config):
