@@ -70,6 +70,8 @@ def test_public_functions_keep_the_dtype(rng, dtype):
 
 @pytest.mark.parametrize("bad, error", [
     (lambda: input_factor(np.ones((2, 3, 4))), ValueError),
+    (lambda: input_factor(np.ones((2, 3, 4, 1)), kernel_size=5), ValueError),
+    (lambda: input_factor(np.ones((2, 4, 3, 1)), kernel_size=6, padding=1), ValueError),
     (lambda: input_factor(np.ones((2, 3), int)), TypeError),
     (lambda: damped_inverses(np.eye(3), np.eye(2), 0.0), ValueError),
     (lambda: damped_inverses(-np.eye(3), np.eye(2), 1e-3), np.linalg.LinAlgError),

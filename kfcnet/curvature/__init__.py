@@ -13,6 +13,7 @@ from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
 from kfcnet.curvature.operators import FisherOperator, KroneckerFisher
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.shapes import output_size
 
 __all__ = ["EigenbasisBlock", "FisherOperator", "KroneckerBlock", "KroneckerFisher",
            "damped_inverses", "damping_floor", "derivative_factor", "input_factor",
@@ -40,10 +41,13 @@ def input_factor(activations, kernel_size=1, stride=1, padding=0):
     """Omega (P, P), P = 1 + K*K*J, from activations (M, H, W, J); from (M, J) Psi (1 + J, 1 + J).
 
     Theorem 2: the sum over output locations, the mean over examples; row 0 is the homogeneous one,
-    then (offset, map), maps fastest. Raises ValueError for another shape, TypeError for another
-    dtype than float32 and float64.
+    then (offset, map), maps fastest. Raises ValueError for another shape and for a kernel that does not
+    fit into the padded image, TypeError for another dtype than float32 and float64.
     """
     x = _as_images(activations, "activations")
+    if min(output_size(side, kernel_size, stride, padding) for side in x.shape[1:3]) < 1:
+        raise ValueError(f"kernel_size: {kernel_size} with padding {padding} does not fit into "
+                         f"activations of {x.shape[1]} x {x.shape[2]}")
     ops = _reference_ops(x)
     P = 1 + kernel_size**2 * x.shape[-1]
     Omega = ops.empty((P, P))
