@@ -1,4 +1,4 @@
-"""The command line: `kfcnet train`, `evaluate`, `plot`, `compare`, `sweep` and `benchmark`.
+"""The command line: `kfcnet COMMAND ...`; COMMANDS has the list.
 
 Every command is a function of its arguments that returns the exit status: 0 for success, 1 for
 a run that failed, 2 for input that cannot be used (one or two lines on standard error say what,

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from kfcnet import plots
+from kfcnet.labels import PARTS, titles_and_labels
 from kfcnet.records import first_crossing, markdown_table, write_text
 
 MILESTONES = (("test_error", 0.19), ("train_error", 0.10), ("train_error", 0.06))
 """The errors at which the paper compares its methods (sections 5.2 and 5.3)."""
-
-NAMES = {"test_error": "test error", "train_error": "training error"}
 
 
 def compare(folders, out, milestones=MILESTONES):
@@ -25,7 +24,7 @@ def compare(folders, out, milestones=MILESTONES):
     runs = [plots.read_run(folder) for folder in folders]
     for x in ("seconds", "updates"):
         plots.save_figure(partial(plots.draw_runs, runs, x), out / f"curves_by_{x}.png")
-    _, labels = plots.titles_and_labels(runs)
+    _, labels = titles_and_labels(runs)
     rows = milestone_rows(runs, labels, milestones)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -45,7 +44,7 @@ def milestone_rows(runs, labels, milestones=MILESTONES):
         base = first_crossing(runs[0].metrics, column, threshold)
         for run, label in zip(runs, labels, strict=True):
             here = first_crossing(run.metrics, column, threshold)
-            row = {"milestone": f"{threshold:.0%} {NAMES[column]}", "run": label}
+            row = {"milestone": f"{threshold:.0%} {PARTS[column]}", "run": label}
             for name in ("epoch", "updates", "seconds"):
                 row[name] = getattr(here, name) if here else ""
             for name in ("updates", "seconds"):

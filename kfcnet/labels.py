@@ -8,6 +8,7 @@ METHODS = {"kfc_pre": "KFC-pre", "sgd": "SGD", "kfac": "K-FAC", "hessian_free": 
 STRUCTURES = {"diagonal": "diagonal", "sua": "SUA", "white": "white derivatives", "ekfc": "EKFC"}
 DATA_SETS = {"cifar10": "CIFAR-10", "svhn": "SVHN", "digits": "UCI digits 8x8",
              "synthetic": "synthetic images"}
+PARTS = {"test_error": "test error", "train_error": "training error"}
 WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
 """Images of a data set's training and test parts together; SVHN without and with the extra part."""
 
@@ -21,7 +22,7 @@ def settings(config):
 
     config: the contents of a `config.yaml`.
     """
-    return {key: value for key, value in _flat(config).items() if key not in FREE}
+    return {key: value for key, value in flat(config).items() if key not in FREE}
 
 
 def group_by_seed(runs):
@@ -109,20 +110,20 @@ def _distinct(runs, labels, free):
 
     A setting that a record does not have is no difference: it is older than the setting.
     """
-    flat = [_flat({**run.config, "network": str(run.config["network"])}) for run in runs]
+    configs = [flat({**run.config, "network": str(run.config["network"])}) for run in runs]
     result = []
-    for label, own in zip(labels, flat, strict=True):
-        others = [other for other, name in zip(flat, labels, strict=True) if name == label]
+    for label, own in zip(labels, configs, strict=True):
+        others = [other for other, name in zip(configs, labels, strict=True) if name == label]
         keys = [key for key in own if any(other.get(key, own[key]) != own[key] for other in others)]
         extra = [f"{short(key)} {own[key]}" for key in keys if key not in ("network", *free)]
         result.append(", ".join([label, *extra]))
     return result
 
 
-def _flat(config, prefix=""):
+def flat(config, prefix=""):
     """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
-    flat = {}
+    pairs = {}
     for key, value in config.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict)
-                    else {prefix + key: value})
-    return flat
+        pairs.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict)
+                     else {f"{prefix}{key}": value})
+    return pairs

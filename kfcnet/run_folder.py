@@ -7,6 +7,7 @@ from pathlib import Path
 from kfcnet.checkpoint import load_checkpoint
 from kfcnet.config import dump_config, parse_config
 from kfcnet.evaluation import CHECKPOINT
+from kfcnet.labels import flat
 from kfcnet.records import (
     append_metrics,
     create_metrics,
@@ -81,9 +82,7 @@ class RunFolder:
         if not (self.resume and self.checkpoint.exists()):
             return None
         state = load_checkpoint(self.checkpoint)
-        before, now = (_flat(dump) for dump in (
-            parse_config(state["config"], str(self.checkpoint)).model_dump(mode="json"),
-            config.model_dump(mode="json")))
+        before, now = map(_settings, (parse_config(state["config"], str(self.checkpoint)), config))
         for key in before | now:
             if key not in FREE_KEYS and before.get(key) != now.get(key):
                 raise RunFolderError(
@@ -156,14 +155,10 @@ def portable_config(config):
     return dump_config(config.model_copy(update={"data": data}))
 
 
-def _flat(value, prefix=""):
-    """{"optimizer.learning_rate": 0.01, "network.0.std": 0.1, ...} of nested settings."""
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    flat = {}
-    for key, item in items:
-        nested = isinstance(item, (dict, list))
-        flat.update(_flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item})
-    return flat
+def _settings(config):
+    """{"optimizer.learning_rate": 0.01, "network.0.std": 0.1, ...} of a Config."""
+    described = config.model_dump(mode="json")
+    return flat({**described, "network": dict(enumerate(described["network"]))})
 
 
 @contextlib.contextmanager
