@@ -41,8 +41,8 @@ def input_factor(activations, kernel_size=1, stride=1, padding=0):
     """Omega (P, P), P = 1 + K*K*J, from activations (M, H, W, J); from (M, J) Psi (1 + J, 1 + J).
 
     Theorem 2: the sum over output locations, the mean over examples; row 0 is the homogeneous one,
-    then (offset, map), maps fastest. Raises ValueError for another shape and for a kernel that does not
-    fit into the padded image, TypeError for another dtype than float32 and float64.
+    then (offset, map), maps fastest. Raises ValueError for another shape and for a kernel that does
+    not fit into the padded image, TypeError for another dtype than float32 and float64.
     """
     x = _as_images(activations, "activations")
     if min(output_size(side, kernel_size, stride, padding) for side in x.shape[1:3]) < 1:
