@@ -111,6 +111,15 @@ def test_inverse_that_fails_is_an_error(cuda):
         cuda.spd_inverse(cuda.asarray(-np.eye(3)), cuda.asarray([0.5]))
 
 
+@pytest.mark.parametrize("entry", [0.0, np.nan])
+def test_eigenvalues_that_are_not_found_are_an_error(cuda, entry):
+    report = np.linalg.LinAlgError("Error reported by xsyevd in cuSOLVER. devInfo = 3.")
+    with (patch.object(cuda.runtime._cupy.linalg, "eigh", side_effect=report) as eigh,
+          pytest.raises(np.linalg.LinAlgError, match="converge")):
+        cuda.eigh(cuda.asarray(np.full((3, 3), entry)))
+    assert eigh.called == (entry == 0)
+
+
 def test_array_of_another_gpu_is_refused(cuda):
     x = cuda.zeros(4)
     with (patch.object(fake_cupy.Device, "id", property(lambda device: id(device))),

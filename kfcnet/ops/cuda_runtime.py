@@ -324,6 +324,12 @@ class CupyRuntime:
         self._refuse_in_capture("a factorization")
         import cupyx
 
+        failed = np.linalg.LinAlgError("eigenvalues did not converge")
         with self._errors(), cupyx.errstate(linalg="raise"):  # else CuPy does not look
-            values, vectors = self._cupy.linalg.eigh(matrix)
+            if not bool(self._cupy.isfinite(matrix).all()):
+                raise failed  # no library promises to come back from these
+            try:
+                values, vectors = self._cupy.linalg.eigh(matrix)
+            except np.linalg.LinAlgError:
+                raise failed from None
             return values, self._cupy.ascontiguousarray(vectors)
