@@ -26,7 +26,7 @@ def main(argv=None):
         print(f"error: {error}", file=sys.stderr)
         return 2
     except VerificationFailed as error:
-        print(f"error: the tests on the GPU fail:\n{error}", file=sys.stderr)
+        print(f"error: tests on the GPU fail; the rest is in the report:\n{error}", file=sys.stderr)
         return 1
 
 

@@ -164,7 +164,7 @@ def verified(monkeypatch):
               "fp32_TFLOP_s": 1.0}, "primitives": [{"call": "relu", "step": "KFC-pre, fp32, 512",
               "microseconds": 1.0, "TFLOP_s": 0.0, "GB_s": 0.5, "precision": "fp32"}]}
     parts = {"get_ops": lambda device: SimpleNamespace(describe=lambda: report["device"]),
-             "run_tests": lambda: {"passed": 343}, "benchmark_cuda": lambda ops: report,
+             "run_tests": lambda: ({"passed": 343}, ""), "benchmark_cuda": lambda ops: report,
              "short_training": lambda name, data, path: {"training": name}}
     for name, part in parts.items():
         monkeypatch.setattr(verification, name, part)
@@ -203,16 +203,25 @@ def test_short_training_is_on_the_gpu_and_reports_its_last_row(monkeypatch):
     assert 0 < found["train_error"] < 1 and found["seconds"] > 0
 
 
-@pytest.mark.parametrize("status, text", [(0, "2 skipped, 341 passed in 60s"), (1, "1 failed"),
-                                          (0, "343 skipped in 2s")])
-def test_verification_counts_the_tests_and_stops_where_they_fail(monkeypatch, status, text):
+@pytest.mark.parametrize("status, text, outcomes", [
+    (0, "2 skipped, 341 passed in 60s", {"passed": 341, "skipped": 2}),
+    (1, "1 failed, 3 passed, 2 errors in 9s", {"failed": 1, "passed": 3, "error": 2}),
+    (0, "343 skipped in 2s", {"skipped": 343}), (4, "no such option", {"error": 1})])
+def test_verification_counts_the_tests_by_outcome(monkeypatch, status, text, outcomes):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess(
-        [], status, f"test_a FAILED\n===== {text} =====\n", ""))
-    if "passed" in text:
-        assert verification.run_tests() == {"passed": 341, "skipped": 2}
-    else:
-        with pytest.raises(verification.VerificationFailed, match=text):
-            verification.run_tests()
+        [], status, f"test_a\n===== {text} =====\n", "a warning"))
+    counted, said = verification.run_tests()
+    assert counted == outcomes and text in said and "a warning" in said
+
+
+@pytest.mark.parametrize("outcomes", [{"passed": 3, "failed": 1}, {"skipped": 343}, {"error": 1}])
+def test_verification_measures_all_and_then_says_that_tests_failed(verified, tmp_path, monkeypatch,
+                                                                   outcomes):
+    monkeypatch.setattr(verification, "run_tests", lambda: (outcomes, "test_a FAILED"))
+    with pytest.raises(verification.VerificationFailed, match="test_a FAILED"):
+        verification.verify(tmp_path)
+    report = json.loads((tmp_path / "nvidia-h200-fake.json").read_text())
+    assert report["tests"] == outcomes and report["trainings"]
 
 
 @pytest.mark.skipif(is_available(), reason="there is a GPU")
