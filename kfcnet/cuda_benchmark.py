@@ -233,6 +233,8 @@ def step_row(ops, config, name, rounds=15, least=20):
             optimizer.step(batch)
         ops.runtime.synchronize()
         taken.append((time.perf_counter() - start) / steps)
+    if optimizer.tally.read().nonfinite_step is not None:
+        raise RuntimeError(f"{name}: the timed steps diverged: from then on they do nothing")
     median = statistics.median(taken[2:])
     return {"step": name, "batch": M, "milliseconds": 1e3 * median, "images_per_second": M / median}
 
