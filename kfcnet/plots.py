@@ -17,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from kfcnet import yaml_text
 from kfcnet.labels import (
@@ -102,8 +103,22 @@ def save_figure(draw, out):
     with style.context(["default", STYLE]):
         figure = draw()
         FigureCanvasAgg(figure)
+        _lay_out(figure)
         figure.savefig(memory, format=kind, metadata=DATELESS[kind])
     write_bytes(out, memory.getbuffer())
+
+
+def _lay_out(figure):
+    """Put everything in its place for good, rounded: the last digits of the layout's solver, which
+    would name the clips of an SVG file, are of chance.
+    """
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(9))
+    for axes in figure.axes:
+        points = axes.get_position(original=True).get_points()
+        axes.set_position(Bbox(points.round(9)))
 
 
 class Panel(NamedTuple):

@@ -8,6 +8,9 @@ import pytest
 import yaml
 from matplotlib import image
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.transforms import Bbox
 
 from kfcnet import plots, records
 from kfcnet.records import COLUMNS, RecordError
@@ -63,6 +66,30 @@ def test_a_figure_drawn_twice_is_the_same_bytes(suffix, tmp_path):
         plots.plot_runs([run], second)
     assert first.read_bytes() == second.read_bytes()
     assert len(first.read_bytes()) > 2000
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_figure_does_not_show_the_last_digits_of_its_layout(parts, tmp_path, monkeypatch):
+    execute, noise = ConstrainedLayoutEngine.execute, 0
+
+    def noisy(self, figure):
+        execute(self, figure)
+        for part in figure.subfigs:
+            part.bbox_relative.set_points(part.bbox_relative.get_points() + noise)
+        for axes in figure.axes:
+            axes.set_position(Bbox(axes.get_position().get_points() + noise))
+
+    def draw():
+        figure = Figure()
+        places = [figure] if parts == 1 else figure.subfigures(1, parts)
+        for place in places:
+            place.subplots().plot([3, 1, 2])
+        return figure
+
+    monkeypatch.setattr(ConstrainedLayoutEngine, "execute", noisy)
+    for noise in (0, 1e-13):
+        plots.save_figure(draw, tmp_path / f"{noise}.svg")
+    assert (tmp_path / "0.svg").read_bytes() == (tmp_path / "1e-13.svg").read_bytes()
 
 
 def test_a_figure_is_a_picture_with_every_curve_in_it(tmp_path):
