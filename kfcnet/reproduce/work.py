@@ -21,7 +21,8 @@ def train_missing(plan, figure, ledger, places):
     """Train what `figure` needs and what is not there; returns {run: why} of what failed.
 
     places: {name of a data set: where it lies}. A run that fails is reported and the others go on;
-    a run whose numbers diverge is a result like others.
+    a run whose numbers diverge is a result like others. Curves whose data are absent, or are other
+    images than those that the runs so far were trained on, fail without a run.
 
     Raises WriteError for a disk that is full, TrainingInterrupted after a signal.
     """
