@@ -174,10 +174,14 @@ def compare(argv=None, prog=None):
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("results/comparison"),
                         help="folder of the figures and tables (default: results/comparison)")
+    parser.add_argument("--by", choices=("updates", "seconds", "both"), default="both",
+                        help="seconds only of runs that had the machine to themselves "
+                             "(default: both)")
     options = parser.parse_args(argv)
     from kfcnet import comparison
 
-    print(comparison.markdown(comparison.compare(options.runs, options.out)), end="")
+    by = comparison.BY if options.by == "both" else (options.by,)
+    print(comparison.markdown(comparison.compare(options.runs, options.out, by=by)), end="")
 
 
 @command

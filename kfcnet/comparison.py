@@ -13,19 +13,23 @@ MILESTONES = (("test_error", 0.19), ("train_error", 0.10), ("train_error", 0.06)
 """The errors at which the paper compares its methods (sections 5.2 and 5.3)."""
 
 
-def compare(folders, out, milestones=MILESTONES):
+BY = ("updates", "seconds")
+"""What milestones are measured in; seconds say something only of runs that were alone."""
+
+
+def compare(folders, out, milestones=MILESTONES, by=BY):
     """Leave `milestones.csv`, `milestones.md` and the curves of the runs in the folder `out`.
 
-    folders: run folders, the first of which the others are compared with. Raises RecordError for a
-    run that cannot be read.
+    folders: run folders, the first of which the others are compared with; by: one of BY or both.
+    Raises RecordError for a run that cannot be read.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     runs = [plots.read_run(folder) for folder in folders]
-    for x in ("seconds", "updates"):
+    for x in by:
         plots.save_figure(partial(plots.draw_runs, runs, x), out / f"curves_by_{x}.png")
     _, labels = titles_and_labels(runs)
-    rows = milestone_rows(runs, labels, milestones)
+    rows = milestone_rows(runs, labels, milestones, by)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -35,7 +39,7 @@ def compare(folders, out, milestones=MILESTONES):
     return rows
 
 
-def milestone_rows(runs, labels, milestones=MILESTONES):
+def milestone_rows(runs, labels, milestones=MILESTONES, by=BY):
     """One dict a run and milestone: where it was first reached, and how many times as far the
     first run's is; empty where a run never got there.
     """
@@ -45,9 +49,9 @@ def milestone_rows(runs, labels, milestones=MILESTONES):
         for run, label in zip(runs, labels, strict=True):
             here = first_crossing(run.metrics, column, threshold)
             row = {"milestone": f"{threshold:.0%} {PARTS[column]}", "run": label}
-            for name in ("epoch", "updates", "seconds"):
+            for name in ("epoch", *by):
                 row[name] = getattr(here, name) if here else ""
-            for name in ("updates", "seconds"):
+            for name in by:
                 both = here and base and getattr(base, name)
                 row[f"{name}_ratio"] = getattr(here, name) / getattr(base, name) if both else ""
             rows.append(row)
@@ -56,15 +60,15 @@ def milestone_rows(runs, labels, milestones=MILESTONES):
 
 def markdown(rows):
     """The rows as a table in Markdown; a milestone never reached says so."""
-    header = ["milestone", "run", "epochs", "updates", "seconds", "updates, ratio",
-              "seconds, ratio"]
-    lines = [header, ["---", "---", *["---:"] * 5]]
+    by = [name for name in BY if name in rows[0]]
+    header = ["milestone", "run", "epochs", *by, *(f"{name}, ratio" for name in by)]
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
     for row in rows:
-        if row["updates"] == "":
-            lines.append([row["milestone"], row["run"], "not reached", "", "", "", ""])
+        if row["epoch"] == "":
+            lines.append([row["milestone"], row["run"], "not reached", *[""] * (len(header) - 3)])
             continue
+        places = [f"{row[name]:.0f}" for name in by]
         ratios = [f"{row[f'{name}_ratio']:.2f}" if row[f"{name}_ratio"] != "" else ""
-                  for name in ("updates", "seconds")]
-        lines.append([row["milestone"], row["run"], f"{row['epoch']:.1f}", str(row["updates"]),
-                      f"{row['seconds']:.0f}", *ratios])
+                  for name in by]
+        lines.append([row["milestone"], row["run"], f"{row['epoch']:.1f}", *places, *ratios])
     return markdown_table(lines)

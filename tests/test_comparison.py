@@ -33,6 +33,15 @@ def test_milestones_are_the_first_rows_at_or_below_them():
     assert "| 19% test error | slow | not reached |" in markdown(rows)
 
 
+def test_milestones_in_updates_alone_say_nothing_of_seconds(folders, tmp_path):
+    rows = compare(folders, tmp_path / "out", by=("updates",))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "milestones.csv", "milestones.md", "curves_by_updates.png"}
+    table = markdown(rows)
+    assert "updates, ratio" in table and "seconds" not in table
+    assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
 def test_a_milestone_that_only_the_other_run_reached_has_no_ratio():
     rows = milestone_rows([run([0.9, 0.8], 1.0, 1), run([0.9, 0.1], 1.0, 1)], ["a", "b"],
                           [("test_error", 0.19)])
