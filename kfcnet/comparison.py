@@ -28,7 +28,7 @@ def compare(folders, out, milestones=MILESTONES, by=BY):
     runs = [plots.read_run(folder) for folder in folders]
     for x in by:
         plots.save_figure(partial(plots.draw_runs, runs, x), out / f"curves_by_{x}.png")
-    _, labels = titles_and_labels(runs)
+    _, labels = titles_and_labels(runs, free=("epochs",))
     rows = milestone_rows(runs, labels, milestones, by)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -6,6 +6,7 @@ range. The same records give the same bytes: nothing but matplotlib's own defaul
 and the records enters a figure.
 """
 
+import contextlib
 import io
 import warnings
 from pathlib import Path
@@ -20,6 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from kfcnet import yaml_text
+from kfcnet.config import ConfigError, read_config
 from kfcnet.labels import (
     FREE,
     data_set,
@@ -65,7 +67,11 @@ class Run(NamedTuple):
 
 
 def read_run(folder):
-    """The Run in a folder. Raises RecordError naming the file that is missing or unreadable."""
+    """The Run in a folder. Raises RecordError naming the file that is missing or unreadable.
+
+    Settings that are younger than the record are filled in, so that its seeds are one curve for all
+    that; a configuration that is refused today is taken as it is.
+    """
     folder = Path(folder)
     if not (folder / "metrics.csv").exists():
         raise RecordError(f"{folder} holds no run (there is no metrics.csv in it); name the "
@@ -80,6 +86,8 @@ def read_run(folder):
         for key in keys:
             if not isinstance(content, dict) or key not in content:
                 raise lacks(folder / name, key)
+    with contextlib.suppress(ConfigError):
+        config = read_config(folder / "config.yaml").model_dump(mode="json")
     return Run(read_metrics(folder / "metrics.csv"), config, record)
 
 

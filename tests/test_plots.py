@@ -13,6 +13,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
 from kfcnet import plots, records
+from kfcnet.config import dump_config, load_config
+from kfcnet.labels import group_by_seed
 from kfcnet.records import COLUMNS, RecordError
 
 LAYERS = [{"layer": "conv", "filters": 32}, {"layer": "relu"}, {"layer": "conv", "filters": 64},
@@ -166,6 +168,17 @@ def test_a_structure_is_part_of_a_methods_name(tmp_path):
     for run in runs:
         edit_optimizer(run, structure=run.name)
     assert texts(drawn(runs)[0])[:2] == ["KFC-pre, M = 512", "KFC-pre (SUA), M = 512"]
+
+
+def test_a_run_whose_record_is_older_than_a_setting_is_a_seed_of_the_others(tmp_path):
+    for seed in range(2):
+        text = dump_config(load_config("digits_sgd", [f"seed={seed}"]))
+        older = text.replace("  nesterov: false\n", "")
+        assert older != text
+        folder = write_run(tmp_path / str(seed))
+        (folder / "config.yaml").write_text(text if seed else older)
+    runs = [plots.read_run(tmp_path / str(seed)) for seed in range(2)]
+    assert [len(group) for group in group_by_seed(runs)] == [2]
 
 
 def test_a_setting_that_an_older_record_lacks_is_in_no_label(tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kfcnet import sweep
-from kfcnet.config import Config, read_config
+from kfcnet.config import Config
 from kfcnet.plots import read_run
 from kfcnet.reproduce.ledger import Standing
 
@@ -49,22 +49,13 @@ class Progress(NamedTuple):
     epochs_left: float
 
     def runs(self):
-        """The final runs as their records tell them, in the order of their seeds.
-
-        Settings that are younger than a record are filled in: seeds are one curve for all that.
-        No record is refused here that the Ledger has taken in: it parses the same configurations.
-        """
-        return [_completed(read_run(standing.folder), standing.folder)
-                for standing in self.finals.values()]
+        """The final runs as their records tell them, in the order of their seeds."""
+        return [read_run(standing.folder) for standing in self.finals.values()]
 
     @property
     def rate(self):
         """The learning rate that was chosen; None where there is none (yet)."""
         return dict(self.settings or ()).get(RATE)
-
-
-def _completed(run, folder):
-    return run._replace(config=read_config(folder / "config.yaml").model_dump(mode="json"))
 
 
 def progress_of(plan, ledger):
