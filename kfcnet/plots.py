@@ -259,13 +259,16 @@ def _over_seeds(runs, column):
     """Lowest value, median and highest value (rows,) of a column, row by row.
 
     A row is there for every iteration that some run has one for; a run takes part as far as it
-    got, straight lines between its own rows.
+    got, straight lines between its own rows. After the last row of a run comes one of NaN, a gap in
+    the curve: what the others go on with is no continuation of what was so far.
     """
     iterations = np.unique(np.concatenate([run.metrics["iteration"] for run in runs]))
     values = np.array([np.interp(iterations, run.metrics["iteration"], run.metrics[column],
                                  left=np.nan, right=np.nan) for run in runs])
     for row, run in zip(values, runs, strict=True):  # exact, also beside a row that is not finite
         row[np.searchsorted(iterations, run.metrics["iteration"])] = run.metrics[column]
+    ends = {run.metrics["iteration"][-1] for run in runs} - {iterations[-1]}
+    values = np.insert(values, [np.searchsorted(iterations, end) + 1 for end in ends], np.nan, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a row of a diverged run alone is all NaN
         return np.nanmin(values, axis=0), np.nanmedian(values, axis=0), np.nanmax(values, axis=0)
