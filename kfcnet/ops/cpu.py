@@ -16,7 +16,7 @@ import scipy.linalg
 import threadpoolctl
 
 from kfcnet import philox
-from kfcnet.ops import numpy_convolution, numpy_windows
+from kfcnet.ops import numpy_batch_norm, numpy_convolution, numpy_windows
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.immediate import Immediate
 from kfcnet.ops.shapes import output_size, pooled_size
@@ -252,21 +252,32 @@ class CpuOps(Immediate):
 
     def batch_norm(self, x, epsilon):
         """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes."""
-        axes = tuple(range(x.ndim - 1))
-        mean = x.mean(axis=axes)
-        inv_std = 1 / np.sqrt(np.square(x - mean).mean(axis=axes) + self.dtype.type(epsilon))
-        return self.batch_norm_apply(x, mean, inv_std), mean, inv_std
+        shape, count = x.shape[-1:], self.dtype.type(x.size // x.shape[-1])
+        y, mean = self.empty(x.shape), self._sum(numpy_batch_norm.map_sums, shape, x) / count
+        squares = self._sum(lambda x, y, out: numpy_batch_norm.center(x, mean, y, out), shape, x, y)
+        inv_std = 1 / np.sqrt(squares / count + self.dtype.type(epsilon))
+        self._run(lambda y: numpy_batch_norm.scale_maps(y, inv_std, y), y)
+        return y, mean, inv_std
 
     def batch_norm_apply(self, x, mean, inv_std):
-        return (x - mean) * inv_std
+        y = self.empty(x.shape)
+        self._run(lambda x, y: numpy_batch_norm.standardize(x, mean, inv_std, y), x, y)
+        return y
 
     def batch_norm_backward(self, dy, y, inv_std):
         """dx through the batch's mean and variance; the Jacobian is symmetric: also the tangent."""
-        axes = tuple(range(y.ndim - 1))
-        return (dy - dy.mean(axis=axes) - y * (dy * y).mean(axis=axes)) * inv_std
+        shape, count = y.shape[-1:], self.dtype.type(y.size // y.shape[-1])
+        mean_dy = self._sum(numpy_batch_norm.map_sums, shape, dy) / count
+        mean_dy_y = self._sum(numpy_batch_norm.product_sums, shape, dy, y) / count
+        dx = self.empty(y.shape)
+        self._run(lambda *arrays: numpy_batch_norm.batch_norm_backward(
+            *arrays[:2], mean_dy, mean_dy_y, inv_std, arrays[2]), dy, y, dx)
+        return dx
 
     def scale_channels(self, x, s):
-        return x * s
+        y = self.empty(x.shape)
+        self._run(lambda x, y: numpy_batch_norm.scale_maps(x, s, y), x, y)
+        return y
 
     # Activation and dropout
 
