@@ -317,8 +317,10 @@ def _add_legend(figure, seeds):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             published.setdefault(label, handle)
     longest = max(map(len, labels))
+    columns = 1 if longest > 60 else 2 if longest > 30 else 4
+    columns = max(1, round(columns * figure.get_figwidth() / 7.2))  # as many as there is room for
     figure.legend(handles=[*curves, *parts, *published.values()], loc="outside lower center",
-                  ncols=1 if longest > 60 else 2 if longest > 30 else 4, handlelength=3)
+                  ncols=columns, handlelength=3)
 
 
 def _seeds_in_words(numbers):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -186,6 +187,14 @@ def test_a_setting_that_an_older_record_lacks_is_in_no_label(tmp_path):
     edit_optimizer(runs[1], nesterov=False)
     assert texts(drawn(runs)[0])[:2] == ["KFC-pre, M = 512, learning rate 0.1",
                                          "KFC-pre, M = 512, learning rate 0.3"]
+
+
+def test_the_legend_of_a_single_panel_is_no_wider_than_the_figure(tmp_path):
+    runs = [plots.read_run(write_run(tmp_path / name, name)) for name in ("kfc_pre", "sgd")]
+    figure = plots.draw_panels([plots.Panel(runs, "error", "updates")])
+    FigureCanvasAgg(figure).draw()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
 
 
 def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_path):
