@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from kfcnet import yaml_text
-from kfcnet.config import ConfigError, read_config
+from kfcnet.config import ConfigError, parse_config
 from kfcnet.labels import (
     FREE,
     data_set,
@@ -77,7 +77,8 @@ def read_run(folder):
         raise RecordError(f"{folder} holds no run (there is no metrics.csv in it); name the "
                           "folder that a run was written to with --out")
     try:
-        config = yaml_text.parse((folder / "config.yaml").read_text(encoding="utf-8"))
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        config = yaml_text.parse(text)
     except (OSError, ValueError) as error:
         raise RecordError(f"cannot read {folder / 'config.yaml'}: {error}") from error
     record = read_json(folder / "run.json")
@@ -87,7 +88,7 @@ def read_run(folder):
             if not isinstance(content, dict) or key not in content:
                 raise lacks(folder / name, key)
     with contextlib.suppress(ConfigError):
-        config = read_config(folder / "config.yaml").model_dump(mode="json")
+        config = parse_config(text).model_dump(mode="json")
     return Run(read_metrics(folder / "metrics.csv"), config, record)
 
 
