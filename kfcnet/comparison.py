@@ -12,7 +12,6 @@ from kfcnet.records import first_crossing, markdown_table, write_text
 MILESTONES = (("test_error", 0.19), ("train_error", 0.10), ("train_error", 0.06))
 """The errors at which the paper compares its methods (sections 5.2 and 5.3)."""
 
-
 BY = ("updates", "seconds")
 """What milestones are measured in; seconds say something only of runs that were alone."""
 

@@ -279,9 +279,9 @@ class Trainer:
 
     def _update_norm(self):
         """The length of the latest move, NaN where the optimizer does not keep its moves."""
-        velocity = self.optimizer.velocity
         if not self.optimizer.moves_by_velocity:
             return math.nan
+        velocity = self.optimizer.velocity
         return math.sqrt(self.ops.to_numpy(self.ops.dot(velocity, velocity))[0])
 
     def _measure_statistics(self, theta):

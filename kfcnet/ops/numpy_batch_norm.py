@@ -2,7 +2,8 @@
 
 Maps are the last axis of x (M, ..., J); what is known of a map is an array (J,). Loops run over
 whole images, with (J,) repeated for every pixel: maps alone are too few for a fast inner loop.
-Functions write into their `out` arguments and work on any contiguous range of images.
+Functions write into their last arguments, as said for each, and work on any contiguous range of
+images.
 """
 
 import numpy as np
