@@ -12,15 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kfcnet import data
-from kfcnet.config import (
-    ConfigError,
-    KfcPreConfig,
-    SgdConfig,
-    dump_config,
-    load_config,
-    parse_config,
-)
+from kfcnet.config import ConfigError, dump_config, parse_config, read_config
 from kfcnet.run_folder import RunFolder
+from kfcnet.schema import KfcPreConfig, SgdConfig
 from kfcnet.trainer import Trainer, TrainingFailed
 
 PERIODS = (1, 2, 5, 10, 20, 50)
@@ -57,7 +51,7 @@ def settle(config, out, resume, overwrite, limit, sgd_batch_size):
     with RunFolder(out, resume, overwrite) as folder:
         record = folder.path / "config.yaml"
         if resume and record.exists():
-            before = load_config(record).optimizer
+            before = read_config(record).optimizer
             if isinstance(before, KfcPreConfig):
                 return with_periods(config, before.statistics_period, before.inverse_period)
         return pick(config, limit, sgd_batch_size)

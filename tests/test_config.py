@@ -8,15 +8,13 @@ import yaml
 from kfcnet import yaml_text
 from kfcnet.config import (
     ConfigError,
-    KfcPreConfig,
-    OpsConfig,
-    SgdConfig,
     config_names,
     dump_config,
     load_config,
     parse_config,
     read_config,
 )
+from kfcnet.schema import KfcPreConfig, OpsConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
 TEXT = """
@@ -88,12 +86,6 @@ def test_statistics_timescale_follows_the_averaging_timescale_unless_given():
 def test_layers_without_a_name_are_numbered_by_kind():
     names = [getattr(layer, "name", None) for layer in parse().network]
     assert names == ["conv1", None, None, "middle", "conv3", "dense1"]
-
-
-def test_layers_left_out_of_the_decay_mapping_are_not_decayed():
-    optimizer = parse().optimizer
-    assert [optimizer.layer_decay(name) for name in ("conv1", "middle", "dense1")] == [0.004, 0, 1]
-    assert SgdConfig(learning_rate=1, weight_decay=0.5).layer_decay("any") == 0.5
 
 
 def test_a_config_cannot_be_changed():
@@ -198,6 +190,22 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
 ])  # fmt: skip
 def test_bad_settings_are_refused_by_the_name_of_their_key(override, message):
     assert message in error_of(override)
+
+
+@pytest.mark.parametrize("section", ["data", "network", "optimizer", "epochs"])
+def test_a_section_that_is_missing_is_named(section):
+    document = yaml.safe_load(TEXT)
+    del document[section]
+    assert error_of(text=yaml.safe_dump(document)) == f"my.yaml: {section}: missing"
+
+
+def test_a_section_that_a_run_wrote_as_null_can_be_set():
+    written = dump_config(parse("optimizer.name=sgd", "optimizer.weight_decay=0"))
+    assert "max_norm: null" in written and "diagnostics: null" in written
+    config = parse("optimizer.max_norm.conv1=4", text=written)
+    assert config.optimizer.max_norm == {"conv1": 4}
+    written = dump_config(parse())
+    assert parse("diagnostics.every=50", text=written).diagnostics.every == 50
 
 
 def test_a_misspelt_key_is_reported_once_and_not_as_missing_too():

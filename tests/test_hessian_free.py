@@ -9,12 +9,13 @@ from networks import network
 from quadratics import SHAPE, SMALL, batches, dense_model, objective, objective_gradient
 from scipy.sparse.linalg import cg
 
-from kfcnet.config import HessianFreeConfig, load_config
+from kfcnet.config import load_config
 from kfcnet.curvature import FisherOperator, KroneckerFisher
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.schema import HessianFreeConfig
 
 
 def hessian_free(ops, layers=SMALL, shape=SHAPE, **changes):
@@ -91,7 +92,7 @@ def test_a_step_that_raises_the_objective_is_halved_until_it_does_not(ops64, rng
             z = opt.network.forward(batch.inputs, training=True, step=0)
             loss = opt.loss.evaluate(z, batch.targets)[2][0] / 8
         moved = theta + 0.5**halvings * d
-        changes.append(loss + moved @ (opt.decay * moved) / 2 - before)
+        changes.append(loss + moved @ (opt.decay_vector * moved) / 2 - before)
     first_lower = int(np.argmax(np.array(changes) <= 0))
     assert changes[0] > 0 and opt.learning_rate == 0.5**first_lower < 1
     assert_close(opt.velocity, opt.learning_rate * d, 1e-3)

@@ -11,9 +11,9 @@ from runs import SGD, small
 from test_optimizers import batches, optimizer
 
 from kfcnet import trainer
-from kfcnet.config import ConstantConfig, CosineConfig, StepConfig
 from kfcnet.optimizers.schedules import factor
 from kfcnet.records import read_metrics
+from kfcnet.schema import ConstantConfig, CosineConfig, StepConfig
 from kfcnet.trainer import train
 
 

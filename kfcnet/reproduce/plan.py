@@ -227,9 +227,9 @@ def _shortened():
     once = dict(seeds=1, stages=two)
     time = "to be done in hours"
     # Of few images an average over 50,000 examples keeps the initial parameters for epochs, and
-    # inverses that are renewed every 100 updates are never renewed. With a damping of 1e-3 the steps
-    # of the first epochs fit their own mini-batch (14 million parameters, 512 images), and the clip
-    # has to shorten every one of them, at every learning rate to the same length.
+    # inverses that are renewed every 100 updates are never renewed. With a damping of 1e-3 every
+    # step of the first epochs fits its own mini-batch (14 million parameters, 512 images) and has
+    # to be clipped, at every learning rate to the same length.
     few = ("data.extra=false", "evaluation.every=1", "optimizer.averaging_timescale=5000")
     few_kfc = (*few, "optimizer.statistics_timescale=10000", "optimizer.statistics_period=5",
                "optimizer.inverse_period=10", "optimizer.damping=0.1")

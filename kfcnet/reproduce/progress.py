@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kfcnet import sweep
-from kfcnet.config import Config
 from kfcnet.plots import read_run
 from kfcnet.reproduce.ledger import Standing
+from kfcnet.schema import Config
 
 RATE = "optimizer.learning_rate"
 
