@@ -138,7 +138,7 @@ def rows_of(a):
 
 
 derivatives = backward(W, p, second.targets, mask, is_max)
-decay = optimizer.decay                                      # weight decay, zero for the biases
+decay = optimizer.decay_vector                               # weight decay, zero for the biases
 gradient = [ds.reshape(-1, len(w)).T @ rows_of(a) / M + d * w                  # Eq. 11, mean
             for ds, a, w, d in zip(derivatives, inputs, W, network.views(decay), strict=True)]
 

@@ -59,7 +59,7 @@ def _derivatives(optimizer, network, theta, batch):
     gradient = network.ops.zeros(theta.shape)
     network.backward(dz)
     network.compute_gradient(out=gradient)
-    network.ops.multiply_add(optimizer.decay, theta, gradient)
+    optimizer.add_decay(theta, gradient)
     return predictive, optimizer.objective(totals, theta, M), gradient
 
 
@@ -90,24 +90,18 @@ def _clip_norms(optimizer, network, predictive):
         ops.axpy(1.0, network.views(optimizer.direction)[index], network.views(part)[index])
         tangent = network.tangent(part, m)
         ops.axpy(1.0, tangent, together)
-        nus[f"{layer.name}_nu"] = rate**2 * _quadratic(optimizer, predictive[:m], tangent, part)
-    whole = _quadratic(optimizer, predictive[:m], together, optimizer.direction)
-    return {"nu": rate**2 * whole, **nus}
-
-
-def _quadratic(optimizer, predictive, tangent, direction):
-    """d^T F d + sum of weight decay * d^2, F on the examples whose R(z) along d is `tangent`."""
-    ops = optimizer.ops
-    fisher = optimizer.loss.fisher_quadratic(predictive, tangent, scale=1 / len(tangent))
-    decay = ops.weighted_dot(optimizer.decay, direction, direction)
-    return _number(ops, fisher) + _number(ops, decay)
+        nus[f"{layer.name}_nu"] = rate**2 * _number(
+            ops, optimizer.quadratic(predictive, tangent, part))
+    whole = optimizer.quadratic(predictive, together, optimizer.direction)
+    return {"nu": rate**2 * _number(ops, whole), **nus}
 
 
 def _predicted_reduction(optimizer, network, predictive, gradient, move):
     """-(g^T d + 1/2 d^T (F + weight decay) d) for the parameters' move d, on the mini-batch."""
     tangent = network.tangent(move, len(predictive))
-    slope = _number(optimizer.ops, optimizer.ops.dot(gradient, move))
-    return -slope - _quadratic(optimizer, predictive, tangent, move) / 2
+    ops = optimizer.ops
+    curvature = _number(ops, optimizer.quadratic(predictive, tangent, move))
+    return -_number(ops, ops.dot(gradient, move)) - curvature / 2
 
 
 def _factors(block, damping):

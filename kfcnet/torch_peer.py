@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from kfcnet.optimizers.base import by_layer
+
 
 class ResponseNorm(nn.Module):
     """Response normalisation within each map, its window sum through average pooling."""
@@ -62,7 +64,7 @@ class TorchPeer:
         with torch.no_grad():
             for module, own in zip(self.weighted, network.weighted, strict=True):
                 self._copy(module, torch.from_numpy(network.ops.to_numpy(own.weight).copy()), own)
-        decays = [config.optimizer.layer_decay(own.name) for own in network.weighted]
+        decays = by_layer(config.optimizer, "weight_decay", network.weighted, absent=0.0)
         groups = [dict(params=[m.weight], weight_decay=d)
                   for m, d in zip(self.weighted, decays, strict=True)]
         groups.append(dict(params=[m.bias for m in self.weighted], weight_decay=0.0))

@@ -1,10 +1,9 @@
 """Small networks and optimizer settings that several tests share."""
 
-from types import SimpleNamespace
-
 import numpy as np
 
 from kfcnet.network import build_network
+from kfcnet.schema import AdagradConfig, AdamConfig, KfcPreConfig, RmspropConfig, SgdConfig
 
 EVERY_LAYER = [
     dict(layer="dropout", keep=0.8),
@@ -31,17 +30,13 @@ def network(ops, specification=EVERY_LAYER, input_shape=INPUT_SHAPE, seed=3):
     return built
 
 
-def settings(name, **changes):
-    """An optimizer's configuration with the paper's values where it has them."""
-    values = dict(name=name, learning_rate=0.1, momentum=0.9, weight_decay=0.0, max_norm=None,
-                  averaging_timescale=100.0, schedule=SimpleNamespace(name="constant", warm_up=0))
-    if name == "sgd":
-        values |= dict(nesterov=False)
-    if name == "kfc_pre":
-        values |= dict(structure="kfc", damping=1e-3, clip=0.3, clip_fraction=0.25,
-                       statistics_timescale=None, statistics_period=2, statistics_fraction=0.5,
-                       inverse_period=4,
-                       inverse_delay=0, inverse_on="device")
-    if name in ("adagrad", "rmsprop", "adam"):
-        values |= dict(epsilon=1e-8, square_decay=0.9)
-    return SimpleNamespace(**(values | changes))
+CONFIGS = {"sgd": SgdConfig, "kfc_pre": KfcPreConfig, "adagrad": AdagradConfig,
+           "rmsprop": RmspropConfig, "adam": AdamConfig}
+
+
+def settings(name, averaging_timescale=100.0, **changes):
+    """An optimizer's configuration for short runs; `changes` are taken as they are, unchecked."""
+    config = CONFIGS[name](learning_rate=0.1, averaging_timescale=averaging_timescale)
+    often = dict(statistics_period=2, statistics_fraction=0.5, inverse_period=4)
+    rest = {"kfc_pre": often, "sgd": {}}.get(name, dict(square_decay=0.9))
+    return config.model_copy(update=rest | changes)

@@ -20,7 +20,8 @@ def batches(ops, rng, count, M=8, shape=SHAPE, classes=3):
 def dense_model(opt, batch, step):
     """(g (n,), C (n, n)) of the quadratic model M before a step, from their definitions."""
     net, m = opt.network, math.ceil(opt.config.fisher_fraction * len(batch.inputs))
-    fisher = FisherOperator(net, opt.loss, batch.inputs[:m], opt.decay, opt.damping, step=step)
+    fisher = FisherOperator(net, opt.loss, batch.inputs[:m], opt.decay_vector, opt.damping,
+                            step=step)
     C = fisher @ np.eye(len(net.theta))
     return objective_gradient(opt, batch, step), C
 
@@ -31,11 +32,11 @@ def objective_gradient(opt, batch, step):
     z = net.forward(batch.inputs, training=True, step=step)
     net.backward(opt.loss.evaluate(z, batch.targets)[1])
     net.compute_gradient()
-    net.gradient += opt.decay * net.theta
+    net.gradient += opt.decay_vector * net.theta
     return net.gradient.copy()
 
 
 def objective(opt, batch, step):
     z = opt.network.forward(batch.inputs, training=True, step=step)
-    penalty = opt.network.theta @ (opt.decay * opt.network.theta) / 2
+    penalty = opt.network.theta @ (opt.decay_vector * opt.network.theta) / 2
     return opt.loss.evaluate(z, batch.targets)[2][0] / len(z) + penalty

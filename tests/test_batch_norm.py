@@ -160,7 +160,7 @@ def test_the_damping_that_scale_and_shift_need_is_reported_for_plain_tikhonov(op
 def test_one_weight_decay_for_all_leaves_scale_and_shift_alone_unless_they_are_named(ops64):
     for decay, expected in ((0.5, 0.0), ({"batch_norm1_affine": 0.5}, 0.5)):
         opt = kfc_pre(ops64, weight_decay=decay, max_norm=0.7)
-        assert_close(opt.network.views(opt.decay)[1], np.outer(np.ones(3), [0, expected]))
+        assert_close(opt.network.views(opt.decay_vector)[1], np.outer(np.ones(3), [0, expected]))
         assert opt.max_norms == [0.7, None, 0.7, None, 0.7]
 
 
@@ -184,7 +184,7 @@ def test_kfc_pre_trains_scale_and_shift_and_resumes_bit_for_bit(ops64, rng):
 def test_the_config_names_scale_and_shift():
     affine = "network.2={layer: batch_norm, affine: true, name: bn}"
     config = small(affine, "optimizer.weight_decay={bn_affine: 0.1}", text=SGD)
-    assert config.optimizer.layer_decay("bn_affine") == 0.1
+    assert config.optimizer.weight_decay == {"bn_affine": 0.1}
     assert config.network[2].name == "bn" and config.network[2].affine
     assert small(text=SGD).network[2].name == "batch_norm1"
     for refused in ("optimizer.weight_decay={batch_norm1_affine: 0.1}",

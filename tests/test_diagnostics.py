@@ -66,13 +66,13 @@ def test_a_row_has_its_columns_in_their_order(ops64, rng):
 def test_nu_and_the_predicted_reduction_are_those_of_the_explicit_fisher_matrix(ops64, rng):
     opt, before, batch, row = looked_at(ops64, rng, weight_decay=0.05)
     v = -0.1 * opt.direction
-    F = fisher_matrix(opt, before, batch, 2) + np.diag(opt.decay)  # clip_fraction 1/4 of 8
+    F = fisher_matrix(opt, before, batch, 2) + np.diag(opt.decay_vector)  # clip_fraction 1/4 of 8
     assert_close(row["nu"], v @ F @ v, 1e-9)
     ends = np.cumsum([0] + [math.prod(layer.weight_shape) for layer in opt.network.weighted])
     for layer, a, b in zip(opt.network.weighted, ends, ends[1:], strict=False):
         assert_close(row[f"{layer.name}_nu"], v[a:b] @ F[a:b, a:b] @ v[a:b], 1e-9)
     d = opt.network.theta - before
-    F = fisher_matrix(opt, before, batch, 8) + np.diag(opt.decay)
+    F = fisher_matrix(opt, before, batch, 8) + np.diag(opt.decay_vector)
     slope = opt.network.gradient @ d  # as the step left it, weight decay included
     assert_close(row["predicted_reduction"], -slope - d @ F @ d / 2, 1e-9)
 
@@ -90,7 +90,7 @@ def test_the_actual_reduction_is_that_of_the_objective_with_the_masks_of_the_ste
         with opt.network.using(theta):
             z = opt.network.forward(batch.inputs, training=True, step=2)
         nats = opt.loss.evaluate(z, batch.targets)[2][0]
-        values.append(nats / 8 + theta @ (opt.decay * theta) / 2)
+        values.append(nats / 8 + theta @ (opt.decay_vector * theta) / 2)
     assert_close(row["actual_reduction"], values[0] - values[1], 1e-9)
 
 

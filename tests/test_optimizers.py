@@ -155,7 +155,7 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
     theta, velocity, clipped, nus = net.theta.copy(), 0.0, 0, 0.0
     for step, batch in enumerate(rest):
         with net.using(theta):
-            gradient = loss_gradient(opt, batch, step) + opt.decay * theta
+            gradient = loss_gradient(opt, batch, step) + opt.decay_vector * theta
             p = loss.evaluate(net.forward(batch.inputs, training=True, step=step),
                               batch.targets)[0]
             if step % 2:
@@ -174,7 +174,7 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
             r = net.tangent(v, 2)
             fisher = sum(a @ (np.diag(q) - np.outer(q, q)) @ a
                          for q, a in zip(p[:2], r, strict=True)) / 2
-        nu = fisher + v @ (opt.decay * v)
+        nu = fisher + v @ (opt.decay_vector * v)
         nus += nu
         if nu > 0.01:
             v, clipped = v / math.sqrt(nu / 0.01), clipped + 1
@@ -201,7 +201,7 @@ def test_the_clip_brings_nu_to_exactly_its_cap(ops64, rng):
         p = opt.loss.evaluate(opt.network.forward(batch.inputs), batch.targets)[0]
         quadratic = opt.loss.fisher_quadratic(p, opt.network.tangent(v, 8), scale=1 / 8)
     assert scale[0] < 1
-    assert_close(quadratic + v @ (opt.decay * v), [0.3], 1e-9)
+    assert_close(quadratic + v @ (opt.decay_vector * v), [0.3], 1e-9)
 
 
 def test_the_clip_does_not_see_what_is_wrong_with_certainty(ops64):

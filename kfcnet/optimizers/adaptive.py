@@ -16,10 +16,9 @@ class _Adaptive(GradientMethod):
         super().__init__(network, loss, config)
         self.squares = self.ops.zeros(network.theta.shape)
 
-    def _update(self, examples):
-        averaging_decay = self._averaging_decay(examples)
-        self._scaled_update(averaging_decay)
-        self._constrain(averaging_decay)
+    def _move_along_gradient(self, examples):
+        with self._moving(examples) as averaging_decay:
+            self._scaled_update(averaging_decay)
 
     def _scaled_update(self, averaging_decay):
         raise NotImplementedError

@@ -40,6 +40,22 @@ class Step(NamedTuple):
     clip_scale: Any
 
 
+def by_layer(config, key, layers, absent):
+    """A setting of an optimizer's config for each weighted layer: by name, or one for all.
+
+    `absent` where a layer is not named, and for learned scale and shift where there is one for all.
+    Raises ValueError where a name is not that of a layer.
+    """
+    names, setting = [layer.name for layer in layers], getattr(config, key)
+    if not isinstance(setting, dict):
+        return [absent if layer.is_per_map else setting for layer in layers]
+    unknown = [name for name in setting if name not in names]
+    if unknown:
+        raise ValueError(f"optimizer.{key}: no weighted layer is named {unknown[0]!r}; "
+                         f"there are {', '.join(names)}")
+    return [setting.get(name, absent) for name in names]
+
+
 class Optimizer:
     """One flat vector of parameters, moved along a direction with momentum, averaged as it moves.
 
@@ -48,7 +64,7 @@ class Optimizer:
     """
 
     def __init__(self, network, loss, config):
-        """config: the optimizer's part of a configuration, e.g. kfcnet.config.SgdConfig().
+        """config: the optimizer's part of a configuration, e.g. kfcnet.schema.SgdConfig().
 
         Raises ValueError where `weight_decay` or `max_norm` names a layer that is not there.
         """
@@ -56,9 +72,9 @@ class Optimizer:
         self.ops = network.ops
         self.velocity = self.ops.zeros(network.theta.shape)
         self.average = self.ops.copy(network.theta)
-        self.weight_decays = self._by_layer("weight_decay", absent=0.0)
-        self.max_norms = self._by_layer("max_norm", absent=None)
-        self.decay = self._decay_vector()
+        self.weight_decays = by_layer(config, "weight_decay", network.weighted, absent=0.0)
+        self.max_norms = by_layer(config, "max_norm", network.weighted, absent=None)
+        self.decay_vector = self._decay_vector()
         self.steps = 0
         self.examples = 0
         self.learning_rate = self._scheduled_rate()  # of the next update
@@ -78,21 +94,6 @@ class Optimizer:
         """Move the parameters along one mini-batch, a Batch or what draws one; returns a Step."""
         raise NotImplementedError
 
-    def _by_layer(self, key, absent):
-        """A setting for each weighted layer: by name, or one for all but learned scales.
-
-        `absent` where a layer is not named, and for scale and shift where there is one for all.
-        """
-        names = [layer.name for layer in self.network.weighted]
-        setting = getattr(self.config, key)
-        if not hasattr(setting, "keys"):
-            return [absent if layer.is_per_map else setting for layer in self.network.weighted]
-        unknown = [name for name in setting if name not in names]
-        if unknown:
-            raise ValueError(f"optimizer.{key}: no weighted layer is named {unknown[0]!r}; "
-                             f"there are {', '.join(names)}")
-        return [setting.get(name, absent) for name in names]
-
     def _decay_vector(self):
         """lambda of every entry of theta (n,); biases are never decayed."""
         flat = np.zeros(self.network.theta.shape)
@@ -109,29 +110,45 @@ class Optimizer:
         """Fill network.gradient with the gradient of h: mean loss plus lambda/2 * |weights|^2."""
         self.network.backward(dz)
         self.network.compute_gradient()
-        self.ops.multiply_add(self.decay, self.network.theta, self.network.gradient)
+        self.add_decay(self.network.theta, self.network.gradient)
+
+    def add_decay(self, theta, gradient):
+        """gradient (n,) += lambda * theta: that of the penalty."""
+        self.ops.multiply_add(self.decay_vector, theta, gradient)
+
+    def quadratic(self, predictive, tangent, direction):
+        """d^T F d + lambda |d|^2 for a direction d (n,), F the exact Fisher matrix: (1,).
+
+        tangent (m, C): R(z) along d, of the first m examples of `predictive`; F is of these.
+        """
+        m = len(tangent)
+        result = self.loss.fisher_quadratic(predictive[:m], tangent, scale=1 / m)
+        penalty = self.ops.weighted_dot(self.decay_vector, direction, direction)
+        self.ops.axpy(1.0, penalty, result)
+        return result
 
     def objective(self, totals, theta, M):
         """h at theta (n,), the mean loss plus lambda/2 * |weights|^2: a float.
 
         totals: the loss's, over M examples. Waits for the device.
         """
-        penalty = self.ops.to_numpy(self.ops.weighted_dot(self.decay, theta, theta))[0]
+        penalty = self.ops.to_numpy(self.ops.weighted_dot(self.decay_vector, theta, theta))[0]
         return float(self.ops.to_numpy(totals)[0]) / M + float(penalty) / 2
 
     def _move(self, direction, clip_scale, examples):
         """Momentum, step and iterate average, in one pass over the flat vectors."""
-        averaging_decay = self._averaging_decay(examples)
-        self.ops.momentum_update(
-            self.network.theta, self.velocity, self.average, direction, self.rate,
-            self.config.momentum, clip_scale, averaging_decay, self.tally.nonfinite_step)
-        self._constrain(averaging_decay)
+        with self._moving(examples) as averaging_decay:
+            self.ops.momentum_update(
+                self.network.theta, self.velocity, self.average, direction, self.rate,
+                self.config.momentum, clip_scale, averaging_decay, self.tally.nonfinite_step)
 
-    def _averaging_decay(self, examples):
-        return math.exp(-examples / self.config.averaging_timescale)
-
-    def _constrain(self, averaging_decay):
-        """After a move that `average` has folded in: the limits of the weights' norms."""
+    @contextlib.contextmanager
+    def _moving(self, examples):
+        """Around a move that folds theta into `average`: yields the decay that this takes, and
+        holds the weights' norms to their limits afterwards.
+        """
+        averaging_decay = math.exp(-examples / self.config.averaging_timescale)
+        yield averaging_decay
         views = self.network.views
         for limit, weight, average in zip(self.max_norms, views(self.network.theta),
                                           views(self.average), strict=True):
@@ -191,10 +208,10 @@ class GradientMethod(Optimizer):
         _, dz, totals = self._forward(batch.draw(self.step_counter))
         self._backward(dz)
         self.tally.add(self.step_counter, totals)
-        self._update(batch.size)
+        self._move_along_gradient(batch.size)
         self.ops.advance(self.step_counter)
         return Step(totals, None)
 
-    def _update(self, examples):
+    def _move_along_gradient(self, examples):
         """Move the parameters along network.gradient, the mean over so many examples."""
         raise NotImplementedError

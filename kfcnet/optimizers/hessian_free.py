@@ -55,7 +55,7 @@ class HessianFree(LevenbergMarquardt):
         """(d (n,), M(d) - M(0)) where conjugate gradients come to in the number of their steps."""
         c = self.config
         m = math.ceil(c.fisher_fraction * len(batch.inputs))
-        curvature = FisherOperator(self.network, self.loss, batch.inputs[:m], self.decay,
+        curvature = FisherOperator(self.network, self.loss, batch.inputs[:m], self.decay_vector,
                                    self.damping, step=self.steps)
         to_numpy = self.ops.to_numpy
         gradient = to_numpy(self.network.gradient).astype(np.float64)

@@ -57,12 +57,13 @@ class KFAC(LevenbergMarquardt):
 
     def _best_proposal(self, predictive, due):
         """The Proposal of the factor damping in use; now and then the best of three."""
-        c, gamma = self.config, self.factor_damping
+        c, current = self.config, self.factor_damping
         if due % c.factor_damping_period:
-            return self._propose(predictive, gamma,
+            return self._propose(predictive, current,
                                  invert=due % c.inverse_period == 0 or due <= FIRST_UPDATES)
         factor = c.damping_decay ** c.factor_damping_period
-        candidates = max(gamma * factor, c.least_damping), gamma / factor, gamma
+        # The current one comes last: where it is the best, its inverses are in place.
+        candidates = max(current * factor, c.least_damping), current / factor, current
         proposals = {candidate: self._propose(predictive, candidate, invert=True)
                      for candidate in candidates}
         best = min(candidates, key=lambda candidate: proposals[candidate].change)
@@ -98,7 +99,7 @@ class KFAC(LevenbergMarquardt):
             for j in range(i + 1):
                 fisher, decay, identity = self._read(
                     ops.dot(tangents[i], products[j]),
-                    ops.weighted_dot(self.decay, vectors[i], vectors[j]),
+                    ops.weighted_dot(self.decay_vector, vectors[i], vectors[j]),
                     ops.dot(vectors[i], vectors[j]))
                 curvature[i, j] = curvature[j, i] = fisher / m + decay + self.damping * identity
         return curvature, self._read(*(ops.dot(self.network.gradient, v) for v in vectors))

@@ -71,12 +71,11 @@ class KfcPre(KroneckerOptimizer):
         gamma) past a silent clip, and the run diverge. Weight decay keeps predictions from becoming
         so certain, damping bounds the step; a lower rate only delays it.
         """
-        c, ops = self.config, self.ops
+        c = self.config
         m = math.ceil(c.clip_fraction * len(predictive))
-        r = self.network.tangent(self.direction, m)  # along n: nu is alpha^2 times this quadratic
-        quadratic = self.loss.fisher_quadratic(predictive[:m], r, scale=1 / m)
-        ops.axpy(1.0, ops.weighted_dot(self.decay, self.direction, self.direction), quadratic)
-        return ops.clip_scale(quadratic, self.rate, c.clip)
+        tangent = self.network.tangent(self.direction, m)
+        along_n = self.quadratic(predictive, tangent, self.direction)  # nu is alpha^2 times that
+        return self.ops.clip_scale(along_n, self.rate, c.clip)
 
     def step(self, batch):
         c, due = self.config, self.steps + 1

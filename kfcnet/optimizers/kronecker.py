@@ -56,9 +56,8 @@ class KroneckerOptimizer(Optimizer):
 
     def _factor_decay(self, M):
         """exp(-(examples since the last update) / timescale), the present batch included."""
-        timescale = self.config.statistics_timescale or self.config.averaging_timescale
         seen = self.examples + M
-        decay = math.exp(-(seen - self.factors_at) / timescale)
+        decay = math.exp(-(seen - self.factors_at) / self.config.statistics_timescale)
         self.factors_at = seen
         return decay
 

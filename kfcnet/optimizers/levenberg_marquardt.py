@@ -42,7 +42,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
     for the device, which the numbers that decide come from.
     """
 
-    learning_rate = 0.0
+    learning_rate = 0.0  # before the first step
 
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
@@ -79,11 +79,10 @@ class LevenbergMarquardt(KroneckerOptimizer):
         """velocity <- momentum*velocity - learning_rate*direction, and along it."""
         self.tally.add(self.step_counter, totals)
         self.learning_rate = learning_rate
-        averaging_decay = self._averaging_decay(examples)
-        self.ops.momentum_update(
-            self.network.theta, self.velocity, self.average, self.direction, learning_rate,
-            momentum, None, averaging_decay, self.tally.nonfinite_step)
-        self._constrain(averaging_decay)
+        with self._moving(examples) as averaging_decay:
+            self.ops.momentum_update(
+                self.network.theta, self.velocity, self.average, self.direction, learning_rate,
+                momentum, None, averaging_decay, self.tally.nonfinite_step)
         self.ops.advance(self.step_counter)
         self._count(examples)
 

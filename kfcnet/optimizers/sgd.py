@@ -14,15 +14,14 @@ class SGD(GradientMethod):
     def moves_by_velocity(self):
         return not self.config.nesterov
 
-    def _update(self, examples):
+    def _move_along_gradient(self, examples):
         if self.config.nesterov:
             self._look_ahead(examples)
         else:
             self._move(self.network.gradient, None, examples)
 
     def _look_ahead(self, examples):
-        averaging_decay = self._averaging_decay(examples)
-        self.ops.nesterov_update(
-            self.network.theta, self.velocity, self.average, self.network.gradient, self.rate,
-            self.config.momentum, averaging_decay, self.tally.nonfinite_step)
-        self._constrain(averaging_decay)
+        with self._moving(examples) as averaging_decay:
+            self.ops.nesterov_update(
+                self.network.theta, self.velocity, self.average, self.network.gradient, self.rate,
+                self.config.momentum, averaging_decay, self.tally.nonfinite_step)
