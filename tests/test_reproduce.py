@@ -100,7 +100,7 @@ def test_what_a_cpu_leaves_out_is_said():
     assert cpu.curves["cifar_sgd_bn"].shortened == (
         "1 of 3 seeds, 20 of 40 epochs, 5 of 7 learning rates, tuned after 1 and 3 epochs in place "
         "of 2 and 8: to be done in hours")
-    assert "20 epochs, `data.extra=false`" in cpu.curves["svhn_sgd_avg"].shortened
+    assert "12 of 20 epochs, `data.extra=false`" in cpu.curves["svhn_sgd_avg"].shortened
 
 
 @pytest.mark.parametrize("seeds, kfc, normalised, quick", [
@@ -141,13 +141,14 @@ def test_methods_are_compared_on_one_network_and_one_objective(name):
 
 
 @pytest.mark.parametrize("name", ["cifar_kfc", "cifar_sgd", "digits_kfc", "digits_sgd"])
-def test_batch_norm_configs_differ_by_the_normalisation_alone(name):
+def test_batch_norm_configs_differ_by_the_normalisation_and_its_convolutions_start(name):
     plain, normalised = load_config(name), load_config(f"{name}_bn")
     kinds = [layer.layer for layer in normalised.network]
     assert all(kinds[index + 1] == "batch_norm" for index, kind in enumerate(kinds)
                if kind == "conv")
-    assert tuple(layer for layer in normalised.network if layer.layer != "batch_norm") == (
-        plain.network)
+    assert [layer for layer in normalised.network if layer.layer != "batch_norm"] == [
+        layer.model_copy(update={"std": "he"}) if layer.layer == "conv" else layer
+        for layer in plain.network]
     assert normalised.optimizer.model_copy(update={"learning_rate": 1.0}) == (
         plain.optimizer.model_copy(update={"learning_rate": 1.0}))
 
