@@ -157,7 +157,9 @@ def write_tables(out, keys, stages, results):
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(out / "sweep.csv", text.getvalue())
     write_text(out / "sweep.md", markdown(keys, stages, results))
-    drawn = [(stages[result.stage - 1].epochs, result.point.settings,
+    drawn = [(stages[result.stage - 1].epochs,
+              {key: value if isinstance(value, (int, float)) else show(value)
+               for key, value in result.point.settings.items()},
               result.row and result.row["train_error"]) for result in results]
     run = plots.read_run(results[0].point.folder)
     plots.save_figure(lambda: plots.draw_sweep(drawn, run), out / "sweep.png")

@@ -134,6 +134,13 @@ def test_the_best_runs_go_on_and_the_table_keeps_all(config, tmp_path, monkeypat
     assert len({line.count("|") for line in text}) == 1 and "seconds" not in text[0]
 
 
+def test_settings_that_are_mappings_are_swept_too(config, tmp_path):
+    grid = parse_grid(["optimizer.weight_decay=0,{dense1: 0.5}"])
+    sweep(config, grid, [Stage(0.5, None)], tmp_path / "out")
+    assert sorted(row["optimizer.weight_decay"] for row in table(tmp_path / "out")) == [
+        "0", '{"dense1": 0.5}']
+
+
 def test_a_run_that_goes_on_is_the_run_trained_at_once(config, tmp_path):
     sweep(config, {"optimizer.learning_rate": [0.3]}, STAGES, tmp_path / "out")
     train(small("optimizer.learning_rate=0.3", "epochs=2", text=CONFIG), tmp_path / "direct")
