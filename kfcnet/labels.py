@@ -68,11 +68,26 @@ def method(run):
 
 def data_set(run):
     """The data set's name, with its size where it is a part of the published one."""
-    name, record = run.config["data"]["name"], run.record.get("data", {})
-    images = record.get("train_examples", 0) + record.get("test_examples", 0)
-    title = DATA_SETS.get(name, name)
-    whole = not images or images in WHOLE.get(name, {images})
-    return title if whole else f"{title}, {images / 1000:.3g}k subset"
+    title = published_data_set(run)
+    return f"{title}, {_images(run) / 1000:.3g}k subset" if is_part(run) else title
+
+
+def published_data_set(run):
+    """The name of the data set that the images are from, all or some."""
+    name = run.config["data"]["name"]
+    return DATA_SETS.get(name, name)
+
+
+def is_part(run):
+    """Whether the images are fewer than the published ones."""
+    images = _images(run)
+    return images not in WHOLE.get(run.config["data"]["name"], {images}) | {0}
+
+
+def _images(run):
+    """Training and test images; 0 where a record does not say."""
+    record = run.record.get("data", {})
+    return record.get("train_examples", 0) + record.get("test_examples", 0)
 
 
 def device(run):

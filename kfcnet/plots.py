@@ -27,8 +27,10 @@ from kfcnet.labels import (
     data_set,
     device,
     group_by_seed,
+    is_part,
     method,
     network,
+    published_data_set,
     short,
     titles_and_labels,
 )
@@ -296,11 +298,12 @@ def _set_log_axis(axes, factor):
 
 def _draw_published_error(axes, runs):
     """A horizontal line, where all runs are on one data set whose published error is known."""
-    data_sets = {data_set(run) for run in runs}
-    published = PUBLISHED_ERROR.get(data_sets.pop()) if len(data_sets) == 1 else None
+    data_sets = {published_data_set(run) for run in runs}
+    published = PUBLISHED_ERROR.get(min(data_sets)) if len(data_sets) == 1 else None
     if published is not None:
+        whole = f" on all of {min(data_sets)}" if any(map(is_part, runs)) else ""
         axes.axhline(published, color="black", linestyle=":", linewidth=1,
-                     label=f"published test error, {100 * published:g}%")
+                     label=f"published test error{whole}, {100 * published:g}%")
         axes.set_ylim(bottom=min(published / 1.3, axes.get_ylim()[0]))
 
 

@@ -286,16 +286,17 @@ def test_the_published_error_is_drawn_for_its_own_data_set_only(data, published,
     assert not [line for line in loss.lines if line.get_linestyle() == ":"]
 
 
-def test_a_part_of_a_data_set_is_called_one_and_has_no_published_error(tmp_path):
+def test_a_part_of_a_data_set_is_called_one_and_the_published_error_that_of_all(tmp_path):
     run = write_run(tmp_path / "run", data="svhn")
     record = records.read_json(run / "run.json")
-    for train, test, name, lines in ((8001, 1999, "SVHN, 10k subset", 0), (73257, 26032, "SVHN", 1),
-                                     (604388, 26032, "SVHN", 1)):
+    for train, test, name, whole in ((8001, 1999, "SVHN, 10k subset", " on all of SVHN"),
+                                     (73257, 26032, "SVHN", ""), (604388, 26032, "SVHN", "")):
         record["data"] = {"train_examples": train, "test_examples": test}
         records.write_json(run / "run.json", record)
         figure = drawn([run])[0]
         assert title(figure).startswith(f"{name}, conv")
-        assert len([text for text in texts(figure) if "published" in text]) == lines
+        assert [text for text in texts(figure) if "published" in text] == [
+            f"published test error{whole}, 2.78%"]
 
 
 def test_an_error_of_zero_lies_on_the_lower_edge(tmp_path):

@@ -194,6 +194,15 @@ def test_of_several_runs_the_shortest_that_is_long_enough_is_used(plan, tmp_path
     assert standing.folder == tmp_path / "out" / "swept"
 
 
+def test_a_reproduction_in_a_folder_below_keeps_its_runs_to_itself(plan, tmp_path):
+    below = tmp_path / "out" / "gpu"
+    folder = write_run(Ledger(below), plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4])
+    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1)
+    assert Ledger(below).standing(config).folder == folder
+    ledger = Ledger(tmp_path / "out")
+    assert ledger.standing(config) is None and not ledger.devices
+
+
 def test_an_unfinished_record_without_a_checkpoint_is_left_alone(plan, tmp_path):
     out = tmp_path / "out"
     config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1.5)

@@ -28,6 +28,13 @@ TOLERANCE = 1.1
 SHARE = 0.5
 """How much of a published speed-up is still called the same."""
 
+WEAK, STRONGER = 0.5, 2
+"""Below which share of the activations' correlations those of derivatives are called weak, and from
+how many times those with max pooling on they are called stronger."""
+
+ABOUT_ONE = 0.5, 2
+"""Between which ratios two methods are called about equal."""
+
 
 class Row(NamedTuple):
     """A line of the table. `paper` and `here` are Values or texts, `ratio` a Value or "".
@@ -115,17 +122,15 @@ def _correlation_rows(network, measured):
                  if (other.group, other.pooling) == (network.group, "max")), None)
     words = {"max": "very weak", "average": "much stronger",
              "published": "weak, modest in the top layers"}[network.pooling]
-    stronger = (here["derivatives"] > 2 * weak if here and weak and network.pooling == "average"
-                else None)
-    reason = f"with max pooling it is {Value(weak)}" if weak else ""
-    result = [_correlation(network, here, "derivatives", words, stronger, reason)]
-    if network.pooling == "max":
-        is_less = here["derivatives"] < here["activations"] / 2 if here else None
-        rows = ("derivatives", words, "activations"), ("activations", "very strong", "derivatives")
-        result = [_correlation(network, here, what, paper, is_less,
-                               f"that of {other} is {Value(here[other])}" if here else "")
-                  for what, paper, other in rows]
-    return result
+    if network.pooling == "average":
+        stronger = here["derivatives"] > STRONGER * weak if here and weak else None
+        reason = f"with max pooling it is {Value(weak)}" if here and weak else ""
+        return [_correlation(network, here, "derivatives", words, stronger, reason)]
+    is_weak = here["derivatives"] < WEAK * here["activations"] if here else None
+    rows = ("derivatives", words, "activations"), ("activations", "very strong", "derivatives")
+    return [_correlation(network, here, what, paper, is_weak,
+                         f"that of {other} is {Value(here[other])}" if here else "")
+            for what, paper, other in rows]
 
 
 def _correlation(network, here, what, paper, holds, reason):
@@ -135,8 +140,8 @@ def _correlation(network, here, what, paper, holds, reason):
 
 def _distance_rows(network, record):
     """The paper has no such measure."""
-    names = {"kfc": "KFC", "without sud": "KFC without SUD", "sua": "KFC with SUA",
-             "diagonal": "the diagonal"}
+    names = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
+             "without sud": "KFC without SUD", "sua": "KFC with SUA", "diagonal": "the diagonal"}
     return [Row(f"{network.title}, {network.layer}: relative distance of {name} from the exact "
                 "Fisher block", "not measured",
                 Value(record["distances"][label]) if record else "not run")
@@ -202,7 +207,7 @@ def _fit(run):
     """How well a run fitted the training set when its test error was lowest."""
     at = np.nanargmin(run.metrics["test_error"])
     return (f"the training error was {run.metrics['train_error'][at]:.2%} then, after "
-            f"{run.metrics['epoch'][at]:.3g} epochs")
+            f"{run.metrics['epoch'][at]:.3g} of {run.metrics['epoch'][-1]:.3g} epochs")
 
 
 def update_rows(evidence):
@@ -226,7 +231,7 @@ def other_methods(evidence):
                         f"{main}_{name}", f"{main}_sgd", lambda here: here >= 1)
               for name in ("adagrad", "rmsprop", "adam")),
             _compared(evidence, "training error, K-FAC over KFC-pre", "about 1", f"{main}_kfac",
-                      f"{main}_kfc", lambda here: 0.5 <= here <= 2)]
+                      f"{main}_kfc", lambda here: ABOUT_ONE[0] <= here <= ABOUT_ONE[1])]
 
 
 def batch_norm_rows(evidence):
@@ -244,11 +249,14 @@ def _row(evidence, claim, paper, curve, measure):
     """A Row: the median over a curve's runs of measure(run), a Value."""
     if absent := evidence.absence(curve):
         return Row(claim, paper, absent)
-    values = sorted((measure(run) for run in evidence.runs[curve]),
-                    key=lambda value: (value.is_bound, value.number))
+    values = _sorted(measure(run) for run in evidence.runs[curve])
     here = middle(values)
-    note = f"{len(values)} seeds, {values[0]} to {values[-1]}" if len(values) > 1 else ""
-    return Row(claim, paper, here, ratio(here, paper), note)
+    return Row(claim, paper, here, ratio(here, paper), _spread(values))
+
+
+def _spread(values):
+    """The range of sorted Values of several seeds, in words."""
+    return f"{len(values)} seeds, {values[0]} to {values[-1]}" if len(values) > 1 else ""
 
 
 def _reached(evidence, claim, paper, curve, column, threshold, unit):
@@ -259,39 +267,69 @@ def _reached(evidence, claim, paper, curve, column, threshold, unit):
 def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
     """A Row: how many times as long the curve `slow` took as the curve `fast`.
 
-    It holds from a SHARE of the paper's number; where the paper has none, above 1.
+    The median over the seeds that both have: these ran one after the other, on a machine that may
+    be slower at another time. It holds from a SHARE of the paper's number; where the paper has
+    none, above 1; it is open where a run was stopped too early to tell.
     """
     if absent := evidence.absence(slow, fast):
         return Row(claim, paper, absent)
-    over, under = (middle([reached(run, column, threshold, unit) for run in evidence.runs[name]])
-                   for name in (slow, fast))
+    pairs = [tuple(reached(run, column, threshold, unit) for run in pair)
+             for pair in _pairs(evidence, slow, fast)]
+    over, under = map(middle, zip(*pairs, strict=True))
     reason = _cost(evidence, slow, fast, column, threshold, unit)
     if under.is_bound:
         missing = "neither got there" if over.is_bound else f"{fast} did not get there"
-        return Row(claim, paper, missing, holds=None if over.is_bound else False, reason=reason)
+        is_slower = not over.is_bound and under.number >= over.number
+        return Row(claim, paper, missing, holds=False if is_slower else None, reason=reason)
     if not under.number:
         return Row(claim, paper, f"{fast} began there")
-    here = Value(over.number / under.number, over.is_bound)
+    ratios = _sorted(Value(above.number / below.number, above.is_bound)
+                     for above, below in pairs if below.number and not below.is_bound)
+    here = middle(ratios)
     least = SHARE * paper.number if isinstance(paper, Value) else 1
     holds = True if here.number > least else None if here.is_bound else False
-    return Row(claim, paper, here, ratio(here, paper), holds=holds, reason=reason)
+    return Row(claim, paper, here, ratio(here, paper), _spread(ratios), holds, reason)
+
+
+def _pairs(evidence, *curves):
+    """The runs of some curves that have one seed, together; all first ones where no seed is."""
+    by_seed = [{run.config["seed"]: run for run in evidence.runs[name]} for name in curves]
+    shared = sorted(set.intersection(*map(set, by_seed)))
+    return ([tuple(runs[seed] for runs in by_seed) for seed in shared]
+            or [tuple(evidence.runs[name][0] for name in curves)])
+
+
+def _sorted(values):
+    """Values from the smallest on, bounds last."""
+    return sorted(values, key=lambda value: (value.is_bound, value.number))
 
 
 def _cost(evidence, slow, fast, column, threshold, unit):
-    """How many epochs both curves needed; where minutes are compared, also what an epoch of the
-    supposedly faster one costs, and what on. Others may have run beside each other.
+    """How many epochs both curves needed, and how far those came that were stopped before; where
+    minutes are compared, also what an epoch of the supposedly faster one costs, and what on. Others
+    may have run beside each other.
     """
-    needed = [middle([reached(run, column, threshold, "epochs") for run in evidence.runs[name]])
-              for name in (fast, slow)]
+    needed = {name: middle([reached(run, column, threshold, "epochs")
+                            for run in evidence.runs[name]]) for name in (fast, slow)}
+    ends = "".join(f"; {name} ended at {_last(evidence.runs[name], column):.2%}"
+                   for name in (fast, slow) if needed[name].is_bound)
     if unit != "minutes":
-        return f"{fast} needed {needed[0]} epochs, {slow} {needed[1]}"
-    runs = [evidence.runs[name][0] for name in (slow, fast)]
-    costs = [run.metrics["seconds"][-1] / run.metrics["epoch"][-1] for run in runs]
-    metrics = runs[1].metrics
+        return f"{fast} needed {needed[fast]} epochs, {slow} {needed[slow]}{ends}"
+    pairs = _pairs(evidence, fast, slow)
+    cost = np.median([_epoch_seconds(run) / _epoch_seconds(other) for run, other in pairs])
+    metrics = pairs[0][0].metrics
     shares = {phase: metrics[f"seconds_{phase}"][-1] / metrics["seconds"][-1] for phase in PHASES}
     parts = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= 0.005)
-    return (f"an epoch of {fast} takes {costs[1] / costs[0]:.2g} times as long as one of {slow} "
-            f"({parts}), and it needed {needed[0]} of them, {slow} {needed[1]}")
+    return (f"an epoch of {fast} takes {cost:.2g} times as long as one of {slow} ({parts}), and it "
+            f"needed {needed[fast]} of them, {slow} {needed[slow]}{ends}")
+
+
+def _last(runs, column):
+    return float(np.median([run.metrics[column][-1] for run in runs]))
+
+
+def _epoch_seconds(run):
+    return run.metrics["seconds"][-1] / run.metrics["epoch"][-1]
 
 
 def _compared(evidence, claim, paper, curve, other, holds):

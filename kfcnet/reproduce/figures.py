@@ -27,7 +27,7 @@ def draw_figure(figure_plan, runs):
     for panel in figure_plan.panels:
         shown = [run for name in panel.curves for run in runs.get(name, [])]
         if shown:
-            title = f"({panel.letter}) {data_set(shown[0])}, {network(shown[0].config['network'])}"
+            title = f"({panel.letter}) {data_set(shown[0])}\n{network(shown[0].config['network'])}"
             panels.append(plots.Panel(shown, panel.quantity, panel.x, title, panel.is_logarithmic))
     figure = plots.draw_panels(panels)
     devices = dict.fromkeys(device(run) for panel in panels for run in panel.runs)

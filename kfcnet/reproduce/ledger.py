@@ -48,7 +48,10 @@ class Standing(NamedTuple):
 
 
 class Ledger:
-    """The runs in all folders below one, those that others left there included."""
+    """The runs in all folders below one, those that others left there included.
+
+    A folder below that has `runs/` of its own is another reproduction's, and left alone.
+    """
 
     def __init__(self, root):
         """Raises ConfigError or RecordError for a record that cannot be read."""
@@ -56,7 +59,12 @@ class Ledger:
         self.devices = defaultdict(set)  # {name of a data set: devices of its runs}
         self.checksums = defaultdict(dict)  # {DataConfig: {SHA-256 of the images: a folder}}
         for path in sorted(self.root.rglob("config.yaml")):
-            self.add(path.parent)
+            if not any((folder / "runs").is_dir() for folder in self._between(path.parent)):
+                self.add(path.parent)
+
+    def _between(self, folder):
+        """The folders above one, up to the root, which is not among them."""
+        return [above for above in folder.parents if self.root in above.parents]
 
     def add(self, folder):
         """Take a folder in, if there is a run in it."""

@@ -29,12 +29,10 @@ def ratio(here, paper):
 
 
 def middle(values):
-    """The median of Values; a bound where it falls on one."""
-    numbers = [math.inf if value.is_bound else value.number for value in values]
-    median = float(np.median(numbers))
-    if math.isfinite(median):
-        return Value(median)
-    return Value(min(value.number for value in values if value.is_bound), is_bound=True)
+    """The median of Values; a bound where it depends on how far above their bounds some lie."""
+    least = float(np.median([value.number for value in values]))
+    most = float(np.median([math.inf if value.is_bound else value.number for value in values]))
+    return Value(least, is_bound=most > least)
 
 
 def reached(run, column, threshold, unit):
