@@ -2,7 +2,8 @@
 //
 // partials (slices, count) -> dweight (count). A block is (32 elements, 8 lanes): lane l adds up
 // slices l, l + 8, ...; the lanes' sums are added in their order.
-// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py. Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda_products.py. Reference: kfcnet/ops/cpu.py.
+// Test: tests/test_kernels_gemm.py.
 // Bytes 4*(slices + 1)*count; limited by the L2, where the partial sums still lie.
 
 constexpr int SLICE_LANES = 8;

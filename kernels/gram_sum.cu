@@ -4,7 +4,8 @@
 // sum of the slices in their order, symmetric. A decay of zero does not read out.
 // A block of (32, 8) threads has a tile of 32 x 32 on or above the diagonal; its mirror image goes
 // through shared memory, so that both are written in the order of memory.
-// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py. Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda_products.py. Reference: kfcnet/ops/cpu.py.
+// Test: tests/test_kernels_gemm.py.
 // Bytes 2*(slices + 3)*side^2; limited by memory.
 #include "gram_pair.cuh"
 

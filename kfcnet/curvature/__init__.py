@@ -13,7 +13,7 @@ from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
 from kfcnet.curvature.operators import FisherOperator, KroneckerFisher
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.ops.shapes import output_size
+from kfcnet.ops.shapes import output_sides
 
 __all__ = ["EigenbasisBlock", "FisherOperator", "KroneckerBlock", "KroneckerFisher",
            "damped_inverses", "damping_floor", "derivative_factor", "input_factor",
@@ -45,7 +45,7 @@ def input_factor(activations, kernel_size=1, stride=1, padding=0):
     not fit into the padded image, TypeError for another dtype than float32 and float64.
     """
     x = _as_images(activations, "activations")
-    if min(output_size(side, kernel_size, stride, padding) for side in x.shape[1:3]) < 1:
+    if min(output_sides(x.shape, kernel_size, stride, padding)) < 1:
         raise ValueError(f"kernel_size: {kernel_size} with padding {padding} does not fit into "
                          f"activations of {x.shape[1]} x {x.shape[2]}")
     ops = _reference_ops(x)

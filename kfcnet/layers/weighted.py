@@ -1,7 +1,7 @@
 """The layers that have parameters. Curvature is made from what they leave behind."""
 
 from kfcnet.layers.base import Layer
-from kfcnet.ops.shapes import output_size
+from kfcnet.ops.shapes import output_sides
 
 
 class Conv2d(Layer):
@@ -28,7 +28,7 @@ class Conv2d(Layer):
         """
         super().__init__(ops, input_shape, name)
         H, W, J = self.input_shape
-        Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
+        Ho, Wo = output_sides((1, H, W, J), kernel, stride, padding)
         if min(Ho, Wo) < 1:
             raise ValueError(f"{name}: a kernel of {kernel} with padding {padding} does not fit "
                              f"into its {H} x {W} input")

@@ -6,6 +6,7 @@ on the number of shards and never on timing. The convolution and pooling come fr
 extension where it is built, else from NumPy: the same functions with the same signatures.
 """
 
+import math
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -19,25 +20,25 @@ from kfcnet import philox
 from kfcnet.ops import numpy_batch_norm, numpy_convolution, numpy_windows
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.immediate import Immediate
-from kfcnet.ops.shapes import output_size, pooled_size
+from kfcnet.ops.shapes import output_sides, pooled_shape
 
 try:
     from kfcnet.ops import _native
 except ImportError:
     _native = None
 
-NUMPY_KERNELS = vars(numpy_convolution) | vars(numpy_windows)
+NUMPY_FUNCTIONS = vars(numpy_convolution) | vars(numpy_windows)
 
 
-def _kernels(native, dtype):
-    """The table of array functions: NumPy's, replaced by the C extension's where it serves."""
+def _array_functions(native, dtype):
+    """(whether the C extension serves, the array functions: NumPy's, or its where it has them)."""
     if native not in ("auto", "on", "off"):
         raise ValueError(f"ops.native: {native!r} is not one of auto, on, off")
     if native == "on" and _native is None:
         raise DeviceError("ops.native is on, but the C extension is not built: "
                           "install again where a C compiler is, or set ops.native=auto")
-    wanted = native != "off" and _native is not None and dtype.name in _native.DTYPES
-    return wanted, SimpleNamespace(**(NUMPY_KERNELS | (vars(_native) if wanted else {})))
+    serves = native != "off" and _native is not None and dtype.name in _native.DTYPES
+    return serves, SimpleNamespace(**(NUMPY_FUNCTIONS | (vars(_native) if serves else {})))
 
 
 class CpuOps(Immediate):
@@ -56,7 +57,7 @@ class CpuOps(Immediate):
         if shards < 1:
             raise ValueError(f"ops.shards: {shards} is not a positive number")
         self.shards = shards
-        self.native, self._kernels = _kernels(native, self.dtype)
+        self.native, self._functions = _array_functions(native, self.dtype)
         self._threads = ThreadPoolExecutor(shards, thread_name_prefix="kfcnet")
         threadpoolctl.threadpool_limits(1, user_api="blas")
 
@@ -121,8 +122,7 @@ class CpuOps(Immediate):
         if not bias:
             weight = weight.copy()
             weight[:, 0] = 0
-        y = self.empty((len(x), output_size(x.shape[1], kernel, stride, padding),
-                        output_size(x.shape[2], kernel, stride, padding), len(weight)))
+        y = self.empty((len(x), *output_sides(x.shape, kernel, stride, padding), len(weight)))
         forward = self._convolution(kernel).conv_forward
 
         def convolve(x, y):
@@ -149,12 +149,11 @@ class CpuOps(Immediate):
 
     def _convolution(self, kernel):
         """A dense layer, the convolution with a 1 x 1 kernel, is a plain matrix product."""
-        return numpy_convolution if kernel == 1 else self._kernels
+        return numpy_convolution if kernel == 1 else self._functions
 
     def patches(self, x, kernel, stride, padding):
         """[[x]]_H: x (M, H, W, J) -> (M*T, P), first column one."""
-        T = (output_size(x.shape[1], kernel, stride, padding)
-             * output_size(x.shape[2], kernel, stride, padding))
+        T = math.prod(output_sides(x.shape, kernel, stride, padding))
         rows = self.empty((len(x) * T, 1 + kernel * kernel * x.shape[3]))
         numpy_convolution.fill_patches(x, rows, kernel, stride, padding)
         return rows
@@ -173,13 +172,13 @@ class CpuOps(Immediate):
         self._accumulate(total, scale, decay, out)
 
     def _patch_gram(self, x, shape, kernel, stride, padding):
-        if hasattr(self._kernels, 'patch_gram_regions') and stride == 1 and kernel > 1:
+        if self.native and stride == 1 and kernel > 1:
             geometry = (*x.shape[1:], kernel, padding)
             regions = self._sum(
-                lambda x, out: self._kernels.patch_gram_regions(x, out, kernel, padding),
-                self._kernels.patch_gram_regions_shape(*geometry), x)
+                lambda x, out: self._functions.patch_gram_regions(x, out, kernel, padding),
+                self._functions.patch_gram_regions_shape(*geometry), x)
             total = self.empty(shape)
-            self._kernels.patch_gram_assemble(regions, total, len(x), *geometry)
+            self._functions.patch_gram_assemble(regions, total, len(x), *geometry)
             return total
         gram = numpy_convolution.patch_gram
         return self._sum(lambda x, out: gram(x, out, kernel, stride, padding), shape, x)
@@ -201,32 +200,32 @@ class CpuOps(Immediate):
 
     def max_pool(self, x, size, stride):
         """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window."""
-        y = self.empty(_pooled_shape(x.shape, size, stride))
+        y = self.empty(pooled_shape(x.shape, size, stride))
         argmax = np.empty(y.shape, np.uint8)
-        self._run(lambda *arrays: self._kernels.max_pool(*arrays, size, stride), x, y, argmax)
+        self._run(lambda *arrays: self._functions.max_pool(*arrays, size, stride), x, y, argmax)
         return y, argmax
 
     def max_pool_backward(self, dy, argmax, x_shape, size, stride):
         dx = self.empty((len(dy), *x_shape[1:]))
-        self._run(lambda *arrays: self._kernels.max_pool_backward(*arrays, size, stride),
+        self._run(lambda *arrays: self._functions.max_pool_backward(*arrays, size, stride),
                   dy, argmax, dx)
         return dx
 
     def max_pool_tangent(self, rx, argmax, size, stride):
         ry = self.empty(argmax.shape)
-        self._run(lambda *arrays: self._kernels.max_pool_tangent(*arrays, size, stride),
+        self._run(lambda *arrays: self._functions.max_pool_tangent(*arrays, size, stride),
                   rx, argmax, ry)
         return ry
 
     def avg_pool(self, x, size, stride):
         """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J)."""
-        y = self.empty(_pooled_shape(x.shape, size, stride))
-        self._run(lambda *arrays: self._kernels.avg_pool(*arrays, size, stride), x, y)
+        y = self.empty(pooled_shape(x.shape, size, stride))
+        self._run(lambda *arrays: self._functions.avg_pool(*arrays, size, stride), x, y)
         return y
 
     def avg_pool_backward(self, dy, x_shape, size, stride):
         dx = self.empty((len(dy), *x_shape[1:]))
-        self._run(lambda *arrays: self._kernels.avg_pool_backward(*arrays, size, stride), dy, dx)
+        self._run(lambda *arrays: self._functions.avg_pool_backward(*arrays, size, stride), dy, dx)
         return dx
 
     # Normalisation
@@ -234,19 +233,19 @@ class CpuOps(Immediate):
     def response_norm(self, x, size, alpha, power, across):
         """x -> (y, d): y = x * d^-power, d = 1 + alpha * sum of x^2 over the neighbourhood."""
         y, d = self.empty(x.shape), self.empty(x.shape)
-        self._run(lambda *arrays: self._kernels.response_norm(*arrays, size, alpha, power, across),
-                  x, y, d)
+        forward = self._functions.response_norm
+        self._run(lambda *arrays: forward(*arrays, size, alpha, power, across), x, y, d)
         return y, d
 
     def response_norm_backward(self, dy, x, d, size, alpha, power, across):
         dx = self.empty(x.shape)
-        backward = self._kernels.response_norm_backward
+        backward = self._functions.response_norm_backward
         self._run(lambda *arrays: backward(*arrays, size, alpha, power, across), dy, x, d, dx)
         return dx
 
     def response_norm_tangent(self, rx, x, d, size, alpha, power, across):
         ry = self.empty(x.shape)
-        tangent = self._kernels.response_norm_tangent
+        tangent = self._functions.response_norm_tangent
         self._run(lambda *arrays: tangent(*arrays, size, alpha, power, across), rx, x, d, ry)
         return ry
 
@@ -524,11 +523,6 @@ def _fold(average, value, decay):
     """average <- decay*average + (1 - decay)*value."""
     average *= decay
     average += (1 - decay) * value
-
-
-def _pooled_shape(shape, size, stride):
-    M, H, W, J = shape
-    return M, pooled_size(H, size, stride), pooled_size(W, size, stride), J
 
 
 def processor_name():

@@ -13,7 +13,7 @@ from kfcnet import philox
 from kfcnet.ops import kernels
 from kfcnet.ops.cuda_graphs import Graphs
 from kfcnet.ops.cuda_products import Products
-from kfcnet.ops.shapes import pooled_size
+from kfcnet.ops.shapes import ceil_div, pooled_shape, pooled_size
 
 BLOCK = 256  # threads of a block, where a kernel does not ask for another number
 SCALARS_KEPT = 256  # numbers that stay on the device because they may be asked for again
@@ -69,11 +69,11 @@ class CudaOps(Products, Graphs):
 
     def _each(self, file, kernel, threads, *values, **constants):
         """Launch with at least so many threads."""
-        self.launch(file, kernel, _ceil_div(threads, BLOCK), *values, **constants)
+        self.launch(file, kernel, ceil_div(threads, BLOCK), *values, **constants)
 
     def _fours(self, file, kernel, count, *values, **constants):
         """Launch with a thread for every four elements."""
-        self._each(file, kernel, _ceil_div(count, 4), *values, **constants)
+        self._each(file, kernel, ceil_div(count, 4), *values, **constants)
 
     # Arrays
 
@@ -121,7 +121,7 @@ class CudaOps(Products, Graphs):
     # Pooling
 
     def max_pool(self, x, size, stride):
-        y = self.empty(_pooled_shape(x.shape, size, stride))
+        y = self.empty(pooled_shape(x.shape, size, stride))
         argmax = self.empty(y.shape, np.uint8)
         self._pool("max_pool", "max_pool", y, x.shape, size, stride, x, y, argmax)
         return y, argmax
@@ -137,7 +137,7 @@ class CudaOps(Products, Graphs):
         return ry
 
     def avg_pool(self, x, size, stride):
-        y = self.empty(_pooled_shape(x.shape, size, stride))
+        y = self.empty(pooled_shape(x.shape, size, stride))
         self._pool("avg_pool", "avg_pool", y, x.shape, size, stride, x, y)
         return y
 
@@ -175,14 +175,14 @@ class CudaOps(Products, Graphs):
         if across:
             tile = max(1, 1024 // J)
             self.launch("response_norm_across", "response_norm_across" + which,
-                        _ceil_div(M * H * W, tile), *arrays, M * H * W, alpha,
+                        ceil_div(M * H * W, tile), *arrays, M * H * W, alpha,
                         TILE_PIXELS=tile, **constants)
             return
         rows, groups = _response_norm_tile(H, W, J, size)
         lanes = _lanes(J)
-        grid, block = _ceil_div(M * H * W * J // lanes, BLOCK), BLOCK
+        grid, block = ceil_div(M * H * W * J // lanes, BLOCK), BLOCK
         if which == "_backward":
-            grid = M, _ceil_div(H, rows), _ceil_div(J // lanes, groups)
+            grid = M, ceil_div(H, rows), ceil_div(J // lanes, groups)
             block = 256 if H * W >= 100 else 128
         self.launch("response_norm_within", "response_norm_within" + which, grid, *arrays, M, alpha,
                     block=block, HEIGHT=H, WIDTH=W, TILE_ROWS=rows, TILE_GROUPS=groups, **constants)
@@ -216,7 +216,7 @@ class CudaOps(Products, Graphs):
     def _moments(self, which, slices, inputs, outputs, partials, rows, *numbers):
         """Sums over slices of the rows, then the moments from them in order."""
         J = partials.shape[-1]
-        across, block = _ceil_div(J, 32), (32, 8)
+        across, block = ceil_div(J, 32), (32, 8)
         self.launch("batch_norm", which + "_slices", (slices, across), *inputs, partials, rows,
                     slices, block=block, MAPS=J)
         self.launch("batch_norm", which + "_moments", across, *outputs, rows, slices, *numbers,
@@ -300,7 +300,7 @@ class CudaOps(Products, Graphs):
     def gather(self, images, indices, mean, scale, batch=None, step=0):
         M, size = batch or len(indices), math.prod(images.shape[1:])
         x = self.empty((M, *images.shape[1:]))
-        grid = M, _ceil_div(size // _lanes(size), BLOCK)
+        grid = M, ceil_div(size // _lanes(size), BLOCK)
         self.launch("gather", "gather", grid, self._on_device(images, np.uint8), mean,
                     self._on_device(indices, np.int64), self._step(step), x, len(images), M,
                     len(indices), scale, IMAGE_SIZE=size)
@@ -325,7 +325,7 @@ class CudaOps(Products, Graphs):
     def _sum_of_products(self, kernel, *vectors):
         """Partial sums, then their sum in order; one part is the result."""
         count = vectors[0].size
-        slices = min(128, _ceil_div(count, 4096))
+        slices = min(128, ceil_div(count, 4096))
         partials = self.empty(slices)
         self.launch("reduce", kernel, slices, *vectors, partials, count, slices)
         if slices == 1:
@@ -404,22 +404,13 @@ class CudaOps(Products, Graphs):
                     epsilon)
 
 
-def _ceil_div(count, size):
-    return -(-count // size)
-
-
 def _lanes(count):
     """Neighbours that a thread takes at once."""
     return 4 if count % 4 == 0 else 1
 
 
-def _pooled_shape(shape, size, stride):
-    M, H, W, J = shape
-    return M, pooled_size(H, size, stride), pooled_size(W, size, stride), J
-
-
 def _batch_norm_slices(rows):
-    return min(256, _ceil_div(rows, 64))
+    return min(256, ceil_div(rows, 64))
 
 
 def _log(decay):
@@ -439,7 +430,10 @@ def _response_norm_tile(H, W, J, size):
 
 def _softmax_block(classes):
     """Threads of the one block, each with a row of `classes` in 40 KB of shared memory."""
-    block = min(512, 40 * 1024 // 4 // (classes | 1) // 32 * 32)
+    floats = 40 * 1024 // 4
+    odd = classes | 1  # so that rows begin in different banks
+    block = min(512, floats // odd // 32 * 32)
     if block < 32:
-        raise ValueError(f"softmax over {classes} classes: the kernel does 320 at most")
+        raise ValueError(f"softmax over {classes} classes: the kernel does {floats // 32 - 1} at "
+                         "most")
     return block

@@ -7,13 +7,9 @@ shared memory that a block can have.
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
-from kfcnet.ops.shapes import output_size
+from kfcnet.ops.shapes import ceil_div, output_sides
 
 MULTIPROCESSORS = 132  # of the GPU that grids are chosen for: fewer blocks leave some idle
-
-
-def ceil_div(count, size):
-    return -(-count // size)
 
 
 def chunk_maps(J):
@@ -32,8 +28,11 @@ def too_much_shared(layer, needed, limit):
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A convolution's shape. dilation: of the input, what backward-data makes of a stride."""
+class ConvShape:
+    """Sides of a convolution's images and windows.
+
+    dilation: of the input, what backward-data makes of a stride.
+    """
 
     height: int
     width: int
@@ -48,10 +47,10 @@ class Layer:
 
     @classmethod
     def of(cls, x_shape, out_maps, kernel, stride, padding):
-        """The layer that takes x (M, H, W, J)."""
+        """The convolution that takes x (M, H, W, J)."""
         _, H, W, J = x_shape
         return cls(H, W, J, out_maps, kernel, stride, padding,
-                   output_size(H, kernel, stride, padding), output_size(W, kernel, stride, padding))
+                   *output_sides(x_shape, kernel, stride, padding))
 
     @property
     def transposed(self):
@@ -63,13 +62,18 @@ class Layer:
 
     @property
     def is_dense(self):
-        """Whether every pixel is multiplied by itself: a plain matrix product."""
+        """Whether a pixel's neighbours have no part in it: one matrix product over all pixels."""
         return (self.kernel, self.stride, self.padding) == (1, 1, 0)
 
     @property
     def patch(self):
         """P: inputs of one output, the constant 1 included."""
         return 1 + self.kernel**2 * self.in_maps
+
+    @property
+    def few_maps(self):
+        """Whether the maps of one pixel do not fill a step along the depth."""
+        return self.in_maps < 8
 
     @property
     def locations(self):
@@ -92,7 +96,7 @@ class ForwardTile:
     them, CHUNK_MAPS input maps of one offset at a time (for few input maps, one kernel row).
     """
 
-    layer: Layer
+    layer: ConvShape
     images: int
     height: int
     width: int
@@ -109,7 +113,7 @@ class ForwardTile:
     @property
     def few_maps(self):
         """Whether the runs of the depth are whole rows of the kernel."""
-        return self.layer.in_maps < 8
+        return self.layer.few_maps
 
     @property
     def chunk(self):
@@ -209,14 +213,14 @@ class WeightsTile:
     Columns come in groups, of four for fp32 and of eight for tensor cores.
     """
 
-    layer: Layer
+    layer: ConvShape
     height: int
     width: int
     tensor_cores: bool
 
     @property
     def few_maps(self):
-        return self.layer.in_maps < 8
+        return self.layer.few_maps
 
     @property
     def chunk(self):
@@ -302,7 +306,7 @@ class WeightsTile:
 @cache
 def weights_tile(layer, tensor_cores, limit):
     """The largest tile in `limit` bytes of shared memory; raises ValueError without one."""
-    if layer.in_maps < 8:
+    if layer.few_maps:
         width, height = next(w for w in (32, 16, 8) if layer.out_width > w // 2 or w == 8), 4
     else:
         width = 16 if layer.out_width > 8 else 8

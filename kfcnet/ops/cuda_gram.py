@@ -9,7 +9,8 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from kfcnet.ops.cuda_convolution import MULTIPROCESSORS, Layer, ceil_div, too_much_shared
+from kfcnet.ops.cuda_convolution import MULTIPROCESSORS, ConvShape, too_much_shared
+from kfcnet.ops.shapes import ceil_div
 
 ITEMS = 64  # slices that the pixels of a mini-batch are summed in, about
 
@@ -39,13 +40,13 @@ class OffsetsTile:
     an offset and four maps, in slots; `depth` warps take turns with the pixels.
     """
 
-    layer: Layer
+    layer: ConvShape
     height: int
     width: int
 
     @property
     def few_maps(self):
-        return self.layer.in_maps < 8
+        return self.layer.few_maps
 
     @property
     def chunk(self):
@@ -144,7 +145,7 @@ class OffsetsTile:
             "ITEM_SIZE": self.item_size}
 
 
-def _classes(side, out_side, kernel, padding):
+def _piece_lengths(side, out_side, kernel, padding):
     """Lengths of the pieces that the windows of all offsets cut a side of the image into."""
     ends = (delta - padding + end for delta in range(kernel) for end in (0, out_side))
     return np.diff(sorted({0, side} | {end for end in ends if 0 < end < side}))
@@ -152,8 +153,8 @@ def _classes(side, out_side, kernel, padding):
 
 def region_areas(layer):
     """Pixels of every region: rows of the image by columns."""
-    return np.outer(_classes(layer.height, layer.out_height, layer.kernel, layer.padding),
-                    _classes(layer.width, layer.out_width, layer.kernel, layer.padding))
+    return np.outer(_piece_lengths(layer.height, layer.out_height, layer.kernel, layer.padding),
+                    _piece_lengths(layer.width, layer.out_width, layer.kernel, layer.padding))
 
 
 @cache
@@ -162,14 +163,15 @@ def offsets_tile(layer, limit):
 
     Raises ValueError where a single pixel needs too much.
     """
-    most = 28 if layer.in_maps < 8 else 12
-    height, width = (min(most, int(max(_classes(side, out_side, layer.kernel, layer.padding))))
-                     for side, out_side in ((layer.height, layer.out_height),
-                                            (layer.width, layer.out_width)))
+    most = 28 if layer.few_maps else 12
+    height, width = (
+        min(most, int(max(_piece_lengths(side, out_side, layer.kernel, layer.padding))))
+        for side, out_side in ((layer.height, layer.out_height), (layer.width, layer.out_width)))
     while True:
         tile = OffsetsTile(layer, height, width)
         if tile.shared <= limit:
             return tile
         if height == width == 1:
             raise too_much_shared(layer, tile.shared, limit)
-        height, width = (-(-height // 2), width) if height >= width else (height, -(-width // 2))
+        height, width = (
+            (ceil_div(height, 2), width) if height >= width else (height, ceil_div(width, 2)))

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from kfcnet.ops.cuda_convolution import (
     MULTIPROCESSORS,
-    Layer,
-    ceil_div,
+    ConvShape,
     forward_tile,
     weights_tile,
 )
 from kfcnet.ops.cuda_gram import ITEMS, offsets_tile, patch_slices, row_slices, triangle
+from kfcnet.ops.shapes import ceil_div
 
 
 class RegisterTile(NamedTuple):
@@ -139,14 +139,14 @@ class Products:
     # Convolution. Over 1 x 1 patches it is the product of all pixels with the weights.
 
     def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
-        layer = Layer.of(x_shape, len(weight), kernel, stride, padding)
+        layer = ConvShape.of(x_shape, len(weight), kernel, stride, padding)
         if layer.is_dense:
             return weight
         return Weights(weight, self._packed(layer, weight),
                        self._packed(layer.transposed, weight, "_flipped") if backward else None)
 
     def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
-        layer = Layer.of(x.shape, len(weight), kernel, stride, padding)
+        layer = ConvShape.of(x.shape, len(weight), kernel, stride, padding)
         y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
         if layer.is_dense:
             sizes = y.size // layer.out_maps, layer.out_maps, layer.in_maps + bias
@@ -161,7 +161,7 @@ class Products:
         return y
 
     def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
-        layer = Layer.of(x_shape, len(weight), kernel, stride, padding)
+        layer = ConvShape.of(x_shape, len(weight), kernel, stride, padding)
         dx = self.empty((len(dy), *x_shape[1:]))
         if layer.is_dense:
             sizes = dx.size // layer.in_maps, layer.in_maps, layer.out_maps
@@ -193,7 +193,7 @@ class Products:
                     **tile.constants)
 
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
-        layer = Layer.of(x.shape, dy.shape[-1], kernel, stride, padding)
+        layer = ConvShape.of(x.shape, dy.shape[-1], kernel, stride, padding)
         if layer.is_dense:
             sizes = layer.out_maps, layer.patch, dy.size // layer.out_maps
             self._product(dy, x, out, sizes, transpose_a=True, b_shift=-1, scale=scale,
@@ -215,7 +215,7 @@ class Products:
     # Kronecker factors, always in fp32: TF32 would add its rounding to what is inverted.
 
     def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
-        layer = Layer.of(x.shape, 1, kernel, stride, padding)
+        layer = ConvShape.of(x.shape, 1, kernel, stride, padding)
         sum_up = self._gram_by_offsets if stride == 1 and kernel > 1 else self._gram_of_patches
         sum_up(layer, x, scale, decay, out)
 
@@ -255,13 +255,13 @@ class Products:
                     slices, scale, decay, block=(32, 8))
 
     def patches(self, x, kernel, stride, padding):
-        layer = Layer.of(x.shape, 1, kernel, stride, padding)
+        layer = ConvShape.of(x.shape, 1, kernel, stride, padding)
         rows = self.empty((len(x) * layer.locations, layer.patch))
         self._each("patches", "patches", rows.size, x, rows, len(x), **layer.constants)
         return rows
 
     def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
-        layer = Layer.of(x_shape, 1, kernel, stride, padding)
+        layer = ConvShape.of(x_shape, 1, kernel, stride, padding)
         x = self.empty(x_shape)
         self._each("patches", "patches_adjoint", x.size, rows, x, len(x), **layer.constants)
         return x

@@ -11,9 +11,11 @@ convolution writes each of them once, not K times, and takes K products, one for
 kernel: see `unrolled`.
 """
 
+import math
+
 import numpy as np
 
-from kfcnet.ops.shapes import output_size
+from kfcnet.ops.shapes import output_sides
 
 CHUNK = 1 << 18
 """Elements of patches made at a time: 1 MiB in float32, so that they stay in cache."""
@@ -22,7 +24,7 @@ CHUNK = 1 << 18
 def fill_patches(x, rows, kernel, stride, padding):
     """x (M, H, W, J) -> rows (M*T, P): a one, then the patch, [[x]]_H of the paper."""
     M, H, W, J = x.shape
-    Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
+    Ho, Wo = output_sides(x.shape, kernel, stride, padding)
     if padding:
         x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     s = x.strides
@@ -36,7 +38,7 @@ def fill_patches(x, rows, kernel, stride, padding):
 def add_patches(rows, dx, kernel, stride, padding):
     """Adjoint of `fill_patches`: add every patch of rows (M*T, P) back onto dx (M, H, W, J)."""
     M, H, W, J = dx.shape
-    Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
+    Ho, Wo = output_sides(dx.shape, kernel, stride, padding)
     padded = np.zeros((M, H + 2 * padding, W + 2 * padding, J), dx.dtype)
     patches = rows[:, 1:].reshape(M, Ho, Wo, kernel, kernel, J)
     for r in range(kernel):
@@ -47,9 +49,9 @@ def add_patches(rows, dx, kernel, stride, padding):
 
 def chunks(x, kernel, stride, padding):
     """(first, last, rows): images whose patches fit in cache, and an array for the rows."""
-    M, H, W, J = x.shape
-    T = output_size(H, kernel, stride, padding) * output_size(W, kernel, stride, padding)
-    P = 1 + kernel * kernel * J
+    M = len(x)
+    T = math.prod(output_sides(x.shape, kernel, stride, padding))
+    P = 1 + kernel * kernel * x.shape[-1]
     step = max(1, CHUNK // (T * P))
     scratch = np.empty((min(step, M) * T, P), x.dtype)
     for first in range(0, M, step):
@@ -66,7 +68,7 @@ def unrolled(x, kernel, stride, padding, maps):
     not 1, or where so few maps come in that S sums over the `maps` that go out would take longer.
     """
     M, H, W, J = x.shape
-    Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
+    Ho, Wo = output_sides(x.shape, kernel, stride, padding)
     S = kernel if stride == 1 and kernel * J > maps else 1
     height, depth = Ho + S - 1, kernel // S
     row_size = Wo * depth * kernel * J
