@@ -221,15 +221,19 @@ def benchmark(argv=None, prog=None):
     parser = argparse.ArgumentParser(prog=prog, description=benchmark.__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
                         help="cuda: every primitive too, against the GPU's ceilings (default: cpu)")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of four steps (default: 5)")
-    parser.add_argument("--shards", type=int, default=2, help="threads (default: 2)")
-    parser.add_argument("--native", choices=("auto", "on", "off"), default="auto",
-                        help="use of the C extension (default: auto)")
+    parser.add_argument("--rounds", type=int, help="on the CPU: turns of four steps (default: 5)")
+    parser.add_argument("--shards", type=int, help="on the CPU: threads (default: 2)")
+    parser.add_argument("--native", choices=("auto", "on", "off"),
+                        help="on the CPU: use of the C extension (default: auto)")
     parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="write the report there too, and its table beside it (.md)")
+                        help="write the report there too; on the CPU also its table (.md)")
     options = parser.parse_args(argv)
-    if options.rounds < 1 or options.shards < 1:
+    chosen = {key: value for key in ("rounds", "shards", "native")
+              if (value := getattr(options, key)) is not None}
+    if min(chosen.get("rounds", 1), chosen.get("shards", 1)) < 1:
         parser.error("--rounds and --shards: at least one is needed")
+    if chosen and options.device == "cuda":
+        parser.error(f"--{next(iter(chosen))} is for --device cpu")
     from kfcnet import benchmark as benchmarks
     from kfcnet.records import write_json, write_text
 
@@ -239,18 +243,14 @@ def benchmark(argv=None, prog=None):
 
         report = cuda_benchmark.benchmark_cuda(get_ops("cuda"))
         print(cuda_benchmark.format_report(report))
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.json, report)
-        return
-    report = benchmarks.benchmark_cpu(
-        rounds=options.rounds, native=options.native, shards=options.shards
-    )
-    print(benchmarks.format_report(report))
+    else:
+        report = benchmarks.benchmark_cpu(**chosen)
+        print(benchmarks.format_report(report))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)
-        write_text(options.json.with_suffix(".md"), benchmarks.markdown(report))
+        if options.device == "cpu":
+            write_text(options.json.with_suffix(".md"), benchmarks.markdown(report))
 
 
 @command

@@ -19,6 +19,7 @@ from kfcnet.config import load_config
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda_products import Weights
 from kfcnet.ops.immediate import Immediate, Pending
+from kfcnet.ops.shapes import output_sides
 from kfcnet.optimizers import Batch
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
@@ -148,9 +149,8 @@ def operations(name, args, kwargs, result):
     if name == "gram":
         return args[0].shape[0] * args[0].shape[1] * (args[0].shape[1] + 1)
     if name == "patch_gram":  # the upper triangle of the product of patches with themselves
-        (M, H, W, _), (_, stride, _) = args[0].shape, args[1:4]
-        P = len(kwargs["out"])
-        return M * (H // stride) * (W // stride) * P * (P + 1)
+        x, P = args[0], len(kwargs["out"])
+        return len(x) * math.prod(output_sides(x.shape, *args[1:4])) * P * (P + 1)
     return 0
 
 
@@ -186,6 +186,17 @@ def ceilings(ops, megabytes=1024, side=8192):
 def random_matrix(ops, rows, columns, purpose):
     """Normal numbers: products of zeros draw less power and run faster."""
     return ops.normals(rows * columns, 0, purpose, 0).reshape(rows, columns)
+
+
+class StandingBatch:
+    """A mini-batch that lies still, as PyTorch's does: a recorded step reads it where it is."""
+
+    def __init__(self, batch):
+        self._batch, self.size = batch, batch.size
+
+    def draw(self, step):
+        """The Batch of every step."""
+        return self._batch
 
 
 def batch_on_device(ops, M):
@@ -225,12 +236,13 @@ def step_row(ops, config, name, rounds=15, least=20):
     M, optimizer = config.optimizer.batch_size, own_optimizer(config, ops)
     batch = batch_on_device(ops, M)
     optimizer.prepare([batch])
+    standing = StandingBatch(batch)
     steps = period(config) * math.ceil(least / period(config))
     taken = []
     for _ in range(2 + rounds):
         start = time.perf_counter()
         for _ in range(steps):
-            optimizer.step(batch)
+            optimizer.step(standing)
         ops.runtime.synchronize()
         taken.append((time.perf_counter() - start) / steps)
     if optimizer.tally.read().nonfinite_step is not None:

@@ -11,16 +11,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from kfcnet.config import load_config
 from kfcnet.cuda_benchmark import benchmark_cuda
 from kfcnet.ops import get_ops
+from kfcnet.plots import save_figure
 from kfcnet.records import read_metrics, write_json
 from kfcnet.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAININGS = {  # short: with the data set where it is there, else with synthetic images
+TRAININGS = {  # short
     "SGD": ("cifar_sgd", ["epochs=2"]),
     "KFC-pre": ("cifar_kfc", ["epochs=2"]),
 }
@@ -50,7 +51,7 @@ def verify(out, data="cifar10", path=None):
     outcomes, said = run_tests()
     add({"tests": outcomes})
     add(benchmark_cuda(ops))
-    draw(report, target.with_suffix(".png"))
+    save_figure(lambda: ceiling_figure(report), target.with_suffix(".png"))
     add({"trainings": [short_training(training, data, path) for training in TRAININGS]})
     if set(outcomes) - {"passed", "skipped"} or "passed" not in outcomes:  # skipped shows nothing
         raise VerificationFailed(said)
@@ -80,7 +81,7 @@ def short_training(name, data, path):
     return {"training": name, "data": data, **{key: float(metrics[key][-1]) for key in RESULTS}}
 
 
-def draw(report, path):
+def ceiling_figure(report):
     """Each primitive's share of the device's own ceiling: memory or arithmetic, the nearer one.
 
     Those of the first KFC-pre step, which has them all.
@@ -88,14 +89,14 @@ def draw(report, path):
     step = next(row["step"] for row in report["primitives"] if row["step"].startswith("KFC-pre"))
     rows = sorted((row for row in report["primitives"] if row["step"] == step),
                   key=lambda row: row["microseconds"])
-    figure = matplotlib.figure.Figure(figsize=(9, 0.28 * len(rows) + 1.5), layout="constrained")
+    figure = Figure(figsize=(9, 0.28 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots()
     shares = [share(row, report["ceilings"]) for row in rows]
     axes.barh([f"{row['call'][:60]}  {row['microseconds']:.0f} us" for row in rows], shares)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("share of the ceiling measured in the same run")
     axes.set_title(f"{report['device']['processor']}: {step}")
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def share(row, ceilings):

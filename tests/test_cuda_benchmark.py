@@ -15,6 +15,7 @@ from checks import assert_close
 from kfcnet import cuda_benchmark, verification
 from kfcnet.config import load_config, parse_config
 from kfcnet.ops.cuda import CudaOps, is_available
+from kfcnet.plots import save_figure
 from kfcnet.trainer import train
 from kfcnet.verification import short_training
 
@@ -96,6 +97,13 @@ def test_products_of_the_library_are_those_of_numpy(cuda, rng):
                      1e-2 if tensor_cores else 1e-6)
 
 
+def test_the_factor_of_activations_is_counted_over_the_locations_that_there_are():
+    x, P = np.zeros((2, 7, 5, 3)), 28
+    made = cuda_benchmark.operations("patch_gram", (x, 3, 2, 0, 1.0, 0.0),
+                                     {"out": np.zeros((P, P))}, None)
+    assert made == 2 * (3 * 2) * P * (P + 1)
+
+
 def test_pytorch_is_timed_on_the_same_step_and_convolutions(ops):
     pytest.importorskip("torch", reason="PyTorch, the other contestant, is not installed")
     config = parse_config(SMALL.replace("kfc_pre", "sgd").replace(
@@ -153,7 +161,7 @@ def test_figure_shows_the_share_of_the_nearer_ceiling(tmp_path):
             {**step, "call": "matmul", "microseconds": 2.0, "TFLOP_s": 5.0, "GB_s": 10.0}]
     assert [verification.share(row, ceilings) for row in rows] == [0.8, 0.5]
     report = {"primitives": rows, "ceilings": ceilings, "device": {"processor": "a GPU"}}
-    verification.draw(report, tmp_path / "figure.png")
+    save_figure(lambda: verification.ceiling_figure(report), tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
