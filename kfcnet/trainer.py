@@ -28,6 +28,8 @@ from kfcnet.philox import SHUFFLE, words
 from kfcnet.records import describe_run
 from kfcnet.run_folder import RunFolder, RunFolderError, portable_config
 
+WAYS_OUT = {"learning_rate": "a smaller optimizer.learning_rate",
+            "damping": "a larger optimizer.damping"}  # of a run that fails, where it has the key
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
 
@@ -305,8 +307,9 @@ class Trainer:
             f"; non-finite numbers appear first in layer {layer}" if layer else "")
         saved = (f"the last good checkpoint is {self.folder.checkpoint}, of update "
                  f"{self.saved_steps}" if self.saved_steps else "there is no checkpoint yet")
-        raise TrainingFailed(reason, f"; {saved}. A smaller optimizer.learning_rate or a larger "
-                                     "optimizer.damping may help")
+        hints = " or ".join(hint for key, hint in WAYS_OUT.items()
+                            if hasattr(self.config.optimizer, key))
+        raise TrainingFailed(reason, f"; {saved}. {hints.capitalize()} may help")
 
     # Saving
 

@@ -88,8 +88,16 @@ def test_matrix_product_of_unequal_depths_is_refused(cuda):
 
 
 def test_softmax_over_more_classes_than_the_kernel_does_is_refused(cuda):
-    with pytest.raises(ValueError, match="320"):
-        cuda.softmax_cross_entropy(cuda.empty((2, 400)), np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="softmax over 320 classes: the kernel does 319 at most"):
+        cuda.softmax_cross_entropy(cuda.empty((2, 320)), np.zeros(2, np.int32))
+
+
+def test_softmax_over_as_many_classes_as_the_kernel_does_is_right(cuda, rng):
+    z, labels = rng.standard_normal((3, 319)), np.array([318, 0, 7], np.int32)
+    p, _, totals = cuda.softmax_cross_entropy(cuda.asarray(z), labels)
+    expected = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    assert_close(cuda.to_numpy(p), expected, 1e-6)
+    assert_close(cuda.to_numpy(totals)[0], -np.log(expected[range(3), labels]).sum(), 1e-6)
 
 
 def test_kernel_that_needs_too_much_shared_memory_is_refused(cuda):
