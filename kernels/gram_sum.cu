@@ -1,9 +1,14 @@
 // kernels/gram_sum.cu: the slices of a Gram matrix summed, averaged with the old one, mirrored.
 //
 // partials (slices, side, side), its upper triangle -> out (side, side) = decay*out + scale * the
-// sum of the slices in their order, symmetric. A decay of zero does not read out.
-// A block of (32, 8) threads has a tile of 32 x 32 on or above the diagonal; its mirror image goes
-// through shared memory, so that both are written in the order of memory.
+// sum of the slices in a fixed order, symmetric. A decay of zero does not read out.
+//
+//   gram_sum        a block of (32, 8) threads has a tile of 32 x 32 on or above the diagonal; its
+//                   mirror image goes through shared memory, so that both are written in the order
+//                   of memory. A thread adds up all slices.
+//   gram_sum_lanes  for many slices of a small matrix, whose tiles would be few blocks that wait for
+//                   one slice after the other: a block has 32 entries, row by row; its lane l, of
+//                   eight, adds up slices l, l + 8, ...; the lanes' sums are added in their order.
 // Launcher: kfcnet/ops/cuda_products.py. Reference: kfcnet/ops/cpu.py.
 // Test: tests/test_kernels_gemm.py.
 // Bytes 2*(slices + 3)*side^2; limited by memory.
@@ -38,4 +43,30 @@ extern "C" __global__ void __launch_bounds__(TILE * LANES) gram_sum(
         const int row = pair.column * TILE + ty, column = pair.row * TILE + tx;
         if (column < row && row < side) out[(long long)row * side + column] = tile[tx][ty];
     }
+}
+
+extern "C" __global__ void __launch_bounds__(TILE * LANES) gram_sum_lanes(
+    const float* __restrict__ partials,  // (slices, side, side)
+    float* __restrict__ out,             // (side, side)
+    int side,
+    int slices,
+    float scale,
+    float decay) {
+    __shared__ float lanes[LANES][TILE];
+    const int entry = blockIdx.x * TILE + threadIdx.x;
+    const int row = entry / side, column = entry % side;
+    const bool is_upper = row < side && column >= row;
+    float sum = 0.0f;
+    if (is_upper) {
+#pragma unroll 4
+        for (int slice = threadIdx.y; slice < slices; slice += LANES)
+            sum += partials[(long long)slice * side * side + entry];
+    }
+    lanes[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();  // all lanes have left their sums
+    if (threadIdx.y > 0 || !is_upper) return;
+    for (int lane = 1; lane < LANES; ++lane) sum += lanes[lane][threadIdx.x];
+    sum *= scale;
+    if (decay != 0.0f) sum += decay * out[entry];
+    out[entry] = out[(long long)column * side + row] = sum;
 }

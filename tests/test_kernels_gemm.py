@@ -389,6 +389,20 @@ def test_gram_rows_is_gamma_and_reads_no_average_without_decay(rng, count, maps)
     assert np.array_equal(out, out.T)
 
 
+@pytest.mark.parametrize("slices, side", [(1, 5), (11, 33), (21, 7)])
+@pytest.mark.parametrize("decay", [0.0, 0.7])
+def test_lanes_add_up_slices_and_read_no_average_without_decay(rng, slices, side, decay):
+    partials = normal(rng, slices, side, side)
+    partials[:, np.tril(np.ones((side, side), bool), -1)] = np.nan  # nobody has written there
+    out = average(rng, side, side) if decay else empty(side, side)
+    expected = 0.3 * np.triu(partials.astype(np.float64).sum(0))
+    expected += np.triu(expected, 1).T + (decay * out.astype(np.float64) if decay else 0)
+    launch_in_all_orders("gram_sum", "gram_sum_lanes", (ceil(side * side, 32),), (32, 8),
+                         [partials, out, side, slices, 0.3, decay], {})
+    assert_close(out, expected)
+    assert np.array_equal(out, out.T)
+
+
 # Patches
 
 @pytest.mark.parametrize("shape", CONVS)

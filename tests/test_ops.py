@@ -120,8 +120,9 @@ def test_patch_gram_is_the_gram_of_the_patches(ops, convolution):
     assert np.array_equal(ops.to_numpy(out), ops.to_numpy(out).T)
 
 
-def test_gram_accumulates_the_product_of_rows(ops, rng):
-    rows = ops.asarray(rng.standard_normal((37, 5)))
+@pytest.mark.parametrize("count", [37, 1100])  # few slices of rows on a GPU, and many
+def test_gram_accumulates_the_product_of_rows(ops, rng, count):
+    rows = ops.asarray(rng.standard_normal((count, 5)))
     exact = ops.to_numpy(rows).astype(np.float64)
     out = ops.asarray(np.full((5, 5), np.nan))
     ops.gram(rows, scale=2.0, decay=0.0, out=out)

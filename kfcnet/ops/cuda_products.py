@@ -14,7 +14,14 @@ from kfcnet.ops.cuda_convolution import (
     forward_tile,
     weights_tile,
 )
-from kfcnet.ops.cuda_gram import ITEMS, offsets_tile, patch_slices, row_slices, triangle
+from kfcnet.ops.cuda_gram import (
+    ITEMS,
+    MANY_SLICES,
+    offsets_tile,
+    patch_slices,
+    row_slices,
+    triangle,
+)
 from kfcnet.ops.shapes import ceil_div
 
 
@@ -249,10 +256,12 @@ class Products:
         self._sum_gram(partials, scale, decay, out)
 
     def _sum_gram(self, partials, scale, decay, out):
-        """out = decay*out + scale * the sum of the slices in their order, and mirrored."""
+        """out = decay*out + scale * the sum of the slices in a fixed order, and mirrored."""
         slices, side, _ = partials.shape
-        self.launch("gram_sum", "gram_sum", triangle(ceil_div(side, 32)), partials, out, side,
-                    slices, scale, decay, block=(32, 8))
+        kernel, blocks = (("gram_sum_lanes", ceil_div(side * side, 32)) if slices > MANY_SLICES
+                          else ("gram_sum", triangle(ceil_div(side, 32))))
+        self.launch("gram_sum", kernel, blocks, partials, out, side, slices, scale, decay,
+                    block=(32, 8))
 
     def patches(self, x, kernel, stride, padding):
         layer = ConvShape.of(x.shape, 1, kernel, stride, padding)
