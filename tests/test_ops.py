@@ -369,32 +369,44 @@ def published_update(name, theta, g, velocity, squares):
     return theta, velocity, squares
 
 
+@pytest.fixture(params=[False, True], ids=["no decay", "decay"])
+def weight_decay(request, rng):
+    """That of 77 parameters, many of them free; or none."""
+    return rng.choice([0, 0.3], 77) if request.param else None
+
+
+def decayed(direction, weight_decay, theta):
+    return direction if weight_decay is None else direction + weight_decay * theta
+
+
 @pytest.mark.parametrize("name", ["nesterov", "adagrad", "rmsprop", "adam"])
-def test_other_updates_are_the_published_ones(ops, rng, name):
+def test_other_updates_are_the_published_ones(ops, rng, name, weight_decay):
     theta, g, velocity, average = (rng.standard_normal(77) for _ in range(4))
     squares = np.square(rng.standard_normal(77))
-    expected = published_update(name, theta, g, velocity, squares)
+    expected = published_update(name, theta, decayed(g, weight_decay, theta), velocity, squares)
     t, G, v, a, s = (ops.asarray(x.copy()) for x in (theta, g, velocity, average, squares))
+    decay = {"weight_decay": None if weight_decay is None else ops.asarray(weight_decay)}
     if name == "nesterov":
-        ops.nesterov_update(t, v, a, G, 0.1, 0.9, AVERAGING)
+        ops.nesterov_update(t, v, a, G, 0.1, 0.9, AVERAGING, **decay)
     elif name == "adagrad":
-        ops.adagrad_update(t, s, a, G, 0.1, 1e-3, AVERAGING)
+        ops.adagrad_update(t, s, a, G, 0.1, 1e-3, AVERAGING, **decay)
     elif name == "rmsprop":
-        ops.rmsprop_update(t, s, a, G, 0.1, 0.95, 1e-3, AVERAGING)
+        ops.rmsprop_update(t, s, a, G, 0.1, 0.95, 1e-3, AVERAGING, **decay)
     else:
-        ops.adam_update(t, v, s, a, G, 0.1, 0.9, 0.99, 1e-3, 2, AVERAGING)
+        ops.adam_update(t, v, s, a, G, 0.1, 0.9, 0.99, 1e-3, 2, AVERAGING, **decay)
     average = AVERAGING * average + (1 - AVERAGING) * expected[0]
     for got, want in zip((t, v, s, a), (*expected, average), strict=True):
         assert_close(ops.to_numpy(got), want, 1e-5)
 
 
 @pytest.mark.parametrize("clip_scale", [None, 0.5])
-def test_momentum_update_moves_and_averages(ops, rng, clip_scale):
+def test_momentum_update_moves_and_averages(ops, rng, clip_scale, weight_decay):
     theta, velocity, average, direction = (rng.standard_normal(77) for _ in range(4))
     device = [ops.asarray(a.copy()) for a in (theta, velocity, average, direction)]
     scale = None if clip_scale is None else ops.asarray([clip_scale])
-    ops.momentum_update(*device, 0.1, 0.9, scale, 0.75)
-    velocity = 0.9 * velocity - 0.1 * (clip_scale or 1) * direction
+    decay = None if weight_decay is None else ops.asarray(weight_decay)
+    ops.momentum_update(*device, 0.1, 0.9, scale, 0.75, weight_decay=decay)
+    velocity = 0.9 * velocity - 0.1 * (clip_scale or 1) * decayed(direction, weight_decay, theta)
     theta = theta + velocity
     average = 0.75 * average + 0.25 * theta
     for got, expected in zip(device, (theta, velocity, average, direction), strict=True):

@@ -424,32 +424,34 @@ class CpuOps(Immediate):
         return np.sqrt(clip / np.maximum(nu, clip)), nu
 
     def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        clip_scale, averaging_decay, nonfinite_step=None):
+                        clip_scale, averaging_decay, nonfinite_step=None, weight_decay=None):
         """One pass over the flat parameter vector:
 
         velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
         average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
-        No update moves anything once nonfinite_step (1,) is not negative: see `tally`.
+        All updates: weight_decay*theta, with weight_decay (n,), is added to the direction first;
+        none moves anything once nonfinite_step (1,) is not negative: see `tally`.
         """
         if _is_set(nonfinite_step):
             return
         step = learning_rate if clip_scale is None else learning_rate * clip_scale
         velocity *= momentum
-        velocity -= step * direction
+        velocity -= step * _decayed(direction, weight_decay, theta)
         theta += velocity
         _fold(average, theta, averaging_decay)
 
     def nesterov_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        averaging_decay, nonfinite_step=None):
+                        averaging_decay, nonfinite_step=None, weight_decay=None):
         """Like `momentum_update`, but theta += momentum*velocity - learning_rate*direction, with
         the new velocity: the look-ahead form of Sutskever et al. (2013).
         """
         if _is_set(nonfinite_step):
             return
+        descent = learning_rate * _decayed(direction, weight_decay, theta)
         velocity *= momentum
-        velocity -= learning_rate * direction
+        velocity -= descent
         theta += momentum * velocity
-        theta -= learning_rate * direction
+        theta -= descent
         _fold(average, theta, averaging_decay)
 
     def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
@@ -468,25 +470,28 @@ class CpuOps(Immediate):
         incoming[...] = shorter
 
     def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
-                       averaging_decay, nonfinite_step=None):
+                       averaging_decay, nonfinite_step=None, weight_decay=None):
         """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
         if _is_set(nonfinite_step):
             return
+        gradient = _decayed(gradient, weight_decay, theta)
         squares += gradient * gradient
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
 
     def rmsprop_update(self, theta, squares, average, gradient, learning_rate, square_decay,
-                       epsilon, averaging_decay, nonfinite_step=None):
+                       epsilon, averaging_decay, nonfinite_step=None, weight_decay=None):
         """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
         if _is_set(nonfinite_step):
             return
+        gradient = _decayed(gradient, weight_decay, theta)
         _fold(squares, gradient * gradient, square_decay)
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
 
     def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
-                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None):
+                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None,
+                    weight_decay=None):
         """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
 
         theta -= learning_rate * mean / (sqrt(mean square) + epsilon). completed: the steps before
@@ -494,6 +499,7 @@ class CpuOps(Immediate):
         """
         if _is_set(nonfinite_step):
             return
+        gradient = _decayed(gradient, weight_decay, theta)
         steps = _number(completed) + 1
         _fold(velocity, gradient, momentum)
         _fold(squares, gradient * gradient, square_decay)
@@ -517,6 +523,11 @@ def _part(ring, batch, step):
     if batch is None:
         return ring
     return ring[(np.arange(batch) + _number(step) * batch) % len(ring)]
+
+
+def _decayed(direction, weight_decay, theta):
+    """The direction with the part of the weight decay, a vector or None."""
+    return direction if weight_decay is None else direction + weight_decay * theta
 
 
 def _fold(average, value, decay):

@@ -365,16 +365,16 @@ class CudaOps(Products, Graphs):
         return scale, nu
 
     def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        clip_scale, averaging_decay, nonfinite_step=None):
-        self._fours("momentum_update", "momentum_update", theta.size, direction, None,
-                    self._scalar(learning_rate), self._scalar(momentum), clip_scale,
+                        clip_scale, averaging_decay, nonfinite_step=None, weight_decay=None):
+        self._fours("momentum_update", "momentum_update", theta.size, direction,
+                    weight_decay, self._scalar(learning_rate), self._scalar(momentum), clip_scale,
                     self._scalar(averaging_decay), nonfinite_step, theta, velocity, average,
                     theta.size)
 
     def nesterov_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        averaging_decay, nonfinite_step=None):
-        self._fours("momentum_update", "nesterov_update", theta.size, direction, None,
-                    self._scalar(learning_rate), self._scalar(momentum),
+                        averaging_decay, nonfinite_step=None, weight_decay=None):
+        self._fours("momentum_update", "nesterov_update", theta.size, direction,
+                    weight_decay, self._scalar(learning_rate), self._scalar(momentum),
                     self._scalar(averaging_decay), nonfinite_step, theta, velocity, average,
                     theta.size)
 
@@ -384,21 +384,23 @@ class CudaOps(Products, Graphs):
                     weight, average, rows, columns, limit, block=128)
 
     def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
-                       averaging_decay, nonfinite_step=None):
-        self._fours("adaptive_update", "adagrad_update", theta.size, gradient, None,
-                    self._scalar(learning_rate), self._scalar(averaging_decay), nonfinite_step,
-                    theta, squares, average, theta.size, epsilon)
+                       averaging_decay, nonfinite_step=None, weight_decay=None):
+        self._fours("adaptive_update", "adagrad_update", theta.size, gradient,
+                    weight_decay, self._scalar(learning_rate), self._scalar(averaging_decay),
+                    nonfinite_step, theta, squares, average, theta.size, epsilon)
 
     def rmsprop_update(self, theta, squares, average, gradient, learning_rate, square_decay,
-                       epsilon, averaging_decay, nonfinite_step=None):
-        self._fours("adaptive_update", "rmsprop_update", theta.size, gradient, None,
-                    self._scalar(learning_rate), self._scalar(averaging_decay), nonfinite_step,
-                    theta, squares, average, theta.size, 1 - square_decay, epsilon)
+                       epsilon, averaging_decay, nonfinite_step=None, weight_decay=None):
+        self._fours("adaptive_update", "rmsprop_update", theta.size, gradient,
+                    weight_decay, self._scalar(learning_rate), self._scalar(averaging_decay),
+                    nonfinite_step, theta, squares, average, theta.size, 1 - square_decay,
+                    epsilon)
 
     def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
-                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None):
-        self._fours("adaptive_update", "adam_update", theta.size, gradient, None,
-                    self._scalar(learning_rate), self._scalar(averaging_decay),
+                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None,
+                    weight_decay=None):
+        self._fours("adaptive_update", "adam_update", theta.size, gradient,
+                    weight_decay, self._scalar(learning_rate), self._scalar(averaging_decay),
                     self._step(completed), nonfinite_step, theta, velocity, squares, average,
                     theta.size, 1 - momentum, _log(momentum), 1 - square_decay, _log(square_decay),
                     epsilon)

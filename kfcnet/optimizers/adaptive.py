@@ -38,7 +38,7 @@ class Adagrad(_Adaptive):
         self.ops.adagrad_update(
             self.network.theta, self.squares, self.average, self.network.gradient,
             self.rate, self.config.epsilon, averaging_decay,
-            self.tally.nonfinite_step)
+            self.tally.nonfinite_step, self.decay_vector)
 
 
 class RMSProp(_Adaptive):
@@ -48,7 +48,7 @@ class RMSProp(_Adaptive):
         self.ops.rmsprop_update(
             self.network.theta, self.squares, self.average, self.network.gradient,
             self.rate, self.config.square_decay, self.config.epsilon, averaging_decay,
-            self.tally.nonfinite_step)
+            self.tally.nonfinite_step, self.decay_vector)
 
 
 class Adam(_Adaptive):
@@ -59,4 +59,4 @@ class Adam(_Adaptive):
             self.network.theta, self.velocity, self.squares, self.average, self.network.gradient,
             self.rate, self.config.momentum, self.config.square_decay,
             self.config.epsilon, self.step_counter, averaging_decay,
-            self.tally.nonfinite_step)
+            self.tally.nonfinite_step, self.decay_vector)

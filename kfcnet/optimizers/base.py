@@ -107,13 +107,12 @@ class Optimizer:
         return self.loss.evaluate(z, batch.targets)
 
     def _backward(self, dz):
-        """Fill network.gradient with the gradient of h: mean loss plus lambda/2 * |weights|^2."""
+        """Fill network.gradient with the gradient of the mean loss."""
         self.network.backward(dz)
         self.network.compute_gradient()
-        self.add_decay(self.network.theta, self.network.gradient)
 
     def add_decay(self, theta, gradient):
-        """gradient (n,) += lambda * theta: that of the penalty."""
+        """gradient (n,) += lambda * theta: from that of the mean loss to that of h."""
         self.ops.multiply_add(self.decay_vector, theta, gradient)
 
     def quadratic(self, predictive, tangent, direction):
@@ -135,12 +134,16 @@ class Optimizer:
         penalty = self.ops.to_numpy(self.ops.weighted_dot(self.decay_vector, theta, theta))[0]
         return float(self.ops.to_numpy(totals)[0]) / M + float(penalty) / 2
 
-    def _move(self, direction, clip_scale, examples):
-        """Momentum, step and iterate average, in one pass over the flat vectors."""
+    def _move(self, direction, clip_scale, examples, weight_decay=None):
+        """Momentum, step and iterate average, in one pass over the flat vectors.
+
+        weight_decay (n,): where the direction lacks the penalty's part.
+        """
         with self._moving(examples) as averaging_decay:
             self.ops.momentum_update(
                 self.network.theta, self.velocity, self.average, direction, self.rate,
-                self.config.momentum, clip_scale, averaging_decay, self.tally.nonfinite_step)
+                self.config.momentum, clip_scale, averaging_decay, self.tally.nonfinite_step,
+                weight_decay)
 
     @contextlib.contextmanager
     def _moving(self, examples):
@@ -213,5 +216,7 @@ class GradientMethod(Optimizer):
         return Step(totals, None)
 
     def _move_along_gradient(self, examples):
-        """Move the parameters along network.gradient, the mean over so many examples."""
+        """Move the parameters along the gradient of h: network.gradient, the mean over so many
+        examples, and that of the penalty, which the update adds in the same pass.
+        """
         raise NotImplementedError

@@ -42,6 +42,11 @@ class KroneckerOptimizer(Optimizer):
             self._update_inverses()
         self.factors_at, self.needs_preparation = self.examples, False
 
+    def _backward(self, dz):
+        """Fill network.gradient with the gradient of h: mean loss plus lambda/2 * |weights|^2."""
+        super()._backward(dz)
+        self.add_decay(self.network.theta, self.network.gradient)
+
     def _update_statistics(self, predictive, decay):
         """Fold the part of the mini-batch that statistics are taken from into the factors."""
         with self.phase("statistics"):

@@ -18,10 +18,11 @@ class SGD(GradientMethod):
         if self.config.nesterov:
             self._look_ahead(examples)
         else:
-            self._move(self.network.gradient, None, examples)
+            self._move(self.network.gradient, None, examples, self.decay_vector)
 
     def _look_ahead(self, examples):
         with self._moving(examples) as averaging_decay:
             self.ops.nesterov_update(
                 self.network.theta, self.velocity, self.average, self.network.gradient, self.rate,
-                self.config.momentum, averaging_decay, self.tally.nonfinite_step)
+                self.config.momentum, averaging_decay, self.tally.nonfinite_step,
+                self.decay_vector)
