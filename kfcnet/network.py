@@ -19,6 +19,7 @@ from kfcnet.layers import (
     ReLU,
     ResponseNorm,
     ScaleShift,
+    Weighted,
 )
 
 LAYERS = {"conv": Conv2d, "dense": Dense, "relu": ReLU, "max_pool": MaxPool, "avg_pool": AvgPool,
@@ -66,7 +67,7 @@ class Network:
         Raises ValueError where no layer has weights or two layers share a name.
         """
         self.layers, self.ops = list(layers), ops
-        self.weighted = [layer for layer in layers if isinstance(layer, Conv2d)]
+        self.weighted = [layer for layer in layers if isinstance(layer, Weighted)]
         names = [layer.name for layer in layers]
         if not self.weighted:
             raise ValueError("network: no layer has weights")

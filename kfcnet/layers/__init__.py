@@ -4,7 +4,7 @@ from kfcnet.layers.base import Layer, Mode
 from kfcnet.layers.elementwise import Dropout, ReLU
 from kfcnet.layers.normalization import BatchNorm, ResponseNorm
 from kfcnet.layers.pooling import AvgPool, MaxPool
-from kfcnet.layers.weighted import Conv2d, Dense, ScaleShift
+from kfcnet.layers.weighted import Conv2d, Dense, ScaleShift, Weighted
 
 __all__ = ["AvgPool", "BatchNorm", "Conv2d", "Dense", "Dropout", "Layer", "MaxPool", "Mode", "ReLU",
-           "ResponseNorm", "ScaleShift"]
+           "ResponseNorm", "ScaleShift", "Weighted"]

@@ -4,43 +4,61 @@ from kfcnet.layers.base import Layer
 from kfcnet.ops.shapes import output_sides
 
 
-class Conv2d(Layer):
-    """A dense layer applied to every patch of an image (cross-correlation, zero padding).
+class Weighted(Layer):
+    """A layer with parameters: `weight`, Wbar = (b, W), a view of the network's one vector.
 
-    `weight` is the homogeneous Wbar = (b, W) of shape (I, P), P = 1 + K*K*J; the network makes it a
-    view of its one parameter vector. After a pass `inputs` (M, H, W, J) and `output_gradients`
-    (m, Ho, Wo, I) are what the gradient and the Kronecker factors are made of. Dense leaves the
-    same two with |T| = |Delta| = 1, so that nothing downstream asks which of the two it has.
-    `is_per_map` layers alone have another curvature: see ScaleShift.
+    After a pass `inputs` (M, H, W, J) and `output_gradients` (m, Ho, Wo, I) are what the gradient
+    and the Kronecker factors are made of; a dense layer has |T| = |Delta| = 1, so that nothing
+    downstream asks which kind it has. `is_per_map` layers alone have another curvature: see
+    ScaleShift.
     """
 
     is_per_map = False
+    needs_input_gradient = True
+    relu = False  # whether the ReLU that follows is taken in the same pass
+
+    def __init__(self, ops, input_shape, name, weight_shape, locations, mean, std):
+        """weight_shape: of Wbar; locations: |T|; mean, std: of its initial Gaussian weights."""
+        super().__init__(ops, input_shape, name)
+        self.weight_shape, self.locations, self.mean, self.std = weight_shape, locations, mean, std
+        self.weight = None
 
     @property
     def factor_sizes(self):
         """Sides of the matrices that the layer's Fisher block is made of: P and I."""
         return self.weight_shape[::-1]
 
+    def gradient(self, out):
+        """out, of weight_shape: that of the latest backward pass, the mean over its examples."""
+        raise NotImplementedError
+
+    def tangent(self, rx, direction, count):
+        """The first `count` examples' tangent along rx (or None: zero) and weights `direction`."""
+        raise NotImplementedError
+
+
+class Conv2d(Weighted):
+    """A dense layer applied to every patch of an image (cross-correlation, zero padding).
+
+    Wbar is homogeneous, of shape (I, P), P = 1 + K*K*J.
+    """
+
     def __init__(self, ops, input_shape, name, filters, kernel, stride=1, padding=0, std=0.01):
         """std: deviation of the initial Gaussian weights, or "he" for sqrt(2 / inputs).
 
         Raises ValueError where the kernel does not fit into the padded image.
         """
-        super().__init__(ops, input_shape, name)
-        H, W, J = self.input_shape
+        H, W, J = input_shape
         Ho, Wo = output_sides((1, H, W, J), kernel, stride, padding)
         if min(Ho, Wo) < 1:
             raise ValueError(f"{name}: a kernel of {kernel} with padding {padding} does not fit "
                              f"into its {H} x {W} input")
+        inputs = kernel * kernel * J
+        super().__init__(ops, input_shape, name, (filters, 1 + inputs), Ho * Wo, 0.0,
+                         (2 / inputs)**0.5 if std == "he" else std)
         self.window = (kernel, stride, padding)
         self.output_shape = (Ho, Wo, filters)
-        self.locations = Ho * Wo  # |T|
-        self.weight_shape = (filters, 1 + kernel * kernel * J)
-        self.mean, self.std = 0.0, (2 / (self.weight_shape[1] - 1))**0.5 if std == "he" else std
-        self.weight = None
-        self.weight_now = None  # the same, as the latest forward pass met it
-        self.needs_input_gradient = True
-        self.relu = False  # whether the ReLU that follows is taken in the same pass
+        self.weight_now = None  # the weights as the latest forward pass met them
 
     def forward(self, x, mode):
         self.inputs = x
@@ -56,16 +74,13 @@ class Conv2d(Layer):
                                                *self.window)
 
     def gradient(self, out):
-        """out (I, P): DWbar of the latest backward pass, the mean over its examples."""
+        """out (I, P): DWbar."""
         m = len(self.output_gradients)
         self.ops.conv_backward_weights(self.inputs[:m], self.output_gradients, *self.window,
                                        scale=1 / m, out=out)
 
     def tangent(self, rx, direction, count):
-        """Tangent of the first `count` examples along rx (or None: zero) and weights `direction`.
-
-        R(s) = [[R(a)]] W^T + [[a]]_H Vbar^T for Vbar = direction (I, P).
-        """
+        """R(s) = [[R(a)]] W^T + [[a]]_H Vbar^T for Vbar = direction (I, P)."""
         ry = self.ops.conv_forward(self.inputs[:count], direction, *self.window)
         if rx is not None:
             through_input = self.ops.conv_forward(rx, self.weight_now, *self.window, bias=False)
@@ -99,26 +114,26 @@ class Dense(Conv2d):
         return super().tangent(rx, direction, count).reshape(count, -1)
 
 
-class ScaleShift(Conv2d):
+class ScaleShift(Weighted):
     """y = shift_j + scale_j * x for every map j: what batch normalisation learns where `affine`.
 
-    Wbar (J, 2) is one row (shift, scale) a map, the diagonal of a 1 x 1 convolution. Weight decay
-    and max-norm leave it alone unless they name it.
+    Wbar (J, 2) is one row (shift, scale) a map. Weight decay and max-norm leave it alone unless
+    they name it.
     """
 
     is_per_map = True
 
+    def __init__(self, ops, input_shape, name):
+        self.shape = tuple(input_shape)
+        H, W, J = (1, 1, *self.shape)[-3:]
+        # The initial scale is one; the shift starts at zero like a bias.
+        super().__init__(ops, (H, W, J), name, (J, 2), H * W, mean=1.0, std=0.0)
+        self.output_shape = self.shape
+        self.ones = ops.asarray([1.0] * J)
+
     @property
     def factor_sizes(self):
         return (2 * self.weight_shape[0],)
-
-    def __init__(self, ops, input_shape, name):
-        self.shape = tuple(input_shape)
-        super().__init__(ops, (1, 1, *self.shape)[-3:], name, filters=self.shape[-1], kernel=1)
-        self.weight_shape = (self.shape[-1], 2)
-        self.mean, self.std = 1.0, 0.0  # the initial scale; the shift starts at zero like a bias
-        self.output_shape = self.shape
-        self.ones = ops.asarray([1.0] * self.shape[-1])
 
     def forward(self, x, mode):
         self.inputs = x.reshape(len(x), *self.input_shape)
@@ -138,10 +153,11 @@ class ScaleShift(Conv2d):
             return self._scale(dy, self.weight)
 
     def gradient(self, out):
-        """The entries of the 1 x 1 convolution's gradient (J, 1 + J) that are parameters here."""
-        J = len(self.ones)
+        """out (J, 2): the entries of a 1 x 1 convolution's gradient that are parameters here."""
+        J, m = len(self.ones), len(self.output_gradients)
         whole = self.ops.empty((J, 1 + J))
-        super().gradient(whole)
+        self.ops.conv_backward_weights(self.inputs[:m], self.output_gradients, 1, 1, 0,
+                                       scale=1 / m, out=whole)
         out[:, 0] = whole[:, 0]
         out[:, 1] = whole.reshape(-1)[1::J + 2]  # the diagonal behind column 0
 
