@@ -42,7 +42,7 @@ def measure(optimizer, before, batch):
         row["predicted_reduction"] = _predicted_reduction(
             optimizer, network, predictive, gradient, move)
     z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
-    totals = optimizer.loss.evaluate(z, batch.targets)[2]
+    totals = optimizer.loss.evaluate(z, batch.targets).totals
     row["actual_reduction"] = objective - optimizer.objective(totals, network.theta, len(z))
     for block in optimizer.blocks:
         row |= {f"{block.layer.name}_{name}": value

@@ -76,8 +76,8 @@ def evaluate(network, loss, examples, indices=None, check=lambda: None):
     for begin in range(0, len(indices), BATCH):
         check()
         batch = examples.batch(indices[begin:begin + BATCH])
-        _, _, sums = loss.evaluate(network.forward(batch.inputs), batch.targets)
-        totals += network.ops.to_numpy(sums)
+        evaluated = loss.evaluate(network.forward(batch.inputs), batch.targets)
+        totals += network.ops.to_numpy(evaluated.totals)
     mean_loss, error = totals / len(indices)
     return float(mean_loss), float(error)
 
@@ -146,8 +146,8 @@ class TrainedNetwork:
         return Examples(self.network.ops, images, labels, self.mean, self.config.data.input_scale)
 
     def _predictive(self, batch):
-        predictive, _, _ = self.loss.evaluate(self.network.forward(batch.inputs), batch.targets)
-        return self.network.ops.to_numpy(predictive)
+        evaluated = self.loss.evaluate(self.network.forward(batch.inputs), batch.targets)
+        return self.network.ops.to_numpy(evaluated.predictive)
 
 
 def load_run(path, device="cpu"):

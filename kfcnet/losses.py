@@ -3,9 +3,23 @@
 Gradients are those of each example's own loss, never divided by M.
 """
 
+from typing import Any, NamedTuple
+
 import numpy as np
 
 from kfcnet import philox
+
+
+class Evaluated(NamedTuple):
+    """A loss at the logits z (M, C) of a mini-batch, all of it on the device.
+
+    predictive (M, C): the model's distribution; dz (M, C): derivatives of each example's loss;
+    totals (2,): the sum of the losses in nats and how many predictions are wrong.
+    """
+
+    predictive: Any
+    dz: Any
+    totals: Any
 
 
 class SoftmaxCrossEntropy:
@@ -15,12 +29,12 @@ class SoftmaxCrossEntropy:
         self.ops, self.seed = ops, seed
 
     def evaluate(self, z, labels):
-        """z (M, C), labels int32 (M,) -> (p (M, C), dz (M, C), [sum of nats, number wrong])."""
-        return self.ops.softmax_cross_entropy(z, labels)
+        """z (M, C), labels int32 (M,) -> Evaluated, `predictive` being p."""
+        return Evaluated(*self.ops.softmax_cross_entropy(z, labels))
 
     def predictive(self, z):
         """softmax(z), which needs no labels."""
-        return self.evaluate(z, np.zeros(len(z), np.int32))[0]
+        return self.evaluate(z, np.zeros(len(z), np.int32)).predictive
 
     def sampled_gradient(self, p, step):
         """dz (M, C) at classes drawn from p, not the labels: the Fisher, not the empirical one."""
@@ -43,13 +57,13 @@ class SquaredError:
         self.ops, self.seed = ops, seed
 
     def evaluate(self, z, targets):
-        """z (M, C), targets (M, C) -> (z, z - y (M, C), [sum of losses, 0])."""
+        """z (M, C), targets (M, C) -> Evaluated: z, z - y, and no number wrong."""
         dz = self.ops.copy(z)
         self.ops.axpy(-1.0, targets, dz)
         halves = 0.5 * self.ops.dot(dz, dz)
         totals = self.ops.zeros((2,))
         totals[:1] = halves
-        return z, dz, totals
+        return Evaluated(z, dz, totals)
 
     def predictive(self, z):
         """The mean of N(z, I)."""

@@ -102,7 +102,7 @@ class Optimizer:
         return self.ops.asarray(flat)
 
     def _forward(self, batch):
-        """One forward pass with this step's dropout masks; (predictive, dz, totals) of the loss."""
+        """One forward pass with this step's dropout masks; the loss's Evaluated."""
         z = self.network.forward(batch.inputs, training=True, step=self.step_counter)
         return self.loss.evaluate(z, batch.targets)
 

@@ -34,7 +34,7 @@ class KroneckerOptimizer(Optimizer):
             M = len(batch.inputs)
             with self.phase("statistics"):
                 z = self.network.forward(batch.inputs, training=True, step=index)
-                predictive, _, _ = self.loss.evaluate(z, batch.targets)
+                predictive = self.loss.evaluate(z, batch.targets).predictive
                 # Counted down from the top of the range: no step will ever draw these uniforms.
                 self._sample_factors(predictive, 2**63 - 1 - index, decay=seen / (seen + M))
             seen += M

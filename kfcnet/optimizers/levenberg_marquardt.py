@@ -64,7 +64,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
     def _objective_after(self, batch, step):
         """h at theta on a mini-batch, with the dropout masks of the step that led here."""
         z = self.network.forward(batch.inputs, training=True, step=step)
-        totals = self.loss.evaluate(z, batch.targets)[2]
+        totals = self.loss.evaluate(z, batch.targets).totals
         return self.objective(totals, self.network.theta, len(batch.inputs))
 
     def _adapt_damping(self, actual_change, predicted_change, updates):
