@@ -11,7 +11,7 @@ from kfcnet.records import PHASES
 STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 50}  # a reading waits for the device
 
 
-class Schedule:
+class Timetable:
     """When a run is evaluated and when it ends, counted in updates."""
 
     def __init__(self, config, examples):

@@ -20,7 +20,7 @@ import numpy as np
 
 from kfcnet import plots, yaml_text
 from kfcnet.config import ConfigError, load_config, read_config
-from kfcnet.instruments import Schedule
+from kfcnet.instruments import Timetable
 from kfcnet.records import markdown_table, read_json, read_metrics, write_text
 from kfcnet.run_folder import portable_config
 from kfcnet.trainer import TrainingFailed, train
@@ -137,7 +137,7 @@ def result_row(config, folder):
         return None
     metrics = read_metrics(path)
     examples = read_json(path.with_name("run.json"))["data"]["train_examples"]
-    found = np.flatnonzero(metrics["iteration"] == Schedule(config, examples).steps)
+    found = np.flatnonzero(metrics["iteration"] == Timetable(config, examples).steps)
     if not len(found):
         return None
     return {name: column[found[0]].item() for name, column in metrics.items()}

@@ -15,10 +15,10 @@ from kfcnet.config import ConfigError
 from kfcnet.evaluation import Examples, Feed, batch_statistics, evaluate
 from kfcnet.instruments import (
     STEPS_BETWEEN_READS,
-    Schedule,
     Signals,
     StopRequested,
     Stopwatch,
+    Timetable,
 )
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
@@ -80,7 +80,7 @@ def train(config, out, resume=False, overwrite=False, download=True):
 
 def _is_finished(config, state, folder):
     steps = state["optimizer"]["steps"]
-    wanted = Schedule(config, state["data"]["examples"]).steps
+    wanted = Timetable(config, state["data"]["examples"]).steps
     return steps >= wanted and folder.last_row() == steps
 
 
@@ -109,7 +109,7 @@ class Trainer:
         self.batches = data.BatchSequence(len(self.train_set), config.optimizer.batch_size,
                                           config.seed)
         self.feed = Feed(self.train_set, self.batches)
-        self.schedule = Schedule(config, len(self.train_set))
+        self.timetable = Timetable(config, len(self.train_set))
         self.measured = _measured_examples(config, self.ops, len(self.train_set))
         self.read_steps = self.clipped = self.nu = self.steps_since_row = 0
         self.warm = False
@@ -163,11 +163,11 @@ class Trainer:
         try:
             while True:
                 steps = self.optimizer.steps
-                if self.schedule.due(steps) and self.last_row < steps:
+                if self.timetable.due(steps) and self.last_row < steps:
                     self._evaluate()
                 if self._save_is_due():
                     self._save()
-                if steps >= self.schedule.steps:
+                if steps >= self.timetable.steps:
                     break
                 self._train()
                 self.signals.check()
@@ -186,15 +186,15 @@ class Trainer:
                     self._prepare(self.optimizer)
             while True:
                 self._step()
-                if (self.schedule.due(self.optimizer.steps) or self._save_is_due()
+                if (self.timetable.due(self.optimizer.steps) or self._save_is_due()
                         or self.signals.caught):
                     break
             self._read()
 
     def _step(self):
         """One update; its results are read now or together with those of later ones."""
-        step, period = self.optimizer.steps, self.config.diagnostics
-        is_examined = period is not None and (step + 1) % period.every == 0
+        step, wanted = self.optimizer.steps, self.config.diagnostics
+        is_examined = wanted is not None and (step + 1) % wanted.every == 0
         before = self.ops.copy(self.network.theta) if is_examined else None
         self.feed.provide(step)
         with self._inverting():
@@ -256,7 +256,7 @@ class Trainer:
 
     def _evaluate(self):
         """Add a row to the metrics, measured with the averaged parameters."""
-        self._measure_statistics(self.optimizer.average)
+        self._examine(self.optimizer.average)
         train, test = (evaluate(self.examined, self.loss, *examples, self.signals.check)
                        for examples in ((self.train_set, self.measured), (self.test_set, None)))
         steps = self.optimizer.steps
@@ -286,7 +286,7 @@ class Trainer:
         velocity = self.optimizer.velocity
         return math.sqrt(self.ops.to_numpy(self.ops.dot(velocity, velocity))[0])
 
-    def _measure_statistics(self, theta):
+    def _examine(self, theta):
         """Let the network that is evaluated use `theta`, batch normalisation its own statistics."""
         self.examined.bind(theta)
         if self.examined.has_batch_statistics:
@@ -301,7 +301,7 @@ class Trainer:
 
         theta: the parameters that the mini-batch of `step` met.
         """
-        self._measure_statistics(theta)
+        self._examine(theta)
         layer = self.examined.first_nonfinite(self._batch(step).inputs)
         reason = f"after update {step} {what}" + (
             f"; non-finite numbers appear first in layer {layer}" if layer else "")
@@ -324,7 +324,7 @@ class Trainer:
         state = self.optimizer.state()
         if not all(np.isfinite(state[name]).all() for name in ("theta", "velocity", "average")):
             self._fail(steps, "the parameters are not finite", self.network.theta)
-        self._measure_statistics(self.optimizer.average)
+        self._examine(self.optimizer.average)
         save_checkpoint(self.folder.checkpoint, {
             "config": portable_config(self.config),
             "origin": self._origin(),
@@ -364,7 +364,7 @@ class Trainer:
 
     def _progress_bar(self):
         """On a terminal redrawn at once, in a log file now and then."""
-        return tqdm(total=self.schedule.steps, initial=self.optimizer.steps, unit="update",
+        return tqdm(total=self.timetable.steps, initial=self.optimizer.steps, unit="update",
                     file=sys.stderr, dynamic_ncols=True,
                     mininterval=0.2 if sys.stderr.isatty() else 30)
 

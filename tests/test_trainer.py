@@ -17,17 +17,13 @@ from kfcnet.checkpoint import load_checkpoint
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
 from kfcnet.evaluation import evaluate
-from kfcnet.instruments import Schedule
+from kfcnet.instruments import Timetable
 from kfcnet.optimizers import SGD, KfcPre
 from kfcnet.records import COLUMNS, PHASES, WriteError, read_json, read_metrics
 from kfcnet.run_folder import RunFolder, RunFolderError
 from kfcnet.trainer import Trainer, TrainingFailed, train
 
-
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Figures have tests of their own, and take longer than these runs."""
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +213,7 @@ def test_phases_are_parts_of_the_seconds(finished):
     assert all(metrics[f"seconds_{phase}"][-1] > 0 for phase in PHASES)
 
 
-# Schedule and readings
+# Timetable and readings
 
 @pytest.mark.parametrize("overrides, steps, due", [
     (["epochs=1", "evaluation={every: 5, unit: updates}"], 12, [0, 5, 10, 12]),
@@ -226,15 +222,15 @@ def test_phases_are_parts_of_the_seconds(finished):
     (["epochs=0.3", "evaluation={every: 1, unit: epochs}"], 4, [0, 4]),
     (["epochs=0.5", "evaluation={every: 0.01, unit: epochs}"], 6, list(range(7))),
 ])
-def test_the_schedule_in_updates(overrides, steps, due):
-    schedule = Schedule(small(*overrides), 1437)
-    assert schedule.steps == steps
-    assert [step for step in range(steps + 1) if schedule.due(step)] == due
+def test_the_timetable_in_updates(overrides, steps, due):
+    timetable = Timetable(small(*overrides), 1437)
+    assert timetable.steps == steps
+    assert [step for step in range(steps + 1) if timetable.due(step)] == due
 
 
 def test_a_whole_number_of_epochs_needs_no_update_more():
     config = small("epochs=3", "optimizer.batch_size=479")
-    assert Schedule(config, 1437).steps == 9
+    assert Timetable(config, 1437).steps == 9
 
 
 def test_reading_rarely_changes_nothing(tmp_path, monkeypatch):

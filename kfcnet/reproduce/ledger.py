@@ -10,7 +10,7 @@ import numpy as np
 
 from kfcnet.config import read_config
 from kfcnet.evaluation import CHECKPOINT
-from kfcnet.instruments import Schedule
+from kfcnet.instruments import Timetable
 from kfcnet.labels import settings
 from kfcnet.records import lacks, last_iteration, read_json, read_metrics
 
@@ -34,7 +34,7 @@ class Standing(NamedTuple):
         return max(self.iteration, 0) * config.optimizer.batch_size / self.examples
 
     def steps(self, config):
-        return Schedule(config, self.examples).steps
+        return Timetable(config, self.examples).steps
 
     def row(self, config):
         """The metrics {name: number} at the end of `config`'s epochs, or at the evaluation before;
