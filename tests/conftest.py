@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gpu import launch_twice
 
+from kfcnet import plots
 from kfcnet.ops import cpu
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, is_available
@@ -112,3 +113,9 @@ def takes(monkeypatch):
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     return takes
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Without the figures of single runs, which have tests of their own and take longer."""
+    monkeypatch.setattr(plots, "plot_runs", lambda _, out: out.write_text("a figure"))

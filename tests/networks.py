@@ -2,7 +2,9 @@
 
 import numpy as np
 
+from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
+from kfcnet.optimizers import Batch, build_optimizer
 from kfcnet.schema import AdagradConfig, AdamConfig, KfcPreConfig, RmspropConfig, SgdConfig
 
 EVERY_LAYER = [
@@ -40,3 +42,15 @@ def settings(name, averaging_timescale=100.0, **changes):
     often = dict(statistics_period=2, statistics_fraction=0.5, inverse_period=4)
     rest = {"kfc_pre": often, "sgd": {}}.get(name, dict(square_decay=0.9))
     return config.model_copy(update=rest | changes)
+
+
+def batches(ops, rng, count, M=8, shape=INPUT_SHAPE, classes=3):
+    """Mini-batches of M random images and labels."""
+    return [Batch(ops.asarray(rng.standard_normal((M, *shape))),
+                  rng.integers(0, classes, M).astype(np.int32)) for _ in range(count)]
+
+
+def optimizer(ops, name, layers=EVERY_LAYER, seed=3, **changes):
+    """That of `settings` for a network that it will train."""
+    net = network(ops, layers, seed=seed)
+    return build_optimizer(settings(name, **changes), net, SoftmaxCrossEntropy(ops, seed))

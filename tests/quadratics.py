@@ -1,20 +1,18 @@
 """Small problems for optimizers that minimise a quadratic model, and that model, dense."""
 
+import functools
 import math
 
+import networks
 import numpy as np
 
 from kfcnet.curvature import FisherOperator
-from kfcnet.optimizers import Batch
 
 SMALL = [dict(layer="dropout", keep=0.8), dict(layer="conv", filters=2, kernel=2, std=0.5),
          dict(layer="relu"), dict(layer="dense", units=3, std=0.5)]
 SHAPE = (3, 4, 2)
 
-
-def batches(ops, rng, count, M=8, shape=SHAPE, classes=3):
-    return [Batch(ops.asarray(rng.standard_normal((M, *shape))),
-                  rng.integers(0, classes, M).astype(np.int32)) for _ in range(count)]
+batches = functools.partial(networks.batches, shape=SHAPE)
 
 
 def dense_model(opt, batch, step):

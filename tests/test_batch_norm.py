@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from checks import assert_close, derivative
-from networks import INPUT_SHAPE, network, settings
+from networks import INPUT_SHAPE, batches, network, settings
 from runs import SGD, small
-from test_optimizers import batches
 
 from kfcnet import trainer
 from kfcnet.checkpoint import load_checkpoint
@@ -194,9 +193,8 @@ def test_the_config_names_scale_and_shift():
             small(refused, text=SGD)
 
 
-def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(tmp_path, monkeypatch):
+def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(tmp_path, no_figures):
     """Measured anew on the first training examples of those that losses are measured on."""
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
     config = small("network.2.affine=true", "dtype=float64", text=SGD)
     trainer.train(config, tmp_path / "run")
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.h5")

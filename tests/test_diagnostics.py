@@ -7,9 +7,8 @@ import matplotlib
 import numpy as np
 import pytest
 from checks import assert_close
-from networks import EVERY_LAYER
+from networks import EVERY_LAYER, batches, optimizer
 from runs import SGD, assert_same_run, small
-from test_optimizers import batches, optimizer
 
 from kfcnet import diagnostic_plots, diagnostics, plots, trainer
 from kfcnet.config import ConfigError

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 from checks import assert_close
-from networks import EVERY_LAYER, INPUT_SHAPE
-from test_optimizers import batches, optimizer
+from networks import EVERY_LAYER, INPUT_SHAPE, batches, optimizer
 
 from kfcnet.optimizers import Batch
 

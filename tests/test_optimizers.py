@@ -6,25 +6,15 @@ import math
 import numpy as np
 import pytest
 from checks import assert_close
-from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
+from networks import EVERY_LAYER, INPUT_SHAPE, batches, network, optimizer, settings
 
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
 from kfcnet.curvature.robust import InversionWarning
 from kfcnet.layers import Layer, ReLU
-from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
+from kfcnet.losses import SquaredError
 from kfcnet.network import Network, build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import Batch, build_optimizer
-
-
-def batches(ops, rng, count, M=8, shape=INPUT_SHAPE, classes=3):
-    return [Batch(ops.asarray(rng.standard_normal((M, *shape))),
-                  rng.integers(0, classes, M).astype(np.int32)) for _ in range(count)]
-
-
-def optimizer(ops, name, layers=EVERY_LAYER, seed=3, **changes):
-    net = network(ops, layers, seed=seed)
-    return build_optimizer(settings(name, **changes), net, SoftmaxCrossEntropy(ops, seed))
 
 
 def loss_gradient(opt, batch, step):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from runs import SGD, assert_same_run, small
 
-from kfcnet import data, periods, trainer
+from kfcnet import data, periods
 from kfcnet.config import ConfigError, load_config
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import SGD as Sgd
@@ -131,8 +131,7 @@ def test_an_optimizer_without_periods_to_pick_is_refused():
 
 
 def test_a_run_that_goes_on_keeps_its_periods_whatever_the_clock_says(measured, tmp_path,
-                                                                      monkeypatch):
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+                                                                      no_figures):
 
     def run(name, epochs, resume):
         config = small(f"epochs={epochs}", "evaluation.every=3")

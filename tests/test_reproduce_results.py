@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reproductions import do, rate, small_plan, write_run
 
-from kfcnet import reproduce, trainer
+from kfcnet import reproduce
 from kfcnet.checkpoint import CheckpointError
 from kfcnet.plots import read_run
 from kfcnet.reproduce import assumptions, claims, figures, report
@@ -16,11 +16,7 @@ from kfcnet.reproduce.plan import Errors, NetworkPlan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.values import Value, middle, ratio
 
-
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """The figures of single runs have tests of their own, and take longer than these runs."""
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture

@@ -28,10 +28,7 @@ ALWAYS = "checkpoint_minutes=1e-9"  # a checkpoint after every step
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch):
-    """Figures have tests of their own, and take longer than these runs."""
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 class Killed(BaseException):

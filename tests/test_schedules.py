@@ -6,11 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from checks import assert_close
-from networks import EVERY_LAYER
+from networks import EVERY_LAYER, batches, optimizer
 from runs import SGD, small
-from test_optimizers import batches, optimizer
 
-from kfcnet import trainer
 from kfcnet.optimizers.schedules import factor
 from kfcnet.records import read_metrics
 from kfcnet.schema import ConstantConfig, CosineConfig, StepConfig
@@ -72,8 +70,7 @@ def test_every_update_has_the_rate_of_the_examples_before_it(ops64, rng, name):
     assert min(moves) > 0
 
 
-def test_the_rate_is_recorded_and_a_resumed_run_goes_on_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+def test_the_rate_is_recorded_and_a_resumed_run_goes_on_with_it(tmp_path, no_figures):
     settings = ("optimizer.schedule={name: cosine, warm_up: 300, warm_up_start: 0.1, "
                 "examples: 1500}", "evaluation.every=2", "optimizer.max_norm=1.0",
                 "optimizer.nesterov=true")

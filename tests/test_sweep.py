@@ -13,7 +13,6 @@ import pytest
 from runs import assert_same_run, small
 
 from kfcnet import sweep as sweeps
-from kfcnet import trainer
 from kfcnet.config import ConfigError
 from kfcnet.records import read_metrics
 from kfcnet.run_folder import RunFolderError
@@ -34,10 +33,7 @@ GRID = {"optimizer.learning_rate": [0.003, 1e40, 0.3, 0.03]}
 STAGES = [Stage(0.5, None), Stage(1, 2), Stage(2, 1)]
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """The figures of single runs have tests of their own, and take longer than these runs."""
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture
