@@ -118,7 +118,7 @@ def train(argv=None, prog=None):
         return
     from kfcnet import trainer
 
-    trainer.train(config, out, resume=options.resume, overwrite=options.overwrite, download=True)
+    trainer.train(config, out, resume=options.resume, overwrite=options.overwrite)
     print(f"{out}: metrics.csv, curves.png, checkpoint.h5", file=sys.stderr)
 
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from kfcnet import plots
 from kfcnet.diagnostics import SHARED
+from kfcnet.labels import titles_and_labels
 from kfcnet.records import read_metrics
 
 
@@ -43,7 +44,7 @@ def draw_diagnostics(table, run):
         panel.set_xlim(left=0)
     for panel in panels[1]:
         panel.set_xlabel("updates")
-    titles, (method,) = plots.titles_and_labels([run])
+    titles, (method,) = titles_and_labels([run])
     facts = [title for title in titles if not title.startswith("batch")]  # it is in the method
     figure.suptitle(", ".join([method, *facts]), fontsize=8)
     handles, labels = panels[1, 0].get_legend_handles_labels()

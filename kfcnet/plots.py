@@ -200,9 +200,9 @@ def draw_sweep(results, run):
     results: (epochs, {key: value}, training error or None for a run that diverged), one for each
     run and stage; further keys of the grid give further lines. run: one of them, for the title.
     """
-    lines = {}
+    lines, key = {}, next(iter(results[0][1]))
     for epochs, settings, error in results:
-        (key, value), *others = settings.items()
+        (_, value), *others = settings.items()
         name = ", ".join([in_epochs(epochs), *(f"{short(k)} {v}" for k, v in others)])
         lines.setdefault((epochs, name), []).append((value, error))
     figure = Figure(figsize=(4.5, 3))

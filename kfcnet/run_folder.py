@@ -22,8 +22,10 @@ FILES = (CHECKPOINT, "curves.png", "diagnostics.png", "metrics.csv", "diagnostic
          "run.json", "config.yaml")
 """In the order in which they are removed: without its checkpoint a folder holds no run."""
 
-FREE_KEYS = ("epochs", "data.path")
-"""Settings that may change when a run goes on: its end, and where its data lie."""
+FREE_KEYS = ("epochs", "data.path", "checkpoint_minutes")
+"""Settings that may change when a run goes on: its end, where its data lie, how often it is saved.
+The others of labels.FREE leave its course alone too, but not what its records hold.
+"""
 
 
 class RunFolderError(RuntimeError):

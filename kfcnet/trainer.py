@@ -57,12 +57,12 @@ class TrainingInterrupted(Exception):
         return type(self), (self.number, str(self))
 
 
-def train(config, out, resume=False, overwrite=False, download=True):
+def train(config, out, resume=False, overwrite=False):
     """Train as `config` says, leaving a run in the folder `out`.
 
     resume: go on from the checkpoint in `out` as if the run had never stopped; without a
     checkpoint start it, and of a finished run redraw the figure. overwrite: replace the run that
-    is there. download: fetch the data set where it is missing.
+    is there.
 
     Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
     DataError, DeviceError and CheckpointError for what is missing or damaged, WriteError where
@@ -72,7 +72,7 @@ def train(config, out, resume=False, overwrite=False, download=True):
     with RunFolder(out, resume, overwrite) as folder:
         state = folder.saved_state(config)
         if state is None or not _is_finished(config, state, folder):
-            Trainer(config, folder, data.load(config.data, download=download)).run(state)
+            Trainer(config, folder, data.load(config.data)).run(state)
         plots.plot_runs([folder.path], folder.path / "curves.png")
         if folder.diagnostics.exists():
             diagnostic_plots.plot_diagnostics(folder.path, folder.path / "diagnostics.png")

@@ -23,6 +23,7 @@ class BatchSequence:
     def indices(self, step):
         """Examples of batch `step` (counted from 0): int64 (batch_size,)."""
         begin, end = self._positions(step)
+        # Only these are kept; `order` still finds those of the batch before.
         self._permutations = {epoch: self.order(epoch) for epoch in self.epochs(step)}
         return np.concatenate([
             order[max(0, begin - epoch * self.examples) : end - epoch * self.examples]
