@@ -227,6 +227,15 @@ def test_a_changed_setting_is_refused_by_name(override, key, tmp_path):
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+def test_a_run_that_goes_on_may_be_saved_less_often(uninterrupted, text, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "_step", 3)
+        train(small(ALWAYS, text=text), tmp_path / "run")
+    train(small("checkpoint_minutes=9", text=text), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
+    assert "checkpoint_minutes: 9.0" in (tmp_path / "run" / "config.yaml").read_text()
+
+
 def test_other_data_are_refused(tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_in(patch, Trainer, "_step", 3)
