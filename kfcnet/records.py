@@ -122,17 +122,24 @@ def describe_run(config, ops, provenance, train_measured_on):
     """
     return base_names({
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "commit": _commit(),
+        **describe_program(),
         "seed": config.seed,
         "device": ops.describe(),
         "data": provenance,
         "train_measured_on": train_measured_on,
         "phases_measured": ops.phases_measured,
+        "outcome": {"state": "running"},
+    })
+
+
+def describe_program():
+    """What computes, and where: {"commit", "versions", "machine"}."""
+    return {
+        "commit": _commit(),
         "versions": {"kfcnet": _version("kfcnet"), "python": platform.python_version(),
                      **{name: _version(name) for name in LIBRARIES}},
         "machine": {"system": platform.system(), "cores": os.cpu_count()},
-        "outcome": {"state": "running"},
-    })
+    }
 
 
 def write_json(path, value):

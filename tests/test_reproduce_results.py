@@ -1,6 +1,7 @@
 """What a reproduction makes of its records: claims, figures, the page; and the assumptions."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -155,6 +156,22 @@ def test_a_threshold_that_was_not_reached_is_a_bound(evidence):
     assert row.here == Value(2.0, True) and row.holds is None and str(row.ratio) == "> 0.267"
 
 
+def test_the_page_says_which_seeds_are_missing_or_went_on(plan, tmp_path):
+    ledger = Ledger(tmp_path / "out")
+    plan = plan._replace(curves={"digits_kfc": plan.curves["digits_kfc"]._replace(
+        rates=(), epochs=1.0, seeds=3)})
+
+    def said():
+        step = progress_of(plan, Ledger(ledger.root))["digits_kfc"]
+        return report._other_ends(plan, step)
+
+    for seed, rows in ((0, 3), (1, 4)):
+        write_run(ledger, plan, "digits_kfc", (), rows * [0.5], seed)
+    assert said() == "2 of 3 seeds so far, seed 1 went on to epoch 1.5 in place of 1"
+    write_run(ledger, plan, "digits_kfc", (), 3 * [0.5], 2)
+    assert said() == "seed 1 went on to epoch 1.5 in place of 1"
+
+
 def test_numbers_and_page_are_the_same_bytes_twice(evidence, tmp_path):
     rows = claims.rows(evidence)
     for name in ("first.csv", "second.csv"):
@@ -296,7 +313,9 @@ def test_where_only_records_are_kept_a_later_seed_is_measured(measured):
     do(plan, out, "assumptions")
     assert measure(plan, out) == {}
     record = assumptions.read(plan, progress_of(plan, Ledger(out)), out, plan.networks[0])
-    assert record["run"] == run_key(plan.configure(curve, rate(0.3), 1))
+    assert assumptions.key_of(record) == run_key(plan.configure(curve, rate(0.3), 1))
+    assert json.loads(record["program"]).keys() == {"commit", "versions", "machine"}
+    assert json.loads(record["device"])["device"] == "cpu" and len(record["data_sha256"]) == 64
 
 
 def test_a_network_is_called_after_the_data_it_was_trained_on(measured):

@@ -1,9 +1,11 @@
 """The paper's look at its assumptions (section 5.1, appendix D.1): measured once, and recorded.
 
 A record is a checked HDF5 file, `assumptions/CURVE.h5`: the correlations of every convolution
-layer, of small layers also the distances from the exact Fisher block, and which run they belong to.
+layer, of small layers also the distances from the exact Fisher block, the configuration of the run
+they belong to, and what they were computed with.
 """
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import numpy as np
 from kfcnet import data
 from kfcnet.analysis import correlations, distances, fisher_blocks
 from kfcnet.checkpoint import load_checkpoint, save_checkpoint
+from kfcnet.config import dump_config, parse_config
 from kfcnet.evaluation import load_run
-from kfcnet.records import WriteError
+from kfcnet.records import WriteError, describe_program
 from kfcnet.reproduce.ledger import run_key
 from kfcnet.reproduce.work import placed, say
 
@@ -51,7 +54,10 @@ def measure(plan, network, standing, config, places):
     examples = run.examples(dataset.train_images, dataset.train_labels)
     inputs = examples.batch(np.arange(network.images)).inputs
     found = correlations(run.network, run.loss, inputs, network.radius)
-    record = {"run": run_key(config), "steps": standing.iteration, "images": len(inputs),
+    record = {"config": dump_config(config), "steps": standing.iteration, "images": len(inputs),
+              "data_sha256": dataset.provenance["sha256"],
+              "device": json.dumps(run.network.ops.describe()),
+              "program": json.dumps(describe_program()),
               "correlations": {layer: {name: np.float32(array)
                                        for name, array in values._asdict().items()}
                                for layer, values in found.items()}}
@@ -72,7 +78,14 @@ def read(plan, steps, out, network):
     record = load_checkpoint(path)
     current = [(run_key(config), standing.iteration)
                for config, standing in _finals(plan, steps, network)]
-    return record if (record["run"], record["steps"]) in current else None
+    return record if (key_of(record), record["steps"]) in current else None
+
+
+def key_of(record):
+    """The run_key of the run that a record belongs to."""
+    if "config" in record:
+        return run_key(parse_config(record["config"]))  # with the defaults of today
+    return record["run"]
 
 
 def record_path(out, network):

@@ -143,22 +143,25 @@ def _shortened(plan, steps):
               for name, step in steps.items() if step.finals
               if (run := step.runs()[0]) and is_part(run)]
     lines += [f"- {name}: {state}." for name, step in steps.items()
-              if step.finals and (state := _unfinished(plan, step))]
+              if step.finals and (state := _other_ends(plan, step))]
     return "## What was shortened, and why\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-def _unfinished(plan, step):
-    """How many of a curve's final runs are done, where it is not all of them."""
+def _other_ends(plan, step):
+    """Where a curve's final runs are not all done, or went on beyond the planned end."""
     epochs = plan.final_epochs(step.curve)
     configs = [plan.configure(step.curve, step.settings, seed, epochs)
                for seed in range(step.curve.seeds)]
     done = sum(seed in step.finals and step.finals[seed].is_over(config)
                for seed, config in enumerate(configs))
-    if done == len(configs):
-        return ""
-    begun = [f"seed {seed} is at epoch {standing.epochs(configs[seed]):.3g} of {epochs:g}"
-             for seed, standing in step.finals.items() if not standing.is_over(configs[seed])]
-    return ", ".join([f"{done} of {len(configs)} seeds so far", *begun])
+    parts = [f"{done} of {len(configs)} seeds so far"] if done < len(configs) else []
+    for seed, standing in step.finals.items():
+        at = f"epoch {standing.epochs(configs[seed]):.3g}"
+        if not standing.is_over(configs[seed]):
+            parts.append(f"seed {seed} is at {at} of {epochs:g}")
+        elif standing.iteration > standing.steps(configs[seed]):
+            parts.append(f"seed {seed} went on to {at} in place of {epochs:g}")
+    return ", ".join(parts)
 
 
 def _failed(failures, begun):
