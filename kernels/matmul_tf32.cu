@@ -62,6 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_tf32(
         async_copy_wait<STAGES - 2>();
         __syncthreads();  // this step's tiles are complete, and the step before has been read
         load_step(step + STAGES - 1);
+        __syncwarp();  // lanes may have parted over the column of ones; mma.sync needs all of them
         const float* left_tile = tiles + step % STAGES * BUFFER;
         const float* right_tile = left_tile + LEFT.floats;
         const auto left_at = [&](int row, int k) {
