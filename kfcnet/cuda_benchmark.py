@@ -9,7 +9,6 @@ timed in the same way. Mini-batches lie on the device throughout.
 import contextlib
 import math
 import statistics
-import time
 from collections import Counter
 
 import numpy as np
@@ -25,7 +24,7 @@ from kfcnet.optimizers import Batch
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
 NOT_TIMED = {"asarray", "to_numpy", "empty", "zeros", "copy", "place", "describe", "counter",
-             "scalar", "write", "weights"}
+             "scalar", "write"}
 FACTORIZATIONS = {"spd_inverse", "eigh"}  # by a library, which refuses to be captured
 ALWAYS_FP32 = {"matmul", "gram", "patch_gram"}
 
@@ -72,16 +71,16 @@ class Calls:
 class Call:
     """One call of a primitive, to be repeated; phases: how often it was made in each of them.
 
-    A convolution is timed with the packing of its weights, which passes of a step share.
+    Weights that were packed for all passes of a step stay packed: packing is a call of its own.
     """
 
     def __init__(self, ops, name, args, kwargs, result):
-        args = [value.array if isinstance(value, Weights) else value for value in args]
         self.ops, self.name, self.args, self.kwargs = ops, name, args, kwargs
+        plain = [value.array if isinstance(value, Weights) else value for value in args]
         results = result if isinstance(result, tuple) else (result,)
-        arrays = {id(a): a for a in (*args, *kwargs.values(), *results) if self._is_array(a)}
+        arrays = {id(a): a for a in (*plain, *kwargs.values(), *results) if self._is_array(a)}
         self.bytes = sum(array.nbytes for array in arrays.values())
-        self.operations = operations(name, args, kwargs, result)
+        self.operations = operations(name, plain, kwargs, result)
         self.label = " ".join([name, *map(self._text, (*args, *kwargs.values()))])
         self.phases = Counter()
 
@@ -89,9 +88,13 @@ class Call:
         return isinstance(value, self.ops.runtime.array_type)
 
     def _text(self, value):
+        if isinstance(value, Weights):
+            return f"{self._text(value.array)} packed"
         return "x".join(map(str, value.shape)) if self._is_array(value) else f"{value}"
 
     def _copy(self, value):
+        if isinstance(value, Weights):
+            return Weights(*map(self._copy, (value.array, value.forward, value.backward)))
         return self.ops.runtime.copy(value) if self._is_array(value) else value
 
     def seconds(self, replays=REPLAYS):
@@ -238,16 +241,14 @@ def step_row(ops, config, name, rounds=15, least=20):
     optimizer.prepare([batch])
     standing = StandingBatch(batch)
     steps = period(config) * math.ceil(least / period(config))
-    taken = []
-    for _ in range(2 + rounds):
-        start = time.perf_counter()
+
+    def turn():
         for _ in range(steps):
             optimizer.step(standing)
-        ops.runtime.synchronize()
-        taken.append((time.perf_counter() - start) / steps)
+
+    median = timed(ops, turn, rounds) / steps
     if optimizer.tally.read().nonfinite_step is not None:
         raise RuntimeError(f"{name}: the timed steps diverged: from then on they do nothing")
-    median = statistics.median(taken[2:])
     return {"step": name, "batch": M, "milliseconds": 1e3 * median, "images_per_second": M / median}
 
 
@@ -291,6 +292,25 @@ def omega_ratio(ops, M=512, image=(16, 16, 32), kernel=5):
     return library / ours
 
 
+def inversion_ratio(ops, config):
+    """Time of the library's inversions of a network's factors over that of our sweeps, which are
+    one graph. Both wait until it is known whether they succeeded.
+    """
+    sides = [side for layer in own_optimizer(config, ops).network.weighted
+             for side in layer.factor_sizes]
+    roots = [random_matrix(ops, side, side, 1) for side in sides]
+    matrices = [ops.matmul(root, root, transpose_b=True) for root in roots]
+    shifts = [ops.asarray([float(side)]) for side in sides]
+
+    def library():
+        for matrix, shift in zip(matrices, shifts, strict=True):
+            ops.spd_inverse(matrix, shift)
+
+    sweeps = ops.program(lambda: ops.swept_inverses(matrices, shifts))
+    ours = timed(ops, lambda: ops.to_numpy(sweeps()[1]), REPLAYS)
+    return timed(ops, library, REPLAYS) / ours
+
+
 def benchmark_cuda(ops):
     """What a GPU does with the CIFAR-10 network, and what PyTorch does with it there.
 
@@ -317,6 +337,8 @@ def benchmark_cuda(ops):
                 report["ratios"] |= ratios(name, row, steps, ours, theirs)
         epochs = own[2]["milliseconds"] / 512 / (own[0]["milliseconds"] / 128)
         report["ratios"][f"SGD epoch at 128 / KFC-pre epoch at 512, {precision}"] = 1 / epochs
+    report["ratios"]["cuSOLVER / sweeps, the factors of the CIFAR-10 network"] = inversion_ratio(
+        ops, kfc[0])
     report["ratios"]["cuBLAS on patches / Omega, 801 x 801, fp32"] = omega_ratio(ops)
     return report
 

@@ -30,13 +30,16 @@ network:
 optimizer: {name: kfc_pre, learning_rate: 0.01, max_norm: 4.0}
 epochs: 1
 """
-LADDER = {  # for teaching; the launchers take the top rungs
+LADDER = {  # for teaching, or to be compared; the launchers take the top rungs
     "matmul_naive": dict(TRANSPOSE_A=0, TRANSPOSE_B=1, A_SHIFT=0, B_SHIFT=0),
     "matmul_tiled": dict(TRANSPOSE_A=0, TRANSPOSE_B=1, A_SHIFT=0, B_SHIFT=0, TILE=16),
     "conv_forward_naive": dict(HEIGHT=16, WIDTH=16, IN_MAPS=32, OUT_MAPS=32, KERNEL_SIZE=5,
                                STRIDE=1, PADDING=2, OUT_HEIGHT=16, OUT_WIDTH=16, BIAS=1, RELU=0),
 }
 LADDER["conv_forward_tiled"] = LADDER["conv_forward_naive"] | dict(TILE=16)
+SIDES = 76, 32, 801, 32, 801, 64, 1025, 10  # the factors of the CIFAR-10 network
+LADDER["spd_inverse"] = dict(SIDES=",".join(map(str, SIDES)), COUNT=len(SIDES),
+                             TOTAL=sum(side**2 for side in SIDES))
 LADDER["conv_backward_naive"] = LADDER["patches"] = LADDER["conv_forward_naive"]
 
 

@@ -45,8 +45,8 @@ def test_every_primitive_of_a_step_gets_a_row_of_finite_rates(ops):
     rows, convolutions = cuda_benchmark.primitive_rows(ops, parse_config(SMALL), "KFC-pre, 3",
                                                        replays=1)
     called = {row["call"].split()[0] for row in rows}
-    assert {"conv_forward", "conv_backward_weights", "max_pool", "relu", "patch_gram", "gram",
-            "matmul", "softmax_cross_entropy", "momentum_update", "spd_inverse"} <= called
+    assert {"weights", "conv_forward", "conv_backward_weights", "max_pool", "relu", "patch_gram",
+            "gram", "matmul", "softmax_cross_entropy", "momentum_update", "spd_inverse"} <= called
     assert len({row["call"] for row in rows}) == len(rows)
     for row in rows:
         numbers = [row[key] for key in ("microseconds", "TFLOP_s", "GB_s")]
@@ -71,6 +71,11 @@ def test_operations_count_a_multiply_add_as_two(ops):
     forward = cuda_benchmark.Call(ops, "conv_forward", (x, weight, 3, 1, 1), {}, dy)
     assert forward.operations == 2 * (3 * 5 * 4) * 7 * 19
     assert forward.bytes == 4 * (x.size + weight.size + dy.size)
+    packed = ops.weights(weight, x.shape, 3, 1, 1)
+    same = cuda_benchmark.Call(ops, "conv_forward", (x, packed, 3, 1, 1), {}, dy)
+    assert (same.operations, same.bytes) == (forward.operations, forward.bytes)
+    assert same.label == "conv_forward 3x5x4x2 7x19 packed 3 1 1" != forward.label
+    assert same.convolution == forward.convolution and same.seconds(replays=1) > 0
     a, b = ops.zeros((4, 6)), ops.zeros((4, 5))
     product = cuda_benchmark.Call(ops, "matmul", (a, b), {"transpose_a": True}, ops.zeros((6, 5)))
     assert product.operations == 2 * 6 * 5 * 4
@@ -95,6 +100,11 @@ def test_products_of_the_library_are_those_of_numpy(cuda, rng):
         cuda.runtime.library_product(square, b, c, tensor_cores)
         assert_close(cuda.to_numpy(c), cuda.to_numpy(square) @ cuda.to_numpy(b),
                      1e-2 if tensor_cores else 1e-6)
+
+
+def test_inversions_are_timed_against_the_library(ops):
+    ratio = cuda_benchmark.inversion_ratio(ops, parse_config(SMALL))
+    assert np.isfinite(ratio) and ratio > 0
 
 
 def test_the_factor_of_activations_is_counted_over_the_locations_that_there_are():
@@ -148,7 +158,7 @@ def test_whole_report_has_every_step_precision_and_ratio(ops, monkeypatch):
     assert [row["step"] for row in report["steps"]] == [
         f"{name}, {precision}" for precision in ("TF32", "fp32")
         for name in ("SGD", "SGD", "KFC-pre", "KFC-pre")]
-    assert len(report["phases"]) == 4 and len(report["ratios"]) == 3
+    assert len(report["phases"]) == 4 and len(report["ratios"]) == 4
     assert {row["precision"] for row in report["primitives"]} == {"TF32", "fp32"}
     assert json.loads(json.dumps(report)) == report
     assert cuda_benchmark.format_report(report)

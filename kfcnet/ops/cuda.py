@@ -12,6 +12,7 @@ import numpy as np
 from kfcnet import philox
 from kfcnet.ops import kernels
 from kfcnet.ops.cuda_graphs import Graphs
+from kfcnet.ops.cuda_inverse import Inversions
 from kfcnet.ops.cuda_products import Products
 from kfcnet.ops.shapes import ceil_div, pooled_shape, pooled_size
 
@@ -26,7 +27,7 @@ def is_available():
     return cuda_runtime.is_available()
 
 
-class CudaOps(Products, Graphs):
+class CudaOps(Products, Inversions, Graphs):
     """Array primitives over the arrays of a runtime, in float32.
 
     A device scalar is an array of shape (1,). Numbers that change from step to step (the step, a

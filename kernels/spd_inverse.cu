@@ -1,0 +1,158 @@
+// kernels/spd_inverse.cu: inverses of several symmetric positive definite matrices at once.
+//
+// A sweep over the pivots K, with D the inverse of the pivot block A_KK, replaces
+//     A_KK by -D,   A_RK by A_RK D,   A_RR by A_RR - A_RK D A_KR;
+// after one sweep over every block of 32 pivots, A is minus its own inverse (blocked Gauss-Jordan
+// without pivoting). With U = A's columns K, its rows K replaced by minus the identity, all three
+// are one formula: A with zeros in rows and columns K, minus U D U^T.
+//
+//   spd_shift   matrix + shift * identity -> swept
+//   spd_sweep   one sweep of all matrices, from one buffer to the other: a block cannot overwrite
+//               columns that others still read
+//   spd_result  minus the swept matrix, mirrored -> inverse
+//
+// The matrices (side, side), of the SIDES, lie one behind the other; only what is on and above the
+// diagonal is read again. A matrix of n rows is through after ceil(n / 32) sweeps, in the buffer
+// that the last of them wrote; later ones leave it alone.
+// spd_sweep: a block has a tile of 64 x 64 on or above the diagonal, inverts the pivot block for
+// itself and leaves 16 entries to each of 256 threads. failed is 1 for a matrix with a pivot that
+// is not positive.
+// Launcher: kfcnet/ops/cuda_inverse.py. Reference: kfcnet/ops/cpu.py. Tests: tests/test_ops.py.
+// Operations 2*side^3 a matrix, and half as many again; limited by latency: the sweeps wait for
+// each other.
+#include "gram_pair.cuh"
+
+constexpr int PIVOTS = 32, TILE = 64, THREADS = 256, PITCH = PIVOTS + 1, SPAN = TILE / 16;
+
+struct Tile {
+    int matrix, side, offset;  // of the matrix
+    int row, column;           // of the tile in it, row <= column
+};
+
+__device__ __forceinline__ Tile tile_at(int index) {
+    constexpr int sides[] = {SIDES};
+    int offset = 0, matrix = 0;
+    while (true) {
+        const int side = sides[matrix], tiles = (side + TILE - 1) / TILE;
+        const int pairs = tiles * (tiles + 1) / 2;
+        if (index < pairs) {
+            const Pair pair = pair_at(index, tiles);
+            return {matrix, side, offset, pair.row, pair.column};
+        }
+        index -= pairs;
+        offset += side * side;
+        ++matrix;
+    }
+}
+
+__device__ __forceinline__ float entry(const float* a, int side, int row, int column) {
+    return row <= column ? a[row * side + column] : a[column * side + row];
+}
+
+// Rows first ... of U; zero outside of the matrix.
+__device__ __forceinline__ void load_panel(float (*panel)[PITCH], const float* a, int side,
+                                           int first, int pivot) {
+    const bool along_row = first / TILE <= pivot / TILE;  // neighbours in memory
+    for (int i = threadIdx.x; i < TILE * PIVOTS; i += THREADS) {
+        const int r = along_row ? i / PIVOTS : i % TILE, p = along_row ? i % PIVOTS : i / TILE;
+        const int row = first + r, column = pivot + p;
+        float value = 0.0f;
+        if (row >= pivot && row < pivot + PIVOTS)
+            value = row == column ? -1.0f : 0.0f;
+        else if (row < side && column < side)
+            value = entry(a, side, row, column);
+        panel[r][p] = value;
+    }
+}
+
+// D by sweeps over single pivots, four entries a thread; false where one is not positive. Rows
+// beyond the matrix are those of the identity. The last barrier is the caller's.
+__device__ __forceinline__ bool invert_pivots(float (*inverse)[PITCH], float (*columns)[PIVOTS],
+                                              const float* a, int side, int pivot) {
+    const int i = threadIdx.x / 8, first = threadIdx.x % 8 * 4;
+    float entries[4];
+    for (int l = 0; l < 4; ++l) {
+        const int row = pivot + i, column = pivot + first + l;
+        entries[l] = row < side && column < side ? entry(a, side, row, column) : row == column;
+    }
+    bool is_positive = true;
+    for (int s = 0; s < PIVOTS; ++s) {
+        float* column = columns[s % 2];  // two, so that one barrier a pivot is enough
+        for (int l = 0; l < 4; ++l)
+            if (first + l == s) column[i] = entries[l];
+        __syncthreads();  // column s is complete, and the one before has been read
+        const float scale = 1.0f / column[s], here = column[i];
+        is_positive = is_positive && column[s] > 0.0f && scale > 0.0f;
+        for (int l = 0; l < 4; ++l) {
+            const float there = column[first + l];
+            const bool in_row = i == s, in_column = first + l == s;
+            if (in_row || in_column)
+                entries[l] = (in_row && in_column ? -1.0f : in_row ? there : here) * scale;
+            else
+                entries[l] -= here * there * scale;
+        }
+    }
+    for (int l = 0; l < 4; ++l) inverse[i][first + l] = -entries[l];
+    return is_positive;
+}
+
+extern "C" __global__ void spd_shift(
+    const float* __restrict__ matrix,  // (side, side)
+    const float* __restrict__ shift,   // (1)
+    float* __restrict__ swept,         // (side, side)
+    int side) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < side * side) swept[i] = matrix[i] + (i / side == i % side ? *shift : 0.0f);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) spd_sweep(
+    const float* __restrict__ from,  // (TOTAL)
+    float* __restrict__ to,          // (TOTAL)
+    int* __restrict__ failed,        // (COUNT)
+    int step) {
+    __shared__ float left[TILE][PITCH], right[TILE][PITCH];
+    __shared__ float inverse[PIVOTS][PITCH], columns[2][PIVOTS];
+    const Tile tile = tile_at(blockIdx.x);
+    const int side = tile.side, pivot = step * PIVOTS;
+    if (pivot >= side) return;
+    const float* a = from + tile.offset;
+    load_panel(left, a, side, tile.row * TILE, pivot);
+    load_panel(right, a, side, tile.column * TILE, pivot);
+    const bool is_positive = invert_pivots(inverse, columns, a, side, pivot);
+    if (tile.column == 0 && threadIdx.x == 0 && (step == 0 || !is_positive))
+        failed[tile.matrix] = !is_positive;
+    __syncthreads();  // both panels and the inverse are complete
+
+    const int r = threadIdx.x / 4, q = threadIdx.x % 4 * 8;
+    float product[8] = {};
+    for (int p = 0; p < PIVOTS; ++p)
+        for (int l = 0; l < 8; ++l) product[l] += left[r][p] * inverse[p][q + l];
+    __syncthreads();  // the left panel has been read
+    for (int l = 0; l < 8; ++l) left[r][q + l] = product[l];
+    __syncthreads();  // and is now U D
+
+    const int y = threadIdx.x / 16, x = threadIdx.x % 16;
+    float sum[SPAN][SPAN] = {};
+    for (int p = 0; p < PIVOTS; ++p)
+        for (int i = 0; i < SPAN; ++i)
+            for (int j = 0; j < SPAN; ++j)
+                sum[i][j] += left[y + 16 * i][p] * right[x + 16 * j][p];
+    for (int i = 0; i < SPAN; ++i) {
+        const int row = tile.row * TILE + y + 16 * i;
+        for (int j = 0; j < SPAN; ++j) {
+            const int column = tile.column * TILE + x + 16 * j;
+            if (row >= side || column >= side) continue;
+            const bool is_pivot = row / PIVOTS == step || column / PIVOTS == step;
+            const int place = tile.offset + row * side + column;
+            to[place] = (is_pivot ? 0.0f : from[place]) - sum[i][j];
+        }
+    }
+}
+
+extern "C" __global__ void spd_result(
+    const float* __restrict__ swept,  // (side, side)
+    float* __restrict__ inverse,      // (side, side)
+    int side) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < side * side) inverse[i] = -entry(swept, side, i / side, i % side);
+}
