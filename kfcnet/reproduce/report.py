@@ -7,6 +7,7 @@ from kfcnet.labels import data_set, device, is_part, method
 from kfcnet.records import PHASES, markdown_table, write_text
 from kfcnet.reproduce.claims import ABOUT_ONE, SHARE, STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.progress import RATE
+from kfcnet.reproduce.values import Value
 
 COLUMNS = ("claim", "paper", "here", "ratio", "note")
 
@@ -96,8 +97,8 @@ def _where_time_goes(plan, begun):
         metrics = run.metrics
         seconds = metrics["seconds"][-1]
         shares = [metrics[f"seconds_{phase}"][-1] / seconds for phase in PHASES]
-        lines.append([name, data_set(run), f"{seconds / metrics['epoch'][-1]:.3g}",
-                      f"{1000 * seconds / metrics['iteration'][-1]:.3g}",
+        lines.append([name, data_set(run), str(Value(seconds / metrics["epoch"][-1])),
+                      str(Value(1000 * seconds / metrics["iteration"][-1])),
                       *(f"{share:.0%}" for share in shares), f"{1 - sum(shares):.0%}"])
     if not lines:
         return ""
