@@ -106,6 +106,12 @@ def network(layers):
     return ", ".join(parts)
 
 
+def setting(run):
+    """"conv 32-32-64, dense 10, batch norm, CPU (name of the processor)": network and device."""
+    facts = _facts(run)
+    return ", ".join(filter(None, map(facts.get, ("network", "normalisation", "device"))))
+
+
 def short(key):
     """The last part of a key, in words."""
     return key.rpartition(".")[2].replace("_", " ")

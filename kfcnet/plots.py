@@ -25,12 +25,11 @@ from kfcnet.config import ConfigError, parse_config
 from kfcnet.labels import (
     FREE,
     data_set,
-    device,
     group_by_seed,
     is_part,
     method,
-    network,
     published_data_set,
+    setting,
     short,
     titles_and_labels,
 )
@@ -210,8 +209,7 @@ def draw_sweep(results, run):
     draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
     axes.set(xlabel=short(key))
     figure.legend(loc="outside right center")
-    figure.suptitle(f"{method(run)}, {data_set(run)}\n{network(run.config['network'])}, "
-                    f"{device(run)}", fontsize=8)
+    figure.suptitle(f"{method(run)}, {data_set(run)}\n{setting(run)}", fontsize=8)
     return figure
 
 

@@ -355,7 +355,12 @@ def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tm
     results = [(2.0, {"optimizer.learning_rate": rate}, error)
                for rate, error in ((0.3, None), (0.1, 0.4), (0.03, 0.3))]
     results.append((8.0, {"optimizer.learning_rate": 0.03}, 0.1))
-    axes = plots.draw_sweep(results, run).axes[0]
+    normalised = {**run.config, "network": [*run.config["network"], {"layer": "batch_norm"}]}
+    assert ", batch norm, CPU" in plots.draw_sweep(
+        results, run._replace(config=normalised)).get_suptitle()
+    figure = plots.draw_sweep(results, run)
+    assert "batch norm" not in figure.get_suptitle()
+    axes = figure.axes[0]
     lines = {line.get_label(): line for line in axes.lines}
     assert lines["2 epochs"].get_xydata().tolist() == [[0, 0.3], [1, 0.4]]
     assert lines["8 epochs"].get_xydata().tolist() == [[0, 0.1]]

@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from kfcnet import plots
-from kfcnet.labels import FREE, data_set, device, method, network, titles_and_labels
+from kfcnet.labels import FREE, data_set, device, method, network, setting, titles_and_labels
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
 
@@ -64,7 +64,7 @@ def draw_sensitivity(tunings):
 
 def _setting(run):
     """Data set, network and device of a run."""
-    return ", ".join([data_set(run), network(run.config["network"]), device(run)])
+    return f"{data_set(run)}, {setting(run)}"
 
 
 def draw_assumptions(records, runs):
