@@ -102,8 +102,9 @@ def _where_time_goes(plan, begun):
                       *(f"{share:.0%}" for share in shares), f"{1 - sum(shares):.0%}"])
     if not lines:
         return ""
-    return ("## Where the time goes\n\nOf the first runs of the curves that are drawn over "
-            "time.\n\n"
+    return ("## Where the time goes\n\nOf the first runs of the curves that are drawn over time. "
+            "Other runs may have shared the machine: their seconds, and figures of them over "
+            "time, say nothing.\n\n"
             + _table(header, lines, "ll" + "r" * (len(header) - 2)))
 
 
