@@ -71,12 +71,12 @@ def _not_reproduced(rows):
              f"of the activations', as much stronger above {STRONGER} times those with max "
              f"pooling; ratios as about 1 between {ABOUT_ONE[0]:g} and {ABOUT_ONE[1]:g}; whatever "
              "is to be above or not below 1, by being so.")
-    failed = [row for row in rows if row.holds is False]
-    undecided = [row for row in rows if row.holds is None and row.reason]
-    sections = ["### What did not come out as in the paper", rules, _reasons(failed),
-                "### What cannot be told from these runs", _reasons(undecided)]
-    return "\n\n".join([*sections[:3 if failed else 0], *sections[3:5 if undecided else 3]]) + (
-        "\n" if failed or undecided else "")
+    parts = []
+    if failed := [row for row in rows if row.holds is False]:
+        parts += ["### What did not come out as in the paper", rules, _reasons(failed)]
+    if undecided := [row for row in rows if row.holds is None and row.reason]:
+        parts += ["### What cannot be told from these runs", _reasons(undecided)]
+    return "\n\n".join(parts) + "\n" if parts else ""
 
 
 def _reasons(rows):
