@@ -7,12 +7,13 @@
 //                   mirror image goes through shared memory, so that both are written in the order
 //                   of memory. A thread adds up all slices.
 //   gram_sum_lanes  for many slices of a small matrix, whose tiles would be few blocks that wait for
-//                   one slice after the other: a block has 32 entries, row by row; its lane l, of
-//                   eight, adds up slices l, l + 8, ...; the lanes' sums are added in their order.
+//                   one slice after the other: a block has 32 entries, row by row, and 8 lanes for
+//                   each: slice_lanes.cuh.
 // Launcher: kfcnet/ops/cuda_products.py. Reference: kfcnet/ops/cpu.py.
 // Test: tests/test_kernels_gemm.py.
 // Bytes 2*(slices + 3)*side^2; limited by memory.
 #include "gram_pair.cuh"
+#include "slice_lanes.cuh"
 
 constexpr int TILE = 32, LANES = 8;
 
@@ -45,28 +46,18 @@ extern "C" __global__ void __launch_bounds__(TILE * LANES) gram_sum(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(TILE * LANES) gram_sum_lanes(
+extern "C" __global__ void __launch_bounds__(32 * SLICE_LANES) gram_sum_lanes(
     const float* __restrict__ partials,  // (slices, side, side)
     float* __restrict__ out,             // (side, side)
     int side,
     int slices,
     float scale,
     float decay) {
-    __shared__ float lanes[LANES][TILE];
-    const int entry = blockIdx.x * TILE + threadIdx.x;
+    const int entry = blockIdx.x * 32 + threadIdx.x;
     const int row = entry / side, column = entry % side;
     const bool is_upper = row < side && column >= row;
-    float sum = 0.0f;
-    if (is_upper) {
-#pragma unroll 4
-        for (int slice = threadIdx.y; slice < slices; slice += LANES)
-            sum += partials[(long long)slice * side * side + entry];
-    }
-    lanes[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();  // all lanes have left their sums
+    float sum = scale * sum_of_slices(partials + entry, side * side, slices, is_upper);
     if (threadIdx.y > 0 || !is_upper) return;
-    for (int lane = 1; lane < LANES; ++lane) sum += lanes[lane][threadIdx.x];
-    sum *= scale;
     if (decay != 0.0f) sum += decay * out[entry];
     out[entry] = out[(long long)column * side + row] = sum;
 }
