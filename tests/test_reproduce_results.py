@@ -103,6 +103,20 @@ def test_a_speed_up_is_that_of_runs_of_one_seed_since_the_machine_may_be_slower_
     assert row.reason.startswith("an epoch of digits_kfc takes 0.75 times as long")  # 0.5 and 1
 
 
+def test_a_seed_that_did_not_get_there_is_not_left_out_of_a_speed_up(evidence):
+    kfc, sgd = evidence.runs["digits_kfc"][0], evidence.runs["digits_sgd"][0]
+
+    def seeds(run, ends):  # each with so many of its rows, the last of which is below 40%
+        return [run._replace(config={**run.config, "seed": seed},
+                             metrics={key: values[:end] for key, values in run.metrics.items()})
+                for seed, end in enumerate(ends)]
+
+    runs = {"digits_kfc": seeds(kfc, (3, 2, 3)), "digits_sgd": seeds(sgd, (3, 3, 3))}
+    plan = evidence.plan._replace(errors=Errors(0.5, 0.4, 0.5))
+    row = find(claims.rows(Evidence(plan, runs, {})), "40% training error: time of SGD over")
+    assert (row.here, row.note) == (Value(2), "")
+
+
 def test_a_run_that_was_stopped_too_early_leaves_a_claim_open(evidence):
     plan = evidence.plan._replace(errors=Errors(0.5, 0.4, 0.5))
     kfc, sgd = (evidence.runs[name][0] for name in ("digits_kfc", "digits_sgd"))

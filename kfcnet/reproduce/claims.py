@@ -283,8 +283,9 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
         return Row(claim, paper, missing, holds=False if is_slower else None, reason=reason)
     if not under.number:
         return Row(claim, paper, f"{fast} began there")
-    ratios = _sorted(Value(above.number / below.number, above.is_bound)
-                     for above, below in pairs if below.number and not below.is_bound)
+    if any(below.is_bound or not below.number for _, below in pairs):
+        pairs = [(over, under)]  # a pair without a ratio must not be left out of their median
+    ratios = _sorted(Value(above.number / below.number, above.is_bound) for above, below in pairs)
     here = middle(ratios)
     least = SHARE * paper.number if isinstance(paper, Value) else 1
     holds = True if here.number > least else None if here.is_bound else False
