@@ -48,6 +48,8 @@ def test_every_primitive_of_a_step_gets_a_row_of_finite_rates(ops):
     assert {"weights", "conv_forward", "conv_backward_weights", "max_pool", "relu", "patch_gram",
             "gram", "matmul", "softmax_cross_entropy", "momentum_update", "spd_inverse"} <= called
     assert len({row["call"] for row in rows}) == len(rows)
+    assert [row["call"] for row in rows if row["call"].startswith("weights")] == [
+        "weights 2x28 (3, 32, 32, 3) 3 2 1 False"]  # none for the dense layer
     for row in rows:
         numbers = [row[key] for key in ("microseconds", "TFLOP_s", "GB_s")]
         assert np.isfinite(numbers).all() and row["microseconds"] > 0

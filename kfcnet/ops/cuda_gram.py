@@ -13,7 +13,7 @@ from kfcnet.ops.cuda_convolution import MULTIPROCESSORS, ConvShape, too_much_sha
 from kfcnet.ops.shapes import ceil_div
 
 ITEMS = 64  # slices that the pixels of a mini-batch are summed in, about
-MANY_SLICES = 16  # from here on several lanes add them up
+MANY_SLICES = 16  # more than these are added up by several lanes
 
 
 def triangle(count):
