@@ -12,7 +12,8 @@ FOLDERS = {"kfcnet.kernels": "kernels", "kfcnet.configs": "configs"}
 
 # Built where a compiler is found; where there is none, or it fails, NumPy does the work.
 NATIVE = Extension(
-    "kfcnet.ops._native", ["kfcnet/ops/native.c"], extra_compile_args=["-O3", "-fno-math-errno"],
+    "kfcnet.ops.cpu._native", ["kfcnet/ops/cpu/native.c"],
+    extra_compile_args=["-O3", "-fno-math-errno"],
     optional=True,
 )
 

@@ -13,12 +13,13 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 import kfcnet.data
 from kfcnet import philox
+from kfcnet.batches import Batch, BatchSequence
 from kfcnet.config import parse_config
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor, precondition
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
 
 config = parse_config("""
 data: {name: digits, input_scale: 4}
@@ -56,7 +57,7 @@ def same(ours, library):
 # %%
 digits = kfcnet.data.load(config.data)
 M = config.optimizer.batch_size
-sequence = kfcnet.data.BatchSequence(len(digits.train_labels), M, config.seed)
+sequence = BatchSequence(len(digits.train_labels), M, config.seed)
 first, second = (
     Batch((digits.train_images[indices] - digits.mean.astype(float)) / config.data.input_scale,
           digits.train_labels[indices]) for indices in (sequence.indices(0), sequence.indices(1)))

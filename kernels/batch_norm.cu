@@ -10,7 +10,7 @@
 // squares would cancel otherwise. Blocks of *_slices and *_moments are (32 maps, 8 lanes): a lane
 // takes every eighth row of the block's slice, or every eighth slice. The elementwise part: one
 // thread, four neighbours.
-// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py.
+// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
 // Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 12 forward, 20 backward; limited by memory.
 #include "vector.cuh"

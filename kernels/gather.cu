@@ -9,7 +9,7 @@
 //
 // gather: one block in x an image, one thread four neighbouring values (one where IMAGE_SIZE is
 // not a multiple of four).
-// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py.
+// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
 // Tests: tests/test_kernels_elementwise.py.
 // Bytes a value: 5, the mean comes from the cache; limited by memory.
 #include "vector.cuh"

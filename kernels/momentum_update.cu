@@ -13,7 +13,7 @@
 //
 // One thread: four neighbours. What changes from step to step is read from device memory, so that
 // a captured graph follows it.
-// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py.
+// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
 // Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 28, with weight decay 32; limited by memory.
 #include "vector.cuh"

@@ -10,7 +10,7 @@
 //
 // dot_slices: one block a slice, one thread, four neighbours of every round. Blocks are a multiple
 // of 32 threads.
-// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py.
+// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
 // Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 8 and 12; limited by memory, when short by latency.
 #include "block_sum.cuh"

@@ -4,7 +4,7 @@
 // is fine (y = x, dx = dy): a thread reads its elements before it writes them.
 //
 // One thread: four neighbours.
-// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py.
+// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
 // Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 8 forward, 12 backward; limited by memory.
 #include "vector.cuh"

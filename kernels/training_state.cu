@@ -8,7 +8,7 @@
 // The tally comes before the update, which stands still once nonfinite_step is set; the advance
 // comes after everything that reads the step. The host reads and clears the sums now and then.
 // One thread.
-// Launcher: kfcnet/ops/cuda.py.
+// Launcher: kfcnet/ops/cuda/cuda_ops.py.
 // Tests: tests/test_kernels_elementwise.py.
 // A few bytes.
 

@@ -5,7 +5,7 @@
 //   scale_channels  y (count) = x * s[channel], x (..., maps), s (maps)
 //
 // One thread: four neighbours, at any address (views into the parameter vector start anywhere).
-// Launcher: kfcnet/ops/cuda.py. Reference: kfcnet/ops/cpu.py.
+// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
 // Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 12, 16 and 8; limited by memory.
 #include "vector.cuh"

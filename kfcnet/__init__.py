@@ -6,7 +6,7 @@
 
 import importlib
 
-_HOMES = {"load_config": "config", "load_run": "evaluation", "train": "trainer",
+_HOMES = {"load_config": "config", "load_run": "training.evaluation", "train": "training.trainer",
           "build_network": "network", "build_optimizer": "optimizers", "get_ops": "ops"}
 
 __all__ = list(_HOMES)

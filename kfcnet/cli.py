@@ -63,12 +63,12 @@ def _exit_status(error):
     """Exit status of an error that a user can do something about; None for any other."""
     if isinstance(error, ConfigError):
         return 2
-    from kfcnet.checkpoint import CheckpointError
     from kfcnet.data import DataError
     from kfcnet.ops.errors import DeviceError
-    from kfcnet.records import RecordError, WriteError
-    from kfcnet.run_folder import RunFolderError
-    from kfcnet.trainer import TrainingFailed, TrainingInterrupted
+    from kfcnet.runs.checkpoint import CheckpointError
+    from kfcnet.runs.folder import RunFolderError
+    from kfcnet.runs.records import RecordError, WriteError
+    from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted
 
     if isinstance(error, (TrainingFailed, TrainingInterrupted)):
         return error.exit_status
@@ -108,7 +108,7 @@ def train(argv=None, prog=None):
     config = load_config(options.config, _overrides(options))
     out = options.out or Path("results", Path(options.config).stem)
     if options.pick_periods is not None:
-        from kfcnet import periods
+        from kfcnet.training import periods
 
         limits = options.pick_periods, options.sgd_batch_size or 128
         config = (periods.pick(config, *limits) if options.print_config else
@@ -116,7 +116,7 @@ def train(argv=None, prog=None):
     if options.print_config:
         print(dump_config(config), end="")
         return
-    from kfcnet import trainer
+    from kfcnet.training import trainer
 
     trainer.train(config, out, resume=options.resume, overwrite=options.overwrite)
     print(f"{out}: metrics.csv, curves.png, checkpoint.h5", file=sys.stderr)
@@ -132,8 +132,8 @@ def evaluate(argv=None, prog=None):
     parser.add_argument("--train", action="store_true", help="measure on the training set too")
     options = parser.parse_args(argv)
     from kfcnet import data
-    from kfcnet.evaluation import load_run
     from kfcnet.ops import which_device
+    from kfcnet.training.evaluation import load_run
 
     run = load_run(options.run, options.device)
     if options.device == "auto":
@@ -150,17 +150,17 @@ def evaluate(argv=None, prog=None):
 @command
 def plot(argv=None, prog=None):
     """Draw the losses and errors of runs side by side: training dashed, test solid."""
-    from kfcnet import plots
+    from kfcnet.figures import curves
 
     parser = argparse.ArgumentParser(prog=prog, description=plot.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--x", choices=plots.X_AXES, default="seconds", help="horizontal axis")
+    parser.add_argument("--x", choices=curves.X_AXES, default="seconds", help="horizontal axis")
     parser.add_argument("--out", type=Path, metavar="FILE", default=Path("curves.png"),
                         help="the figure, .png, .svg or .pdf (default: curves.png)")
     options = parser.parse_args(argv)
-    if options.out.suffix.lstrip(".").lower() not in plots.DATELESS:
+    if options.out.suffix.lstrip(".").lower() not in curves.DATELESS:
         parser.error(f"--out {options.out}: a figure is a .png, .svg or .pdf file")
-    plots.plot_runs(options.runs, options.out, options.x)
+    curves.plot_runs(options.runs, options.out, options.x)
     print(options.out, file=sys.stderr)
 
 
@@ -178,16 +178,16 @@ def compare(argv=None, prog=None):
                         help="seconds only of runs that had the machine to themselves "
                              "(default: both)")
     options = parser.parse_args(argv)
-    from kfcnet import comparison
+    from kfcnet.figures import milestones
 
-    by = comparison.BY if options.by == "both" else (options.by,)
-    print(comparison.markdown(comparison.compare(options.runs, options.out, by=by)), end="")
+    by = milestones.BY if options.by == "both" else (options.by,)
+    print(milestones.markdown(milestones.compare(options.runs, options.out, by=by)), end="")
 
 
 @command
 def sweep(argv=None, prog=None):
     """Train a grid of variations of a configuration in stages, the best ones further."""
-    from kfcnet import sweep as sweeps
+    from kfcnet.training import sweep as sweeps
 
     parser = argparse.ArgumentParser(
         prog=prog, description=sweep.__doc__,
@@ -234,23 +234,23 @@ def benchmark(argv=None, prog=None):
         parser.error("--rounds and --shards: at least one is needed")
     if chosen and options.device == "cuda":
         parser.error(f"--{next(iter(chosen))} is for --device cpu")
-    from kfcnet import benchmark as benchmarks
-    from kfcnet.records import write_json, write_text
+    from kfcnet.benchmarks import cpu as cpu_benchmark
+    from kfcnet.runs.records import write_json, write_text
 
     if options.device == "cuda":
-        from kfcnet import cuda_benchmark
+        from kfcnet.benchmarks import cuda as cuda_benchmark
         from kfcnet.ops import get_ops
 
         report = cuda_benchmark.benchmark_cuda(get_ops("cuda"))
         print(cuda_benchmark.format_report(report))
     else:
-        report = benchmarks.benchmark_cpu(**chosen)
-        print(benchmarks.format_report(report))
+        report = cpu_benchmark.benchmark_cpu(**chosen)
+        print(cpu_benchmark.format_report(report))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)
         if options.device == "cpu":
-            write_text(options.json.with_suffix(".md"), benchmarks.markdown(report))
+            write_text(options.json.with_suffix(".md"), cpu_benchmark.markdown(report))
 
 
 @command

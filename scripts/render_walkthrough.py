@@ -64,7 +64,7 @@ def run(cells):
 
 def render(cells, results, folder):
     """The page in markdown; its figures are saved in `folder`."""
-    from kfcnet.plots import DATELESS
+    from kfcnet.figures.curves import DATELESS
 
     blocks, count = [], 0
     for cell, (printed, figures) in zip(cells, results, strict=True):
@@ -83,7 +83,7 @@ def main(folder=SCRIPT.parent):
     """Write the page and its figures into a folder; by default beside the script."""
     from matplotlib import style
 
-    from kfcnet.plots import STYLE
+    from kfcnet.figures.curves import STYLE
 
     cells = read_cells(SCRIPT.read_text(encoding="utf-8"))
     with style.context(["default", STYLE, {"axes.grid": False}]):

@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run the code of this checkout
 
+from kfcnet.benchmarks.verification import VerificationFailed, verify  # noqa: E402
 from kfcnet.ops.errors import DeviceError  # noqa: E402
-from kfcnet.verification import VerificationFailed, verify  # noqa: E402
 
 
 def main(argv=None):

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from gpu import launch_twice
 
-from kfcnet import plots
-from kfcnet.ops import cpu
-from kfcnet.ops.cpu import CpuOps
+from kfcnet.figures import curves
+from kfcnet.ops.cpu import CpuOps, cpu_ops
 from kfcnet.ops.cuda import CudaOps, is_available
 
 DEVICES = {
@@ -30,7 +29,7 @@ MARKS = {"cuda": pytest.mark.gpu, "tf32": pytest.mark.gpu}
 
 def _missing(device):
     """Why tests cannot run on a device here, or None."""
-    if device == "native-float32" and cpu._native is None:
+    if device == "native-float32" and cpu_ops._native is None:
         return "the C extension is not built"
     if device in MARKS and not is_available():
         return "there is no GPU, or no CuPy"
@@ -118,4 +117,4 @@ def takes(monkeypatch):
 @pytest.fixture
 def no_figures(monkeypatch):
     """Without the figures of single runs, which have tests of their own and take longer."""
-    monkeypatch.setattr(plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+    monkeypatch.setattr(curves, "plot_runs", lambda _, out: out.write_text("a figure"))

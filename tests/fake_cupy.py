@@ -1,4 +1,4 @@
-"""As much of CuPy as `kfcnet/ops/cuda_runtime.py` uses, over NumPy and the kernels on the CPU.
+"""As much of CuPy as `kfcnet/ops/cuda/runtime.py` uses, over NumPy and the kernels on the CPU.
 
 It shows that the runtime calls what it means to call, in an order that works; what a GPU does with
 it, only a GPU can show. Functions have the names and arguments of CuPy 14.

@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from kfcnet.batches import Batch
+from kfcnet.config.schema import AdagradConfig, AdamConfig, KfcPreConfig, RmspropConfig, SgdConfig
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
-from kfcnet.optimizers import Batch, build_optimizer
-from kfcnet.schema import AdagradConfig, AdamConfig, KfcPreConfig, RmspropConfig, SgdConfig
+from kfcnet.optimizers import build_optimizer
 
 EVERY_LAYER = [
     dict(layer="dropout", keep=0.8),

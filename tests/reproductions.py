@@ -1,11 +1,11 @@
 """A small plan on the digits, and its runs, that tests of a reproduction share."""
 
-from kfcnet.records import COLUMNS, PHASES, append_metrics, write_json
 from kfcnet.reproduce import work
 from kfcnet.reproduce.ledger import Ledger
 from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, NetworkPlan, PanelPlan, Plan
-from kfcnet.run_folder import portable_config
-from kfcnet.sweep import Stage
+from kfcnet.runs.folder import portable_config
+from kfcnet.runs.records import COLUMNS, PHASES, append_metrics, write_json
+from kfcnet.training.sweep import Stage
 
 CONFIG = """
 data: {name: digits, input_scale: 16}

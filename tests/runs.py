@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from kfcnet.checkpoint import load_checkpoint
 from kfcnet.config import parse_config
-from kfcnet.records import read_metrics
+from kfcnet.runs.checkpoint import load_checkpoint
+from kfcnet.runs.records import read_metrics
 
 SMALL = """
 data: {name: digits, input_scale: 16}

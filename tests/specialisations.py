@@ -11,10 +11,11 @@ from unittest.mock import patch
 import numpy as np
 
 from kfcnet import network
+from kfcnet.batches import Batch
 from kfcnet.config import load_config, parse_config
 from kfcnet.losses import LOSSES
 from kfcnet.ops.cuda import CudaOps
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
 
 # What the paper's networks do not use: the other layers and odd numbers of maps.
 OTHER_LAYERS = """

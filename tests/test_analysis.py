@@ -8,7 +8,7 @@ import pytest
 from checks import assert_close
 from networks import EVERY_LAYER, INPUT_SHAPE, network
 
-from kfcnet.analysis import (
+from kfcnet.curvature.assumptions import (
     correlations,
     distances,
     fisher_blocks,

@@ -6,16 +6,16 @@ from checks import assert_close, derivative
 from networks import INPUT_SHAPE, batches, network, settings
 from runs import SGD, small
 
-from kfcnet import trainer
-from kfcnet.checkpoint import load_checkpoint
 from kfcnet.config import ConfigError
-from kfcnet.curvature.per_map import ScaleShiftBlock
+from kfcnet.curvature.scale_shift import ScaleShiftBlock
 from kfcnet.layers import ScaleShift
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.optimizers import build_optimizer
-from kfcnet.run_folder import RunFolder
-from kfcnet.trainer import Trainer
+from kfcnet.runs.checkpoint import load_checkpoint
+from kfcnet.runs.folder import RunFolder
+from kfcnet.training import trainer
+from kfcnet.training.trainer import Trainer
 
 AFFINE = dict(layer="batch_norm", epsilon=0.1, affine=True)
 LAYERS = [

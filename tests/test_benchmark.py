@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kfcnet import benchmark
+from kfcnet.benchmarks import cpu as cpu_benchmark
 from kfcnet.config import load_config
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
@@ -11,39 +11,39 @@ from kfcnet.ops.cpu import CpuOps
 
 @pytest.mark.slow
 def test_the_report_has_both_steps_all_phases_and_the_epoch_ratio():
-    report = benchmark.benchmark_cpu(rounds=1, native="off", shards=2)
+    report = cpu_benchmark.benchmark_cpu(rounds=1, native="off", shards=2)
     steps = {row["step"]: row for row in report["steps"]}
     assert steps["SGD"]["batch"] == 128 and steps["KFC-pre"]["batch"] == 512
     assert all(row["milliseconds"] > 0 for row in report["steps"])
     assert set(report["phases"]) == {"gradient", "statistics", "inverses", "preconditioning",
                                      "clip"}
     assert report["ratios"]["KFC-pre epoch / SGD epoch"] > 0
-    assert "images/s" in benchmark.format_report(report)
+    assert "images/s" in cpu_benchmark.format_report(report)
 
 
 def test_a_period_holds_every_kind_of_step_a_whole_number_of_times():
     periods = ["optimizer.statistics_period=4", "optimizer.inverse_period=6"]
-    assert benchmark.period(load_config("cifar_kfc", periods)) == 12
-    assert benchmark.period(load_config("cifar_sgd")) == 1
+    assert cpu_benchmark.period(load_config("cifar_kfc", periods)) == 12
+    assert cpu_benchmark.period(load_config("cifar_sgd")) == 1
 
 
 def test_the_peer_network_computes_the_same_outputs_and_takes_the_same_step():
     pytest.importorskip("torch", reason="PyTorch, the peer, is not installed")
-    from kfcnet.torch_peer import TorchPeer
+    from kfcnet.benchmarks.torch_peer import TorchPeer
 
     config = load_config("cifar_sgd", ["optimizer.learning_rate=0.001"])
     ops = CpuOps("float32", shards=1)
-    optimizer = benchmark.own_optimizer(config, ops)
+    optimizer = cpu_benchmark.own_optimizer(config, ops)
     network = optimizer.network
     network.theta *= 3  # larger outputs than the tiny initial ones
     peer = TorchPeer(config, network, threads=1)
-    batch = benchmark.example_batch(ops, 6)
+    batch = cpu_benchmark.example_batch(ops, 6)
     assert np.allclose(peer.forward(batch.inputs), network.forward(batch.inputs), rtol=1e-4)
     before = network.theta.copy()
     peer.load(batch.inputs, batch.targets)
     peer.step()
     optimizer.step(batch)
-    stepped = build_network(config.network, benchmark.INPUT_SHAPE, ops)
+    stepped = build_network(config.network, cpu_benchmark.INPUT_SHAPE, ops)
     for module, layer in zip(peer.weighted, stepped.weighted, strict=True):
         layer.weight[...] = peer.homogeneous(module)
     moved = network.theta - before

@@ -4,9 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from kfcnet import checkpoint, records
-from kfcnet.checkpoint import BLOCK, CheckpointError, load_checkpoint, save_checkpoint
-from kfcnet.records import WriteError
+from kfcnet.runs import checkpoint, records
+from kfcnet.runs.checkpoint import BLOCK, CheckpointError, load_checkpoint, save_checkpoint
+from kfcnet.runs.records import WriteError
 
 
 @pytest.fixture

@@ -126,7 +126,7 @@ def test_a_run_whose_numbers_fail_ends_with_status_1_and_one_line(capsys, recwar
 
 def test_a_warning_is_one_line(monkeypatch, capsys):
     text = "step 3, conv1: Gamma is not finite; the last good inverses stay"
-    monkeypatch.setattr("kfcnet.trainer.train",
+    monkeypatch.setattr("kfcnet.training.trainer.train",
                         lambda *args, **kwargs: warnings.warn(text, InversionWarning, stacklevel=1))
     assert cli.train(SHORT) == 0
     assert capsys.readouterr().err.splitlines()[0] == f"warning: {text}"
@@ -140,7 +140,7 @@ def test_what_does_not_fit_into_memory_is_an_error_with_the_way_out(capsys):
 
 
 def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("kfcnet.trainer.train", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("kfcnet.training.trainer.train", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.train(SHORT)
 
@@ -206,8 +206,9 @@ def test_readme_commands_are_understood(words, monkeypatch):
         seen.append(args)
         raise KeyboardInterrupt  # stop here: the arguments were understood
 
-    for target in ("trainer.train", "evaluation.load_run", "plots.plot_runs", "comparison.compare",
-                   "periods.settle", "sweep.sweep", "benchmark.benchmark_cpu",
+    for target in ("training.trainer.train", "training.evaluation.load_run",
+                   "training.periods.settle", "training.sweep.sweep", "figures.curves.plot_runs",
+                   "figures.milestones.compare", "benchmarks.cpu.benchmark_cpu",
                    "reproduce.reproduce"):
         monkeypatch.setattr(f"kfcnet.{target}", note)
     if words[0] == "python":

@@ -5,11 +5,12 @@ import csv
 import numpy as np
 import pytest
 
-from kfcnet import plots
-from kfcnet.comparison import compare, markdown, milestone_rows
 from kfcnet.config import dump_config, load_config
-from kfcnet.plots import Run, titles_and_labels
-from kfcnet.records import COLUMNS, append_metrics, create_metrics, write_json
+from kfcnet.figures import milestones
+from kfcnet.figures.milestones import compare, markdown, milestone_rows
+from kfcnet.runs.labels import titles_and_labels
+from kfcnet.runs.read import Run
+from kfcnet.runs.records import COLUMNS, append_metrics, create_metrics, write_json
 
 
 def run(errors, seconds_per_row, updates_per_row):
@@ -66,8 +67,9 @@ def folders(tmp_path):
 
 
 def test_compare_reads_each_run_once(folders, tmp_path, monkeypatch):
-    read, original = [], plots.read_run
-    monkeypatch.setattr(plots, "read_run", lambda folder: read.append(folder) or original(folder))
+    read, original = [], milestones.read_run
+    monkeypatch.setattr(
+        milestones, "read_run", lambda folder: read.append(folder) or original(folder))
     compare(folders, tmp_path / "out")
     assert read == folders
 

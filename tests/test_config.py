@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kfcnet import yaml_text
 from kfcnet.config import (
     ConfigError,
     config_names,
@@ -13,8 +12,9 @@ from kfcnet.config import (
     load_config,
     parse_config,
     read_config,
+    yaml_text,
 )
-from kfcnet.schema import KfcPreConfig, OpsConfig
+from kfcnet.config.schema import KfcPreConfig, OpsConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
 TEXT = """

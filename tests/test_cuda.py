@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from checks import assert_close
 
-from kfcnet.ops import get_ops, kernels
+from kfcnet.ops import get_ops
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.ops.cuda import CudaOps, is_available
+from kfcnet.ops.cuda import CudaOps, is_available, kernels
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_size
 

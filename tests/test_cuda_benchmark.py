@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from checks import assert_close
 
-from kfcnet import cuda_benchmark, verification
+from kfcnet.benchmarks import cuda as cuda_benchmark
+from kfcnet.benchmarks import verification
+from kfcnet.benchmarks.verification import short_training
 from kfcnet.config import load_config, parse_config
+from kfcnet.figures.curves import save_figure
 from kfcnet.ops.cuda import CudaOps, is_available
-from kfcnet.plots import save_figure
-from kfcnet.trainer import train
-from kfcnet.verification import short_training
+from kfcnet.training.trainer import train
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
                                 reason=str(cuda_on_cpu.missing()))
@@ -138,7 +139,7 @@ def test_pytorch_is_timed_on_the_same_step_and_convolutions(ops):
 
 
 def test_pytorch_that_computes_something_else_is_not_compared(ops, monkeypatch):
-    torch_gpu = pytest.importorskip("kfcnet.torch_gpu")
+    torch_gpu = pytest.importorskip("kfcnet.benchmarks.torch_gpu")
     monkeypatch.setattr(torch_gpu.StepOnDevice, "forward", lambda self, count: np.ones((3, 10)))
     config = parse_config(SMALL.replace("kfc_pre", "sgd").replace(
         "statistics_period: 1,\n            inverse_period: 1", "momentum: 0.9"))

@@ -7,7 +7,7 @@ import pytest
 from checks import assert_close
 from cuda_on_cpu import ORDERS, KernelError, Library, missing, run_in_orders
 
-from kfcnet.ops import kernels
+from kfcnet.ops.cuda import kernels
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 HERE = Path(__file__).parent / "cuda_on_cpu"

@@ -11,9 +11,10 @@ from checks import assert_close
 from gpu import launch_twice
 from test_cuda_training import Training
 
-from kfcnet.ops import cuda_runtime, get_ops, kernels, which_device
+from kfcnet.ops import get_ops, which_device
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.cuda import CudaOps, kernels
+from kfcnet.ops.cuda import runtime as cuda_runtime
 from kfcnet.ops.errors import DeviceError
 
 pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,

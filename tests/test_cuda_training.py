@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
+from kfcnet.batches import Batch
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
 
 STEPS = 10
 

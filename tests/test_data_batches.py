@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kfcnet.data import BatchSequence
+from kfcnet.batches import BatchSequence
 from kfcnet.philox import SHUFFLE, words
 
 

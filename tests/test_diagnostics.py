@@ -10,12 +10,14 @@ from checks import assert_close
 from networks import EVERY_LAYER, batches, optimizer
 from runs import SGD, assert_same_run, small
 
-from kfcnet import diagnostic_plots, diagnostics, plots, trainer
 from kfcnet.config import ConfigError
 from kfcnet.curvature.structures import STRUCTURES
-from kfcnet.diagnostics import OF_LAYER, SHARED, measure
-from kfcnet.records import read_metrics
-from kfcnet.trainer import Stopwatch, train
+from kfcnet.figures import diagnostics as diagnostic_figures
+from kfcnet.runs.read import read_run
+from kfcnet.runs.records import DIAGNOSTICS, LAYER_DIAGNOSTICS, read_metrics
+from kfcnet.training import diagnostics, trainer
+from kfcnet.training.diagnostics import measure
+from kfcnet.training.trainer import Stopwatch, train
 
 ON = "diagnostics.every=2"
 
@@ -23,8 +25,8 @@ ON = "diagnostics.every=2"
 @pytest.fixture
 def no_figures(monkeypatch):
     """Figures take longer than these runs."""
-    for owner, name in ((trainer.plots, "plot_runs"),
-                        (trainer.diagnostic_plots, "plot_diagnostics")):
+    for owner, name in ((trainer.curves, "plot_runs"),
+                        (trainer.diagnostic_figures, "plot_diagnostics")):
         monkeypatch.setattr(owner, name, lambda _, out: out.write_text("a figure"))
 
 
@@ -57,7 +59,7 @@ def fisher_matrix(opt, theta, batch, m):
 def test_a_row_has_its_columns_in_their_order(ops64, rng):
     *_, row = looked_at(ops64, rng)
     layers = ("conv1", "conv2", "dense1", "dense2")
-    assert tuple(row) == SHARED + tuple(f"{a}_{b}" for a in layers for b in OF_LAYER)
+    assert tuple(row) == DIAGNOSTICS + tuple(f"{a}_{b}" for a in layers for b in LAYER_DIAGNOSTICS)
     assert (row["iteration"], row["examples"]) == (3, 24)
     assert np.isfinite(list(row.values())).all()
 
@@ -146,7 +148,7 @@ def test_a_run_has_the_same_bits_with_diagnostics_and_without(tmp_path, no_figur
     for name, settings in (("with", [*network, ON]), ("without", network)):
         train(small(*settings), tmp_path / name)
     assert_same_run(tmp_path / "with", tmp_path / "without")
-    table = read_metrics(tmp_path / "with" / "diagnostics.csv", columns=SHARED)
+    table = read_metrics(tmp_path / "with" / "diagnostics.csv", columns=DIAGNOSTICS)
     assert table["iteration"].tolist() == [2, 4, 6, 8, 10, 12]
     assert np.array_equal(table["examples"], 120 * table["iteration"])
     assert (tmp_path / "with" / "diagnostics.png").exists()
@@ -255,8 +257,8 @@ def finished(tmp_path_factory):
 
 
 def test_the_figure_has_six_panels_with_every_layer_in_them(finished):
-    table = read_metrics(finished / "diagnostics.csv", columns=SHARED)
-    figure = diagnostic_plots.draw_diagnostics(table, plots.read_run(finished))
+    table = read_metrics(finished / "diagnostics.csv", columns=DIAGNOSTICS)
+    figure = diagnostic_figures.draw_diagnostics(table, read_run(finished))
     assert [len(panel.lines) for panel in figure.axes] == [4, 4, 2, 4, 3, 3]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     clip = small().optimizer.clip
@@ -266,9 +268,9 @@ def test_the_figure_has_six_panels_with_every_layer_in_them(finished):
 
 
 def test_no_tick_of_the_reductions_runs_into_that_of_zero(finished):
-    table = read_metrics(finished / "diagnostics.csv", columns=SHARED)
+    table = read_metrics(finished / "diagnostics.csv", columns=DIAGNOSTICS)
     table["predicted_reduction"] = np.linspace(-0.27, 0.3, len(table["iteration"]))
-    figure = diagnostic_plots.draw_diagnostics(table, plots.read_run(finished))
+    figure = diagnostic_figures.draw_diagnostics(table, read_run(finished))
     figure.canvas.draw()
     panel = figure.axes[5]
     places = np.sort(panel.transData.transform([(0, y) for y in panel.get_yticks()])[:, 1])
@@ -277,7 +279,7 @@ def test_no_tick_of_the_reductions_runs_into_that_of_zero(finished):
 
 def test_the_figure_drawn_twice_is_the_same_bytes(finished, tmp_path):
     with matplotlib.rc_context({"lines.linewidth": 9}):  # a user's own settings
-        diagnostic_plots.plot_diagnostics(finished, tmp_path / "again.png")
+        diagnostic_figures.plot_diagnostics(finished, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (finished / "diagnostics.png").read_bytes()
 
 

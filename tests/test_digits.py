@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from kfcnet import trainer
 from kfcnet.config import load_config
-from kfcnet.records import read_metrics
+from kfcnet.runs.records import read_metrics
+from kfcnet.training import trainer
 
 METHODS = "kfc", "kfac", "sgd", "adam", "rmsprop", "adagrad", "kfc_bn", "sgd_bn"
 

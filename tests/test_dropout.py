@@ -6,9 +6,10 @@ from checks import assert_close
 from networks import settings
 
 from kfcnet import philox
+from kfcnet.batches import Batch
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
 
 M, J, HIDDEN, CLASSES, KEEP, SEED = 7, 4, 5, 3, 0.6, 11
 LAYERS = [dict(layer="dropout", keep=0.8), dict(layer="dense", units=HIDDEN, std=0.7),

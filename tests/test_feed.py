@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from kfcnet.data import BatchSequence
-from kfcnet.evaluation import Examples, Feed
+from kfcnet.batches import BatchSequence, Examples, Feed
 
 N = 7
 IMAGES = np.arange(N * 6, dtype=np.uint8).reshape(N, 2, 1, 3)

@@ -9,13 +9,14 @@ from networks import network
 from quadratics import SHAPE, SMALL, batches, dense_model, objective, objective_gradient
 from scipy.sparse.linalg import cg
 
+from kfcnet.batches import Batch
 from kfcnet.config import load_config
+from kfcnet.config.schema import HessianFreeConfig
 from kfcnet.curvature import FisherOperator, KroneckerFisher
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.optimizers import Batch, build_optimizer
-from kfcnet.schema import HessianFreeConfig
+from kfcnet.optimizers import build_optimizer
 
 
 def hessian_free(ops, layers=SMALL, shape=SHAPE, **changes):

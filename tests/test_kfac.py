@@ -9,12 +9,13 @@ from networks import EVERY_LAYER, INPUT_SHAPE, network
 from quadratics import SHAPE, SMALL, batches, dense_model, objective
 from scipy.sparse.linalg import cg
 
+from kfcnet.batches import Batch
+from kfcnet.config.schema import KfacConfig
 from kfcnet.curvature import EigenbasisBlock, input_factor
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.levenberg_marquardt import adapted_damping, minimise_quadratic
-from kfcnet.schema import KfacConfig
 
 NEVER = 10**9  # as a period
 

@@ -7,7 +7,7 @@ import pytest
 from checks import assert_close
 from networks import EVERY_LAYER, INPUT_SHAPE, batches, optimizer
 
-from kfcnet.optimizers import Batch
+from kfcnet.batches import Batch
 
 LAYERS = EVERY_LAYER[1:]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 native = pytest.importorskip(
-    "kfcnet.ops._native", reason="the C extension is not built (no compiler at install time)"
+    "kfcnet.ops.cpu._native", reason="the C extension is not built (no compiler at install time)"
 )
 
 targets = pytest.mark.parametrize("target", native.targets)

@@ -15,7 +15,7 @@ import nvrtc
 import pytest
 import specialisations
 
-from kfcnet.ops import kernels
+from kfcnet.ops.cuda import kernels
 
 pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 

@@ -6,11 +6,12 @@ from checks import assert_close
 from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg, eigsh
 
+from kfcnet.batches import Batch
 from kfcnet.curvature import FisherOperator, KroneckerFisher, derivative_factor, input_factor
 from kfcnet.curvature.structures import build_block
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
 
 SMALL = [dict(layer="conv", filters=2, kernel=2, std=0.5), dict(layer="relu"),
          dict(layer="dense", units=3, std=0.5)]

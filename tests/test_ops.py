@@ -14,8 +14,8 @@ from checks import (
 )
 
 from kfcnet import philox
-from kfcnet.ops import numpy_convolution
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.cpu import convolution as numpy_convolution
 from kfcnet.ops.shapes import output_size, pooled_size
 
 CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding

@@ -8,13 +8,14 @@ import pytest
 from checks import assert_close
 from networks import EVERY_LAYER, INPUT_SHAPE, batches, network, optimizer, settings
 
+from kfcnet.batches import Batch
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
 from kfcnet.curvature.robust import InversionWarning
 from kfcnet.layers import Layer, ReLU
 from kfcnet.losses import SquaredError
 from kfcnet.network import Network, build_network
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
 
 
 def loss_gradient(opt, batch, step):

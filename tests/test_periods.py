@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 from runs import SGD, assert_same_run, small
 
-from kfcnet import data, periods
+from kfcnet import data
 from kfcnet.config import ConfigError, load_config
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import SGD as Sgd
 from kfcnet.optimizers import KfcPre
-from kfcnet.periods import Costs, candidates, choose, measure, pick, settle
-from kfcnet.run_folder import RunFolderError
-from kfcnet.trainer import TrainingFailed, train
+from kfcnet.runs.folder import RunFolderError
+from kfcnet.training import periods
+from kfcnet.training.periods import Costs, candidates, choose, measure, pick, settle
+from kfcnet.training.trainer import TrainingFailed, train
 
 # Of SGD's epoch an update is 1.5, statistics at every update are 0.5, inverses 1.
 COSTS = Costs(batch_size=512, update=6.0, statistics=2.0, inverses=4.0, sgd_batch_size=128, sgd=1.0)

@@ -13,10 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
-from kfcnet import plots, records
 from kfcnet.config import dump_config, load_config
-from kfcnet.labels import group_by_seed
-from kfcnet.records import COLUMNS, RecordError
+from kfcnet.figures import curves
+from kfcnet.runs import records
+from kfcnet.runs.labels import group_by_seed
+from kfcnet.runs.read import read_run
+from kfcnet.runs.records import COLUMNS, RecordError
 
 LAYERS = [{"layer": "conv", "filters": 32}, {"layer": "relu"}, {"layer": "conv", "filters": 64},
           {"layer": "dense", "units": 10}]
@@ -44,11 +46,11 @@ def write_run(folder, name="kfc_pre", batch=512, data="cifar10", rows=9, seed=0,
 
 def drawn(folders, x="seconds"):
     """(Figure, loss axes, error axes) of runs."""
-    figure = plots.draw_runs([plots.read_run(folder) for folder in folders], x)
+    figure = curves.draw_runs([read_run(folder) for folder in folders], x)
     return figure, *figure.axes
 
 
-def curves(axes):
+def lines_of(axes):
     return [line for line in axes.lines if len(line.get_xdata()) > 2]
 
 
@@ -64,9 +66,9 @@ def texts(figure):
 def test_a_figure_drawn_twice_is_the_same_bytes(suffix, tmp_path):
     run = write_run(tmp_path / "run")
     first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
-    plots.plot_runs([run], first)
+    curves.plot_runs([run], first)
     with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 20}):  # a user's own settings
-        plots.plot_runs([run], second)
+        curves.plot_runs([run], second)
     assert first.read_bytes() == second.read_bytes()
     assert len(first.read_bytes()) > 2000
 
@@ -91,18 +93,18 @@ def test_a_figure_does_not_show_the_last_digits_of_its_layout(parts, tmp_path, m
 
     monkeypatch.setattr(ConstrainedLayoutEngine, "execute", noisy)
     for noise in (0, 1e-13):
-        plots.save_figure(draw, tmp_path / f"{noise}.svg")
+        curves.save_figure(draw, tmp_path / f"{noise}.svg")
     assert (tmp_path / "0.svg").read_bytes() == (tmp_path / "1e-13.svg").read_bytes()
 
 
 def test_a_figure_is_a_picture_with_every_curve_in_it(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", "sgd", 128, final=0.3)]
-    plots.plot_runs(runs, tmp_path / "two.png")
+    curves.plot_runs(runs, tmp_path / "two.png")
     pixels = image.imread(tmp_path / "two.png")[..., :3]
     assert pixels.shape[1] >= 1400
-    for colour in plots.COLOURS[:2]:
+    for colour in curves.COLOURS[:2]:
         assert (np.abs(pixels - to_rgb(colour)).max(axis=2) < 0.02).sum() > 500
-    assert (np.abs(pixels - to_rgb(plots.COLOURS[2])).max(axis=2) < 0.02).sum() == 0
+    assert (np.abs(pixels - to_rgb(curves.COLOURS[2])).max(axis=2) < 0.02).sum() == 0
 
 
 @pytest.mark.parametrize("x, column, label", [
@@ -114,7 +116,7 @@ def test_curves_lie_where_the_records_say(x, column, label, tmp_path):
     _, *panels = drawn([run], x)
     for axes, quantity in zip(panels, ("loss", "error"), strict=True):
         assert axes.get_xlabel() == label
-        train, test = curves(axes)
+        train, test = lines_of(axes)
         for line, part in ((train, "train"), (test, "test")):
             np.testing.assert_array_equal(line.get_xdata(), metrics[column])
             np.testing.assert_array_equal(line.get_ydata(), metrics[f"{part}_{quantity}"])
@@ -127,12 +129,12 @@ def test_time_is_shown_in_readable_units(rows, unit, tmp_path):
     _, loss, _ = drawn([write_run(tmp_path / "run", rows=rows)])
     assert loss.get_xlabel() == f"training time ({unit})"
     divisor = {"s": 1, "min": 60, "h": 3600}[unit]
-    assert curves(loss)[0].get_xdata()[-1] == 30 * (rows - 1) / divisor
+    assert lines_of(loss)[0].get_xdata()[-1] == 30 * (rows - 1) / divisor
 
 
 def test_runs_differ_in_colour_and_in_marker(tmp_path):
     runs = [write_run(tmp_path / str(batch), batch=batch) for batch in (64, 128, 256, 512)]
-    lines = curves(drawn(runs)[1])
+    lines = lines_of(drawn(runs)[1])
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines})
     assert len({line.get_marker() for line in lines}) == 4
 
@@ -178,7 +180,7 @@ def test_a_run_whose_record_is_older_than_a_setting_is_a_seed_of_the_others(tmp_
         assert older != text
         folder = write_run(tmp_path / str(seed))
         (folder / "config.yaml").write_text(text if seed else older)
-    runs = [plots.read_run(tmp_path / str(seed)) for seed in range(2)]
+    runs = [read_run(tmp_path / str(seed)) for seed in range(2)]
     assert [len(group) for group in group_by_seed(runs)] == [2]
 
 
@@ -190,8 +192,8 @@ def test_a_setting_that_an_older_record_lacks_is_in_no_label(tmp_path):
 
 
 def test_the_legend_of_a_single_panel_is_no_wider_than_the_figure(tmp_path):
-    runs = [plots.read_run(write_run(tmp_path / name, name)) for name in ("kfc_pre", "sgd")]
-    figure = plots.draw_panels([plots.Panel(runs, "error", "updates")])
+    runs = [read_run(write_run(tmp_path / name, name)) for name in ("kfc_pre", "sgd")]
+    figure = curves.draw_panels([curves.Panel(runs, "error", "updates")])
     FigureCanvasAgg(figure).draw()
     legend = figure.legends[0].get_window_extent()
     assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
@@ -203,7 +205,7 @@ def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_p
             for seed, final in enumerate(finals)]
     figure, _, error = drawn(runs)
     assert texts(figure)[0] == "KFC-pre, M = 512, 3 seeds"
-    _, test = curves(error)
+    _, test = lines_of(error)
     assert test.get_ydata()[-1] == pytest.approx(finals[1])
     np.testing.assert_allclose(test.get_xdata(), 20.0 * np.arange(9))  # seconds, their median
     band = error.collections[1].get_paths()[0].vertices
@@ -217,7 +219,7 @@ def test_a_seed_that_was_cut_takes_part_as_far_as_it_got_and_leaves_a_gap(tmp_pa
             write_run(tmp_path / "cut", seed=1, rows=4, final=0.1)]
     error = drawn(runs, "updates")[2]
     whole = records.read_metrics(runs[0] / "metrics.csv")
-    _, test = curves(error)
+    _, test = lines_of(error)
     np.testing.assert_array_equal(np.delete(test.get_xdata(), 4), whole["iteration"])
     assert np.isnan([test.get_xdata()[4], test.get_ydata()[4]]).all()
     np.testing.assert_array_equal(test.get_ydata()[5:], whole["test_error"][4:])
@@ -231,7 +233,7 @@ def test_a_seed_evaluated_less_often_is_joined_by_straight_lines(tmp_path):
     lines = (seldom / "metrics.csv").read_text().splitlines(keepends=True)
     (seldom / "metrics.csv").write_text("".join(lines[:1] + lines[1::2]))
     values = records.read_metrics(often / "metrics.csv")["test_error"]
-    _, test = curves(drawn([often, seldom])[2])
+    _, test = lines_of(drawn([often, seldom])[2])
     expected = (values[1] + (values[0] + values[2]) / 2) / 2
     assert test.get_ydata()[1] == pytest.approx(expected)
     assert test.get_ydata()[2] == values[2]
@@ -239,13 +241,13 @@ def test_a_seed_evaluated_less_often_is_joined_by_straight_lines(tmp_path):
 
 @pytest.mark.parametrize("other", [{"device": {"native": False}}, {"data": {"sha256": "b"}}])
 def test_seeds_on_other_images_or_without_the_extension_are_a_curve_of_their_own(other, tmp_path):
-    runs = [plots.read_run(write_run(tmp_path / str(seed), seed=seed)) for seed in range(3)]
+    runs = [read_run(write_run(tmp_path / str(seed), seed=seed)) for seed in range(3)]
     for run in runs:
         run.record.update(data={"sha256": "a"})
         run.record["device"].update(native=True)
     for key, values in other.items():
         runs[2].record[key].update(values)
-    assert texts(plots.draw_runs(runs))[:2] == ["KFC-pre, M = 512, 2 seeds",
+    assert texts(curves.draw_runs(runs))[:2] == ["KFC-pre, M = 512, 2 seeds",
                                                 "KFC-pre, M = 512 (2)"]
 
 
@@ -253,23 +255,23 @@ def test_the_same_seed_twice_is_two_curves(tmp_path):
     runs = [write_run(tmp_path / name) for name in ("first", "again")]
     figure, loss, _ = drawn(runs)
     assert texts(figure)[:2] == ["KFC-pre, M = 512", "KFC-pre, M = 512 (2)"]
-    assert len({line.get_marker() for line in curves(loss)}) == 2
+    assert len({line.get_marker() for line in lines_of(loss)}) == 2
 
 
 def test_a_method_looks_the_same_in_all_panels(tmp_path):
-    kfc = [plots.read_run(write_run(tmp_path / f"kfc{seed}", seed=seed)) for seed in range(2)]
-    sgd = plots.read_run(write_run(tmp_path / "sgd", "sgd", 128))
-    other = plots.read_run(write_run(tmp_path / "other", data="svhn"))
-    panels = [plots.Panel([sgd, *kfc], "error", "updates", "(a)", is_logarithmic=True),
-              plots.Panel([other], "error", "updates", "(b)"),
-              plots.Panel([other], "loss", "epochs", "(c)")]
-    figure = plots.draw_panels(panels)
+    kfc = [read_run(write_run(tmp_path / f"kfc{seed}", seed=seed)) for seed in range(2)]
+    sgd = read_run(write_run(tmp_path / "sgd", "sgd", 128))
+    other = read_run(write_run(tmp_path / "other", data="svhn"))
+    panels = [curves.Panel([sgd, *kfc], "error", "updates", "(a)", is_logarithmic=True),
+              curves.Panel([other], "error", "updates", "(b)"),
+              curves.Panel([other], "loss", "epochs", "(c)")]
+    figure = curves.draw_panels(panels)
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear", "linear"]
     assert [axes.get_xlabel() for axes in figure.axes] == ["updates", "updates", "epochs"]
     assert [axes.get_title() for axes in figure.axes] == ["(a)", "(b)", "(c)"]
     first, second, _ = figure.axes
-    assert curves(first)[2].get_color() == curves(second)[0].get_color() != (
-        curves(first)[0].get_color())
+    assert lines_of(first)[2].get_color() == lines_of(second)[0].get_color() != (
+        lines_of(first)[0].get_color())
     assert texts(figure)[:2] == ["SGD, M = 128", "KFC-pre, M = 512, 1 to 2 seeds"]
 
 
@@ -302,28 +304,28 @@ def test_a_part_of_a_data_set_is_called_one_and_the_published_error_that_of_all(
 def test_an_error_of_zero_lies_on_the_lower_edge(tmp_path):
     _, _, error = drawn([write_run(tmp_path / "run", zero=True)])
     bottom = error.get_ylim()[0]
-    training = curves(error)[0].get_ydata()
+    training = lines_of(error)[0].get_ydata()
     assert error.get_yscale() == "log" and training[-1] == bottom > 0
     assert (training[:-1] > bottom).all()
 
 
 def test_a_run_of_one_row_and_a_diverged_run_can_be_drawn(tmp_path):
     one = write_run(tmp_path / "one", rows=1)
-    plots.plot_runs([one], tmp_path / "one.png")
+    curves.plot_runs([one], tmp_path / "one.png")
     bad = write_run(tmp_path / "bad")
     row = {**dict.fromkeys(COLUMNS, np.nan), "iteration": 10**6, "examples": 10**8, "seconds": 900,
            "epoch": 99}
     records.append_metrics(bad / "metrics.csv", row)
-    plots.plot_runs([bad], tmp_path / "bad.png")
+    curves.plot_runs([bad], tmp_path / "bad.png")
     assert (tmp_path / "one.png").exists() and (tmp_path / "bad.png").exists()
 
 
 def test_bad_requests_are_errors_that_name_the_value(tmp_path):
     run = write_run(tmp_path / "run")
     with pytest.raises(ValueError, match="'hours' is not one of seconds, updates"):
-        plots.plot_runs([run], tmp_path / "x.png", "hours")
+        curves.plot_runs([run], tmp_path / "x.png", "hours")
     with pytest.raises(ValueError, match="curves.gif.*.png"):
-        plots.plot_runs([run], tmp_path / "curves.gif")
+        curves.plot_runs([run], tmp_path / "curves.gif")
 
 
 @pytest.mark.parametrize("name, content, message", [
@@ -337,28 +339,28 @@ def test_an_unreadable_record_is_an_error_naming_the_file(name, content, message
     run = write_run(tmp_path / "run")
     (run / name).write_text(content)
     with pytest.raises(RecordError, match=message):
-        plots.plot_runs([run], tmp_path / "x.png")
+        curves.plot_runs([run], tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
 
 def test_a_folder_without_a_run_is_an_error_naming_it(tmp_path):
     with pytest.raises(RecordError, match="nothing holds no run"):
-        plots.plot_runs([tmp_path / "nothing"], tmp_path / "x.png")
+        curves.plot_runs([tmp_path / "nothing"], tmp_path / "x.png")
     run = write_run(tmp_path / "run")
     shutil.rmtree(run)
     with pytest.raises(RecordError, match="run holds no run"):
-        plots.plot_runs([run], tmp_path / "x.png")
+        curves.plot_runs([run], tmp_path / "x.png")
 
 
 def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tmp_path):
-    run = plots.read_run(write_run(tmp_path / "run"))
+    run = read_run(write_run(tmp_path / "run"))
     results = [(2.0, {"optimizer.learning_rate": rate}, error)
                for rate, error in ((0.3, None), (0.1, 0.4), (0.03, 0.3))]
     results.append((8.0, {"optimizer.learning_rate": 0.03}, 0.1))
     normalised = {**run.config, "network": [*run.config["network"], {"layer": "batch_norm"}]}
-    assert ", batch norm, CPU" in plots.draw_sweep(
+    assert ", batch norm, CPU" in curves.draw_sweep(
         results, run._replace(config=normalised)).get_suptitle()
-    figure = plots.draw_sweep(results, run)
+    figure = curves.draw_sweep(results, run)
     assert "batch norm" not in figure.get_suptitle()
     axes = figure.axes[0]
     lines = {line.get_label(): line for line in axes.lines}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kfcnet.config import load_config
-from kfcnet.trainer import train
+from kfcnet.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ import subprocess
 import numpy as np
 import pytest
 
-from kfcnet import records
-from kfcnet.records import COLUMNS, RecordError, WriteError
+from kfcnet.runs import records
+from kfcnet.runs.records import COLUMNS, RecordError, WriteError
 
 
 def row(iteration, **values):
@@ -197,8 +197,8 @@ def test_no_path_of_the_machine_stays_in_a_record():
 
 
 def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):
-    package = tmp_path / "kfcnet"
-    package.mkdir()
+    package = tmp_path / "kfcnet" / "runs"
+    package.mkdir(parents=True)
     monkeypatch.setattr(records, "__file__", str(package / "records.py"))
     assert records._commit() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]

@@ -14,16 +14,17 @@ import pytest
 from reproductions import do, rate, small_plan, write_run
 from runs import assert_same_run
 
-from kfcnet import cli, data, reproduce, trainer
+from kfcnet import cli, data, reproduce
 from kfcnet.config import ConfigError, load_config
-from kfcnet.labels import group_by_seed
-from kfcnet.records import RecordError, WriteError
 from kfcnet.reproduce import work
 from kfcnet.reproduce.ledger import Ledger, run_key
 from kfcnet.reproduce.plan import RATES, Curve, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
-from kfcnet.run_folder import RunFolderError, alone_in
-from kfcnet.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
+from kfcnet.runs.folder import RunFolderError, alone_in
+from kfcnet.runs.labels import group_by_seed
+from kfcnet.runs.records import RecordError, WriteError
+from kfcnet.training import trainer
+from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
 ROOT = Path(__file__).parents[1]
 PLANS = {name: make_plan(*options) for name, options in
@@ -33,7 +34,7 @@ PLANS = {name: make_plan(*options) for name, options in
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """The figures of single runs have tests of their own, and take longer than these runs."""
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+    monkeypatch.setattr(trainer.curves, "plot_runs", lambda _, out: out.write_text("a figure"))
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ import pytest
 from reproductions import do, rate, small_plan, write_run
 
 from kfcnet import reproduce
-from kfcnet.checkpoint import CheckpointError
-from kfcnet.plots import read_run
+from kfcnet.figures.curves import read_run
 from kfcnet.reproduce import assumptions, claims, figures, report
 from kfcnet.reproduce.claims import Evidence
 from kfcnet.reproduce.ledger import Ledger, run_key
 from kfcnet.reproduce.plan import Errors, NetworkPlan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.values import Value, middle, ratio
+from kfcnet.runs.checkpoint import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from runs import SGD, SMALL, assert_same_run, small
 
-from kfcnet import instruments, records, trainer
-from kfcnet.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.errors import DeviceError
-from kfcnet.records import read_json, read_metrics
-from kfcnet.run_folder import RunFolderError
-from kfcnet.trainer import Trainer, TrainingInterrupted, train
+from kfcnet.runs import records
+from kfcnet.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from kfcnet.runs.folder import RunFolderError
+from kfcnet.runs.records import read_json, read_metrics
+from kfcnet.training import clock, trainer
+from kfcnet.training.trainer import Trainer, TrainingInterrupted, train
 
 TEXTS = {"kfc_pre": SMALL, "sgd": SGD}
 ALWAYS = "checkpoint_minutes=1e-9"  # a checkpoint after every step
@@ -45,7 +46,7 @@ def uninterrupted(text, tmp_path_factory):
     """A run that was never stopped."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+        patch.setattr(trainer.curves, "plot_runs", lambda _, out: out.write_text("a figure"))
         train(small(ALWAYS, text=text), out)
     return out
 
@@ -78,7 +79,7 @@ KILLS = {
     "in a later checkpoint's write": (records.os, "replace", 10, True),
     "after a later checkpoint's write": (records.os, "replace", 10, False),
     "before the last evaluation": (trainer, "evaluate", 7, True),
-    "before the figure": (trainer.plots, "plot_runs", 1, True),
+    "before the figure": (trainer.curves, "plot_runs", 1, True),
 }
 
 
@@ -142,7 +143,7 @@ def test_rows_do_not_tell_how_often_the_device_was_read(tmp_path, monkeypatch):
     """Checkpoints are written at moments of the clock, and each makes a reading."""
     config = small(text=SMALL)
     train(config, tmp_path / "often")
-    monkeypatch.setitem(instruments.STEPS_BETWEEN_READS, "cpu", 50)
+    monkeypatch.setitem(clock.STEPS_BETWEEN_READS, "cpu", 50)
     train(config, tmp_path / "seldom")
     assert_same_run(tmp_path / "seldom", tmp_path / "often")
 

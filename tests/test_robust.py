@@ -7,6 +7,7 @@ import pytest
 from checks import assert_close
 from networks import network, settings
 
+from kfcnet.batches import Batch
 from kfcnet.curvature import damped_inverses, damping_floor
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
@@ -14,7 +15,7 @@ from kfcnet.curvature.robust import InversionWarning, all_finite, inverted
 from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
 
 CONV = dict(layer="conv", name="conv1", filters=3, kernel=2, std=0.5)
 

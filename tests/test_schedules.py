@@ -9,10 +9,10 @@ from checks import assert_close
 from networks import EVERY_LAYER, batches, optimizer
 from runs import SGD, small
 
+from kfcnet.config.schema import ConstantConfig, CosineConfig, StepConfig
 from kfcnet.optimizers.schedules import factor
-from kfcnet.records import read_metrics
-from kfcnet.schema import ConstantConfig, CosineConfig, StepConfig
-from kfcnet.trainer import train
+from kfcnet.runs.records import read_metrics
+from kfcnet.training.trainer import train
 
 
 def test_a_constant_schedule_leaves_the_learning_rate_alone():

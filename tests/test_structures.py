@@ -7,11 +7,12 @@ import pytest
 from checks import assert_close, patches_loops
 from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
-from kfcnet import labels
+from kfcnet.batches import Batch
 from kfcnet.curvature.structures import STRUCTURES, build_block, location_counts
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.optimizers import Batch, build_optimizer
+from kfcnet.optimizers import build_optimizer
+from kfcnet.runs import labels
 
 LAYERS = [
     dict(layer="conv", name="conv1", filters=2, kernel=3, padding=1, std=0.5),

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from runs import assert_same_run, small
 
-from kfcnet import sweep as sweeps
 from kfcnet.config import ConfigError
-from kfcnet.records import read_metrics
-from kfcnet.run_folder import RunFolderError
-from kfcnet.sweep import Point, Result, Stage, parse_grid, parse_stages, rank, sweep
-from kfcnet.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
+from kfcnet.runs.folder import RunFolderError
+from kfcnet.runs.records import read_metrics
+from kfcnet.training import sweep as sweeps
+from kfcnet.training.sweep import Point, Result, Stage, parse_grid, parse_stages, rank, sweep
+from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sweep.py"
 CONFIG = """

@@ -12,16 +12,17 @@ from runs import SGD as SGD_TEXT
 from runs import assert_same_run, small
 
 import kfcnet
-from kfcnet import instruments, records, trainer
-from kfcnet.checkpoint import load_checkpoint
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
-from kfcnet.evaluation import evaluate
-from kfcnet.instruments import Timetable
 from kfcnet.optimizers import SGD, KfcPre
-from kfcnet.records import COLUMNS, PHASES, WriteError, read_json, read_metrics
-from kfcnet.run_folder import RunFolder, RunFolderError
-from kfcnet.trainer import Trainer, TrainingFailed, train
+from kfcnet.runs import records
+from kfcnet.runs.checkpoint import load_checkpoint
+from kfcnet.runs.folder import RunFolder, RunFolderError
+from kfcnet.runs.records import COLUMNS, PHASES, WriteError, read_json, read_metrics
+from kfcnet.training import clock, trainer
+from kfcnet.training.clock import Timetable
+from kfcnet.training.evaluation import evaluate
+from kfcnet.training.trainer import Trainer, TrainingFailed, train
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -101,7 +102,7 @@ def test_evaluation_in_parts_is_the_mean_over_all(dataset, monkeypatch):
     one = Trainer(small("dtype=float64"), RunFolder("unused"), dataset)
     losses = []
     for size in (256, 359, 7):
-        monkeypatch.setattr("kfcnet.evaluation.BATCH", size)
+        monkeypatch.setattr("kfcnet.training.evaluation.BATCH", size)
         losses.append(evaluate(one.network, one.loss, one.test_set))
     np.testing.assert_allclose(losses[1:], losses[:-1], rtol=1e-12)
 
@@ -235,7 +236,7 @@ def test_a_whole_number_of_epochs_needs_no_update_more():
 
 def test_reading_rarely_changes_nothing(tmp_path, monkeypatch):
     train(small(), tmp_path / "always")
-    monkeypatch.setitem(instruments.STEPS_BETWEEN_READS, "cpu", 7)
+    monkeypatch.setitem(clock.STEPS_BETWEEN_READS, "cpu", 7)
     train(small(), tmp_path / "rarely")
     assert_same_run(tmp_path / "rarely", tmp_path / "always")
 
@@ -259,7 +260,7 @@ def poison(monkeypatch, step, layer):
 @pytest.mark.parametrize("layer, name", [(0, "conv1"), (1, "dense1")])
 def test_a_loss_that_is_not_finite_ends_the_run_naming_step_layer_and_checkpoint(
         layer, name, reads, tmp_path, monkeypatch):
-    monkeypatch.setitem(instruments.STEPS_BETWEEN_READS, "cpu", reads)
+    monkeypatch.setitem(clock.STEPS_BETWEEN_READS, "cpu", reads)
     poison(monkeypatch, 6, layer)
     config = small("checkpoint_minutes=1000", "evaluation.every=1000", text=SGD_TEXT)
     monkeypatch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
@@ -320,7 +321,7 @@ def test_a_full_disk_at_a_checkpoint_is_an_error_naming_the_file(tmp_path, monke
     with pytest.raises(WriteError, match=r"cannot write .*: No space left on device.*--resume"):
         train(small("checkpoint_minutes=1e-9"), tmp_path / "run")
     monkeypatch.undo()
-    monkeypatch.setattr(trainer.plots, "plot_runs", lambda _, out: out.write_text("a figure"))
+    monkeypatch.setattr(trainer.curves, "plot_runs", lambda _, out: out.write_text("a figure"))
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] > 0
     train(small("checkpoint_minutes=1e-9"), tmp_path / "run", resume=True)
     train(small("checkpoint_minutes=1e-9"), tmp_path / "other")

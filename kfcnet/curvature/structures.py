@@ -14,7 +14,7 @@ from kfcnet.curvature.eigenbasis import (
     product_eigenvalues,
     rotate,
 )
-from kfcnet.curvature.per_map import ScaleShiftBlock
+from kfcnet.curvature.scale_shift import ScaleShiftBlock
 
 
 class DiagonalBlock(KroneckerBlock):

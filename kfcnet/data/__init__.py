@@ -1,13 +1,12 @@
-"""Data sets: found or downloaded, verified, converted once to an HDF5 cache, cut into batches."""
+"""Data sets: found or downloaded, verified, converted once to an HDF5 cache."""
 
 import hashlib
 import json
 
 from kfcnet.data import cache, cifar10, digits, files, svhn, synthetic
-from kfcnet.data.batches import BatchSequence
 from kfcnet.data.dataset import DataError, Dataset, make_dataset
 
-__all__ = ["BatchSequence", "DataError", "Dataset", "load"]
+__all__ = ["DataError", "Dataset", "load"]
 
 PUBLISHED = {"cifar10": cifar10, "svhn": svhn}
 

@@ -1,7 +1,8 @@
 """Optimizers: step(batch), the averaged parameters, and a state to resume from."""
 
+from kfcnet.batches import Batch
 from kfcnet.optimizers.adaptive import Adagrad, Adam, RMSProp
-from kfcnet.optimizers.base import Batch, Optimizer, Step
+from kfcnet.optimizers.base import Optimizer, Step
 from kfcnet.optimizers.hessian_free import HessianFree
 from kfcnet.optimizers.kfac import KFAC
 from kfcnet.optimizers.kfc_pre import KfcPre

@@ -10,25 +10,6 @@ from kfcnet.optimizers import schedules
 from kfcnet.optimizers.tally import Tally
 
 
-class Batch(NamedTuple):
-    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C).
-
-    An optimizer's step takes it, or anything with `size` and `draw`, such as a Feed.
-    """
-
-    inputs: Any
-    targets: Any
-
-    @property
-    def size(self):
-        """M."""
-        return len(self.inputs)
-
-    def draw(self, step):
-        """The Batch of a step's number: this one."""
-        return self
-
-
 class Step(NamedTuple):
     """What a step leaves to read: device arrays, read when somebody wants to know.
 
@@ -64,7 +45,7 @@ class Optimizer:
     """
 
     def __init__(self, network, loss, config):
-        """config: the optimizer's part of a configuration, e.g. kfcnet.schema.SgdConfig().
+        """config: the optimizer's part of a configuration, e.g. kfcnet.config.schema.SgdConfig().
 
         Raises ValueError where `weight_decay` or `max_norm` names a layer that is not there.
         """

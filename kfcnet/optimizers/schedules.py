@@ -1,7 +1,7 @@
 """Learning-rate schedules: what multiplies the learning rate, as a function of the examples seen.
 
 Like every timescale they count examples, not updates, so that they mean the same for any size of
-the mini-batch. `schedule` is kfcnet.schema's model of one, or anything with its attributes.
+the mini-batch. `schedule` is kfcnet.config.schema's model of one, or anything with its attributes.
 """
 
 import math

@@ -8,16 +8,16 @@ import functools
 import sys
 from pathlib import Path
 
-from kfcnet import plots
-from kfcnet.labels import data_set
+from kfcnet.figures import curves
 from kfcnet.ops import get_ops, which_device
-from kfcnet.records import WriteError
 from kfcnet.reproduce import assumptions, claims, figures, report, work
 from kfcnet.reproduce.ledger import Ledger
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
-from kfcnet.run_folder import RunFolderError, alone_in
-from kfcnet.sweep import write_tables
+from kfcnet.runs.folder import RunFolderError, alone_in
+from kfcnet.runs.labels import data_set
+from kfcnet.runs.records import WriteError
+from kfcnet.training.sweep import write_tables
 
 FIGURES = ("fig1", "fig2", "assumptions", "batchnorm", "minibatch", "methods", "structures",
            "sensitivity", "all")
@@ -137,7 +137,7 @@ def _draw_assumptions(records, runs, out):
 
 def _save(draw_one, out, name):
     for kind in KINDS:
-        plots.save_figure(draw_one, out / "figures" / f"{name}.{kind}")
+        curves.save_figure(draw_one, out / "figures" / f"{name}.{kind}")
 
 
 def _make_folder(path):

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from kfcnet import data
-from kfcnet.analysis import correlations, distances, fisher_blocks
-from kfcnet.checkpoint import load_checkpoint, save_checkpoint
 from kfcnet.config import dump_config, parse_config
-from kfcnet.evaluation import load_run
-from kfcnet.records import WriteError, describe_program
+from kfcnet.curvature.assumptions import correlations, distances, fisher_blocks
 from kfcnet.reproduce.ledger import run_key
 from kfcnet.reproduce.work import placed, say
+from kfcnet.runs.checkpoint import load_checkpoint, save_checkpoint
+from kfcnet.runs.records import WriteError, describe_program
+from kfcnet.training.evaluation import load_run
 
 DERIVATIVES, ACTIVATIONS = "derivatives", "activations"
 

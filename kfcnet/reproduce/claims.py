@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kfcnet.config.schema import ConvConfig
 from kfcnet.curvature.structures import build_block
-from kfcnet.labels import METHODS, PARTS, data_set, method
+from kfcnet.figures.curves import PUBLISHED_ERROR
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
-from kfcnet.plots import PUBLISHED_ERROR
-from kfcnet.records import PHASES
 from kfcnet.reproduce.assumptions import neighbours
 from kfcnet.reproduce.values import Value, middle, ratio, reached
-from kfcnet.schema import ConvConfig
+from kfcnet.runs.labels import METHODS, PARTS, data_set, method
+from kfcnet.runs.records import PHASES
 
 ALEXNET = ConvConfig(name="conv2", filters=128, kernel=5, padding=2), (27, 27, 48)
 """The second layer of one of AlexNet's two columns, and its input (the paper's section 3)."""

@@ -7,17 +7,18 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from kfcnet import plots
-from kfcnet.labels import FREE, data_set, device, method, network, setting, titles_and_labels
+from kfcnet.figures import curves
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
+from kfcnet.runs.labels import FREE, data_set, device, method, network, setting, titles_and_labels
+from kfcnet.runs.read import read_run
 
 BARS = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
         "without sud": "KFC without SUD", "iad": "IAD alone",
         "ekfc": "KFC's eigenvectors (EKFAC)", "white": "KFC, white derivatives",
         "sua": "KFC, SUA", "diagonal": "diagonal"}
 LINES = {"max": "-", "average": "--", "published": ":"}
-POINTS = {DERIVATIVES: ("o", plots.COLOURS[0]), ACTIVATIONS: ("s", plots.COLOURS[1])}
+POINTS = {DERIVATIVES: ("o", curves.COLOURS[0]), ACTIVATIONS: ("s", curves.COLOURS[1])}
 HEATS = {DERIVATIVES: "derivative_maps", ACTIVATIONS: "activation_maps"}
 
 
@@ -28,8 +29,8 @@ def draw_figure(figure_plan, runs):
         shown = [run for name in panel.curves for run in runs.get(name, [])]
         if shown:
             title = f"({panel.letter}) {data_set(shown[0])}\n{network(shown[0].config['network'])}"
-            panels.append(plots.Panel(shown, panel.quantity, panel.x, title, panel.is_logarithmic))
-    figure = plots.draw_panels(panels)
+            panels.append(curves.Panel(shown, panel.quantity, panel.x, title, panel.is_logarithmic))
+    figure = curves.draw_panels(panels)
     devices = dict.fromkeys(device(run) for panel in panels for run in panel.runs)
     figure.suptitle(", ".join(devices), fontsize=8)
     return figure
@@ -43,7 +44,7 @@ def draw_sensitivity(tunings):
     """
     count = max(results[-1].stage for results, _ in tunings)
     figure = Figure(figsize=(7.2 if count > 1 else 4.5, 3.4))
-    runs = [plots.read_run(results[0].point.folder) for results, _ in tunings]
+    runs = [read_run(results[0].point.folder) for results, _ in tunings]
     _, labels = titles_and_labels(runs, (*FREE, RATE))
     for number, axes in enumerate(figure.subplots(1, count, squeeze=False)[0], start=1):
         lines, ends = {}, []
@@ -51,9 +52,9 @@ def draw_sensitivity(tunings):
             lines[label] = [(result.point.settings[RATE], result.row and result.row["train_error"])
                             for result in results if result.stage == number]
             ends += [stages[number - 1].epochs] if lines[label] else []
-        plots.draw_grid(axes, lines)
+        curves.draw_grid(axes, lines)
         axes.set(xlabel="learning rate", title=f"({'abcdefgh'[number - 1]}) after " + " or ".join(
-            dict.fromkeys(plots.in_epochs(end) for end in ends)))
+            dict.fromkeys(curves.in_epochs(end) for end in ends)))
         axes.tick_params("x", labelrotation=45)
     handles = {label: handle for axes in figure.axes for handle, label in
                zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -120,8 +121,9 @@ def _draw_distances(row, pairs):
         values = [record["distances"][name] for name in names]
         hatched = plan.pooling == "average"
         axes.barh(np.arange(len(names)) + number * height, values, height,
-                  color="white" if hatched else plots.COLOURS[0], hatch="////" if hatched else None,
-                  edgecolor=plots.COLOURS[0], label=plan.pooling_in_words)
+                  color="white" if hatched else curves.COLOURS[0],
+                  hatch="////" if hatched else None, edgecolor=curves.COLOURS[0],
+                  label=plan.pooling_in_words)
     axes.set_yticks(np.arange(len(names)) + 0.8 / 2 - height / 2,
                     [BARS[name] for name in names])
     axes.invert_yaxis()

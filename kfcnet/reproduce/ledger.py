@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from kfcnet.config import read_config
-from kfcnet.evaluation import CHECKPOINT
-from kfcnet.instruments import Timetable
-from kfcnet.labels import settings
-from kfcnet.records import lacks, last_iteration, read_json, read_metrics
+from kfcnet.runs.checkpoint import CHECKPOINT
+from kfcnet.runs.labels import settings
+from kfcnet.runs.records import lacks, last_iteration, read_json, read_metrics
+from kfcnet.training.clock import Timetable
 
 
 class Standing(NamedTuple):

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from kfcnet import sweep
-from kfcnet.plots import read_run
+from kfcnet.config.schema import Config
+from kfcnet.figures.curves import read_run
 from kfcnet.reproduce.ledger import Standing
-from kfcnet.schema import Config
+from kfcnet.training import sweep
 
 RATE = "optimizer.learning_rate"
 

@@ -3,11 +3,11 @@
 import csv
 import io
 
-from kfcnet.labels import data_set, device, is_part, method
-from kfcnet.records import PHASES, markdown_table, write_text
 from kfcnet.reproduce.claims import ABOUT_ONE, SHARE, STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.progress import RATE
 from kfcnet.reproduce.values import Value
+from kfcnet.runs.labels import data_set, device, is_part, method
+from kfcnet.runs.records import PHASES, markdown_table, write_text
 
 COLUMNS = ("claim", "paper", "here", "ratio", "note")
 

@@ -5,13 +5,13 @@ import time
 import traceback
 
 from kfcnet import data
-from kfcnet.checkpoint import CheckpointError
 from kfcnet.config import ConfigError, read_config
 from kfcnet.ops.errors import DeviceError
-from kfcnet.records import RecordError, WriteError, read_metrics
 from kfcnet.reproduce.progress import progress_of
-from kfcnet.run_folder import RunFolderError
-from kfcnet.trainer import TrainingFailed, TrainingInterrupted, train
+from kfcnet.runs.checkpoint import CheckpointError
+from kfcnet.runs.folder import RunFolderError
+from kfcnet.runs.records import RecordError, WriteError, read_metrics
+from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted, train
 
 FORESEEN = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordError, RunFolderError)
 """Errors whose texts say what to do."""

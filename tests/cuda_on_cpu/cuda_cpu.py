@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kfcnet.ops import kernels
+from kfcnet.ops.cuda import kernels
 
 HERE = Path(__file__).resolve().parent
 COMPILER = os.environ.get("CXX", "g++")

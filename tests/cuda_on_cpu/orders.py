@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from cuda_on_cpu.cuda_cpu import KernelError, Library
-from kfcnet.ops import kernels
+from kfcnet.ops.cuda import kernels
 
 ORDERS = (0, 1, 2, 3)  # ascending, descending, two shuffles
 

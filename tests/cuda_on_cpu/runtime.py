@@ -1,4 +1,4 @@
-"""The runtime of `kfcnet/ops/cuda.py` over NumPy arrays: its launchers run without a GPU."""
+"""The runtime of `kfcnet/ops/cuda/` over NumPy arrays: its launchers run without a GPU."""
 
 import contextlib
 import ctypes

@@ -1,0 +1,115 @@
+"""Mini-batches: which examples make one up, and how it comes to the device."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kfcnet.philox import SHUFFLE, words
+
+
+class Batch(NamedTuple):
+    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C).
+
+    An optimizer's step takes it, or anything with `size` and `draw`, such as a Feed.
+    """
+
+    inputs: Any
+    targets: Any
+
+    @property
+    def size(self):
+        """M."""
+        return len(self.inputs)
+
+    def draw(self, step):
+        """The Batch of a step's number: this one."""
+        return self
+
+
+class BatchSequence:
+    """Mini-batches cut from an endless sequence of shuffled epochs, straddling their borders.
+
+    Batch `step` holds positions step*batch_size ... (step+1)*batch_size - 1 of that sequence, so
+    every batch is full and any of them can be asked for at any time: resuming needs no state.
+    """
+
+    def __init__(self, examples, batch_size, seed):
+        """Raises ValueError where `examples` or `batch_size` is not positive."""
+        for name, value in (("examples", examples), ("batch_size", batch_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        self.examples, self.batch_size, self.seed = examples, batch_size, seed
+        self._permutations = {}
+
+    def indices(self, step):
+        """Examples of batch `step` (counted from 0): int64 (batch_size,)."""
+        begin, end = self._positions(step)
+        # Only these are kept; `order` still finds those of the batch before.
+        self._permutations = {epoch: self.order(epoch) for epoch in self.epochs(step)}
+        return np.concatenate([
+            order[max(0, begin - epoch * self.examples) : end - epoch * self.examples]
+            for epoch, order in self._permutations.items()
+        ])
+
+    def _positions(self, step):
+        return step * self.batch_size, (step + 1) * self.batch_size
+
+    def epochs(self, step):
+        """Numbers of the epochs that batch `step` takes examples from."""
+        begin, end = self._positions(step)
+        return range(begin // self.examples, (end - 1) // self.examples + 1)
+
+    def order(self, epoch):
+        """The examples as one epoch takes them, int64 (examples,): sorted by a random word each."""
+        if epoch in self._permutations:
+            return self._permutations[epoch]
+        return np.argsort(words(self.seed, SHUFFLE, epoch, self.examples), kind="stable")
+
+
+class Examples:
+    """Images and labels of one part of a data set, turned into mini-batches on the device."""
+
+    def __init__(self, ops, images, labels, mean, input_scale):
+        """images uint8 (N, H, W, C), labels int32 (N,); inputs are (pixel - mean) / input_scale."""
+        self.ops, self.images, self.labels = ops, ops.place(images), ops.place(labels)
+        self.mean, self.scale = ops.asarray(mean), 1 / input_scale
+        self._gathered = ops.program(self.gather)
+
+    def __len__(self):
+        return len(self.images)
+
+    def batch(self, indices):
+        """The Batch of the examples `indices` (M,); on a GPU the next one may overwrite it."""
+        return self._gathered(indices)
+
+    def gather(self, indices, batch=None, step=0):
+        """The Batch of the examples `indices` (M,), or of a part: see CpuOps.gather."""
+        inputs = self.ops.gather(self.images, indices, self.mean, self.scale, batch, step)
+        return Batch(inputs, self.ops.take(self.labels, indices, batch, step))
+
+
+class Feed:
+    """The mini-batches of a BatchSequence, each drawn on the device by the number of its step.
+
+    The orders of the epochs that a mini-batch can touch lie there as a ring, so that nothing is
+    moved to the device between two starts of an epoch. Optimizers take it in place of a Batch.
+    """
+
+    def __init__(self, examples, sequence):
+        self.examples, self.sequence, self.size = examples, sequence, sequence.batch_size
+        self._held = [None] * (1 + -(-self.size // len(examples)))  # epochs, in their places
+        self._ring = examples.ops.place(np.zeros(len(self._held) * len(examples), np.int64))
+
+    def provide(self, step):
+        """Let the ring hold what the batch of `step` needs; before every `draw`."""
+        N = len(self.examples)
+        for epoch in self.sequence.epochs(step):
+            place = epoch % len(self._held)
+            if self._held[place] != epoch:
+                self.examples.ops.write(self._ring[place * N:(place + 1) * N],
+                                        self.sequence.order(epoch))
+                self._held[place] = epoch
+
+    def draw(self, step):
+        """The Batch of a step, a number or a counter on the device."""
+        return self.examples.gather(self._ring, self.size, step)

@@ -1,0 +1,375 @@
+"""How fast a GPU runs each primitive of the training steps, and the steps, and what it could do.
+
+Every primitive is timed as it is called in a step: many times in one captured graph, over several
+sets of arrays so that the caches do not keep them, the median of many replays. Bytes are those of
+the arrays that go in and out, operations those that the formula needs. PyTorch's convolutions are
+timed in the same way. Mini-batches lie on the device throughout.
+"""
+
+import contextlib
+import math
+import statistics
+from collections import Counter
+
+import numpy as np
+
+from kfcnet.batches import Batch
+from kfcnet.benchmarks.cpu import example_batch, own_optimizer, period
+from kfcnet.config import load_config
+from kfcnet.ops.cpu.eager import Immediate, Pending
+from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.cuda.matmul import Weights
+from kfcnet.ops.shapes import output_sides
+
+CACHE = 128 * 2**20  # bytes: more than the caches hold
+REPLAYS = 30
+NOT_TIMED = {"asarray", "to_numpy", "empty", "zeros", "copy", "place", "describe", "counter",
+             "scalar", "write"}
+FACTORIZATIONS = {"spd_inverse", "eigh"}  # by a library, which refuses to be captured
+ALWAYS_FP32 = {"matmul", "gram", "patch_gram"}
+
+
+class Calls:
+    """Array primitives that note how they are called, and in which phase of a step.
+
+    noted: each different call once. Programs run as they stand, so that no call is missed.
+    """
+
+    program = Immediate.program
+
+    def __init__(self, ops):
+        self._ops, self.noted, self._phase = ops, {}, None
+
+    def __getattr__(self, name):
+        value = getattr(self._ops, name)
+        if name in NOT_TIMED or not callable(value):
+            return value
+
+        def call(*args, **kwargs):
+            result = value(*args, **kwargs)
+            if name == "weights" and result is args[0]:
+                return result  # a dense layer's stay as they are: nothing was launched
+            made = Call(self._ops, name, args, kwargs, result)
+            self.noted.setdefault(made.label, made).phases[self._phase] += 1
+            return result
+
+        return call
+
+    def begin(self, function, *arrays, on_host=False):
+        """What would run beside the steps, at once."""
+        result = function(self, *arrays)
+        return Pending(arrays, lambda: result)
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        """An optimizer's `phase`: the innermost one counts."""
+        outer, self._phase = self._phase, name
+        try:
+            yield
+        finally:
+            self._phase = outer
+
+
+class Call:
+    """One call of a primitive, to be repeated; phases: how often it was made in each of them.
+
+    Weights that were packed for all passes of a step stay packed: packing is a call of its own.
+    """
+
+    def __init__(self, ops, name, args, kwargs, result):
+        self.ops, self.name, self.args, self.kwargs = ops, name, args, kwargs
+        plain = [value.array if isinstance(value, Weights) else value for value in args]
+        results = result if isinstance(result, tuple) else (result,)
+        arrays = {id(a): a for a in (*plain, *kwargs.values(), *results) if self._is_array(a)}
+        self.bytes = sum(array.nbytes for array in arrays.values())
+        self.operations = operations(name, plain, kwargs, result)
+        self.label = " ".join([name, *map(self._text, (*args, *kwargs.values()))])
+        self.phases = Counter()
+
+    def _is_array(self, value):
+        return isinstance(value, self.ops.runtime.array_type)
+
+    def _text(self, value):
+        if isinstance(value, Weights):
+            return f"{self._text(value.array)} packed"
+        return "x".join(map(str, value.shape)) if self._is_array(value) else f"{value}"
+
+    def _copy(self, value):
+        if isinstance(value, Weights):
+            return Weights(*map(self._copy, (value.array, value.forward, value.backward)))
+        return self.ops.runtime.copy(value) if self._is_array(value) else value
+
+    def seconds(self, replays=REPLAYS):
+        """Median time of one call."""
+        method = getattr(self.ops, self.name)
+        if self.name in FACTORIZATIONS:
+            return timed(self.ops, lambda: method(*self.args, **self.kwargs), replays)
+        count = sets_beyond_caches(self.bytes)
+        sets = [(list(map(self._copy, self.args)),
+                 {key: self._copy(value) for key, value in self.kwargs.items()})
+                for _ in range(count)]
+
+        def repeat():
+            for args, kwargs in sets:
+                method(*args, **kwargs)
+
+        return timed(self.ops, self.ops.program(repeat), replays) / count
+
+    def row(self, steps, replays=REPLAYS):
+        """What was measured; the calls were made in so many steps."""
+        seconds = self.seconds(replays)
+        tf32 = self.ops.tensor_cores and self.name not in ALWAYS_FP32
+        return {"call": self.label, "precision": "TF32" if tf32 else "fp32",
+                "microseconds": 1e6 * seconds, "TFLOP_s": self.operations / seconds / 1e12,
+                "GB_s": self.bytes / seconds / 1e9,
+                "calls_a_step": {phase: n / steps for phase, n in self.phases.items() if phase}}
+
+    @property
+    def convolution(self):
+        """(primitive, M, H, W, J, I) of a convolution, else None."""
+        if self.name == "conv_forward":
+            return self.name, *self.args[0].shape, len(self.args[1])
+        if self.name == "conv_backward_data":
+            return self.name, len(self.args[0]), *self.args[2][1:], len(self.args[1])
+        if self.name == "conv_backward_weights":
+            return self.name, *self.args[0].shape, self.args[1].shape[-1]
+        return None
+
+
+def sets_beyond_caches(size):
+    """How many sets of arrays of `size` bytes take turns."""
+    return max(1, min(16, math.ceil(CACHE / max(size, 1))))
+
+
+def operations(name, args, kwargs, result):
+    """Arithmetic operations of a product, a multiply-add being two; 0 for what memory limits."""
+    if name == "conv_forward":
+        return 2 * result.size * args[1].shape[1]
+    if name == "conv_backward_data":
+        return 2 * args[0].size * args[1].shape[1]
+    if name == "conv_backward_weights":
+        return 2 * args[1].size * kwargs["out"].shape[1]
+    if name == "matmul":
+        return 2 * result.size * args[0].shape[0 if kwargs.get("transpose_a") else 1]
+    if name == "gram":
+        return args[0].shape[0] * args[0].shape[1] * (args[0].shape[1] + 1)
+    if name == "patch_gram":  # the upper triangle of the product of patches with themselves
+        x, P = args[0], len(kwargs["out"])
+        return len(x) * math.prod(output_sides(x.shape, *args[1:4])) * P * (P + 1)
+    return 0
+
+
+def timed(ops, function, repeats):
+    """Median seconds of a call, between events on the device; two calls go before."""
+    runtime = ops.runtime
+    for _ in range(2):
+        function()
+    marks = [runtime.mark()]
+    for _ in range(repeats):
+        function()
+        marks.append(runtime.mark())
+    runtime.synchronize()
+    return statistics.median(runtime.seconds_between(a, b)
+                             for a, b in zip(marks, marks[1:], strict=False))
+
+
+def ceilings(ops, megabytes=1024, side=8192):
+    """What the device reaches in the same run: a copy, and the library's matrix products."""
+    runtime = ops.runtime
+    source, target = ops.zeros(megabytes * 2**18), ops.zeros(megabytes * 2**18)
+    seconds = timed(ops, lambda: runtime.copy_into(target, source), 20)
+    found = {"copy_GB_s": 2 * source.nbytes / seconds / 1e9}
+    a, b = (random_matrix(ops, side, side, purpose) for purpose in (1, 2))
+    c = ops.zeros((side, side))
+    for name, tensor_cores in (("fp32_TFLOP_s", False), ("TF32_TFLOP_s", True)):
+        if tensor_cores <= runtime.tensor_cores:
+            seconds = timed(ops, lambda t=tensor_cores: runtime.library_product(a, b, c, t), 10)
+            found[name] = 2 * side**3 / seconds / 1e12
+    return found
+
+
+def random_matrix(ops, rows, columns, purpose):
+    """Normal numbers: products of zeros draw less power and run faster."""
+    return ops.normals(rows * columns, 0, purpose, 0).reshape(rows, columns)
+
+
+class StandingBatch:
+    """A mini-batch that lies still, as PyTorch's does: a recorded step reads it where it is."""
+
+    def __init__(self, batch):
+        self._batch, self.size = batch, batch.size
+
+    def draw(self, step):
+        """The Batch of every step."""
+        return self._batch
+
+
+def batch_on_device(ops, M):
+    batch = example_batch(ops, M)
+    return Batch(batch.inputs, ops.place(batch.targets))
+
+
+def primitive_rows(ops, config, name, replays=REPLAYS):
+    """(rows, {convolution: seconds}) of every different call of a configuration's steps."""
+    calls = Calls(ops)
+    optimizer = own_optimizer(config, calls)
+    batch = batch_on_device(ops, config.optimizer.batch_size)
+    optimizer.prepare([batch])
+    optimizer.phase = calls.phase
+    steps = period(config)
+    for _ in range(steps):
+        optimizer.step(batch)
+    rows, convolutions = [], {}
+    for call in calls.noted.values():
+        rows.append({"step": name, **call.row(steps, replays)})
+        if call.convolution:
+            convolutions.setdefault(call.convolution, rows[-1]["microseconds"] / 1e6)
+    return rows, convolutions
+
+
+def phase_milliseconds(rows):
+    """{phase: milliseconds a step} that the primitives of a step add up to."""
+    phases = Counter()
+    for row in rows:
+        for phase, number in row["calls_a_step"].items():
+            phases[phase] += number * row["microseconds"] / 1000
+    return dict(phases)
+
+
+def step_row(ops, config, name, rounds=15, least=20):
+    """Milliseconds and images a second of whole steps, over full periods of their parts."""
+    M, optimizer = config.optimizer.batch_size, own_optimizer(config, ops)
+    batch = batch_on_device(ops, M)
+    optimizer.prepare([batch])
+    standing = StandingBatch(batch)
+    steps = period(config) * math.ceil(least / period(config))
+
+    def turn():
+        for _ in range(steps):
+            optimizer.step(standing)
+
+    median = timed(ops, turn, rounds) / steps
+    if optimizer.tally.read().nonfinite_step is not None:
+        raise RuntimeError(f"{name}: the timed steps diverged: from then on they do nothing")
+    return {"step": name, "batch": M, "milliseconds": 1e3 * median, "images_per_second": M / median}
+
+
+def torch_rows(ops, config, device="cuda"):
+    """(rows of PyTorch's step, {convolution: seconds}) in the precision of ops.
+
+    Nothing where PyTorch has no such device. Raises RuntimeError where its network computes
+    something else than ours.
+    """
+    try:
+        import torch
+    except ImportError:
+        return [], {}
+    if device == "cuda" and not torch.cuda.is_available():
+        return [], {}
+    from kfcnet.benchmarks import torch_gpu
+
+    M, batch = config.optimizer.batch_size, example_batch(ops, config.optimizer.batch_size)
+    network, inputs = own_optimizer(config, ops).network, ops.to_numpy(batch.inputs)
+    steps = torch_gpu.StepOnDevice(config, network, inputs, batch.targets, device)
+    expected = ops.to_numpy(network.forward(batch.inputs[:8]))
+    if not np.allclose(steps.forward(8), expected, rtol=0, atol=0.02 * np.abs(expected).max()):
+        raise RuntimeError("PyTorch's network does not compute what ours does: nothing to compare")
+    tf32 = bool(ops.tensor_cores)
+    convolutions = {
+        (name, M, *layer.input_shape, layer.output_shape[-1]): seconds
+        for layer in network.weighted if layer.window[0] > 1
+        for name, seconds in torch_gpu.convolution_seconds(
+            layer, M, tf32, device, sets_beyond_caches).items()}
+    return torch_gpu.step_rows(steps, tf32), convolutions
+
+
+def omega_ratio(ops, M=512, image=(16, 16, 32), kernel=5):
+    """Time of the library's fp32 product of patches written out over that of our Omega kernel."""
+    runtime, P = ops.runtime, 1 + kernel**2 * image[-1]
+    x = random_matrix(ops, M, math.prod(image), 1).reshape(M, *image)
+    out, rows = ops.zeros((P, P)), ops.patches(x, kernel, 1, kernel // 2)
+    ours = timed(ops, ops.program(lambda: ops.patch_gram(x, kernel, 1, kernel // 2, 1.0, 0.0, out)),
+                 REPLAYS)
+    library = timed(ops, lambda: runtime.library_product(rows, rows, out, False, True), REPLAYS)
+    return library / ours
+
+
+def inversion_ratio(ops, config):
+    """Time of the library's inversions of a network's factors over that of our sweeps, which are
+    one graph. Both wait until it is known whether they succeeded.
+    """
+    sides = [side for layer in own_optimizer(config, ops).network.weighted
+             for side in layer.factor_sizes]
+    roots = [random_matrix(ops, side, side, 1) for side in sides]
+    matrices = [ops.matmul(root, root, transpose_b=True) for root in roots]
+    shifts = [ops.asarray([float(side)]) for side in sides]
+
+    def library():
+        for matrix, shift in zip(matrices, shifts, strict=True):
+            ops.spd_inverse(matrix, shift)
+
+    sweeps = ops.program(lambda: ops.swept_inverses(matrices, shifts))
+    ours = timed(ops, lambda: ops.to_numpy(sweeps()[1]), REPLAYS)
+    return timed(ops, library, REPLAYS) / ours
+
+
+def benchmark_cuda(ops):
+    """What a GPU does with the CIFAR-10 network, and what PyTorch does with it there.
+
+    {"device", "ceilings", "steps": [row], "phases": {step: {phase: milliseconds}}, "primitives":
+    [row], "ratios": {what: number}}; above one, we are the faster.
+    """
+    sgd = [load_config("cifar_sgd", [f"optimizer.batch_size={M}"]) for M in (128, 512)]
+    kfc = [load_config("cifar_kfc", [f"optimizer.batch_size={M}"]) for M in (512, 4096)]
+    report = {"device": ops.describe(), "ceilings": ceilings(ops), "steps": [], "phases": {},
+              "primitives": [], "ratios": {}}
+    for precision in ("TF32", "fp32") if ops.runtime.tensor_cores else ("fp32",):
+        variant = CudaOps(ops.runtime, tensor_cores=precision == "TF32")
+        own = [step_row(variant, config, f"SGD, {precision}") for config in sgd]
+        own += [step_row(variant, config, f"KFC-pre, {precision}") for config in kfc]
+        report["steps"] += own
+        for config, row in zip([*sgd, kfc[0]], own, strict=False):
+            name = f"{row['step']}, {row['batch']}"
+            primitives, ours = primitive_rows(variant, config, name)
+            report["primitives"] += primitives
+            report["phases"][name] = phase_milliseconds(primitives)
+            if config in sgd:
+                steps, theirs = torch_rows(variant, config)
+                report["steps"] += steps
+                report["ratios"] |= ratios(name, row, steps, ours, theirs)
+        epochs = own[2]["milliseconds"] / 512 / (own[0]["milliseconds"] / 128)
+        report["ratios"][f"SGD epoch at 128 / KFC-pre epoch at 512, {precision}"] = 1 / epochs
+    report["ratios"]["cuSOLVER / sweeps, the factors of the CIFAR-10 network"] = inversion_ratio(
+        ops, kfc[0])
+    report["ratios"]["cuBLAS on patches / Omega, 801 x 801, fp32"] = omega_ratio(ops)
+    return report
+
+
+def ratios(name, row, steps, ours, theirs):
+    """{what: PyTorch's time over ours} of a step and of its convolutions, one by one and in sum."""
+    found = {f"{other['step']} / {name}": other["milliseconds"] / row["milliseconds"]
+             for other in steps}
+    shared = [key for key in theirs if key in ours]
+    found |= {f"{' '.join(map(str, key))} in PyTorch / ours, {name}": theirs[key] / ours[key]
+              for key in shared}
+    if shared:
+        found[f"convolutions in PyTorch / ours, {name}"] = (
+            sum(theirs[key] for key in shared) / sum(ours[key] for key in shared))
+    return found
+
+
+def format_report(report):
+    """The report as a text for people."""
+    lines = [f"{key}: {value}" for key, value in report["device"].items()]
+    lines += ["", *(f"{key}: {value:.1f}" for key, value in report["ceilings"].items())]
+    lines += ["", f"{'step':<30}{'batch':>6}{'ms':>10}{'images/s':>12}"]
+    lines += [f"{row['step']:<30}{row['batch']:>6}{row['milliseconds']:>10.3f}"
+              f"{row['images_per_second']:>12.0f}" for row in report["steps"]]
+    lines += ["", "milliseconds a step that the primitives of each phase add up to:"]
+    lines += [f"{step}: " + ", ".join(f"{phase} {ms:.3f}" for phase, ms in phases.items())
+              for step, phases in report["phases"].items()]
+    lines += ["", f"{'us':>9}{'TFLOP/s':>9}{'GB/s':>8}  primitive, step"]
+    lines += [f"{row['microseconds']:>9.1f}{row['TFLOP_s']:>9.2f}{row['GB_s']:>8.0f}"
+              f"  {row['call']}, {row['step']}" for row in report["primitives"]]
+    lines += ["", *(f"{ratio:>7.2f}  {what}" for what, ratio in report["ratios"].items())]
+    return "\n".join(lines)

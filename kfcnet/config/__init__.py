@@ -1,0 +1,13 @@
+"""What a run is: its configuration, described by a schema, read from YAML and written back."""
+
+from kfcnet.config.load import (
+    ConfigError,
+    config_names,
+    dump_config,
+    load_config,
+    parse_config,
+    read_config,
+)
+
+__all__ = ["ConfigError", "config_names", "dump_config", "load_config", "parse_config",
+           "read_config"]

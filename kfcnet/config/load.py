@@ -1,0 +1,129 @@
+"""Configurations, read from YAML and written back.
+
+A configuration is a YAML file (`configs/` holds one per curve) that `kfcnet.config.schema`
+describes. What it does not allow raises ConfigError, whose one or two lines name the key.
+"""
+
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kfcnet.config import yaml_text
+from kfcnet.config.errors import explain, show
+from kfcnet.config.schema import Config
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and fits on two lines."""
+
+
+def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Configuration from a file of `configs/` (by name) or from a path.
+
+    overrides: texts `key.key=value`, the value in YAML, a list's items by number from 0
+    (`network.0.std=0.01`). Raises ConfigError.
+    """
+    source, text = _find(name_or_path)
+    return parse_config(text, source, overrides)
+
+
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Configuration that a run left in a file. Raises ConfigError naming the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    return parse_config(text, str(path), overrides)
+
+
+def parse_config(text: str, source: str = "config", overrides: Iterable[str] = ()) -> Config:
+    """Configuration from YAML text; `source` names it in errors. Raises ConfigError."""
+    document = _parse_yaml(text, source)
+    if not isinstance(document, dict):
+        raise ConfigError(f"{source}: expected keys and values, got {show(document)}")
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(explain(error, document, source)) from None
+
+
+def dump_config(config: Config) -> str:
+    """YAML text that loads back to an equal configuration."""
+    return yaml_text.dump(config.model_dump(mode="json"))
+
+
+def config_names() -> list[str]:
+    """Names of the configurations that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in _folder().iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def _folder():
+    try:
+        return resources.files("kfcnet.configs")
+    except ModuleNotFoundError:  # a checkout that is not installed
+        return Path(__file__).resolve().parents[2] / "configs"
+
+
+def _find(name_or_path: str | Path) -> tuple[str, str]:
+    """(source for errors, text) of a packaged configuration or of a file."""
+    path, name = Path(name_or_path), str(name_or_path).removesuffix(".yaml")
+    if name in config_names():
+        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
+            raise ConfigError(
+                f"{path} is a packaged config and another file in this folder:\n"
+                f"write ./{path} for the file, {name} for the packaged one"
+            )
+        return f"{name}.yaml", text
+    try:
+        return str(path), path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file (UTF-8)") from None
+    except OSError as error:
+        raise ConfigError(
+            f"config {path}: {error.strerror or error}\n"
+            f"give a path, or one of {', '.join(config_names())}"
+        ) from None
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml_text.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _apply_override(document: dict, override: str) -> None:
+    """Set one `key.key=value` in the document."""
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise ConfigError(f"--set {override}: expected key.key=value")
+    value, place = _parse_yaml(text, f"--set {path}"), document
+    for depth, key in enumerate(keys):
+        index = _index(place, key, f"--set {path}: {'.'.join(keys[:depth])}")
+        if depth == len(keys) - 1:
+            place[index] = value
+        elif isinstance(place, dict) and place.get(index) is None:
+            place[index] = {}
+        place = place[index]
+
+
+def _index(place: Any, key: str, name: str) -> str | int:
+    """A key as an index of a part of the document; `name` is the part's in errors."""
+    if isinstance(place, list):
+        if not key.isdecimal() or int(key) >= len(place):
+            raise ConfigError(f"{name} has items 0 to {len(place) - 1}, not {key}")
+        return int(key)
+    if not isinstance(place, dict):
+        raise ConfigError(f"{name} has no keys of its own")
+    return key

@@ -1,0 +1,308 @@
+"""Records -> figures: the loss and the error of runs, as in the paper's Figures 1 and 2.
+
+A curve has a colour and a marker (so that it can be told apart in black and white); training is
+dashed, test solid. Runs that differ in their seed alone are one curve, the median, in a band, the
+range. The same records give the same bytes: nothing but matplotlib's own defaults, its own font
+and the records enters a figure.
+"""
+
+import io
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib import style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
+
+from kfcnet.runs.labels import (
+    FREE,
+    data_set,
+    group_by_seed,
+    is_part,
+    method,
+    published_data_set,
+    setting,
+    short,
+    titles_and_labels,
+)
+from kfcnet.runs.read import read_run
+from kfcnet.runs.records import write_bytes
+
+X_AXES = {"seconds": "training time", "updates": "updates", "epochs": "epochs",
+          "examples": "training examples"}
+LABELS = {"loss": "loss (nats per example)", "error": "error (%)"}
+COLUMN_OF = {"seconds": "seconds", "updates": "iteration", "epochs": "epoch",
+             "examples": "examples"}
+
+PUBLISHED_ERROR = {"CIFAR-10": 0.18, "SVHN": 0.0278}
+"""Test errors of the same networks as their authors published them (the paper's Figure 1)."""
+
+# Okabe and Ito's palette, which the common kinds of colour blindness leave distinct.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+
+STYLE = {
+    "figure.figsize": (7.2, 3.4), "figure.dpi": 200, "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
+    "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+    "grid.linewidth": 0.5, "svg.hashsalt": "kfcnet",
+}
+DATELESS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None},
+            "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+
+
+def plot_runs(folders, out, x="seconds"):
+    """Draw the runs in `folders` over `x` into the file `out` (.png, .svg or .pdf).
+
+    x: "seconds", "updates", "epochs" or "examples". Raises ValueError for another `x` or format,
+    RecordError for a run that cannot be read or a file that cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    save_figure(lambda: draw_runs(runs, x), out)
+
+
+def save_figure(draw, out):
+    """Write the figure that `draw()` returns to `out`, in the project's style."""
+    kind = Path(out).suffix.lstrip(".").lower()
+    if kind not in DATELESS:
+        raise ValueError(f"{out}: a figure is written as one of "
+                         f"{', '.join('.' + name for name in DATELESS)}")
+    memory = io.BytesIO()
+    with style.context(["default", STYLE]):
+        figure = draw()
+        FigureCanvasAgg(figure)
+        _lay_out(figure)
+        figure.savefig(memory, format=kind, metadata=DATELESS[kind])
+    write_bytes(out, memory.getbuffer())
+
+
+def _lay_out(figure):
+    """Put everything in its place for good, rounded: the last digits of the layout's solver, which
+    would name the clips of an SVG file, are of chance.
+    """
+    figure.get_layout_engine().execute(figure)
+    figure.set_layout_engine("none")
+    for part in figure.subfigs:
+        part.bbox_relative.set_points(part.bbox_relative.get_points().round(9))
+    for axes in figure.axes:
+        points = axes.get_position(original=True).get_points()
+        axes.set_position(Bbox(points.round(9)))
+
+
+class Panel(NamedTuple):
+    """What one pair of axes shows: `quantity`, "loss" or "error", of `runs` over `x`, a key of
+    X_AXES; logarithmic for curves of very different lengths.
+    """
+
+    runs: list
+    quantity: str
+    x: str = "seconds"
+    title: str = ""
+    is_logarithmic: bool = False
+
+
+def draw_runs(runs, x="seconds"):
+    """A Figure: the loss on the left, the error on the right, both on logarithmic axes."""
+    figure = draw_panels([Panel(runs, "loss", x), Panel(runs, "error", x)])
+    titles, _ = titles_and_labels(runs)
+    figure.suptitle(", ".join(titles), fontsize=8)
+    return figure
+
+
+def draw_panels(panels):
+    """A Figure of Panels, two in a row, with one legend: a curve is the same in all of them."""
+    for panel in panels:
+        if panel.x not in X_AXES:
+            raise ValueError(f"x axis: {panel.x!r} is not one of {', '.join(X_AXES)}")
+    rows, columns = -(-len(panels) // 2), min(len(panels), 2)
+    figure = Figure(figsize=(7.2 if columns == 2 else 4.5, 0.8 + 2.6 * rows))
+    seeds = {}
+    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels,
+                           strict=False):
+        _draw_panel(axes, panel, seeds)
+    for axes in figure.axes[len(panels):]:
+        axes.remove()
+    _add_legend(figure, seeds)
+    return figure
+
+
+def _draw_panel(axes, panel, seeds):
+    """seeds: {label: numbers of seeds} of the curves so far, to which those of the panel go."""
+    groups = group_by_seed(panel.runs)
+    _, labels = titles_and_labels([group[0] for group in groups], FREE)
+    scale, unit = _scale(panel.runs, panel.x)
+    for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
+        again = labels[:number].count(label)
+        label += f" ({again + 1})" if again else ""
+        seeds.setdefault(label, set()).add(len(group))
+        look = list(seeds).index(label)
+        _draw_curves(axes, group, COLUMN_OF[panel.x], scale, panel.quantity,
+                     COLOURS[look % len(COLOURS)], MARKERS[look % len(MARKERS)])
+    axes.set(xlabel=X_AXES[panel.x] + unit, title=panel.title, ylabel=LABELS[panel.quantity])
+    if panel.is_logarithmic:
+        axes.set_xscale("log", nonpositive="mask")  # without the row before the first update
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_xlim(0, None)
+    _set_log_axis(axes, 100 if panel.quantity == "error" else 1)
+    if panel.quantity == "error":
+        _draw_published_error(axes, panel.runs)
+
+
+def draw_sweep(results, run):
+    """A Figure of a sweep: the training error over the grid's first key, a line for each stage.
+
+    results: (epochs, {key: value}, training error or None for a run that diverged), one for each
+    run and stage; further keys of the grid give further lines. run: one of them, for the title.
+    """
+    lines, key = {}, next(iter(results[0][1]))
+    for epochs, settings, error in results:
+        (_, value), *others = settings.items()
+        name = ", ".join([in_epochs(epochs), *(f"{short(k)} {v}" for k, v in others)])
+        lines.setdefault((epochs, name), []).append((value, error))
+    figure = Figure(figsize=(4.5, 3))
+    axes = figure.subplots()
+    draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
+    axes.set(xlabel=short(key))
+    figure.legend(loc="outside right center")
+    figure.suptitle(f"{method(run)}, {data_set(run)}\n{setting(run)}", fontsize=8)
+    return figure
+
+
+def in_epochs(number):
+    """"1 epoch", "2.5 epochs"."""
+    return f"{number:g} epoch{'s' * (number != 1)}"
+
+
+def draw_grid(axes, lines):
+    """Training errors over the values of a setting, equally far apart, with logarithmic errors.
+
+    lines: {label: [(value, training error or None for a run that diverged), ...]}.
+    """
+    values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
+    for (name, line), colour, marker in zip(lines.items(), _cycle(COLOURS), _cycle(MARKERS),
+                                            strict=False):
+        measured = sorted((values.index(x), error) for x, error in line if error is not None)
+        diverged = [values.index(x) for x, error in line if error is None]
+        axes.plot(*np.array(measured or np.empty((0, 2))).T, color=colour, marker=marker,
+                  label=name)
+        if diverged:
+            axes.plot(diverged, np.ones(len(diverged)), "x", color=colour, clip_on=False)
+    if any(error is None for line in lines.values() for _, error in line):
+        axes.plot([], np.ones(0), "xk", label="diverged")
+    axes.set(ylabel="training error (%)")
+    axes.set_xticks(range(len(values)), [str(value) for value in values])
+    _set_log_axis(axes, 100)
+    axes.set_ylim(top=1)
+
+
+def _order(value):
+    return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
+
+
+def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
+    """Training dashed with hollow markers, test solid with full ones, some eight of each."""
+    positions = _over_seeds(runs, column)[1] / scale
+    every = max(1, len(positions) // 8)
+    for part, line, face in (("train", "--", "white"), ("test", "-", colour)):
+        low, middle, high = _over_seeds(runs, f"{part}_{quantity}")
+        if len(runs) > 1:
+            axes.fill_between(positions, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(positions, middle, line, color=colour, marker=marker, markevery=every,
+                  markerfacecolor=face, label="_nolegend_")
+
+
+def _over_seeds(runs, column):
+    """Lowest value, median and highest value (rows,) of a column, row by row.
+
+    A row is there for every iteration that some run has one for; a run takes part as far as it
+    got, straight lines between its own rows. After the last row of a run comes one of NaN, a gap in
+    the curve: what the others go on with is no continuation of what was so far.
+    """
+    iterations = np.unique(np.concatenate([run.metrics["iteration"] for run in runs]))
+    values = np.array([np.interp(iterations, run.metrics["iteration"], run.metrics[column],
+                                 left=np.nan, right=np.nan) for run in runs])
+    for row, run in zip(values, runs, strict=True):  # exact, also beside a row that is not finite
+        row[np.searchsorted(iterations, run.metrics["iteration"])] = run.metrics[column]
+    ends = {run.metrics["iteration"][-1] for run in runs} - {iterations[-1]}
+    values = np.insert(values, [np.searchsorted(iterations, end) + 1 for end in ends], np.nan, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row of a diverged run alone is all NaN
+        return np.nanmin(values, axis=0), np.nanmedian(values, axis=0), np.nanmax(values, axis=0)
+
+
+def _set_log_axis(axes, factor):
+    """Make the vertical axis logarithmic, with as many labels in a decade as there is room for.
+
+    A value of zero (no error at all) is moved to the lower edge. Labels are multiplied by `factor`.
+    """
+    low, high = axes.dataLim.minposy, axes.dataLim.ymax
+    if not (np.isfinite(low) and high > 0):
+        low, high = 0.1, 1
+    bottom = low / 1.3
+    for line in axes.lines:
+        line.set_ydata(np.where(line.get_ydata() == 0, bottom, line.get_ydata()))
+    axes.set_yscale("log")
+    axes.set_ylim(bottom, high * 1.3)
+    labelled = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 500 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=labelled))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_published_error(axes, runs):
+    """A horizontal line, where all runs are on one data set whose published error is known."""
+    data_sets = {published_data_set(run) for run in runs}
+    published = PUBLISHED_ERROR.get(min(data_sets)) if len(data_sets) == 1 else None
+    if published is not None:
+        whole = f" on all of {min(data_sets)}" if any(map(is_part, runs)) else ""
+        axes.axhline(published, color="black", linestyle=":", linewidth=1,
+                     label=f"published test error{whole}, {100 * published:g}%")
+        axes.set_ylim(bottom=min(published / 1.3, axes.get_ylim()[0]))
+
+
+def _add_legend(figure, seeds):
+    """Below the panels: which curve has which look, and once for all what dashed and solid mean."""
+    labels = [label + _seeds_in_words(numbers) for label, numbers in seeds.items()]
+    curves = [Line2D([], [], color=colour, marker=marker, label=label)
+              for label, colour, marker in zip(labels, _cycle(COLOURS), _cycle(MARKERS),
+                                               strict=False)]
+    parts = [Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face,
+                    label=part)
+             for part, line, face in (("training", "--", "white"), ("test", "-", "black"))]
+    published = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            published.setdefault(label, handle)
+    longest = max(map(len, labels))
+    columns = 1 if longest > 60 else 2 if longest > 30 else 4
+    columns = max(1, round(columns * figure.get_figwidth() / 7.2))  # as many as there is room for
+    figure.legend(handles=[*curves, *parts, *published.values()], loc="outside lower center",
+                  ncols=columns, handlelength=3)
+
+
+def _seeds_in_words(numbers):
+    low, high = min(numbers), max(numbers)
+    return "" if high == 1 else f", {high} seeds" if low == high else f", {low} to {high} seeds"
+
+
+def _scale(runs, x):
+    """What to divide the x values by, and the unit to name: time is shown in readable units."""
+    if x != "seconds":
+        return 1, ""
+    longest = max(run.metrics["seconds"].max(initial=0) for run in runs)
+    return next((scale, f" ({unit})") for limit, scale, unit in
+                ((600, 1, "s"), (4 * 3600, 60, "min"), (np.inf, 3600, "h")) if longest <= limit)
+
+
+def _cycle(values):
+    while True:
+        yield from values

@@ -1,0 +1,109 @@
+"""`diagnostics.csv` -> a figure: the curvature of each layer while a run trains."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kfcnet.figures import curves
+from kfcnet.runs.labels import titles_and_labels
+from kfcnet.runs.read import read_run
+from kfcnet.runs.records import DIAGNOSTICS, read_metrics
+
+
+def plot_diagnostics(folder, out):
+    """Draw the diagnostics of the run in `folder` into the file `out` (.png, .svg or .pdf).
+
+    Raises RecordError where they cannot be read, ValueError for another format.
+    """
+    table = read_metrics(Path(folder) / "diagnostics.csv", columns=DIAGNOSTICS)
+    run = read_run(folder)
+    curves.save_figure(lambda: draw_diagnostics(table, run), out)
+
+
+def draw_diagnostics(table, run):
+    """A Figure of six panels over updates, a colour and a marker for each layer."""
+    names = [name.removesuffix("_nu") for name in table if name.endswith("_nu")]
+    every = max(1, len(table["iteration"]) // 8)
+    looks = [dict(color=colour, marker=marker, markevery=every) for colour, marker
+             in zip(curves.COLOURS[:-1], curves.MARKERS, strict=False)]  # black is all layers
+    layers = dict(zip(names, looks * len(names), strict=False))
+    figure = Figure(figsize=(10, 5.6))
+    panels = figure.subplots(2, 3)
+    _draw_ranges(panels[0, 0], table, layers, "Omega")
+    _draw_ranges(panels[0, 1], table, layers, "Gamma")
+    _draw_lines(panels[0, 2], table, layers, "pi", "$\\pi$")
+    _draw_lines(panels[1, 0], table, layers, "nu", "$\\nu$ of the step before clip and momentum")
+    _draw_together(panels[1, 0], table, "nu", run.config["optimizer"].get("clip"))
+    _draw_lines(panels[1, 1], table, layers, "cosine", "cosine, gradient and natural gradient")
+    _draw_together(panels[1, 1], table, "cosine")
+    _draw_reductions(panels[1, 2], table)
+    for panel in (*panels[0], panels[1, 0]):
+        panel.set_yscale("log")
+    for panel in panels.flat:
+        panel.set_xlim(left=0)
+    for panel in panels[1]:
+        panel.set_xlabel("updates")
+    titles, (method,) = titles_and_labels([run])
+    facts = [title for title in titles if not title.startswith("batch")]  # it is in the method
+    figure.suptitle(", ".join([method, *facts]), fontsize=8)
+    handles, labels = panels[1, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
+    return figure
+
+
+def _draw_ranges(panel, table, layers, factor):
+    """From the smallest to the largest eigenvalue of each layer's damped factor."""
+    x = table["iteration"]
+    for layer, look in layers.items():
+        low, high = (_positive(table[f"{layer}_{factor}_{end}"]) for end in ("min", "max"))
+        panel.fill_between(x, low, high, color=look["color"], alpha=0.12, linewidth=0)
+        panel.plot(x, high, **look)
+        panel.plot(x, low, "--", markerfacecolor="white", **look)
+    panel.set_title(f"damped $\\{factor}$: largest eigenvalue, smallest (dashed)")
+
+
+def _draw_lines(panel, table, layers, name, title):
+    for layer, look in layers.items():
+        values = table[f"{layer}_{name}"]
+        panel.plot(table["iteration"], _positive(values) if name == "nu" else values,
+                   label=layer, **look)
+    panel.set_title(title)
+
+
+def _draw_together(panel, table, name, cap=None):
+    """All of the layers together, in black; and the value that steps are clipped to."""
+    values = table[name]
+    panel.plot(table["iteration"], _positive(values) if name == "nu" else values, color="black",
+               label="all layers")
+    if cap is not None:
+        panel.axhline(cap, color="black", linestyle=":", label=f"clip, {cap:g}")
+
+
+def _draw_reductions(panel, table):
+    """What the quadratic model said of each update, and what happened."""
+    predicted, actual = table["predicted_reduction"], table["actual_reduction"]
+    panel.plot(table["iteration"], predicted, color="black", label="predicted")
+    panel.plot(table["iteration"], actual, "o", markersize=3, color=curves.COLOURS[1],
+               label="actual")
+    panel.axhline(0, color="black", linewidth=0.5)
+    panel.set_yscale("symlog", linthresh=_smallest_scale(predicted, actual))
+    if min(predicted.min(initial=0), actual.min(initial=0)) >= 0:
+        panel.set_ylim(bottom=0)
+    panel.set_title("reduction of h on the mini-batch (nats)")
+    panel.legend(loc="best")
+
+
+def _smallest_scale(*curves):
+    """Where a symmetric logarithmic axis begins to be one: a hundredth of its largest value.
+
+    Down to a power of ten, which is where it has a tick; one within would run into that of zero.
+    """
+    values = np.abs(np.concatenate(curves))
+    largest = max(values[np.isfinite(values)].max(initial=0), 1e-10)
+    return 10.0 ** np.floor(np.log10(largest / 100))
+
+
+def _positive(values):
+    """Values a logarithmic axis can show; others leave a gap."""
+    return np.where(values > 0, values, np.nan)

@@ -1,0 +1,5 @@
+"""The array primitives on the CPU, over NumPy, with an optional C extension."""
+
+from kfcnet.ops.cpu.cpu_ops import CpuOps
+
+__all__ = ["CpuOps"]

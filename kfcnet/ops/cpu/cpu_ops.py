@@ -1,0 +1,546 @@
+"""The array primitives on the CPU, over NumPy arrays of float32 or float64.
+
+Work on a mini-batch is split into `shards` contiguous ranges of images, one thread each, while
+BLAS is held to one thread; sums over shards are taken in their order, so that a result depends
+on the number of shards and never on timing. The convolution and pooling come from the optional C
+extension where it is built, else from NumPy: the same functions with the same signatures.
+"""
+
+import math
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import scipy
+import scipy.linalg
+import threadpoolctl
+
+from kfcnet import philox
+from kfcnet.ops.cpu import batch_norm, convolution, windows
+from kfcnet.ops.cpu.eager import Immediate
+from kfcnet.ops.errors import DeviceError
+from kfcnet.ops.shapes import output_sides, pooled_shape
+
+try:
+    from kfcnet.ops.cpu import _native
+except ImportError:
+    _native = None
+
+NUMPY_FUNCTIONS = vars(convolution) | vars(windows)
+
+
+def _array_functions(native, dtype):
+    """(whether the C extension serves, the array functions: NumPy's, or its where it has them)."""
+    if native not in ("auto", "on", "off"):
+        raise ValueError(f"ops.native: {native!r} is not one of auto, on, off")
+    if native == "on" and _native is None:
+        raise DeviceError("ops.native is on, but the C extension is not built: "
+                          "install again where a C compiler is, or set ops.native=auto")
+    serves = native != "off" and _native is not None and dtype.name in _native.DTYPES
+    return serves, SimpleNamespace(**(NUMPY_FUNCTIONS | (vars(_native) if serves else {})))
+
+
+class CpuOps(Immediate):
+    """Array primitives over NumPy. Shapes: NHWC activations, (I, 1 + K*K*J) weights.
+
+    A device scalar is an array of shape (1,). Functions return new arrays unless `out` is given.
+    """
+
+    name = "cpu"
+
+    def __init__(self, dtype="float32", shards=2, native="auto"):
+        """Raises ValueError for a bad argument, DeviceError for an extension that is not there."""
+        self.dtype = np.dtype(dtype)
+        if self.dtype.name not in ("float32", "float64"):
+            raise ValueError(f"dtype: {dtype!r} is not one of float32, float64")
+        if shards < 1:
+            raise ValueError(f"ops.shards: {shards} is not a positive number")
+        self.shards = shards
+        self.native, self._functions = _array_functions(native, self.dtype)
+        self._threads = ThreadPoolExecutor(shards, thread_name_prefix="kfcnet")
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+
+    def describe(self):
+        """Device and library versions, for the record of a run."""
+        return {"device": "cpu", "processor": processor_name(), "dtype": self.dtype.name,
+                "native": self.native, "shards": self.shards, "numpy": np.__version__,
+                "scipy": scipy.__version__}
+
+    def _run(self, function, *batched):
+        """Call function(*slices) for every shard of the arrays' first axis; list of results."""
+        M = len(batched[0])
+        edges = [M * shard // self.shards for shard in range(self.shards + 1)]
+        slices = [[array[a:b] for array in batched]
+                  for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        if len(slices) == 1:
+            return [function(*slices[0])]
+        return list(self._threads.map(lambda arrays: function(*arrays), slices))
+
+    def _sum(self, function, shape, *batched):
+        """The sum over shards, in their order, of what function(*slices, out) writes into out."""
+        def partial(*slices):
+            out = self.empty(shape)
+            function(*slices, out)
+            return out
+        first, *others = self._run(partial, *batched)
+        for other in others:
+            first += other
+        return first
+
+    # Arrays
+
+    def asarray(self, x):
+        return np.ascontiguousarray(x, self.dtype)
+
+    def to_numpy(self, a):
+        return np.asarray(a)
+
+    def zeros(self, shape):
+        return np.zeros(shape, self.dtype)
+
+    def empty(self, shape):
+        return np.empty(shape, self.dtype)
+
+    def copy(self, a):
+        return a.copy()
+
+    # Convolution
+
+    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
+        """Weights (I, P) for several passes of a layer before they change; here as they are.
+
+        backward: whether for `conv_backward_data` too.
+        """
+        return weight
+
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
+        """x (M, H, W, J), weight (I, P) -> (M, Ho, Wo, I).
+
+        bias=False takes column 0 as zero; relu cuts the result at zero in the same pass.
+        """
+        if not bias:
+            weight = weight.copy()
+            weight[:, 0] = 0
+        y = self.empty((len(x), *output_sides(x.shape, kernel, stride, padding), len(weight)))
+        forward = self._convolution(kernel).conv_forward
+
+        def convolve(x, y):
+            forward(x, weight, y, kernel, stride, padding)
+            if relu:
+                np.maximum(y, 0, out=y)
+
+        self._run(convolve, x, y)
+        return y
+
+    def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
+        """dy (M, Ho, Wo, I), weight (I, P) -> dx (M, H, W, J)."""
+        dx = self.empty((len(dy), *x_shape[1:]))
+        backward = self._convolution(kernel).conv_backward_data
+        self._run(lambda dy, dx: backward(dy, weight, dx, kernel, stride, padding), dy, dx)
+        return dx
+
+    def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
+        """out (I, P) = scale * dy^T [[x]]_H, summed over images and locations."""
+        backward = self._convolution(kernel).conv_backward_weights
+        total = self._sum(lambda x, dy, out: backward(x, dy, out, kernel, stride, padding),
+                          out.shape, x, dy)
+        np.multiply(total, scale, out=out)
+
+    def _convolution(self, kernel):
+        """A dense layer, the convolution with a 1 x 1 kernel, is a plain matrix product."""
+        return convolution if kernel == 1 else self._functions
+
+    def patches(self, x, kernel, stride, padding):
+        """[[x]]_H: x (M, H, W, J) -> (M*T, P), first column one."""
+        T = math.prod(output_sides(x.shape, kernel, stride, padding))
+        rows = self.empty((len(x) * T, 1 + kernel * kernel * x.shape[3]))
+        convolution.fill_patches(x, rows, kernel, stride, padding)
+        return rows
+
+    def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
+        """rows (M*T, P) -> (M, H, W, J): every patch added back; column 0 is ignored."""
+        dx = self.zeros(x_shape)
+        convolution.add_patches(rows, dx, kernel, stride, padding)
+        return dx
+
+    # Kronecker factors
+
+    def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
+        """out (P, P) <- decay*out + scale * [[x]]_H^T [[x]]_H, summed over images and locations."""
+        total = self._patch_gram(x, out.shape, kernel, stride, padding)
+        self._accumulate(total, scale, decay, out)
+
+    def _patch_gram(self, x, shape, kernel, stride, padding):
+        if self.native and stride == 1 and kernel > 1:
+            geometry = (*x.shape[1:], kernel, padding)
+            regions = self._sum(
+                lambda x, out: self._functions.patch_gram_regions(x, out, kernel, padding),
+                self._functions.patch_gram_regions_shape(*geometry), x)
+            total = self.empty(shape)
+            self._functions.patch_gram_assemble(regions, total, len(x), *geometry)
+            return total
+        gram = convolution.patch_gram
+        return self._sum(lambda x, out: gram(x, out, kernel, stride, padding), shape, x)
+
+    def gram(self, rows, scale, decay, out):
+        """out (I, I) <- decay*out + scale * rows^T rows, for rows (n, I)."""
+        total = self._sum(lambda rows, out: np.matmul(rows.T, rows, out=out), out.shape, rows)
+        self._accumulate(total, scale, decay, out)
+
+    @staticmethod
+    def _accumulate(total, scale, decay, out):
+        if decay:
+            out *= decay
+            out += scale * total
+        else:
+            np.multiply(total, scale, out=out)
+
+    # Pooling
+
+    def max_pool(self, x, size, stride):
+        """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window."""
+        y = self.empty(pooled_shape(x.shape, size, stride))
+        argmax = np.empty(y.shape, np.uint8)
+        self._run(lambda *arrays: self._functions.max_pool(*arrays, size, stride), x, y, argmax)
+        return y, argmax
+
+    def max_pool_backward(self, dy, argmax, x_shape, size, stride):
+        dx = self.empty((len(dy), *x_shape[1:]))
+        self._run(lambda *arrays: self._functions.max_pool_backward(*arrays, size, stride),
+                  dy, argmax, dx)
+        return dx
+
+    def max_pool_tangent(self, rx, argmax, size, stride):
+        ry = self.empty(argmax.shape)
+        self._run(lambda *arrays: self._functions.max_pool_tangent(*arrays, size, stride),
+                  rx, argmax, ry)
+        return ry
+
+    def avg_pool(self, x, size, stride):
+        """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J)."""
+        y = self.empty(pooled_shape(x.shape, size, stride))
+        self._run(lambda *arrays: self._functions.avg_pool(*arrays, size, stride), x, y)
+        return y
+
+    def avg_pool_backward(self, dy, x_shape, size, stride):
+        dx = self.empty((len(dy), *x_shape[1:]))
+        self._run(lambda *arrays: self._functions.avg_pool_backward(*arrays, size, stride), dy, dx)
+        return dx
+
+    # Normalisation
+
+    def response_norm(self, x, size, alpha, power, across):
+        """x -> (y, d): y = x * d^-power, d = 1 + alpha * sum of x^2 over the neighbourhood."""
+        y, d = self.empty(x.shape), self.empty(x.shape)
+        forward = self._functions.response_norm
+        self._run(lambda *arrays: forward(*arrays, size, alpha, power, across), x, y, d)
+        return y, d
+
+    def response_norm_backward(self, dy, x, d, size, alpha, power, across):
+        dx = self.empty(x.shape)
+        backward = self._functions.response_norm_backward
+        self._run(lambda *arrays: backward(*arrays, size, alpha, power, across), dy, x, d, dx)
+        return dx
+
+    def response_norm_tangent(self, rx, x, d, size, alpha, power, across):
+        ry = self.empty(x.shape)
+        tangent = self._functions.response_norm_tangent
+        self._run(lambda *arrays: tangent(*arrays, size, alpha, power, across), rx, x, d, ry)
+        return ry
+
+    def batch_norm(self, x, epsilon):
+        """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes."""
+        shape, count = x.shape[-1:], self.dtype.type(x.size // x.shape[-1])
+        y, mean = self.empty(x.shape), self._sum(batch_norm.map_sums, shape, x) / count
+        squares = self._sum(lambda x, y, out: batch_norm.center(x, mean, y, out), shape, x, y)
+        inv_std = 1 / np.sqrt(squares / count + self.dtype.type(epsilon))
+        self._run(lambda y: batch_norm.scale_maps(y, inv_std, y), y)
+        return y, mean, inv_std
+
+    def batch_norm_apply(self, x, mean, inv_std):
+        y = self.empty(x.shape)
+        self._run(lambda x, y: batch_norm.standardize(x, mean, inv_std, y), x, y)
+        return y
+
+    def batch_norm_backward(self, dy, y, inv_std):
+        """dx through the batch's mean and variance; the Jacobian is symmetric: also the tangent."""
+        shape, count = y.shape[-1:], self.dtype.type(y.size // y.shape[-1])
+        mean_dy = self._sum(batch_norm.map_sums, shape, dy) / count
+        mean_dy_y = self._sum(batch_norm.product_sums, shape, dy, y) / count
+        dx = self.empty(y.shape)
+        self._run(lambda *arrays: batch_norm.batch_norm_backward(
+            *arrays[:2], mean_dy, mean_dy_y, inv_std, arrays[2]), dy, y, dx)
+        return dx
+
+    def scale_channels(self, x, s):
+        y = self.empty(x.shape)
+        self._run(lambda x, y: batch_norm.scale_maps(x, s, y), x, y)
+        return y
+
+    # Activation and dropout
+
+    def relu(self, x):
+        y = self.empty(x.shape)
+        self._run(lambda x, y: np.maximum(x, 0, out=y), x, y)
+        return y
+
+    def relu_backward(self, dy, y):
+        """dy where y > 0; the tangent has the same mask."""
+        dx = self.empty(dy.shape)
+        self._run(lambda dy, y, dx: np.multiply(dy, y > 0, out=dx), dy, y, dx)
+        return dx
+
+    def dropout(self, x, keep, seed, step, stream):
+        """x -> (x * mask / keep, mask uint8); elements whose uniform is below keep are kept."""
+        uniforms = philox.uniforms(seed, philox.DROPOUT, _number(step), x.size, stream)
+        mask = (uniforms < keep).astype(np.uint8).reshape(x.shape)
+        return self.dropout_backward(x, mask, keep), mask
+
+    def dropout_backward(self, dy, mask, keep):
+        """dy * mask / keep; the tangent has the same mask."""
+        return dy * mask * self.dtype.type(1 / keep)
+
+    # Losses and sampling
+
+    def softmax_cross_entropy(self, z, labels):
+        """z (M, C), labels int32 (M,) -> (p, p - onehot, [sum of nats, number wrong])."""
+        shifted = z - z.max(axis=1, keepdims=True)
+        p = np.exp(shifted)
+        sums = p.sum(axis=1, keepdims=True)
+        p /= sums
+        rows = np.arange(len(z))
+        dz = p.copy()
+        dz[rows, labels] -= 1
+        nats = (np.log(sums[:, 0]) - shifted[rows, labels]).sum(dtype=np.float64)
+        return p, dz, np.array([nats, (z.argmax(axis=1) != labels).sum()])
+
+    def sampled_gradient(self, p, uniforms):
+        """p - onehot(class drawn from p): the first whose cumulative probability exceeds u."""
+        below = np.cumsum(p, axis=1) <= uniforms[:, None]
+        dz = p.copy()
+        dz[np.arange(len(p)), np.minimum(below.sum(axis=1), p.shape[1] - 1)] -= 1
+        return dz
+
+    def softmax_fisher(self, p, r, scale):
+        """scale * sum over examples of r^T (diag(p) - p p^T) r, as a device scalar."""
+        mean = (p * r).sum(axis=1, keepdims=True)
+        return self.asarray([scale * (p * np.square(r - mean)).sum()])
+
+    def softmax_fisher_product(self, p, r):
+        """(diag(p) - p p^T) r of every example, (M, C)."""
+        return p * (r - (p * r).sum(axis=1, keepdims=True))
+
+    def uniforms(self, count, seed, purpose, step, stream=0):
+        return self.asarray(philox.uniforms(seed, purpose, _number(step), count, stream))
+
+    def normals(self, count, seed, purpose, step, stream=0):
+        return self.asarray(philox.normals(seed, purpose, _number(step), count, stream))
+
+    # Mini-batches
+
+    def gather(self, images, indices, mean, scale, batch=None, step=0):
+        """images uint8 (N, H, W, C), indices (n,), mean (H, W, C) -> (image - mean) * scale.
+
+        batch: so many images (batch, H, W, C) instead of all, those from place step*batch on in
+        `indices` as a ring. step: a number or a counter.
+        """
+        indices = _part(indices, batch, step)
+        x = self.empty((len(indices), *images.shape[1:]))
+        def normalise(indices, x):
+            np.subtract(images[indices], mean, out=x, casting="unsafe")
+            x *= self.dtype.type(scale)
+        self._run(normalise, indices, x)
+        return x
+
+    def take(self, labels, indices, batch=None, step=0):
+        """The labels that belong to `gather`'s images."""
+        return labels[_part(indices, batch, step)]
+
+    # Vectors and matrices
+
+    def matmul(self, a, b, transpose_a=False, transpose_b=False, out=None):
+        return np.matmul(a.T if transpose_a else a, b.T if transpose_b else b, out=out)
+
+    def dot(self, x, y):
+        return self.asarray([np.vdot(x, y)])
+
+    def weighted_dot(self, w, x, y):
+        """Sum of w*x*y, as a device scalar."""
+        return self.asarray([np.vdot(w * x, y)])
+
+    def axpy(self, alpha, x, y):
+        """y += alpha * x."""
+        y += alpha * x
+
+    def multiply_add(self, w, x, y):
+        """y += w * x, element by element."""
+        y += w * x
+
+    def trace(self, matrix):
+        return self.asarray([np.trace(matrix)])
+
+    def spd_inverse(self, matrix, shift):
+        """(matrix + shift*I)^-1 by Cholesky, for a symmetric matrix and a device scalar.
+
+        Raises numpy.linalg.LinAlgError where the shifted matrix is not positive definite.
+        """
+        damped = matrix.copy()
+        damped.flat[::len(matrix) + 1] += shift
+        potrf, potri = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (damped,))
+        factor, info = potrf(damped.T, lower=0, overwrite_a=True)
+        if info == 0:
+            inverse, info = potri(factor, lower=0, overwrite_c=True)
+        if info or not np.isfinite(inverse).all():
+            raise np.linalg.LinAlgError("matrix is not positive definite after damping")
+        upper = np.triu(inverse)
+        return np.ascontiguousarray(upper + np.triu(upper, 1).T)
+
+    def eigh(self, matrix):
+        """Eigenvalues (n,), ascending, and eigenvectors (n, n), in columns, of a symmetric matrix.
+
+        Raises numpy.linalg.LinAlgError where the iteration does not converge.
+        """
+        return np.linalg.eigh(matrix)
+
+    # Updates
+
+    def tally(self, totals, clip_scale, nu, step, sums, nonfinite_step):
+        """sums (4,) += [loss, errors, clipped or not, nu] of totals (2,), clip_scale and nu (1,).
+
+        Where nothing clips the latter two are None, and the sum of nu becomes NaN. Where the loss
+        is not finite nonfinite_step (1,) becomes `step`, unless it was set before; -1 where it was
+        not.
+        """
+        sums[:2] += totals
+        sums[2] += clip_scale is not None and clip_scale[0] < 1
+        sums[3] += np.nan if nu is None else nu[0]
+        if not (_is_set(nonfinite_step) or np.isfinite(totals[0])):
+            nonfinite_step[...] = step
+
+    def clip_scale(self, quadratic, learning_rate, clip):
+        """min(1, sqrt(clip / nu)) and nu = learning_rate^2 * quadratic, as device scalars."""
+        nu = learning_rate**2 * quadratic
+        return np.sqrt(clip / np.maximum(nu, clip)), nu
+
+    def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
+                        clip_scale, averaging_decay, nonfinite_step=None, weight_decay=None):
+        """One pass over the flat parameter vector:
+
+        velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
+        average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
+        All updates: weight_decay*theta, with weight_decay (n,), is added to the direction first;
+        none moves anything once nonfinite_step (1,) is not negative: see `tally`.
+        """
+        if _is_set(nonfinite_step):
+            return
+        step = learning_rate if clip_scale is None else learning_rate * clip_scale
+        velocity *= momentum
+        velocity -= step * _decayed(direction, weight_decay, theta)
+        theta += velocity
+        _fold(average, theta, averaging_decay)
+
+    def nesterov_update(self, theta, velocity, average, direction, learning_rate, momentum,
+                        averaging_decay, nonfinite_step=None, weight_decay=None):
+        """Like `momentum_update`, but theta += momentum*velocity - learning_rate*direction, with
+        the new velocity: the look-ahead form of Sutskever et al. (2013).
+        """
+        if _is_set(nonfinite_step):
+            return
+        descent = learning_rate * _decayed(direction, weight_decay, theta)
+        velocity *= momentum
+        velocity -= descent
+        theta += momentum * velocity
+        theta -= descent
+        _fold(average, theta, averaging_decay)
+
+    def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
+        """Shorten every row of weight[:, 1:] (I, P - 1) above the Euclidean norm `limit` to it.
+
+        average (I, P) has folded in `weight` as it was, with averaging_decay; it takes its share of
+        the change. Column 0, the bias, is free. In place. Nothing moves once nonfinite_step (1,) is
+        not negative: see `tally`.
+        """
+        if _is_set(nonfinite_step):
+            return
+        incoming = weight[:, 1:]
+        norms = np.sqrt(np.square(incoming).sum(axis=1, keepdims=True))
+        shorter = incoming * (limit / np.maximum(norms, limit))
+        average[:, 1:] += (1 - averaging_decay) * (shorter - incoming)
+        incoming[...] = shorter
+
+    def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
+                       averaging_decay, nonfinite_step=None, weight_decay=None):
+        """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
+        if _is_set(nonfinite_step):
+            return
+        gradient = _decayed(gradient, weight_decay, theta)
+        squares += gradient * gradient
+        theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
+        _fold(average, theta, averaging_decay)
+
+    def rmsprop_update(self, theta, squares, average, gradient, learning_rate, square_decay,
+                       epsilon, averaging_decay, nonfinite_step=None, weight_decay=None):
+        """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
+        if _is_set(nonfinite_step):
+            return
+        gradient = _decayed(gradient, weight_decay, theta)
+        _fold(squares, gradient * gradient, square_decay)
+        theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
+        _fold(average, theta, averaging_decay)
+
+    def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
+                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None,
+                    weight_decay=None):
+        """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
+
+        theta -= learning_rate * mean / (sqrt(mean square) + epsilon). completed: the steps before
+        this one, a number or a counter.
+        """
+        if _is_set(nonfinite_step):
+            return
+        gradient = _decayed(gradient, weight_decay, theta)
+        steps = _number(completed) + 1
+        _fold(velocity, gradient, momentum)
+        _fold(squares, gradient * gradient, square_decay)
+        mean_scale, square_scale = 1 - momentum**steps, 1 - square_decay**steps
+        theta -= learning_rate / mean_scale * velocity / (
+            np.sqrt(squares / square_scale) + epsilon)
+        _fold(average, theta, averaging_decay)
+
+
+def _number(step):
+    """The number of a step that is given as such or as a counter (1,)."""
+    return int(np.ravel(step)[0])
+
+
+def _is_set(nonfinite_step):
+    return nonfinite_step is not None and nonfinite_step[0] >= 0
+
+
+def _part(ring, batch, step):
+    """The entries from step*batch on of a ring (n,): (batch,); the ring itself without a batch."""
+    if batch is None:
+        return ring
+    return ring[(np.arange(batch) + _number(step) * batch) % len(ring)]
+
+
+def _decayed(direction, weight_decay, theta):
+    """The direction with the part of the weight decay, a vector or None."""
+    return direction if weight_decay is None else direction + weight_decay * theta
+
+
+def _fold(average, value, decay):
+    """average <- decay*average + (1 - decay)*value."""
+    average *= decay
+    average += (1 - decay) * value
+
+
+def processor_name():
+    """The processor's model name where the system tells it, else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,335 @@
+"""The GPU through CuPy: arrays, compilation, launches, streams, graphs. Only this file imports it.
+
+A runtime is what the launchers of `kfcnet/ops/cuda/` need; the tests have another one. Work is
+queued in order on one stream; reading an array waits for it.
+"""
+
+import contextlib
+from functools import cache
+
+import numpy as np
+
+from kfcnet.ops.cuda import kernels
+from kfcnet.ops.errors import DeviceError
+
+OLDEST = 75  # compute capability 7.5
+TENSOR_CORES_FROM = 80  # TF32, and 99 KB of shared memory at least
+MOST_BLOCKS = 65535  # of a grid in its second and third direction
+STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking for more
+
+
+@cache
+def _cupy():
+    """CuPy, where there is a GPU for it. Raises DeviceError with the way out."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise DeviceError(f"the GPU is used through CuPy, which cannot be imported ({error}): pip "
+                          'install "kfcnet[cuda13]", or "kfcnet[cuda12]" for a driver before '
+                          "CUDA 13") from None
+    try:
+        found, reason = cupy.cuda.is_available(), ""
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # CuPy 13 without a driver
+        found, reason = False, f" ({error})"
+    if not found:
+        raise DeviceError(f"CuPy {cupy.__version__} finds no NVIDIA GPU or no driver that it can "
+                          f"use{reason}: nvidia-smi shows both; otherwise use the device cpu")
+    return cupy
+
+
+@cache
+def _libraries():
+    """CuPy's (cublas, cusolver, device). Raises DeviceError where CUDA's libraries are missing."""
+    try:
+        from cupy.cuda import cublas, cusolver, device
+    except ImportError as error:
+        raise DeviceError(f"matrices are factorized by cuSOLVER, which CuPy cannot load ({error}): "
+                          'pip install "kfcnet[cuda13]" or "kfcnet[cuda12]" brings it') from None
+    return cublas, cusolver, device
+
+
+@cache
+def _streams():
+    """(main, side): the same for all of a process, so that whatever it queues comes in order."""
+    return tuple(_cupy().cuda.Stream(non_blocking=True) for _ in range(2))
+
+
+def is_available():
+    """Whether CuPy is installed and sees a GPU."""
+    try:
+        return bool(_cupy())
+    except DeviceError:
+        return False
+
+
+class CupyRuntime:
+    """Arrays and launches on the current GPU of CuPy."""
+
+    def __init__(self):
+        """Raises DeviceError where there is no CuPy, no GPU, or too old a one."""
+        self._cupy = cupy = _cupy()
+        self.array_type = cupy.ndarray
+        self.device = cupy.cuda.Device()
+        self.name = cupy.cuda.runtime.getDeviceProperties(self.device.id)["name"].decode()
+        self.capability = int(self.device.compute_capability)
+        if self.capability < OLDEST:
+            raise DeviceError(f"{self.name} has compute capability {self.capability / 10}; the "
+                              f"kernels need {OLDEST / 10}: use another GPU or the device cpu")
+        self.tensor_cores = self.capability >= TENSOR_CORES_FROM
+        self.shared_limit = (99 if self.tensor_cores else 48) * 1024
+        self._stream, self._side = _streams()
+        self._stream.use()
+        self._kernels, self._launched, self.capturing = {}, {}, False
+        self._pools = []  # of each the memory that it has taken
+
+    def describe(self):
+        runtime = self._cupy.cuda.runtime
+        return {"device": "cuda", "processor": self.name,
+                "compute_capability": f"{self.capability / 10}",
+                "cupy": self._cupy.__version__, "cuda_driver": runtime.driverGetVersion(),
+                "cuda_runtime": runtime.runtimeGetVersion(), "numpy": np.__version__}
+
+    # Arrays
+
+    @contextlib.contextmanager
+    def _errors(self):
+        """Errors of CUDA as DeviceErrors that name what may have caused them."""
+        cupy = self._cupy
+        try:
+            yield
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            raise DeviceError(f"{self.name} is out of memory: {error}. A smaller "
+                              "optimizer.batch_size needs less") from None
+        except RuntimeError as error:
+            if not type(error).__module__.startswith("cupy_backends."):  # CUDA and its libraries
+                raise
+            launched = ", ".join(self._launched) or "none"
+            raise DeviceError(f"{self.name}: {error}. Kernels since the host last waited: "
+                              f"{launched}. With CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
+                              ) from None
+
+    def empty(self, shape, dtype):
+        with self._errors():
+            return self._cupy.empty(shape, dtype)
+
+    def zeros(self, shape, dtype):
+        with self._errors():
+            return self._cupy.zeros(shape, dtype)
+
+    def asarray(self, x, dtype):
+        """An array of the host or of the device as a C-contiguous one here, of this dtype."""
+        self._refuse_in_capture("data from the host")
+        with self._errors():
+            return self._cupy.ascontiguousarray(self._cupy.asarray(x, dtype))
+
+    def to_numpy(self, array):
+        """Waits for everything queued before."""
+        self._refuse_in_capture("an array to the host")
+        with self._errors():
+            result = self._cupy.asnumpy(array)
+        self._launched.clear()
+        return result
+
+    def copy(self, array):
+        with self._errors():
+            return self._cupy.array(array, copy=True, order="C")
+
+    def copy_into(self, target, source):
+        """The elements of `source` into the memory of `target`, of the same shape and dtype."""
+        with self._errors():
+            self._cupy.copyto(target, source)
+
+    def allocated(self):
+        """Bytes of arrays that are in use, with all that captured steps have taken."""
+        captured = sum(memory.size for pool in self._pools for memory in pool)
+        return self._cupy.get_default_memory_pool().used_bytes() + captured
+
+    def synchronize(self):
+        self._refuse_in_capture("the host along")
+        with self._errors():
+            self._stream.synchronize()
+        self._launched.clear()
+
+    def _refuse_in_capture(self, what):
+        if self.capturing:
+            raise RuntimeError(f"a captured step cannot move {what}: it would not be repeated")
+
+    # Kernels
+
+    def launch(self, file, kernel, constants, grid, block, values, shared):
+        """Queue a launch; `values` are checked and cast. Raises DeviceError, ValueError."""
+        for value in values:
+            if isinstance(value, self.array_type) and value.device != self.device:
+                raise ValueError(f"{kernel}: an array lies on GPU {value.device.id}, the kernel "
+                                 f"runs on GPU {self.device.id}")
+        if max(grid[1:], default=0) > MOST_BLOCKS:
+            size = " x ".join(map(str, grid))
+            raise ValueError(f"{kernel}: a grid of {size} blocks, a GPU takes {MOST_BLOCKS} from "
+                             "the second number on: use a smaller batch")
+        function = self._kernel(file, kernel, tuple(constants.items()))
+        if shared > STATIC_SHARED:
+            function.max_dynamic_shared_size_bytes = shared
+        passed = tuple(np.uintp(0) if value is None else value for value in values)
+        self._launched[kernel] = None
+        with self._errors():
+            function(grid, block, passed, shared_mem=shared)
+
+    def _kernel(self, file, kernel, constants):
+        key = file, kernel, constants
+        if key not in self._kernels:
+            self._kernels[key] = self._compiled(file, constants).get_function(kernel)
+        return self._kernels[key]
+
+    def _compiled(self, file, constants):
+        options = ("--std=c++17", *(f"-D{name}={value}" for name, value in constants))
+        module = self._cupy.RawModule(code=kernels.source(file), options=options, backend="nvrtc")
+        try:
+            module.compile()
+        except self._cupy.cuda.compiler.CompileException as error:
+            raise DeviceError(f"kernels/{file}.cu does not compile for sm_{self.capability} with "
+                              f"{' '.join(options)}:\n{error}") from None
+        return module
+
+    # Graphs and the second stream
+
+    def new_pool(self):
+        """Memory of its own for captured steps: a replay finds its buffers as they were.
+
+        CuPy gives free blocks back to the device when memory is short; those that a graph writes to
+        count as free between its launches, so that they are held here.
+        """
+        memory, held = self._cupy.cuda.memory, []
+        self._pools.append(held)
+
+        def take(size):
+            held.append(memory.Memory(size))
+            return memory.MemoryPointer(held[-1], 0)
+
+        return self._cupy.cuda.MemoryPool(take)
+
+    @contextlib.contextmanager
+    def allocating_from(self, pool):
+        """Within the context new arrays come from `pool`, CuPy's own temporaries too."""
+        with self._cupy.cuda.using_allocator(pool.malloc):
+            yield
+
+    def capture(self, function):
+        """(graph, result): a function's launches, recorded and not run, and what it returned."""
+        try:
+            with self._errors():
+                self._stream.begin_capture()
+                self.capturing = True
+                result = function()
+                return self._stream.end_capture(), result
+        except BaseException:
+            with contextlib.suppress(Exception):  # of the capture that is cut short
+                self._stream.end_capture()
+            raise
+        finally:
+            self.capturing = False
+
+    def replay(self, graph):
+        with self._errors():
+            graph.launch(self._stream)
+
+    def beside(self, function):
+        """Queue a function's work on the second stream, after all that is queued on the first.
+
+        Returns (result, event); work that uses the result comes after `wait(event)`.
+        """
+        self._refuse_in_capture("work to the second stream")
+        with self._errors():
+            self._side.wait_event(self._stream.record())
+            try:
+                self._side.use()
+                result = function()
+                return result, self._side.record()
+            finally:
+                self._stream.use()
+
+    def wait(self, event):
+        """Let what is queued from here on come after an event; the host does not wait."""
+        with self._errors():
+            self._stream.wait_event(event)
+
+    def to_host_later(self, arrays):
+        """A function for another thread: it waits until the arrays are as they are now queued."""
+        with self._errors():
+            event = self._stream.record()
+
+        def fetch():
+            with self._errors(), self.device, self._side:
+                event.synchronize()
+                return [self._cupy.asnumpy(array) for array in arrays]
+
+        return fetch
+
+    # Measuring
+
+    def mark(self):
+        """A moment on the device: when it has done what is queued so far."""
+        with self._errors():
+            event = self._cupy.cuda.Event()
+            event.record(self._stream)
+            return event
+
+    def seconds_between(self, start, end):
+        """After `synchronize`."""
+        with self._errors():
+            return self._cupy.cuda.get_elapsed_time(start, end) / 1000
+
+    def library_product(self, a, b, out, tensor_cores, transpose_a=False):
+        """out = op(a) b by cuBLAS: what kernels are measured against."""
+        cublas, _, device = _libraries()
+        handle, (m, n), k = device.get_cublas_handle(), out.shape, len(b)
+        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        cublas.setStream(handle, self._stream.ptr)
+        cublas.setMathMode(handle, cublas.CUBLAS_TF32_TENSOR_OP_MATH if tensor_cores
+                           else cublas.CUBLAS_DEFAULT_MATH)
+        # In columns, as the library sees the same memory: out^T = b^T op(a)^T.
+        cublas.sgemm(handle, cublas.CUBLAS_OP_N,
+                     cublas.CUBLAS_OP_T if transpose_a else cublas.CUBLAS_OP_N, n, m, k,
+                     one.ctypes.data, b.data.ptr, n, a.data.ptr, m if transpose_a else k,
+                     zero.ctypes.data, out.data.ptr, n)
+        cublas.setMathMode(handle, cublas.CUBLAS_DEFAULT_MATH)
+
+    # Factorization
+
+    def spd_inverse(self, matrix, shift):
+        """(matrix + shift*I)^-1 by Cholesky, and an int32 (1,) that is 0 where it succeeded."""
+        self._refuse_in_capture("a factorization")
+        cupy = self._cupy
+        cublas, cusolver, device = _libraries()
+        n, lower = len(matrix), cublas.CUBLAS_FILL_MODE_LOWER
+        handle = device.get_cusolver_handle()
+        with self._errors():
+            factor, inverse = matrix.copy(), cupy.eye(n, dtype=matrix.dtype)
+            factor.ravel()[:: n + 1] += shift
+            info = cupy.zeros(2, np.int32)
+            work = cupy.empty(cusolver.spotrf_bufferSize(handle, lower, n, factor.data.ptr, n),
+                              matrix.dtype)
+            cusolver.spotrf(handle, lower, n, factor.data.ptr, n, work.data.ptr, work.size,
+                            info.data.ptr)
+            cusolver.spotrs(handle, lower, n, n, factor.data.ptr, n, inverse.data.ptr, n,
+                            info[1:].data.ptr)
+            inverse = (inverse + inverse.T) / 2  # rounding leaves it a little asymmetric
+            failed = (info != 0).any() | ~cupy.isfinite(inverse).all()
+            return inverse, failed.astype(np.int32).reshape(1)
+
+    def eigh(self, matrix):
+        """(values from the smallest on, vectors in columns); waits for the device.
+
+        Raises np.linalg.LinAlgError where the iteration does not converge.
+        """
+        self._refuse_in_capture("a factorization")
+        import cupyx
+
+        failed = np.linalg.LinAlgError("eigenvalues did not converge")
+        with self._errors(), cupyx.errstate(linalg="raise"):  # else CuPy does not look
+            if not bool(self._cupy.isfinite(matrix).all()):
+                raise failed  # no library promises to come back from these
+            try:
+                values, vectors = self._cupy.linalg.eigh(matrix)
+            except np.linalg.LinAlgError:
+                raise failed from None
+            return values, self._cupy.ascontiguousarray(vectors)

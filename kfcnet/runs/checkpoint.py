@@ -1,0 +1,82 @@
+"""A run's state in one HDF5 file, written in one go and checked byte by byte when read.
+
+The file opens with a line of text and the SHA-256 sum of all that follows (HDF5 allows for such a
+block ahead of its own data, so any HDF5 tool can open the file):
+
+    kfcnet checkpoint 1
+    sha256 <64 hexadecimal digits>
+"""
+
+import hashlib
+import io
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from kfcnet.runs.records import write_bytes
+
+CHECKPOINT = "checkpoint.h5"  # its name in the folder of a run
+MAGIC = b"kfcnet checkpoint 1\nsha256 "
+BLOCK = 512  # bytes ahead of the HDF5 data, the smallest that HDF5 allows
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is missing or not what was written; the text names the file and the way out."""
+
+
+def save_checkpoint(path, state):
+    """Write `state`, a nested dict of arrays, numbers, booleans and strings, to `path`.
+
+    Arrays have at least one axis and keep shape and dtype. Until the new file is whole and on the
+    disk, the old one stays. Raises WriteError where it cannot be written.
+    """
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", userblock_size=BLOCK) as file:
+        _write_group(file, state)
+    content = memory.getbuffer()
+    header = MAGIC + hashlib.sha256(content[BLOCK:]).hexdigest().encode() + b"\n"
+    content[:BLOCK] = header.ljust(BLOCK, b"\0")
+    write_bytes(path, content)
+
+
+def load_checkpoint(path):
+    """The nested dict given to `save_checkpoint`.
+
+    Raises CheckpointError, naming the file, for one that is missing, foreign, cut or changed.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; train the "
+                              "run first, or go on with --resume") from error
+    if not content.startswith(MAGIC):
+        raise CheckpointError(f"{path} is no kfcnet checkpoint; start the run again with "
+                              "--overwrite")
+    expected = content[len(MAGIC):len(MAGIC) + 64].decode(errors="replace")
+    if hashlib.sha256(memoryview(content)[BLOCK:]).hexdigest() != expected:
+        raise CheckpointError(f"{path} is damaged (its content does not match its checksum); "
+                              "restore it, or start the run again with --overwrite")
+    with h5py.File(io.BytesIO(content), "r") as file:
+        return _read_group(file)
+
+
+def _write_group(group, state):
+    for name, value in state.items():
+        if isinstance(value, dict):
+            _write_group(group.create_group(name), value)
+        else:
+            group.create_dataset(name, data=value)
+
+
+def _read_group(group):
+    return {name: _read_group(item) if isinstance(item, h5py.Group) else _read_value(item)
+            for name, item in group.items()}
+
+
+def _read_value(dataset):
+    """An array as it was, or the plain Python number, boolean or string."""
+    if h5py.check_string_dtype(dataset.dtype):
+        return dataset.asstr()[()]
+    value = dataset[()]
+    return value if isinstance(value, np.ndarray) else value.item()

@@ -1,0 +1,186 @@
+"""The folder of a run: who may write to it, and what is in it."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from kfcnet.config import dump_config, parse_config
+from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
+from kfcnet.runs.labels import flat
+from kfcnet.runs.records import (
+    append_metrics,
+    create_metrics,
+    last_iteration,
+    read_json,
+    truncate_metrics,
+    write_json,
+    write_text,
+)
+
+FILES = (CHECKPOINT, "curves.png", "diagnostics.png", "metrics.csv", "diagnostics.csv",
+         "run.json", "config.yaml")
+"""In the order in which they are removed: without its checkpoint a folder holds no run."""
+
+FREE_KEYS = ("epochs", "data.path", "checkpoint_minutes")
+"""Settings that may change when a run goes on: its end, where its data lie, how often it is saved.
+The others of labels.FREE leave its course alone too, but not what its records hold.
+"""
+
+
+class RunFolderError(RuntimeError):
+    """A run folder cannot be used as asked; the text says what to do."""
+
+
+class RunFolder:
+    """The files of one run; within a `with` block no other process may use them."""
+
+    def __init__(self, path, resume=False, overwrite=False):
+        self.path, self.resume, self.overwrite = Path(path), resume, overwrite
+
+    def __enter__(self):
+        """Raises RunFolderError where there is something at the path that may not be used."""
+        self._is_new = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise RunFolderError(f"{self.path} is a file; choose another folder with --out"
+                                 ) from None
+        except OSError as error:
+            raise RunFolderError(f"cannot make the folder {self.path}: {error.strerror}; choose "
+                                 "another with --out") from error
+        self._lock = contextlib.ExitStack()
+        self._lock.enter_context(alone_in(self.path))
+        try:
+            self._check_use()
+        except RunFolderError:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        """Let others in; a new folder goes away again if nothing was written to it."""
+        if self._is_new:
+            with contextlib.suppress(OSError):  # it is not empty
+                self.path.rmdir()
+        self._lock.close()
+
+    def _check_use(self):
+        present = {entry.name for entry in self.path.iterdir()}
+        present -= {name + ".tmp" for name in FILES}  # what a kill in the middle of a write leaves
+        if present and present.isdisjoint({CHECKPOINT, "config.yaml", "run.json"}):
+            raise RunFolderError(f"{self.path} holds files that are not a run's; choose another "
+                                 "folder with --out")
+        if present and not (self.resume or self.overwrite):
+            raise RunFolderError(f"{self.path} holds a run already: go on with it by --resume, "
+                                 "replace it by --overwrite, or choose another folder with --out")
+
+    def saved_state(self, config):
+        """The checkpoint to go on from; None where the run has not got so far, or starts anew.
+
+        Raises RunFolderError naming the first setting in which `config` differs from the run's,
+        CheckpointError for a damaged checkpoint.
+        """
+        if not (self.resume and self.checkpoint.exists()):
+            return None
+        state = load_checkpoint(self.checkpoint)
+        before, now = map(_settings, (parse_config(state["config"], str(self.checkpoint)), config))
+        for key in before | now:
+            if key not in FREE_KEYS and before.get(key) != now.get(key):
+                raise RunFolderError(
+                    f"{key} is {now.get(key)} now and was {before.get(key)} in {self.path}: set it "
+                    "back to go on, replace the run by --overwrite, or choose another --out")
+        return state
+
+    def start(self, config, record):
+        """Begin a run here, in place of any other."""
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+            (self.path / f"{name}.tmp").unlink(missing_ok=True)
+        self.write_config(config)
+        write_json(self.path / "run.json", record)
+        create_metrics(self.metrics)
+
+    def go_on(self, config, record, iteration):
+        """Go on from `iteration`: later rows are dropped, and what is different now is recorded."""
+        truncate_metrics(self.metrics, iteration)
+        if self.diagnostics.exists():
+            truncate_metrics(self.diagnostics, iteration, columns=("iteration",))
+        self.write_config(config)
+        kept = self.record()
+        now = {key: record[key] for key in ("command", "commit", "device", "versions")}
+        kept.setdefault("resumed", []).append({"iteration": iteration, **now})
+        kept["outcome"] = record["outcome"]
+        write_json(self.path / "run.json", kept)
+
+    def write_config(self, config):
+        write_text(self.path / "config.yaml", portable_config(config))
+
+    def record(self):
+        """The contents of run.json."""
+        return read_json(self.path / "run.json")
+
+    def finish(self, state, iteration, **details):
+        """Note in run.json how the run ended."""
+        outcome = {"state": state, "iteration": iteration, **details}
+        write_json(self.path / "run.json", {**self.record(), "outcome": outcome})
+
+    def append(self, row):
+        append_metrics(self.metrics, row)
+
+    def append_diagnostics(self, row):
+        """Add a row to `diagnostics.csv`; the first one makes the file, its keys the columns."""
+        if not self.diagnostics.exists():
+            create_metrics(self.diagnostics, columns=row)
+        append_metrics(self.diagnostics, row, columns=row)
+
+    def last_row(self):
+        """Iteration of the latest row of metrics; -1 where there is none."""
+        return last_iteration(self.metrics)
+
+    @property
+    def checkpoint(self):
+        return self.path / CHECKPOINT
+
+    @property
+    def metrics(self):
+        return self.path / "metrics.csv"
+
+    @property
+    def diagnostics(self):
+        return self.path / "diagnostics.csv"
+
+
+def portable_config(config):
+    """YAML of a config without the place of its data: that is the machine's, not the run's."""
+    data = config.data.model_copy(update={"path": None})
+    return dump_config(config.model_copy(update={"data": data}))
+
+
+def _settings(config):
+    """{"optimizer.learning_rate": 0.01, "network.0.std": 0.1, ...} of a Config."""
+    described = config.model_dump(mode="json")
+    return flat({**described, "network": dict(enumerate(described["network"]))})
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """Keep other processes out of a folder. Raises RunFolderError where one is in it.
+
+    A killed process lets go by itself. Where the system (not POSIX) has no such lock nobody is kept
+    out.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"{folder} is in use by another process; wait for it or stop it, "
+                                 "or choose another folder with --out") from None
+        yield
+    finally:
+        os.close(descriptor)

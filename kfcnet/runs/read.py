@@ -1,0 +1,42 @@
+"""A run as its folder tells it."""
+
+import contextlib
+from pathlib import Path
+from typing import NamedTuple
+
+from kfcnet.config import ConfigError, parse_config, yaml_text
+from kfcnet.runs.records import RecordError, lacks, read_json, read_metrics
+
+
+class Run(NamedTuple):
+    """A run as its folder tells it: `metrics.csv`, `config.yaml` and `run.json`."""
+
+    metrics: dict
+    config: dict
+    record: dict
+
+
+def read_run(folder):
+    """The Run in a folder. Raises RecordError naming the file that is missing or unreadable.
+
+    Settings that are younger than the record are filled in, so that its seeds are one curve for all
+    that; a configuration that is refused today is taken as it is.
+    """
+    folder = Path(folder)
+    if not (folder / "metrics.csv").exists():
+        raise RecordError(f"{folder} holds no run (there is no metrics.csv in it); name the "
+                          "folder that a run was written to with --out")
+    try:
+        text = (folder / "config.yaml").read_text(encoding="utf-8")
+        config = yaml_text.parse(text)
+    except (OSError, ValueError) as error:
+        raise RecordError(f"cannot read {folder / 'config.yaml'}: {error}") from error
+    record = read_json(folder / "run.json")
+    for content, keys, name in ((config, ("data", "network", "optimizer"), "config.yaml"),
+                                (record, ("device",), "run.json")):
+        for key in keys:
+            if not isinstance(content, dict) or key not in content:
+                raise lacks(folder / name, key)
+    with contextlib.suppress(ConfigError):
+        config = parse_config(text).model_dump(mode="json")
+    return Run(read_metrics(folder / "metrics.csv"), config, record)

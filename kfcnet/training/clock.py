@@ -1,0 +1,109 @@
+"""What the training loop goes by: schedule, clock and signals."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+
+from kfcnet.runs.records import PHASES
+
+STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 50}  # a reading waits for the device
+
+
+class Timetable:
+    """When a run is evaluated and when it ends, counted in updates."""
+
+    def __init__(self, config, examples):
+        """examples: the size of the training set; an epoch is so many examples."""
+        updates_per_epoch = examples / config.optimizer.batch_size
+        self.steps = math.ceil(config.epochs * updates_per_epoch - 1e-9)
+        in_epochs = config.evaluation.unit == "epochs"
+        self.every = config.evaluation.every * (updates_per_epoch if in_epochs else 1)
+
+    def due(self, step):
+        """Whether to evaluate after `step` updates; always at the start and at the end."""
+        return step in (0, self.steps) or step // self.every > (step - 1) // self.every
+
+
+class Stopwatch:
+    """Seconds of training, in all and by phase; it runs inside its `with` blocks.
+
+    Phases are measured where the work is done, by marks of the device.
+    """
+
+    def __init__(self, ops):
+        self.ops, self.seconds, self.phases = ops, 0.0, dict.fromkeys(PHASES, 0.0)
+        self._phase = self._since = None  # the innermost phase, and the mark of its beginning
+        self._spans = []  # (phase, mark, mark), not yet counted
+
+    def __enter__(self):
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds += time.perf_counter() - self._started
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """Within a `with` block of the watch: leave a part of it out."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        """Count the block under one of PHASES, and not under the one that it may lie in."""
+        outer = self._change(name)
+        try:
+            yield
+        finally:
+            self._change(outer)
+
+    def _change(self, phase):
+        """Begin another phase, or None; returns the one that ends."""
+        ended, now = self._phase, self.ops.mark()
+        if now is not None:
+            if ended:
+                self._spans.append((ended, self._since, now))
+            self._phase, self._since = phase, now
+        return ended
+
+    def count(self):
+        """Bring `phases` up to date, once the device has done what it was given."""
+        for phase, start, end in self._spans:
+            self.phases[phase] += self.ops.seconds_between(start, end)
+        self._spans.clear()
+
+
+class StopRequested(Exception):
+    """A signal asked the run to end."""
+
+    def __init__(self, number):
+        self.number = number
+
+
+class Signals:
+    """Keeps SIGINT and SIGTERM for the next moment between two steps; a second one acts at once."""
+
+    def __init__(self):
+        self.caught, self._previous = None, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._catch)
+
+    def __exit__(self, *_):
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def _catch(self, number, _):
+        self.caught = number
+        self.__exit__()
+
+    def check(self):
+        """Raise StopRequested if a signal has come."""
+        if self.caught is not None:
+            raise StopRequested(self.caught)

@@ -1,0 +1,110 @@
+"""Loss and error of a network on given images, and trained networks read back from their runs."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kfcnet.batches import Examples
+from kfcnet.config import parse_config
+from kfcnet.data import DataError
+from kfcnet.losses import LOSSES
+from kfcnet.network import build_network
+from kfcnet.ops import get_ops
+from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
+
+BATCH = 256  # images evaluated at a time
+
+
+def evaluate(network, loss, examples, indices=None, check=lambda: None):
+    """(mean loss in nats, share of wrong classes) of a network as it stands on some examples.
+
+    `indices` (n,): which examples, all by default. `check` is called between mini-batches, for
+    callers who want to stop by raising.
+    """
+    indices = np.arange(len(examples)) if indices is None else indices
+    totals = np.zeros(2)
+    for begin in range(0, len(indices), BATCH):
+        check()
+        batch = examples.batch(indices[begin:begin + BATCH])
+        evaluated = loss.evaluate(network.forward(batch.inputs), batch.targets)
+        totals += network.ops.to_numpy(evaluated.totals)
+    mean_loss, error = totals / len(indices)
+    return float(mean_loss), float(error)
+
+
+def batch_statistics(network):
+    """{layer name: {"mean" (J,), "inv_std" (J,)}} of the network's batch normalisations."""
+    to_numpy = network.ops.to_numpy
+    return {layer.name: dict(zip(("mean", "inv_std"), map(to_numpy, layer.population),
+                                 strict=True))
+            for layer in network.layers if getattr(layer, "population", None) is not None}
+
+
+class TrainedNetwork:
+    """A network with the averaged parameters of a run, for images as the data set has them."""
+
+    def __init__(self, config, checkpoint, device="cpu"):
+        """config: that of the run; checkpoint: what `load_checkpoint` returned."""
+        ops = get_ops(device, config.dtype, config.ops.shards, config.ops.native,
+                      config.ops.tensor_cores)
+        self.config, self.steps = config, checkpoint["optimizer"]["steps"]
+        self.mean = checkpoint["data"]["mean"]
+        self.data_checksum = checkpoint["origin"]["checksum of the data"]
+        self.network = build_network(config.network, self.mean.shape, ops, config.seed)
+        self.network.theta[...] = ops.asarray(checkpoint["optimizer"]["average"])
+        for layer in self.network.layers:
+            if layer.name in checkpoint["statistics"]:
+                saved = checkpoint["statistics"][layer.name]
+                layer.population = ops.asarray(saved["mean"]), ops.asarray(saved["inv_std"])
+        self.loss = LOSSES[config.loss](ops, config.seed)
+
+    def predict(self, images):
+        """Class numbers int64 (M,) of raw images uint8 (M, H, W, C)."""
+        return self.probabilities(images).argmax(axis=1)
+
+    def probabilities(self, images):
+        """Predictive distributions (M, classes) of raw images uint8 (M, H, W, C).
+
+        Raises ValueError for images of another shape or kind than the network was trained on.
+        """
+        images = np.asarray(images)
+        if images.shape[1:] != self.mean.shape or images.ndim != 4:
+            raise ValueError(f"images of shape {images.shape} given; the network takes "
+                             f"(M, {', '.join(map(str, self.mean.shape))})")
+        if images.dtype != np.uint8:
+            raise ValueError(f"images of {images.dtype} given; the network takes raw pixels, uint8")
+        examples = self.examples(images, np.zeros(len(images), np.int32))
+        parts = [self._predictive(examples.batch(np.arange(begin, min(begin + BATCH, len(images)))))
+                 for begin in range(0, len(images), BATCH)]
+        none = np.empty((0, *self.network.layers[-1].output_shape), self.network.ops.dtype)
+        return np.concatenate([none, *parts])
+
+    def evaluate(self, images, labels):
+        """(mean loss in nats, share of wrong classes) on images (M, H, W, C), labels int32 (M,)."""
+        return evaluate(self.network, self.loss, self.examples(images, labels))
+
+    def check_data(self, dataset):
+        """Raise DataError unless `dataset` is the one that the network was trained on."""
+        found = dataset.provenance["sha256"]
+        if found != self.data_checksum:
+            raise DataError(f"the run was trained on other data than the {dataset.name} found here "
+                            f"(checksum {self.data_checksum[:12]}, here {found[:12]}); name the "
+                            "place of its data by --data")
+
+    def examples(self, images, labels):
+        """Images and labels as the network takes them."""
+        return Examples(self.network.ops, images, labels, self.mean, self.config.data.input_scale)
+
+    def _predictive(self, batch):
+        evaluated = self.loss.evaluate(self.network.forward(batch.inputs), batch.targets)
+        return self.network.ops.to_numpy(evaluated.predictive)
+
+
+def load_run(path, device="cpu"):
+    """The TrainedNetwork of the run in folder `path`: averaged weights, ready to `predict`.
+
+    Needs nothing but the run's checkpoint. Raises CheckpointError where it cannot be used.
+    """
+    path = Path(path) / CHECKPOINT
+    checkpoint = load_checkpoint(path)
+    return TrainedNetwork(parse_config(checkpoint["config"], str(path)), checkpoint, device)

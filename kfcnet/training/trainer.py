@@ -1,0 +1,387 @@
+"""The training loop: mini-batches, evaluations, checkpoints, and going on after an interruption."""
+
+import contextlib
+import math
+import signal
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from kfcnet import data
+from kfcnet.batches import BatchSequence, Examples, Feed
+from kfcnet.config import ConfigError
+from kfcnet.figures import curves
+from kfcnet.figures import diagnostics as diagnostic_figures
+from kfcnet.losses import LOSSES
+from kfcnet.network import build_network
+from kfcnet.ops import get_ops, which_device
+from kfcnet.optimizers import build_optimizer
+from kfcnet.philox import SHUFFLE, words
+from kfcnet.runs.checkpoint import save_checkpoint
+from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
+from kfcnet.runs.records import describe_run
+from kfcnet.training import diagnostics
+from kfcnet.training.clock import (
+    STEPS_BETWEEN_READS,
+    Signals,
+    StopRequested,
+    Stopwatch,
+    Timetable,
+)
+from kfcnet.training.evaluation import batch_statistics, evaluate
+
+WAYS_OUT = {"learning_rate": "a smaller optimizer.learning_rate",
+            "damping": "a larger optimizer.damping"}  # of a run that fails, where it has the key
+STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
+
+
+class TrainingFailed(RuntimeError):
+    """The loss is not finite, or a factor cannot be inverted; the text says at which step.
+
+    `reason` is the part of it that holds for any machine.
+    """
+
+    exit_status = 1
+
+    def __init__(self, reason, way_out=""):
+        super().__init__(reason + way_out)
+        self.reason = reason
+
+
+class TrainingInterrupted(Exception):
+    """SIGINT or SIGTERM ended the run between two steps; its state is saved."""
+
+    def __init__(self, number, message):
+        super().__init__(message)
+        self.number, self.exit_status = number, 128 + number
+
+    def __reduce__(self):  # to cross from one process to another
+        return type(self), (self.number, str(self))
+
+
+def train(config, out, resume=False, overwrite=False):
+    """Train as `config` says, leaving a run in the folder `out`.
+
+    resume: go on from the checkpoint in `out` as if the run had never stopped; without a
+    checkpoint start it, and of a finished run redraw the figure. overwrite: replace the run that
+    is there.
+
+    Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
+    DataError, DeviceError and CheckpointError for what is missing or damaged, WriteError where
+    `out` cannot be written, TrainingFailed where the numbers fail, and TrainingInterrupted, once
+    the state is saved, after SIGINT or SIGTERM.
+    """
+    with RunFolder(out, resume, overwrite) as folder:
+        state = folder.saved_state(config)
+        if state is None or not _is_finished(config, state, folder):
+            Trainer(config, folder, data.load(config.data)).run(state)
+        curves.plot_runs([folder.path], folder.path / "curves.png")
+        if folder.diagnostics.exists():
+            diagnostic_figures.plot_diagnostics(folder.path, folder.path / "diagnostics.png")
+
+
+def _is_finished(config, state, folder):
+    steps = state["optimizer"]["steps"]
+    wanted = Timetable(config, state["data"]["examples"]).steps
+    return steps >= wanted and folder.last_row() == steps
+
+
+class Trainer:
+    """One run: the data on the device, the optimizer, and what has been measured so far."""
+
+    def __init__(self, config, folder, dataset):
+        """Raises ConfigError for a network that does not fit the data, DeviceError."""
+        self.config, self.folder, self.dataset = config, folder, dataset
+        try:
+            self.ops = get_ops(config.device, config.dtype, config.ops.shards, config.ops.native,
+                               config.ops.tensor_cores)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        self.train_set, self.test_set = (
+            Examples(self.ops, images, labels, dataset.mean, config.data.input_scale)
+            for images, labels in ((dataset.train_images, dataset.train_labels),
+                                   (dataset.test_images, dataset.test_labels)))
+        self.loss = LOSSES[config.loss](self.ops, config.seed)
+        self.clock, self.signals = Stopwatch(self.ops), Signals()
+        self.network, self.optimizer = self._build()
+        self.optimizer.phase = self.clock.phase
+        # A step that a device has recorded goes on reading what the layers of the trained network
+        # kept from its forward pass: evaluation leaves them alone.
+        self.examined = self.network.twin()
+        self.batches = BatchSequence(len(self.train_set), config.optimizer.batch_size, config.seed)
+        self.feed = Feed(self.train_set, self.batches)
+        self.timetable = Timetable(config, len(self.train_set))
+        self.measured = _measured_examples(config, self.ops, len(self.train_set))
+        self.read_steps = self.clipped = self.nu = self.steps_since_row = 0
+        self.warm = False
+        self.saved_steps, self.saved_at = None, time.monotonic()
+
+    def _build(self):
+        """A network at its initial parameters and an optimizer for it."""
+        config = self.config
+        try:
+            network = build_network(config.network, self.dataset.mean.shape, self.ops, config.seed)
+            optimizer = build_optimizer(config.optimizer, network, self.loss)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        shape = network.layers[-1].output_shape
+        if shape != (self.dataset.classes,):
+            raise ConfigError(f"network: its output has shape {shape}, but {config.data.name} has "
+                              f"{self.dataset.classes} classes: end with a dense layer of so many "
+                              "units")
+        return network, optimizer
+
+    def run(self, state=None):
+        """Start, or go on from a checkpoint's `state`, up to the configured number of epochs."""
+        measured_on = (f"{len(self.measured):,} of {len(self.train_set):,} training images, "
+                       "the same at every evaluation")
+        record = describe_run(self.config, self.ops, self.dataset.provenance, measured_on)
+        if state is None:
+            self.folder.start(self.config, record)
+        else:
+            self._restore(state)
+            self.folder.go_on(self.config, record, self.optimizer.steps)
+        self.last_row = self.folder.last_row()
+        if self.config.device == "auto":
+            print(which_device(self.ops), file=sys.stderr)
+        with self.signals, self._progress_bar() as self.bar:
+            try:
+                self._loop()
+            except TrainingInterrupted:
+                self.folder.finish("interrupted", self.optimizer.steps)
+                raise
+            except TrainingFailed as error:
+                self.folder.finish("failed", self.optimizer.steps, reason=error.reason)
+                raise
+        self.folder.finish("finished", self.optimizer.steps)
+
+    def _loop(self):
+        """Evaluate, save, train to the next stop; a signal ends it with everything saved.
+
+        The row of a step is written before its checkpoint: a checkpoint without its row is then
+        one whose evaluation is still to come, and the counters since the last row are right.
+        """
+        try:
+            while True:
+                steps = self.optimizer.steps
+                if self.timetable.due(steps) and self.last_row < steps:
+                    self._evaluate()
+                if self._save_is_due():
+                    self._save()
+                if steps >= self.timetable.steps:
+                    break
+                self._train()
+                self.signals.check()
+            self._save()
+        except StopRequested as stop:
+            self._save()
+            raise TrainingInterrupted(stop.number, self._farewell(stop)) from None
+
+    def _train(self):
+        """Steps up to the next evaluation, checkpoint or signal; the clock runs in here only."""
+        if not self.warm:
+            self._warm_up()
+        with self.clock:
+            if self.optimizer.needs_preparation:
+                with self._inverting():
+                    self._prepare(self.optimizer)
+            while True:
+                self._step()
+                if (self.timetable.due(self.optimizer.steps) or self._save_is_due()
+                        or self.signals.caught):
+                    break
+            self._read()
+
+    def _step(self):
+        """One update; its results are read now or together with those of later ones."""
+        step, wanted = self.optimizer.steps, self.config.diagnostics
+        is_examined = wanted is not None and (step + 1) % wanted.every == 0
+        before = self.ops.copy(self.network.theta) if is_examined else None
+        self.feed.provide(step)
+        with self._inverting():
+            self.optimizer.step(self.feed)
+        unread = self.optimizer.steps - self.read_steps
+        if unread >= STEPS_BETWEEN_READS[self.ops.name] or is_examined:
+            self._read()
+        if is_examined:
+            with self.clock.stopped():
+                self.folder.append_diagnostics(
+                    diagnostics.measure(self.optimizer, before, self._batch(step)))
+
+    @contextlib.contextmanager
+    def _inverting(self):
+        """End the run where a factor cannot be inverted, often the first that is seen of a NaN."""
+        try:
+            yield
+        except np.linalg.LinAlgError as error:
+            self._read()
+            self._fail(self.optimizer.steps, f"a factor cannot be inverted ({error})",
+                       self.network.theta)
+
+    def _batch(self, step):
+        return self.train_set.batch(self.batches.indices(step))
+
+    def _prepare(self, optimizer):
+        """Start the factors from the mini-batches that training will begin with."""
+        count = -(-self.config.optimizer.initial_examples // self.batches.batch_size)
+        optimizer.prepare(self._batch(step) for step in range(count))
+
+    def _warm_up(self):
+        """Let a throw-away copy of the network take one step, so that compilation is not timed."""
+        _, optimizer = self._build()
+        self.feed.provide(0)
+        with contextlib.suppress(np.linalg.LinAlgError):  # the real step will report it
+            optimizer.prepare([self._batch(0)])
+            optimizer.step(self.feed)
+        self.warm = True
+
+    # Measuring
+
+    def _read(self):
+        """Fetch what the steps since the last reading add up to, and whether it is finite."""
+        steps = self.optimizer.steps - self.read_steps
+        if not steps:
+            return
+        reading = self.optimizer.tally.read()  # waits for the device
+        self.clock.count()
+        self.read_steps += steps
+        if reading.nonfinite_step is not None:
+            self._fail(reading.nonfinite_step, "the loss is not finite", self.network.theta)
+        self.clipped += reading.clipped
+        self.nu = reading.nu
+        self.steps_since_row += steps
+        examples = steps * self.batches.batch_size
+        self.bar.set_postfix_str(f"epoch {self._epoch():.2f}, loss {reading.losses / examples:.4f},"
+                                 f" error {reading.errors / examples:.2%}", refresh=False)
+        self.bar.update(steps)
+
+    def _evaluate(self):
+        """Add a row to the metrics, measured with the averaged parameters."""
+        self._examine(self.optimizer.average)
+        train, test = (evaluate(self.examined, self.loss, *examples, self.signals.check)
+                       for examples in ((self.train_set, self.measured), (self.test_set, None)))
+        steps = self.optimizer.steps
+        if not np.isfinite([*train, *test]).all():
+            self._fail(steps, "the loss of the averaged parameters is not finite",
+                       self.optimizer.average)
+        self.folder.append({
+            "iteration": steps, "epoch": self._epoch(), "examples": self.optimizer.examples,
+            "seconds": self.clock.seconds,
+            "train_loss": train[0], "train_error": train[1],
+            "test_loss": test[0], "test_error": test[1],
+            "learning_rate": self.optimizer.learning_rate,
+            "update_norm": self._update_norm(),
+            "clipped": self.clipped / max(self.steps_since_row, 1),
+            "nu": self.nu / self.steps_since_row if self.steps_since_row else math.nan,
+            **{f"seconds_{phase}": seconds for phase, seconds in self.clock.phases.items()}})
+        self.last_row, self.clipped, self.nu, self.steps_since_row = steps, 0, 0, 0
+        self.optimizer.tally.restart()
+        self.bar.write(f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s: "
+                       f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
+                       f"test loss {test[0]:.4f}, error {test[1]:.2%}", file=sys.stderr)
+
+    def _update_norm(self):
+        """The length of the latest move, NaN where the optimizer does not keep its moves."""
+        if not self.optimizer.moves_by_velocity:
+            return math.nan
+        velocity = self.optimizer.velocity
+        return math.sqrt(self.ops.to_numpy(self.ops.dot(velocity, velocity))[0])
+
+    def _examine(self, theta):
+        """Let the network that is evaluated use `theta`, batch normalisation its own statistics."""
+        self.examined.bind(theta)
+        if self.examined.has_batch_statistics:
+            batch = self.train_set.batch(self.measured[:STATISTICS_EXAMPLES])
+            self.examined.measure_statistics(batch.inputs)
+
+    def _epoch(self):
+        return self.optimizer.examples / len(self.train_set)
+
+    def _fail(self, step, what, theta):
+        """Raise TrainingFailed, naming the layer where the first non-finite number appeared.
+
+        theta: the parameters that the mini-batch of `step` met.
+        """
+        self._examine(theta)
+        layer = self.examined.first_nonfinite(self._batch(step).inputs)
+        reason = f"after update {step} {what}" + (
+            f"; non-finite numbers appear first in layer {layer}" if layer else "")
+        saved = (f"the last good checkpoint is {self.folder.checkpoint}, of update "
+                 f"{self.saved_steps}" if self.saved_steps else "there is no checkpoint yet")
+        hints = " or ".join(hint for key, hint in WAYS_OUT.items()
+                            if hasattr(self.config.optimizer, key))
+        raise TrainingFailed(reason, f"; {saved}. {hints.capitalize()} may help")
+
+    # Saving
+
+    def _save_is_due(self):
+        return time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+
+    def _save(self):
+        """Write the checkpoint, unless there is nothing new to write or it would not be good."""
+        steps = self.optimizer.steps
+        if steps == (self.saved_steps or 0):
+            return
+        state = self.optimizer.state()
+        if not all(np.isfinite(state[name]).all() for name in ("theta", "velocity", "average")):
+            self._fail(steps, "the parameters are not finite", self.network.theta)
+        self._examine(self.optimizer.average)
+        save_checkpoint(self.folder.checkpoint, {
+            "config": portable_config(self.config),
+            "origin": self._origin(),
+            "data": {"mean": self.dataset.mean, "examples": len(self.train_set)},
+            "optimizer": state,
+            "statistics": batch_statistics(self.examined),
+            "clock": {"seconds": self.clock.seconds, "phases": self.clock.phases},
+            "row": {"clipped": self.clipped, "nu": self.nu, "steps": self.steps_since_row},
+        })
+        self.saved_steps, self.saved_at = steps, time.monotonic()
+
+    def _restore(self, state):
+        """Take over what `_save` wrote. Raises RunFolderError for another device or other data."""
+        now = self._origin()
+        for key, before in state["origin"].items():
+            if now[key] != before:
+                raise RunFolderError(f"{key} is {now[key]} now and was {before} when the run in "
+                                     f"{self.folder.path} was saved: go on with it where it was "
+                                     "begun, or choose another folder with --out")
+        self.optimizer.load_state(state["optimizer"])
+        self.clock.seconds = state["clock"]["seconds"]
+        self.clock.phases.update(state["clock"]["phases"])
+        row = state["row"]
+        self.clipped, self.steps_since_row = row["clipped"], row["steps"]
+        self.nu = row.get("nu", math.nan)  # older checkpoints do not have it
+        self.optimizer.tally.restart(self.nu)
+        self.saved_steps = self.read_steps = self.optimizer.steps
+
+    def _origin(self):
+        """What must be the same for a run to go on as if it had never stopped."""
+        device = self.ops.describe()
+        return {"device": device["device"], "use of the C extension": device.get("native", False),
+                "use of tensor cores": device.get("tensor_cores", False),
+                "checksum of the data": self.dataset.provenance["sha256"]}
+
+    # Showing
+
+    def _progress_bar(self):
+        """On a terminal redrawn at once, in a log file now and then."""
+        return tqdm(total=self.timetable.steps, initial=self.optimizer.steps, unit="update",
+                    file=sys.stderr, dynamic_ncols=True,
+                    mininterval=0.2 if sys.stderr.isatty() else 30)
+
+    def _farewell(self, stop):
+        name = signal.Signals(stop.number).name
+        if not self.saved_steps:
+            return f"stopped by {name} before the first update; start again with --resume"
+        return (f"stopped by {name} after update {self.saved_steps}; everything is saved in "
+                f"{self.folder.path}: go on with the same command and --resume")
+
+
+def _measured_examples(config, ops, examples):
+    """Indices (n,) of what train_* are measured on: on the CPU a part, the same in all runs."""
+    if ops.name != "cpu" or config.evaluation.train_examples >= examples:
+        return np.arange(examples)
+    order = np.argsort(words(0, SHUFFLE, 0, examples, stream=1), kind="stable")
+    return order[:config.evaluation.train_examples]
