@@ -12,7 +12,8 @@ FOLDERS = {"kfcnet.kernels": "kernels", "kfcnet.configs": "configs"}
 
 # Built where a compiler is found; where there is none, or it fails, NumPy does the work.
 NATIVE = Extension(
-    "kfcnet.ops.cpu._native", ["kfcnet/ops/cpu/native.c"],
+    "kfcnet.ops.cpu._native",
+    ["kfcnet/ops/cpu/native.c"],
     extra_compile_args=["-O3", "-fno-math-errno"],
     optional=True,
 )
@@ -47,6 +48,7 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]"],
         "cuda13": ["cupy-cuda13x[ctk]"],
+        "lint": ["ruff==0.17.6"],
         "test": ["pytest>=7.4", "setuptools>=70.1", "nvidia-cuda-nvrtc"],
     },
     entry_points={"console_scripts": ["kfcnet=kfcnet.cli:main"]},

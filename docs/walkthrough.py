@@ -59,8 +59,12 @@ digits = kfcnet.data.load(config.data)
 M = config.optimizer.batch_size
 sequence = BatchSequence(len(digits.train_labels), M, config.seed)
 first, second = (
-    Batch((digits.train_images[indices] - digits.mean.astype(float)) / config.data.input_scale,
-          digits.train_labels[indices]) for indices in (sequence.indices(0), sequence.indices(1)))
+    Batch(
+        (digits.train_images[indices] - digits.mean.astype(float)) / config.data.input_scale,
+        digits.train_labels[indices],
+    )
+    for indices in (sequence.indices(0), sequence.indices(1))
+)
 
 # %% [markdown]
 # ## Forward
@@ -71,6 +75,7 @@ first, second = (
 #
 # $$\mathbf{S}_\ell = [\![\mathbf{A}_{\ell-1}]\!]_H \, \bar{\mathbf{W}}_\ell^\top
 # \qquad \text{(Eq. 10)}$$
+
 
 # %%
 def patches(a):
@@ -87,13 +92,13 @@ def softmax(z):
 
 def forward(W, x):
     """What each layer with weights takes in, the masks of the others, and p(y | x)."""
-    s1 = (patches(x) @ W[0].T).reshape(*x.shape[:3], -1)                       # Eq. 10
+    s1 = (patches(x) @ W[0].T).reshape(*x.shape[:3], -1)  # Eq. 10
     s2 = (patches(s1 * (s1 > 0)) @ W[1].T).reshape(s1.shape)
-    a2 = s2 * (s2 > 0)                                                         # Eq. 2
+    a2 = s2 * (s2 > 0)  # Eq. 2
     windows = a2.reshape(len(x), 4, 2, 4, 2, 8)
     pooled = windows.max(axis=(2, 4))
     is_max = (windows == pooled[:, :, None, :, None]).reshape(a2.shape) & (s2 > 0)
-    z = pooled.reshape(len(x), -1) @ W[2][:, 1:].T + W[2][:, 0]                # Eq. 1
+    z = pooled.reshape(len(x), -1) @ W[2][:, 1:].T + W[2][:, 0]  # Eq. 1
     return (x, s1 * (s1 > 0), pooled), (s1 > 0, is_max), softmax(z)
 
 
@@ -108,6 +113,7 @@ same(p, softmax(network.forward(second.inputs)))
 # $y$ from the data. The Fisher matrix takes $y$ from the model (Eq. 3): one backward pass at
 # sampled labels feeds the curvature and never sees the true ones.
 
+
 # %%
 def unpool(da):
     """(M, 4, 4, J) -> (M, 8, 8, J): to the largest of each 2 x 2 window."""
@@ -119,9 +125,9 @@ def backward(W, p, y, mask, is_max):
     ds3 = p - np.eye(10)[y]
     ds2 = unpool((ds3 @ W[2][:, 1:]).reshape(-1, 4, 4, 8)) * is_max
     rows = (ds2.reshape(-1, 8) @ W[1][:, 1:]).reshape(-1, 8, 8, 3, 3, 8)
-    da1 = np.zeros((len(p), 10, 10, 8))                                        # with its padding
+    da1 = np.zeros((len(p), 10, 10, 8))  # with its padding
     for r, c in np.ndindex(3, 3):
-        da1[:, r:r + 8, c:c + 8] += rows[:, :, :, r, c]
+        da1[:, r : r + 8, c : c + 8] += rows[:, :, :, r, c]
     return da1[:, 1:-1, 1:-1] * mask, ds2, ds3
 
 
@@ -139,9 +145,11 @@ def rows_of(a):
 
 
 derivatives = backward(W, p, second.targets, mask, is_max)
-decay = optimizer.decay_vector                               # weight decay, zero for the biases
-gradient = [ds.reshape(-1, len(w)).T @ rows_of(a) / M + d * w                  # Eq. 11, mean
-            for ds, a, w, d in zip(derivatives, inputs, W, network.views(decay), strict=True)]
+decay = optimizer.decay_vector  # weight decay, zero for the biases
+gradient = [
+    ds.reshape(-1, len(w)).T @ rows_of(a) / M + d * w  # Eq. 11, mean
+    for ds, a, w, d in zip(derivatives, inputs, W, network.views(decay), strict=True)
+]
 
 # %% [markdown]
 # ## The two factors of each layer
@@ -156,6 +164,7 @@ gradient = [ds.reshape(-1, len(w)).T @ rows_of(a) / M + d * w                  #
 # averages over mini-batches, with a timescale in examples; the first mini-batch's samples are
 # drawn as a step's that will never come.
 
+
 # %%
 def factors(W, x, step):
     """(Omega, Gamma) of the three layers from a mini-batch, at sampled labels."""
@@ -163,17 +172,21 @@ def factors(W, x, step):
     pairs = []
     for a, ds in zip(inputs, backward(W, p, sample(p, step), *masks), strict=True):
         A, DS = rows_of(a), ds.reshape(-1, ds.shape[-1])
-        pairs.append((A.T @ A / len(x), DS.T @ DS / len(DS)))                  # Eq. 23: len = M|T|
+        pairs.append((A.T @ A / len(x), DS.T @ DS / len(DS)))  # Eq. 23: len = M|T|
     return pairs
 
 
 xi = np.exp(-M / config.optimizer.statistics_timescale)
 initial, fresh = factors(W, first.inputs, step=2**63 - 1), factors(W, second.inputs, step=0)
-running = [tuple(xi * old + (1 - xi) * new for old, new in zip(*pairs, strict=True))
-           for pairs in zip(initial, fresh, strict=True)]
+running = [
+    tuple(xi * old + (1 - xi) * new for old, new in zip(*pairs, strict=True))
+    for pairs in zip(initial, fresh, strict=True)
+]
 same(initial[0][0], input_factor(first.inputs, kernel_size=3, padding=1))
-same(derivatives[0].reshape(-1, 8).T @ derivatives[0].reshape(-1, 8) / (64 * M),
-     derivative_factor(derivatives[0]))
+same(
+    derivatives[0].reshape(-1, 8).T @ derivatives[0].reshape(-1, 8) / (64 * M),
+    derivative_factor(derivatives[0]),
+)
 
 
 def show(axes, matrix, title, every=None):
@@ -206,13 +219,13 @@ show(axes[3], running[1][1], "$\\Gamma_2$ of conv2: 8 maps")
 # \qquad \text{(Eq. 8, 21)}$$
 
 # %%
-c = config.optimizer.weight_decay + config.optimizer.damping                   # lambda + gamma
+c = config.optimizer.weight_decay + config.optimizer.damping  # lambda + gamma
 natural = []
 for (Omega, Gamma), dW in zip(running, gradient, strict=True):
-    pi = np.sqrt((np.trace(Omega) / len(Omega)) / (np.trace(Gamma) / len(Gamma)))    # Eq. 8
-    Omega_damped = Omega + pi * np.sqrt(c) * np.eye(len(Omega))                      # Eq. 21
+    pi = np.sqrt((np.trace(Omega) / len(Omega)) / (np.trace(Gamma) / len(Gamma)))  # Eq. 8
+    Omega_damped = Omega + pi * np.sqrt(c) * np.eye(len(Omega))  # Eq. 21
     Gamma_damped = Gamma + np.sqrt(c) / pi * np.eye(len(Gamma))
-    natural.append(np.linalg.inv(Gamma_damped) @ dW @ np.linalg.inv(Omega_damped))   # Eq. 22
+    natural.append(np.linalg.inv(Gamma_damped) @ dW @ np.linalg.inv(Omega_damped))  # Eq. 22
     same(natural[-1], precondition(dW, *damped_inverses(Omega, Gamma, c)))
 g, n = (np.concatenate([part.ravel() for part in parts]) for parts in (gradient, natural))
 
@@ -234,6 +247,7 @@ show(axes[1], natural[1], "natural gradient of conv2", 8)
 # $\mathbf{r}^\top (\mathrm{diag}(\mathbf{p}) - \mathbf{p}\mathbf{p}^\top)\, \mathbf{r}$. That is
 # about twice the KL divergence between the predictions before and after the step;
 # $\lambda |\mathbf{v}|^2$ is the share of the weight decay.
+
 
 # %%
 def tangent(W, V, inputs, mask, is_max):
@@ -281,6 +295,7 @@ same(average, optimizer.average)
 #
 # The mini-batch's loss along both directions, for steps of the same $\nu$: for the same change of
 # the predictions, the natural gradient lowers the loss further.
+
 
 # %%
 def loss_after(direction, nu):

@@ -6,8 +6,14 @@
 
 import importlib
 
-_HOMES = {"load_config": "config", "load_run": "training.evaluation", "train": "training.trainer",
-          "build_network": "network", "build_optimizer": "optimizers", "get_ops": "ops"}
+_HOMES = {
+    "load_config": "config",
+    "load_run": "training.evaluation",
+    "train": "training.trainer",
+    "build_network": "network",
+    "build_optimizer": "optimizers",
+    "get_ops": "ops",
+}
 
 __all__ = list(_HOMES)
 

@@ -46,10 +46,12 @@ class BatchSequence:
         begin, end = self._positions(step)
         # Only these are kept; `order` still finds those of the batch before.
         self._permutations = {epoch: self.order(epoch) for epoch in self.epochs(step)}
-        return np.concatenate([
-            order[max(0, begin - epoch * self.examples) : end - epoch * self.examples]
-            for epoch, order in self._permutations.items()
-        ])
+        return np.concatenate(
+            [
+                order[max(0, begin - epoch * self.examples) : end - epoch * self.examples]
+                for epoch, order in self._permutations.items()
+            ]
+        )
 
     def _positions(self, step):
         return step * self.batch_size, (step + 1) * self.batch_size
@@ -106,8 +108,9 @@ class Feed:
         for epoch in self.sequence.epochs(step):
             place = epoch % len(self._held)
             if self._held[place] != epoch:
-                self.examples.ops.write(self._ring[place * N:(place + 1) * N],
-                                        self.sequence.order(epoch))
+                self.examples.ops.write(
+                    self._ring[place * N : (place + 1) * N], self.sequence.order(epoch)
+                )
                 self._held[place] = epoch
 
     def draw(self, step):

@@ -46,8 +46,11 @@ def command(function):
             return 141
         except MemoryError as error:
             reason = f" ({error})" if str(error) else ""
-            print(f"error: out of memory{reason}: a smaller network or optimizer.batch_size takes "
-                  "less", file=sys.stderr)
+            print(
+                f"error: out of memory{reason}: a smaller network or optimizer.batch_size takes "
+                "less",
+                file=sys.stderr,
+            )
             return 1
         except Exception as error:
             status = _exit_status(error)
@@ -83,21 +86,40 @@ def train(argv=None, prog=None):
     """Train a network as a configuration says; leaves a run folder."""
     parser = argparse.ArgumentParser(prog=prog, description=train.__doc__)
     _add_config_options(parser)
-    parser.add_argument("--print-config", action="store_true",
-                        help="print the configuration with all defaults, and stop")
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="folder of the run (default: results/NAME of the configuration)")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the configuration with all defaults, and stop",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (default: results/NAME of the configuration)",
+    )
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true",
-                          help="go on with the run in the folder; start it if there is none")
-    existing.add_argument("--overwrite", action="store_true",
-                          help="replace the run in the folder")
-    parser.add_argument("--pick-periods", type=float, nargs="?", const=2.0, metavar="MULTIPLE",
-                        help="time the parts of KFC-pre's update and take the shortest periods of "
-                             "statistics and inverses by which an epoch costs less than MULTIPLE "
-                             "(default: 2) times SGD's; a run that goes on keeps its own")
-    parser.add_argument("--sgd-batch-size", type=int, metavar="M",
-                        help="of the SGD that --pick-periods compares with (default: 128)")
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in the folder; start it if there is none",
+    )
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+    parser.add_argument(
+        "--pick-periods",
+        type=float,
+        nargs="?",
+        const=2.0,
+        metavar="MULTIPLE",
+        help="time the parts of KFC-pre's update and take the shortest periods of "
+        "statistics and inverses by which an epoch costs less than MULTIPLE "
+        "(default: 2) times SGD's; a run that goes on keeps its own",
+    )
+    parser.add_argument(
+        "--sgd-batch-size",
+        type=int,
+        metavar="M",
+        help="of the SGD that --pick-periods compares with (default: 128)",
+    )
     options = parser.parse_args(argv)
     if options.pick_periods is not None and not options.pick_periods > 0:
         parser.error(f"--pick-periods {options.pick_periods}: the multiple is above 0")
@@ -111,8 +133,11 @@ def train(argv=None, prog=None):
         from kfcnet.training import periods
 
         limits = options.pick_periods, options.sgd_batch_size or 128
-        config = (periods.pick(config, *limits) if options.print_config else
-                  periods.settle(config, out, options.resume, options.overwrite, *limits))
+        config = (
+            periods.pick(config, *limits)
+            if options.print_config
+            else periods.settle(config, out, options.resume, options.overwrite, *limits)
+        )
     if options.print_config:
         print(dump_config(config), end="")
         return
@@ -143,8 +168,10 @@ def evaluate(argv=None, prog=None):
     for part in ("train", "test") if options.train else ("test",):
         images, labels = (getattr(dataset, f"{part}_{what}") for what in ("images", "labels"))
         loss, error = run.evaluate(images, labels)
-        print(f"{part} loss {loss:.4f} nats, error {error:.2%} ({len(labels)} images, "
-              f"after update {run.steps})")
+        print(
+            f"{part} loss {loss:.4f} nats, error {error:.2%} ({len(labels)} images, "
+            f"after update {run.steps})"
+        )
 
 
 @command
@@ -155,8 +182,13 @@ def plot(argv=None, prog=None):
     parser = argparse.ArgumentParser(prog=prog, description=plot.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--x", choices=curves.X_AXES, default="seconds", help="horizontal axis")
-    parser.add_argument("--out", type=Path, metavar="FILE", default=Path("curves.png"),
-                        help="the figure, .png, .svg or .pdf (default: curves.png)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        default=Path("curves.png"),
+        help="the figure, .png, .svg or .pdf (default: curves.png)",
+    )
     options = parser.parse_args(argv)
     if options.out.suffix.lstrip(".").lower() not in curves.DATELESS:
         parser.error(f"--out {options.out}: a figure is a .png, .svg or .pdf file")
@@ -172,11 +204,19 @@ def compare(argv=None, prog=None):
     """
     parser = argparse.ArgumentParser(prog=prog, description=compare.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("results/comparison"),
-                        help="folder of the figures and tables (default: results/comparison)")
-    parser.add_argument("--by", choices=("updates", "seconds", "both"), default="both",
-                        help="seconds only of runs that had the machine to themselves "
-                             "(default: both)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("results/comparison"),
+        help="folder of the figures and tables (default: results/comparison)",
+    )
+    parser.add_argument(
+        "--by",
+        choices=("updates", "seconds", "both"),
+        default="both",
+        help="seconds only of runs that had the machine to themselves (default: both)",
+    )
     options = parser.parse_args(argv)
     from kfcnet.figures import milestones
 
@@ -190,18 +230,30 @@ def sweep(argv=None, prog=None):
     from kfcnet.training import sweep as sweeps
 
     parser = argparse.ArgumentParser(
-        prog=prog, description=sweep.__doc__,
+        prog=prog,
+        description=sweep.__doc__,
         epilog="The paper's rule: --grid optimizer.learning_rate=0.3,0.1,0.03,0.01,0.003,0.001,"
-               "0.0003 --stage 2:all --stage 8:3 --stage 30:1",
+        "0.0003 --stage 2:all --stage 8:3 --stage 30:1",
     )
     _add_config_options(parser)
-    parser.add_argument("--grid", action="append", required=True, metavar="KEY=VALUE,VALUE,...",
-                        help="values of one setting; given again, all combinations are run")
-    parser.add_argument("--stage", action="append", default=[], metavar="EPOCHS:KEEP",
-                        help="train the best KEEP runs so far (or all) up to EPOCHS")
+    parser.add_argument(
+        "--grid",
+        action="append",
+        required=True,
+        metavar="KEY=VALUE,VALUE,...",
+        help="values of one setting; given again, all combinations are run",
+    )
+    parser.add_argument(
+        "--stage",
+        action="append",
+        default=[],
+        metavar="EPOCHS:KEEP",
+        help="train the best KEEP runs so far (or all) up to EPOCHS",
+    )
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="folder of the runs (default: results/sweep_NAME)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the runs (default: results/sweep_NAME)"
+    )
     options = parser.parse_args(argv)
     out = options.out or Path("results", f"sweep_{Path(options.config).stem}")
     try:
@@ -219,17 +271,31 @@ def sweep(argv=None, prog=None):
 def benchmark(argv=None, prog=None):
     """Time training steps of the CIFAR-10 network, beside PyTorch if it is there."""
     parser = argparse.ArgumentParser(prog=prog, description=benchmark.__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
-                        help="cuda: every primitive too, against the GPU's ceilings (default: cpu)")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: every primitive too, against the GPU's ceilings (default: cpu)",
+    )
     parser.add_argument("--rounds", type=int, help="on the CPU: turns of four steps (default: 5)")
     parser.add_argument("--shards", type=int, help="on the CPU: threads (default: 2)")
-    parser.add_argument("--native", choices=("auto", "on", "off"),
-                        help="on the CPU: use of the C extension (default: auto)")
-    parser.add_argument("--json", type=Path, metavar="FILE",
-                        help="write the report there too; on the CPU also its table (.md)")
+    parser.add_argument(
+        "--native",
+        choices=("auto", "on", "off"),
+        help="on the CPU: use of the C extension (default: auto)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the report there too; on the CPU also its table (.md)",
+    )
     options = parser.parse_args(argv)
-    chosen = {key: value for key in ("rounds", "shards", "native")
-              if (value := getattr(options, key)) is not None}
+    chosen = {
+        key: value
+        for key in ("rounds", "shards", "native")
+        if (value := getattr(options, key)) is not None
+    }
     if min(chosen.get("rounds", 1), chosen.get("shards", 1)) < 1:
         parser.error("--rounds and --shards: at least one is needed")
     if chosen and options.device == "cuda":
@@ -262,22 +328,48 @@ def reproduce(argv=None, prog=None):
     from kfcnet import reproduce as reproduction
 
     parser = argparse.ArgumentParser(prog=prog, description=reproduce.__doc__)
-    parser.add_argument("figure", metavar="FIGURE", choices=reproduction.FIGURES,
-                        help=", ".join(reproduction.FIGURES))
-    parser.add_argument("--quick", action="store_true",
-                        help="the same on the embedded digits, in minutes")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                        help="on a CPU the plan is shorter (default: auto)")
-    parser.add_argument("--out", type=Path, metavar="DIR",
-                        help="where runs are looked for and left (default: results, or "
-                             "results/quick)")
+    parser.add_argument(
+        "figure",
+        metavar="FIGURE",
+        choices=reproduction.FIGURES,
+        help=", ".join(reproduction.FIGURES),
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the same on the embedded digits, in minutes"
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="on a CPU the plan is shorter (default: auto)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where runs are looked for and left (default: results, or results/quick)",
+    )
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds of every curve")
-    parser.add_argument("--data", action="extend", nargs="+", default=[], metavar="NAME=PATH",
-                        help="where data lie: cifar10=... svhn=... (default: as in training)")
-    parser.add_argument("--set", dest="settings", action="extend", nargs="+", default=[],
-                        metavar="KEY=VALUE", help="override settings of every run")
-    parser.add_argument("--draw", action="store_true",
-                        help="train nothing: draw what there are records for")
+    parser.add_argument(
+        "--data",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=PATH",
+        help="where data lie: cifar10=... svhn=... (default: as in training)",
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings of every run",
+    )
+    parser.add_argument(
+        "--draw", action="store_true", help="train nothing: draw what there are records for"
+    )
     options = parser.parse_args(argv)
     places = dict(text.split("=", 1) for text in options.data if "=" in text)
     if len(places) < len(options.data) or not places.keys() <= {"cifar10", "svhn"}:
@@ -290,8 +382,15 @@ def reproduce(argv=None, prog=None):
             parser.error(f"--set {key}: the plan decides it; see --seeds, --device and --data")
     out = options.out or Path("results", *(["quick"] if options.quick else []))
     failures = reproduction.reproduce(
-        options.figure, out, options.device, options.quick, options.seeds,
-        {name: Path(path) for name, path in places.items()}, options.settings, options.draw)
+        options.figure,
+        out,
+        options.device,
+        options.quick,
+        options.seeds,
+        {name: Path(path) for name, path in places.items()},
+        options.settings,
+        options.draw,
+    )
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     print(out / "README.md", file=sys.stderr)
@@ -299,19 +398,37 @@ def reproduce(argv=None, prog=None):
 
 
 COMMANDS = {
-    "train": train, "evaluate": evaluate, "plot": plot, "compare": compare, "sweep": sweep,
-    "benchmark": benchmark, "reproduce": reproduce,
+    "train": train,
+    "evaluate": evaluate,
+    "plot": plot,
+    "compare": compare,
+    "sweep": sweep,
+    "benchmark": benchmark,
+    "reproduce": reproduce,
 }
 
 
 def _add_config_options(parser):
-    parser.add_argument("--config", required=True, metavar="NAME",
-                        help=f"a path, or one of {', '.join(config_names())}")
-    parser.add_argument("--set", dest="settings", action="extend", nargs="+", default=[],
-                        metavar="KEY=VALUE",
-                        help="override settings: optimizer.learning_rate=0.03 network.0.std=he")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"),
-                        help="auto takes a GPU if there is one (default: as configured)")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME",
+        help=f"a path, or one of {', '.join(config_names())}",
+    )
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override settings: optimizer.learning_rate=0.03 network.0.std=he",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        help="auto takes a GPU if there is one (default: as configured)",
+    )
 
 
 def _overrides(options):

@@ -22,8 +22,16 @@ from kfcnet.layers import (
     Weighted,
 )
 
-LAYERS = {"conv": Conv2d, "dense": Dense, "relu": ReLU, "max_pool": MaxPool, "avg_pool": AvgPool,
-          "response_norm": ResponseNorm, "batch_norm": BatchNorm, "dropout": Dropout}
+LAYERS = {
+    "conv": Conv2d,
+    "dense": Dense,
+    "relu": ReLU,
+    "max_pool": MaxPool,
+    "avg_pool": AvgPool,
+    "response_norm": ResponseNorm,
+    "batch_norm": BatchNorm,
+    "dropout": Dropout,
+}
 
 
 def build_network(specifications, input_shape, ops, seed=0):
@@ -94,8 +102,10 @@ class Network:
 
     def views(self, flat):
         """The parts of a flat vector as matrices (I, P), one a weighted layer, in layer order."""
-        return [flat[part].reshape(layer.weight_shape)
-                for part, layer in zip(self._slices, self.weighted, strict=True)]
+        return [
+            flat[part].reshape(layer.weight_shape)
+            for part, layer in zip(self._slices, self.weighted, strict=True)
+        ]
 
     def bind(self, flat):
         """Let the layers use the parameters in `flat` (n,) from now on."""
@@ -109,8 +119,11 @@ class Network:
         """
         other = copy.copy(self)
         other.layers = [copy.copy(layer) for layer in self.layers]
-        other.weighted = [twin for twin, layer in zip(other.layers, self.layers, strict=True)
-                          if layer in self.weighted]
+        other.weighted = [
+            twin
+            for twin, layer in zip(other.layers, self.layers, strict=True)
+            if layer in self.weighted
+        ]
         return other
 
     @contextlib.contextmanager

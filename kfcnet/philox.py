@@ -22,8 +22,12 @@ def philox4x32(counter, key):
     k0, k1 = (int(word) for word in key)
     for _ in range(10):
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = (p1 >> _HIGH) ^ c1 ^ np.uint64(k0), p1 & _LOW, \
-                         (p0 >> _HIGH) ^ c3 ^ np.uint64(k1), p0 & _LOW
+        c0, c1, c2, c3 = (
+            (p1 >> _HIGH) ^ c1 ^ np.uint64(k0),
+            p1 & _LOW,
+            (p0 >> _HIGH) ^ c3 ^ np.uint64(k1),
+            p0 & _LOW,
+        )
         k0, k1 = (k0 + _KEY_INCREMENTS[0]) & 0xFFFFFFFF, (k1 + _KEY_INCREMENTS[1]) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3]).astype(np.uint32)
 

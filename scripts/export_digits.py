@@ -1,6 +1,6 @@
 """Write the embedded digits, kfcnet/data/digits.h5, from scikit-learn's copy (run once).
 
-    python scripts/export_digits.py        # needs scikit-learn, which kfcnet itself does not
+python scripts/export_digits.py        # needs scikit-learn, which kfcnet itself does not
 """
 
 import numpy as np

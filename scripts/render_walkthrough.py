@@ -29,8 +29,10 @@ class Cell(NamedTuple):
 def read_cells(script):
     """The cells of a script in percent format."""
     parts = re.split(r"^# %%(.*)\n", script, flags=re.MULTILINE)[1:]
-    return [_code(text) if "[markdown]" not in kind else _markdown(text)
-            for kind, text in zip(parts[::2], parts[1::2], strict=True)]
+    return [
+        _code(text) if "[markdown]" not in kind else _markdown(text)
+        for kind, text in zip(parts[::2], parts[1::2], strict=True)
+    ]
 
 
 def _code(text):

@@ -14,10 +14,19 @@ from kfcnet.ops.errors import DeviceError  # noqa: E402
 def main(argv=None):
     """Exit status 0, 1 where the GPU's tests fail, 2 where there is no GPU."""
     parser = argparse.ArgumentParser(description="Test, time and train on this machine's GPU.")
-    parser.add_argument("--out", type=Path, default=ROOT / "results" / "gpu", metavar="DIR",
-                        help="folder of the report (default: results/gpu)")
-    parser.add_argument("--data", choices=("cifar10", "synthetic"), default="cifar10",
-                        help="what the short trainings are on (default: cifar10)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "gpu",
+        metavar="DIR",
+        help="folder of the report (default: results/gpu)",
+    )
+    parser.add_argument(
+        "--data",
+        choices=("cifar10", "synthetic"),
+        default="cifar10",
+        help="what the short trainings are on (default: cifar10)",
+    )
     parser.add_argument("--path", metavar="PATH", help="where the data set lies")
     options = parser.parse_args(argv)
     try:

@@ -49,7 +49,7 @@ def patches_loops(x, kernel, stride, padding):
         h, w = t1 * stride + r - padding, t2 * stride + c - padding
         if 0 <= h < H and 0 <= w < W:
             first = 1 + (r * kernel + c) * J
-            rows[:, t1, t2, first:first + J] = x[:, h, w]
+            rows[:, t1, t2, first : first + J] = x[:, h, w]
     return rows.reshape(-1, rows.shape[-1])
 
 
@@ -62,17 +62,22 @@ def patches_adjoint_loops(rows, x_shape, kernel, stride, padding):
         h, w = t1 * stride + r - padding, t2 * stride + c - padding
         if 0 <= h < H and 0 <= w < W:
             first = 1 + (r * kernel + c) * J
-            x[:, h, w] += rows[:, t1, t2, first:first + J]
+            x[:, h, w] += rows[:, t1, t2, first : first + J]
     return x
 
 
 def pool_windows(x_shape, size, stride):
     """(t1, t2, rows, columns) of every clipped pooling window."""
     _, H, W, _ = x_shape
-    for t1, t2 in itertools.product(range(pooled_size(H, size, stride)),
-                                    range(pooled_size(W, size, stride))):
-        yield (t1, t2, range(t1 * stride, min(t1 * stride + size, H)),
-               range(t2 * stride, min(t2 * stride + size, W)))
+    for t1, t2 in itertools.product(
+        range(pooled_size(H, size, stride)), range(pooled_size(W, size, stride))
+    ):
+        yield (
+            t1,
+            t2,
+            range(t1 * stride, min(t1 * stride + size, H)),
+            range(t2 * stride, min(t2 * stride + size, W)),
+        )
 
 
 def response_norm_loops(x, size, alpha, power, across):
@@ -84,7 +89,10 @@ def response_norm_loops(x, size, alpha, power, across):
         if across:
             others = [x[m, h, w, k] for k in range(j + start, j + start + size) if 0 <= k < J]
         else:
-            others = [x[m, h + a, w + b, j] for a, b in itertools.product(*near)
-                      if 0 <= h + a < H and 0 <= w + b < W]
+            others = [
+                x[m, h + a, w + b, j]
+                for a, b in itertools.product(*near)
+                if 0 <= h + a < H and 0 <= w + b < W
+            ]
         y[m, h, w, j] = x[m, h, w, j] * (1 + alpha * np.square(others).sum()) ** -power
     return y

@@ -76,8 +76,7 @@ def tensor_cores(request):
 
 @pytest.fixture(params=_parameters(["cuda-on-cpu", "cuda"]))
 def device(request, monkeypatch):
-    """Where a module's `launch_in_all_orders` launches: on the CPU, and on a GPU if there is one.
-    """
+    """Where a module's `launch_in_all_orders` launches: the CPU, and a GPU if there is one."""
     if reason := _missing(request.param):
         pytest.skip(reason)
     if request.param == "cuda":

@@ -25,26 +25,54 @@ def cifar_batch(number):
 
 def binary_batch(images, labels):
     """Records of one label byte and the red, green and blue plane."""
-    return b"".join(bytes([label]) + image.transpose(2, 0, 1).tobytes()
-                    for image, label in zip(images, labels, strict=True))
+    return b"".join(
+        bytes([label]) + image.transpose(2, 0, 1).tobytes()
+        for image, label in zip(images, labels, strict=True)
+    )
 
 
 def python2_batch(images, labels):
     """The pickle that Python 2 wrote, opcode by opcode as in the published files."""
+
     def text(value):
         return b"U" + bytes([len(value)]) + value
 
     data = images.transpose(0, 3, 1, 2).tobytes()
     shape = b"M" + len(images).to_bytes(2, "little") + b"M" + (3072).to_bytes(2, "little") + b"\x86"
-    data_type = (b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R(K\x03" + text(b"|")
-                 + b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb")
-    return (b"\x80\x02}("
-            + text(b"batch_label") + text(b"training batch")
-            + text(b"labels") + b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
-            + text(b"data") + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
-            + b"K\x00\x85" + text(b"b") + b"\x87R(K\x01" + shape + data_type + b"\x89"
-            + b"T" + len(data).to_bytes(4, "little") + data + b"tb"
-            + text(b"filenames") + b"](" + text(b"a.png") + b"eu.")
+    data_type = (
+        b"cnumpy\ndtype\n"
+        + text(b"u1")
+        + b"K\x00K\x01\x87R(K\x03"
+        + text(b"|")
+        + b"NNN"
+        + 2 * b"J\xff\xff\xff\xff"
+        + b"K\x00tb"
+    )
+    return (
+        b"\x80\x02}("
+        + text(b"batch_label")
+        + text(b"training batch")
+        + text(b"labels")
+        + b"]("
+        + b"".join(b"K" + bytes([label]) for label in labels)
+        + b"e"
+        + text(b"data")
+        + b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+        + b"K\x00\x85"
+        + text(b"b")
+        + b"\x87R(K\x01"
+        + shape
+        + data_type
+        + b"\x89"
+        + b"T"
+        + len(data).to_bytes(4, "little")
+        + data
+        + b"tb"
+        + text(b"filenames")
+        + b"]("
+        + text(b"a.png")
+        + b"eu."
+    )
 
 
 def python3_batch(images, labels, protocol=4):

@@ -115,8 +115,7 @@ class Memory:
 
 
 class MemoryPool:
-    """Counts what it takes for arrays made within `using_allocator`; they are NumPy's all the same.
-    """
+    """Counts what it takes for arrays made within `using_allocator`; they are NumPy's anyway."""
 
     def __init__(self, allocator=None):
         self.malloc = allocator or Memory
@@ -198,29 +197,45 @@ def modules():
         for name, place in (("CUDARuntimeError", "api.runtime"), ("CUSOLVERError", "libs.cusolver"))
     )
     vars(cuda).update(
-        is_available=lambda: True, Device=Device, Stream=Stream, Event=Event,
-        MemoryPool=MemoryPool, using_allocator=using_allocator,
+        is_available=lambda: True,
+        Device=Device,
+        Stream=Stream,
+        Event=Event,
+        MemoryPool=MemoryPool,
+        using_allocator=using_allocator,
         get_elapsed_time=lambda start, end: 1000 * (end.time - start.time),
-        memory=SimpleNamespace(OutOfMemoryError=MemoryError, Memory=Memory,
-                               MemoryPointer=lambda memory, offset: memory),
+        memory=SimpleNamespace(
+            OutOfMemoryError=MemoryError, Memory=Memory, MemoryPointer=lambda memory, offset: memory
+        ),
         compiler=SimpleNamespace(CompileException=CompileException),
         runtime=SimpleNamespace(
-            CUDARuntimeError=error, getDeviceProperties=lambda device: {"name": b"a fake"},
-            driverGetVersion=lambda: 13000, runtimeGetVersion=lambda: 13000),
+            CUDARuntimeError=error,
+            getDeviceProperties=lambda device: {"name": b"a fake"},
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 13000,
+        ),
         cublas=SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0),
-        cusolver=SimpleNamespace(spotrf_bufferSize=lambda *_: 1, spotrf=_potrf, spotrs=_potrs,
-                                 CUSOLVERError=solver_error),
-        device=SimpleNamespace(get_cusolver_handle=lambda: 0))
+        cusolver=SimpleNamespace(
+            spotrf_bufferSize=lambda *_: 1, spotrf=_potrf, spotrs=_potrs, CUSOLVERError=solver_error
+        ),
+        device=SimpleNamespace(get_cusolver_handle=lambda: 0),
+    )
     vars(cupy).update(
-        __version__="14.2.0", cuda=cuda, ndarray=ndarray, RawModule=RawModule,
+        __version__="14.2.0",
+        cuda=cuda,
+        ndarray=ndarray,
+        RawModule=RawModule,
         empty=_empty,
         zeros=_zeros,
         eye=lambda n, dtype: _here(np.eye(n, dtype=dtype)),
         asarray=_asarray,
-        ascontiguousarray=_here, asnumpy=lambda a: np.array(a), isfinite=np.isfinite,
+        ascontiguousarray=_here,
+        asnumpy=lambda a: np.array(a),
+        isfinite=np.isfinite,
         array=lambda a, copy, order: np.array(a, copy=copy, order=order).view(ndarray),
         copyto=lambda target, source: _do(lambda: np.copyto(target, source)),
         linalg=SimpleNamespace(eigh=lambda a: tuple(map(_here, np.linalg.eigh(a)))),
-        get_default_memory_pool=lambda: SimpleNamespace(used_bytes=lambda: 0))
+        get_default_memory_pool=lambda: SimpleNamespace(used_bytes=lambda: 0),
+    )
     cupyx.errstate = lambda linalg: contextlib.nullcontext()
     return {"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx}

@@ -22,8 +22,15 @@ def launch_twice(ops, file, kernel, grid, block, values, constants, shared=0):
     for _ in range(2):
         with using_allocator(_alone):
             there = {key: ops.place(array) for key, array in arrays.items()}
-            ops.launch(file, kernel, grid, *(there.get(id(value), value) for value in values),
-                       block=block, shared=shared, **constants)
+            ops.launch(
+                file,
+                kernel,
+                grid,
+                *(there.get(id(value), value) for value in values),
+                block=block,
+                shared=shared,
+                **constants,
+            )
             results.append([ops.to_numpy(array) for array in there.values()])
     for array, first, second in zip(arrays.values(), *results, strict=True):
         assert first.tobytes() == second.tobytes(), f"{kernel} differs from launch to launch"

@@ -33,8 +33,13 @@ def network(ops, specification=EVERY_LAYER, input_shape=INPUT_SHAPE, seed=3):
     return built
 
 
-CONFIGS = {"sgd": SgdConfig, "kfc_pre": KfcPreConfig, "adagrad": AdagradConfig,
-           "rmsprop": RmspropConfig, "adam": AdamConfig}
+CONFIGS = {
+    "sgd": SgdConfig,
+    "kfc_pre": KfcPreConfig,
+    "adagrad": AdagradConfig,
+    "rmsprop": RmspropConfig,
+    "adam": AdamConfig,
+}
 
 
 def settings(name, averaging_timescale=100.0, **changes):
@@ -47,8 +52,13 @@ def settings(name, averaging_timescale=100.0, **changes):
 
 def batches(ops, rng, count, M=8, shape=INPUT_SHAPE, classes=3):
     """Mini-batches of M random images and labels."""
-    return [Batch(ops.asarray(rng.standard_normal((M, *shape))),
-                  rng.integers(0, classes, M).astype(np.int32)) for _ in range(count)]
+    return [
+        Batch(
+            ops.asarray(rng.standard_normal((M, *shape))),
+            rng.integers(0, classes, M).astype(np.int32),
+        )
+        for _ in range(count)
+    ]
 
 
 def optimizer(ops, name, layers=EVERY_LAYER, seed=3, **changes):

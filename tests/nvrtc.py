@@ -56,8 +56,12 @@ def version():
 
 
 def _options(constants, architecture):
-    return ["--std=c++17", f"--gpu-architecture={architecture}", "--ptxas-options=-v",
-            *(f"-D{name}={value}" for name, value in sorted(constants.items()))]
+    return [
+        "--std=c++17",
+        f"--gpu-architecture={architecture}",
+        "--ptxas-options=-v",
+        *(f"-D{name}={value}" for name, value in sorted(constants.items())),
+    ]
 
 
 def cached(text, constants, architecture):
@@ -102,6 +106,10 @@ def _parse(log):
     for name, text in zip(parts[::2], parts[1::2], strict=True):
         stack, stores, loads = map(int, _SPILLS.search(text).groups())
         shared = _SHARED.search(text)
-        found[name] = (int(_USED.search(text)[1]), int(shared[1]) if shared else 0, stack,
-                       stores + loads)
+        found[name] = (
+            int(_USED.search(text)[1]),
+            int(shared[1]) if shared else 0,
+            stack,
+            stores + loads,
+        )
     return found

@@ -8,8 +8,12 @@ import numpy as np
 
 from kfcnet.curvature import FisherOperator
 
-SMALL = [dict(layer="dropout", keep=0.8), dict(layer="conv", filters=2, kernel=2, std=0.5),
-         dict(layer="relu"), dict(layer="dense", units=3, std=0.5)]
+SMALL = [
+    dict(layer="dropout", keep=0.8),
+    dict(layer="conv", filters=2, kernel=2, std=0.5),
+    dict(layer="relu"),
+    dict(layer="dense", units=3, std=0.5),
+]
 SHAPE = (3, 4, 2)
 
 batches = functools.partial(networks.batches, shape=SHAPE)
@@ -18,8 +22,9 @@ batches = functools.partial(networks.batches, shape=SHAPE)
 def dense_model(opt, batch, step):
     """(g (n,), C (n, n)) of the quadratic model M before a step, from their definitions."""
     net, m = opt.network, math.ceil(opt.config.fisher_fraction * len(batch.inputs))
-    fisher = FisherOperator(net, opt.loss, batch.inputs[:m], opt.decay_vector, opt.damping,
-                            step=step)
+    fisher = FisherOperator(
+        net, opt.loss, batch.inputs[:m], opt.decay_vector, opt.damping, step=step
+    )
     C = fisher @ np.eye(len(net.theta))
     return objective_gradient(opt, batch, step), C
 

@@ -22,16 +22,25 @@ def small_plan(folder):
     (folder / "config.yaml").write_text(CONFIG)
     config = str(folder / "config.yaml")
     tuned = dict(rates=(0.003, 0.3, 0.03), stages=(Stage(0.5, None), Stage(1, 2)), epochs=1.5)
-    curves = [Curve("digits_kfc", config, **tuned, seeds=2),
-              Curve("digits_sgd", config, ("optimizer.momentum=0.5",), **tuned, seeds=2),
-              Curve("tiny_max", config, ("data.input_scale=8",), rate_of="digits_sgd", seeds=1)]
+    curves = [
+        Curve("digits_kfc", config, **tuned, seeds=2),
+        Curve("digits_sgd", config, ("optimizer.momentum=0.5",), **tuned, seeds=2),
+        Curve("tiny_max", config, ("data.input_scale=8",), rate_of="digits_sgd", seeds=1),
+    ]
     panels = (PanelPlan("a", "loss", ("digits_kfc", "digits_sgd")),)
-    return Plan({curve.name: curve for curve in curves},
-                {"fig1": FigurePlan("Curves", panels),
-                 "sensitivity": FigurePlan("Rates", panels, "tuning"),
-                 "assumptions": FigurePlan("Assumptions", kind="networks")},
-                (NetworkPlan("tiny_max", "digits", "max", 50, 2),), "digits", "UCI digits",
-                Errors(0.5, 0.5, 0.5), "cpu")
+    return Plan(
+        {curve.name: curve for curve in curves},
+        {
+            "fig1": FigurePlan("Curves", panels),
+            "sensitivity": FigurePlan("Rates", panels, "tuning"),
+            "assumptions": FigurePlan("Assumptions", kind="networks"),
+        },
+        (NetworkPlan("tiny_max", "digits", "max", 50, 2),),
+        "digits",
+        "UCI digits",
+        Errors(0.5, 0.5, 0.5),
+        "cpu",
+    )
 
 
 def do(plan, out, figure="fig1", places=()):
@@ -45,17 +54,38 @@ def write_run(ledger, plan, name, settings, errors, seed=0, pace=60.0, state="fi
     folder = ledger.home(config, name)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(portable_config(config))
-    write_json(folder / "run.json", {
-        "device": {"device": "cpu"}, "outcome": {"state": state}, "commit": "0123456789ab-dirty",
-        "data": {"train_examples": 1440, "test_examples": 357, "sha256": 64 * "f",
-                 "files": [{"name": "digits.bin", "published": False}]}})
+    write_json(
+        folder / "run.json",
+        {
+            "device": {"device": "cpu"},
+            "outcome": {"state": state},
+            "commit": "0123456789ab-dirty",
+            "data": {
+                "train_examples": 1440,
+                "test_examples": 357,
+                "sha256": 64 * "f",
+                "files": [{"name": "digits.bin", "published": False}],
+            },
+        },
+    )
     (folder / "metrics.csv").write_text(",".join(COLUMNS) + "\n")
     for row, error in enumerate(errors):
-        append_metrics(folder / "metrics.csv", dict.fromkeys(COLUMNS, 0.01) | {
-            "iteration": 6 * row, "examples": 720 * row, "epoch": row / 2, "seconds": pace * row,
-            **{f"seconds_{phase}": 0.0 for phase in PHASES},
-            "seconds_gradient": pace * row / 2, "train_error": error, "test_error": error + 0.1,
-            "train_loss": error, "test_loss": error})
+        append_metrics(
+            folder / "metrics.csv",
+            dict.fromkeys(COLUMNS, 0.01)
+            | {
+                "iteration": 6 * row,
+                "examples": 720 * row,
+                "epoch": row / 2,
+                "seconds": pace * row,
+                **{f"seconds_{phase}": 0.0 for phase in PHASES},
+                "seconds_gradient": pace * row / 2,
+                "train_error": error,
+                "test_error": error + 0.1,
+                "train_loss": error,
+                "test_loss": error,
+            },
+        )
     ledger.add(folder)
     return folder
 

@@ -34,13 +34,25 @@ epochs: 1
 LADDER = {  # for teaching, or to be compared; the launchers take the top rungs
     "matmul_naive": dict(TRANSPOSE_A=0, TRANSPOSE_B=1, A_SHIFT=0, B_SHIFT=0),
     "matmul_tiled": dict(TRANSPOSE_A=0, TRANSPOSE_B=1, A_SHIFT=0, B_SHIFT=0, TILE=16),
-    "conv_forward_naive": dict(HEIGHT=16, WIDTH=16, IN_MAPS=32, OUT_MAPS=32, KERNEL_SIZE=5,
-                               STRIDE=1, PADDING=2, OUT_HEIGHT=16, OUT_WIDTH=16, BIAS=1, RELU=0),
+    "conv_forward_naive": dict(
+        HEIGHT=16,
+        WIDTH=16,
+        IN_MAPS=32,
+        OUT_MAPS=32,
+        KERNEL_SIZE=5,
+        STRIDE=1,
+        PADDING=2,
+        OUT_HEIGHT=16,
+        OUT_WIDTH=16,
+        BIAS=1,
+        RELU=0,
+    ),
 }
 LADDER["conv_forward_tiled"] = LADDER["conv_forward_naive"] | dict(TILE=16)
 SIDES = 76, 32, 801, 32, 801, 64, 1025, 10  # the factors of the CIFAR-10 network
-LADDER["spd_inverse"] = dict(SIDES=",".join(map(str, SIDES)), COUNT=len(SIDES),
-                             TOTAL=sum(side**2 for side in SIDES))
+LADDER["spd_inverse"] = dict(
+    SIDES=",".join(map(str, SIDES)), COUNT=len(SIDES), TOTAL=sum(side**2 for side in SIDES)
+)
 LADDER["conv_backward_naive"] = LADDER["patches"] = LADDER["conv_forward_naive"]
 
 
@@ -104,8 +116,10 @@ def of_config(config, tensor_cores):
     runtime = RecordingRuntime((99 if tensor_cores else 48) * 1024)
     ops = CudaOps(runtime, tensor_cores)
     _train(ops, config)
-    return [Specialisation(file, constants, launches)
-            for (file, constants), launches in runtime.launched.items()]
+    return [
+        Specialisation(file, constants, launches)
+        for (file, constants), launches in runtime.launched.items()
+    ]
 
 
 def _train(ops, config):
@@ -129,13 +143,17 @@ def _train(ops, config):
 def everything(tensor_cores):
     """All Specialisations, each once; without tensor cores none of the TF32 kernels."""
     configs = [load_config("cifar_kfc"), load_config("svhn_kfc"), parse_config(OTHER_LAYERS)]
-    configs += [load_config("cifar_sgd", [f"optimizer={{name: {name}, learning_rate: 0.1}}"])
-                for name in ("sgd", "sgd, nesterov: true", "adagrad", "rmsprop", "adam")]
+    configs += [
+        load_config("cifar_sgd", [f"optimizer={{name: {name}, learning_rate: 0.1}}"])
+        for name in ("sgd", "sgd, nesterov: true", "adagrad", "rmsprop", "adam")
+    ]
     found = {}
     for config in configs:
         for file, constants, launches in of_config(config, tensor_cores):
             found.setdefault((file, constants), {}).update(launches)
     for file, constants in LADDER.items():
         found[file, tuple(sorted(constants.items()))] = {}
-    return [Specialisation(file, constants, launches)
-            for (file, constants), launches in sorted(found.items())]
+    return [
+        Specialisation(file, constants, launches)
+        for (file, constants), launches in sorted(found.items())
+    ]

@@ -21,17 +21,21 @@ from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 def correlation_loops(maps, i, dr, dc):
     """Mean product of pairs (dr, dc) apart, over the mean square, one pair at a time."""
     M, H, W, _ = maps.shape
-    products = [maps[m, h, w, i] * maps[m, h + dr, w + dc, i]
-                for m, h, w in itertools.product(range(M), range(H), range(W))
-                if 0 <= h + dr < H and 0 <= w + dc < W]
+    products = [
+        maps[m, h, w, i] * maps[m, h + dr, w + dc, i]
+        for m, h, w in itertools.product(range(M), range(H), range(W))
+        if 0 <= h + dr < H and 0 <= w + dc < W
+    ]
     return np.mean(products) / np.mean(np.square(maps[..., i])) if products else np.nan
 
 
 def test_spatial_correlation_matches_loops(rng):
     maps = rng.standard_normal((3, 5, 4, 2)) + np.arange(4)[:, None]
     result = spatial_correlation(maps, 2)
-    expected = [[[correlation_loops(maps, i, dr, dc) for dc in range(-2, 3)]
-                 for dr in range(-2, 3)] for i in range(2)]
+    expected = [
+        [[correlation_loops(maps, i, dr, dc) for dc in range(-2, 3)] for dr in range(-2, 3)]
+        for i in range(2)
+    ]
     assert_close(result, expected)
     assert np.array_equal(result[:, 2, 2], [1, 1])
 
@@ -62,9 +66,14 @@ def test_offsets_beyond_the_image_and_maps_that_vanish_have_no_correlation(rng):
 
 def test_correlation_of_maps_matches_loops(rng):
     maps = rng.standard_normal((3, 4, 2, 3)) @ rng.standard_normal((3, 3))
-    expected = [[(maps[..., i] * maps[..., k]).sum()
-                 / np.sqrt((maps[..., i]**2).sum() * (maps[..., k]**2).sum())
-                 for k in range(3)] for i in range(3)]
+    expected = [
+        [
+            (maps[..., i] * maps[..., k]).sum()
+            / np.sqrt((maps[..., i] ** 2).sum() * (maps[..., k] ** 2).sum())
+            for k in range(3)
+        ]
+        for i in range(3)
+    ]
     assert_close(map_correlation(maps), expected)
 
 
@@ -97,8 +106,9 @@ def test_correlations_are_those_of_sampled_derivatives_and_centred_activations(o
     assert_close(got.activations[2, 2, 3], correlation_loops(activations, 2, 0, 1))
     assert_close(got.derivative_maps, map_correlation(derivatives))
     assert_close(got.activation_maps, map_correlation(activations))
-    assert_close(result["conv1"].derivatives[2, 4, 2],
-                 correlation_loops(conv1.output_gradients, 2, 2, 0))
+    assert_close(
+        result["conv1"].derivatives[2, 4, 2], correlation_loops(conv1.output_gradients, 2, 2, 0)
+    )
 
 
 CONV = dict(layer="conv", name="conv1", filters=2, kernel=2, padding=1, std=0.7)
@@ -119,8 +129,9 @@ def block_loops(net, loss, x, kernel, stride, padding, label):
     weighted = []  # (p / M, derivatives of one example (Ho, Wo, I), activations (H, W, J))
     for c in range(C):
         net.backward(p - np.eye(C)[[c] * M])
-        weighted += [(p[m, c] / M, layer.output_gradients[m].copy(), layer.inputs[m])
-                     for m in range(M)]
+        weighted += [
+            (p[m, c] / M, layer.output_gradients[m].copy(), layer.inputs[m]) for m in range(M)
+        ]
     names = [None, *itertools.product(range(kernel), range(kernel), range(J))]
 
     def pixel(name, t):
@@ -138,8 +149,12 @@ def block_loops(net, loss, x, kernel, stride, padding, label):
         return sum(weight * function(ds, a) for weight, ds, a in weighted)
 
     def grid_pairs(height, width, dr, dc):
-        return [((h, w), (h + dr, w + dc)) for h in range(height) for w in range(width)
-                if 0 <= h + dr < height and 0 <= w + dc < width]
+        return [
+            ((h, w), (h + dr, w + dc))
+            for h in range(height)
+            for w in range(width)
+            if 0 <= h + dr < height and 0 <= w + dc < width
+        ]
 
     def stationary_activations(n, k, t, u):
         places = [name and pixel(name, at) for name, at in ((n, t), (k, u))]
@@ -166,18 +181,30 @@ def block_loops(net, loss, x, kernel, stride, padding, label):
 
     def entry(i, n, o, k):
         if label == "exact":
-            return mean(lambda ds, a: sum(ds[t][i] * value(a, n, t) for t in places)
-                        * sum(ds[u][o] * value(a, k, u) for u in places))
+            return mean(
+                lambda ds, a: (
+                    sum(ds[t][i] * value(a, n, t) for t in places)
+                    * sum(ds[u][o] * value(a, k, u) for u in places)
+                )
+            )
         if label == "without iad":
-            return mean(lambda ds, a: sum(
-                ds[t][i] * ds[t][o] * value(a, n, t) * value(a, k, t) for t in places))
+            return mean(
+                lambda ds, a: sum(
+                    ds[t][i] * ds[t][o] * value(a, n, t) * value(a, k, t) for t in places
+                )
+            )
         if label == "without sud":
-            return sum(derivative_moment(i, o, *np.subtract(u, t))
-                       * stationary_activations(n, k, t, u) for t in places for u in places)
+            return sum(
+                derivative_moment(i, o, *np.subtract(u, t)) * stationary_activations(n, k, t, u)
+                for t in places
+                for u in places
+            )
         pairs = [(t, u) for t in places for u in places if label == "iad" or t == u]
-        return sum(mean(lambda ds, a, t=t, u=u: ds[t][i] * ds[u][o])
-                   * mean(lambda ds, a, t=t, u=u: value(a, n, t) * value(a, k, u))
-                   for t, u in pairs)
+        return sum(
+            mean(lambda ds, a, t=t, u=u: ds[t][i] * ds[u][o])
+            * mean(lambda ds, a, t=t, u=u: value(a, n, t) * value(a, k, u))
+            for t, u in pairs
+        )
 
     rows = list(itertools.product(range(I), names))
     return np.array([[entry(i, n, o, k) for o, k in rows] for i, n in rows])
@@ -232,12 +259,16 @@ def test_all_approximations_are_exact_for_one_example_and_one_location(ops64, rn
 
 
 def test_dropping_an_assumption_brings_the_block_to_the_exact_one_where_only_that_one_fails(
-        ops64, rng):
+    ops64, rng
+):
     """A linear convolution with Gaussian outputs fulfils all; summing its outputs breaks SUD."""
     x = rng.standard_normal((4000, 3, 3, 1))
     loss = SquaredError(ops64)
-    linear = [CONV | dict(filters=1, kernel=3), dict(layer="avg_pool", size=9, stride=9),
-              DENSE | dict(units=1)]
+    linear = [
+        CONV | dict(filters=1, kernel=3),
+        dict(layer="avg_pool", size=9, stride=9),
+        DENSE | dict(units=1),
+    ]
     result = distances(fisher_blocks(network(ops64, linear, (3, 3, 1)), loss, x, "conv1"))
     assert result["iad"] < 1e-12  # derivatives are the same for every input
     assert result["without sud"] < 0.1 < result["kfc"]

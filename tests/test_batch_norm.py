@@ -19,9 +19,13 @@ from kfcnet.training.trainer import Trainer
 
 AFFINE = dict(layer="batch_norm", epsilon=0.1, affine=True)
 LAYERS = [
-    dict(layer="conv", name="conv1", filters=3, kernel=3, padding=1, std=0.5), AFFINE,
-    dict(layer="relu"), dict(layer="max_pool", size=3, stride=2),
-    dict(layer="dense", name="dense1", units=4, std=0.5), AFFINE, dict(layer="relu"),
+    dict(layer="conv", name="conv1", filters=3, kernel=3, padding=1, std=0.5),
+    AFFINE,
+    dict(layer="relu"),
+    dict(layer="max_pool", size=3, stride=2),
+    dict(layer="dense", name="dense1", units=4, std=0.5),
+    AFFINE,
+    dict(layer="relu"),
     dict(layer="dense", name="dense2", units=3, std=0.4),
 ]
 LABELS = np.array([0, 2, 1, 1, 0], np.int32)
@@ -43,7 +47,12 @@ def test_scale_and_shift_start_as_the_identity_and_are_counted(ops64, inputs):
     for mine, other in ((0, 0), (2, 1), (4, 2)):
         with_affine.weighted[mine].weight[...] = without.weighted[other].weight
     assert [layer.name for layer in with_affine.weighted] == [
-        "conv1", "batch_norm1_affine", "dense1", "batch_norm2_affine", "dense2"]
+        "conv1",
+        "batch_norm1_affine",
+        "dense1",
+        "batch_norm2_affine",
+        "dense2",
+    ]
     assert len(with_affine.theta) == len(without.theta) + 2 * (3 + 4)
     assert_close(with_affine.forward(inputs, training=True), without.forward(inputs, training=True))
 
@@ -64,6 +73,7 @@ def test_gradient_goes_through_the_statistics_and_to_scale_and_shift(ops64, rng,
     def mean_loss(theta):
         with net.using(theta):
             return loss.evaluate(net.forward(inputs, training=True), LABELS)[2][0] / 5
+
     _, dz, _ = loss.evaluate(net.forward(inputs, training=True), LABELS)
     net.backward(dz)
     net.compute_gradient()
@@ -86,6 +96,7 @@ def test_the_sampled_and_the_tangent_pass_take_statistics_as_constants(ops64, rn
     def outputs(theta):
         with net.using(theta):
             return net.forward(inputs)[:3]
+
     expected = derivative(outputs, net.theta.copy(), direction, 1e-6)
     assert_close(tangent, expected, 1e-7)
     assert_close(along, (expected * r).sum(), 1e-7)
@@ -93,6 +104,7 @@ def test_the_sampled_and_the_tangent_pass_take_statistics_as_constants(ops64, rn
     def through_statistics(theta):
         with net.using(theta):
             return net.forward(inputs, training=True)[:3]
+
     other = derivative(through_statistics, net.theta.copy(), direction, 1e-6)
     assert np.abs(other - expected).max() > 0.1 * np.abs(expected).max()
 
@@ -109,6 +121,7 @@ def test_the_gradient_in_evaluation_is_that_of_evaluation(ops64, rng, inputs):
     def outputs(theta):
         with net.using(theta):
             return net.forward(inputs)[:3]
+
     expected = (derivative(outputs, net.theta.copy(), direction, 1e-6) * r).sum()
     assert_close(net.gradient @ direction * 3, expected, 1e-7)
 
@@ -149,8 +162,10 @@ def test_the_natural_gradient_of_scale_and_shift_is_a_damped_solve(ops64, rng):
 def test_the_damping_that_scale_and_shift_need_is_reported_for_plain_tikhonov(ops64):
     block = ScaleShiftBlock(network(ops64, LAYERS).weighted[1], ops64)
     block.Omega[...] = np.diag([-2.0, 1, 1, 1, 1, 7])
-    with pytest.raises(np.linalg.LinAlgError, match=(
-            "batch_norm1_affine: .* eigenvalue of Omega -2, .* is 0.1, from 2 on it is safe")):
+    with pytest.raises(
+        np.linalg.LinAlgError,
+        match=("batch_norm1_affine: .* eigenvalue of Omega -2, .* is 0.1, from 2 on it is safe"),
+    ):
         block.update_inverses(0.1)
     block.update_inverses(2.001)
     assert np.isfinite(block.Omega_inv).all()
@@ -186,9 +201,11 @@ def test_the_config_names_scale_and_shift():
     assert config.optimizer.weight_decay == {"bn_affine": 0.1}
     assert config.network[2].name == "bn" and config.network[2].affine
     assert small(text=SGD).network[2].name == "batch_norm1"
-    for refused in ("optimizer.weight_decay={batch_norm1_affine: 0.1}",
-                    "optimizer.weight_decay={batch_norm1: 0.1}",
-                    "network.2={layer: batch_norm, name: conv1}"):
+    for refused in (
+        "optimizer.weight_decay={batch_norm1_affine: 0.1}",
+        "optimizer.weight_decay={batch_norm1: 0.1}",
+        "network.2={layer: batch_norm, name: conv1}",
+    ):
         with pytest.raises(ConfigError):
             small(refused, text=SGD)
 
@@ -200,7 +217,7 @@ def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(tmp_path
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.h5")
     fresh = Trainer(config, RunFolder("unused"), trainer.data.load(config.data))
     net = fresh.network
-    x = fresh.train_set.batch(fresh.measured[:trainer.STATISTICS_EXAMPLES]).inputs
+    x = fresh.train_set.batch(fresh.measured[: trainer.STATISTICS_EXAMPLES]).inputs
     with net.using(saved["optimizer"]["average"]):
         convolved = net.weighted[0].forward(x, None)  # dropout is the identity when measuring
     assert len(x) == 1024
@@ -217,8 +234,11 @@ def test_scale_and_shift_are_the_same_on_every_device(ops, ops64, rng):
         layer = ScaleShift(device, (5, 4, 6), "affine")
         layer.weight = device.asarray(weight)
         block, out = ScaleShiftBlock(layer, device), device.empty((6, 2))
-        passes = [layer.forward(device.asarray(x), None), layer.backward(device.asarray(dy)),
-                  layer.tangent(device.asarray(dy[:2]), device.asarray(direction), 2)]
+        passes = [
+            layer.forward(device.asarray(x), None),
+            layer.backward(device.asarray(dy)),
+            layer.tangent(device.asarray(dy[:2]), device.asarray(direction), 2),
+        ]
         layer.gradient(out)
         block.update_factors(0.0)
         block.update_inverses(0.1)

@@ -15,8 +15,13 @@ def test_the_report_has_both_steps_all_phases_and_the_epoch_ratio():
     steps = {row["step"]: row for row in report["steps"]}
     assert steps["SGD"]["batch"] == 128 and steps["KFC-pre"]["batch"] == 512
     assert all(row["milliseconds"] > 0 for row in report["steps"])
-    assert set(report["phases"]) == {"gradient", "statistics", "inverses", "preconditioning",
-                                     "clip"}
+    assert set(report["phases"]) == {
+        "gradient",
+        "statistics",
+        "inverses",
+        "preconditioning",
+        "clip",
+    }
     assert report["ratios"]["KFC-pre epoch / SGD epoch"] > 0
     assert "images/s" in cpu_benchmark.format_report(report)
 

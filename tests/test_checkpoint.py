@@ -11,10 +11,19 @@ from kfcnet.runs.records import WriteError
 
 @pytest.fixture
 def state(rng):
-    return {"optimizer": {"steps": 7, "theta": rng.normal(size=5).astype(np.float32),
-                          "blocks": {"conv1": {"Omega": rng.normal(size=(3, 3))}}},
-            "mask": np.array([[1, 0, 255]], np.uint8), "empty": np.zeros((0, 2), np.int64),
-            "nothing": {}, "seconds": 0.1 + 0.2, "native": True, "config": "seed: 0  # é\n"}
+    return {
+        "optimizer": {
+            "steps": 7,
+            "theta": rng.normal(size=5).astype(np.float32),
+            "blocks": {"conv1": {"Omega": rng.normal(size=(3, 3))}},
+        },
+        "mask": np.array([[1, 0, 255]], np.uint8),
+        "empty": np.zeros((0, 2), np.int64),
+        "nothing": {},
+        "seconds": 0.1 + 0.2,
+        "native": True,
+        "config": "seed: 0  # é\n",
+    }
 
 
 def assert_same(actual, expected):

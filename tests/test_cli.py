@@ -68,8 +68,9 @@ def test_picked_periods_are_printed_as_a_config_and_the_table_beside_it(capsys):
     argv = ["--config", "digits_kfc", "--device", "cpu", "--pick-periods", "1000", "--print-config"]
     assert cli.train(argv) == 0
     printed = capsys.readouterr()
-    assert parse_config(printed.out) == load_config("digits_kfc", [
-        "device=cpu", "optimizer.statistics_period=1", "optimizer.inverse_period=1"])
+    assert parse_config(printed.out) == load_config(
+        "digits_kfc", ["device=cpu", "optimizer.statistics_period=1", "optimizer.inverse_period=1"]
+    )
     assert "picked" in printed.err and list(Path().iterdir()) == []
 
 
@@ -126,15 +127,17 @@ def test_a_run_whose_numbers_fail_ends_with_status_1_and_one_line(capsys, recwar
 
 def test_a_warning_is_one_line(monkeypatch, capsys):
     text = "step 3, conv1: Gamma is not finite; the last good inverses stay"
-    monkeypatch.setattr("kfcnet.training.trainer.train",
-                        lambda *args, **kwargs: warnings.warn(text, InversionWarning, stacklevel=1))
+    monkeypatch.setattr(
+        "kfcnet.training.trainer.train",
+        lambda *args, **kwargs: warnings.warn(text, InversionWarning, stacklevel=1),
+    )
     assert cli.train(SHORT) == 0
     assert capsys.readouterr().err.splitlines()[0] == f"warning: {text}"
 
 
 def test_what_does_not_fit_into_memory_is_an_error_with_the_way_out(capsys):
     assert cli.train([*SHORT, "network.0.filters=1000000000000"]) == 1
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert re.match("error: out of memory .*Unable to allocate.* smaller network", line)
     assert not Path("results/digits_sgd").exists()
 
@@ -206,10 +209,16 @@ def test_readme_commands_are_understood(words, monkeypatch):
         seen.append(args)
         raise KeyboardInterrupt  # stop here: the arguments were understood
 
-    for target in ("training.trainer.train", "training.evaluation.load_run",
-                   "training.periods.settle", "training.sweep.sweep", "figures.curves.plot_runs",
-                   "figures.milestones.compare", "benchmarks.cpu.benchmark_cpu",
-                   "reproduce.reproduce"):
+    for target in (
+        "training.trainer.train",
+        "training.evaluation.load_run",
+        "training.periods.settle",
+        "training.sweep.sweep",
+        "figures.curves.plot_runs",
+        "figures.milestones.compare",
+        "benchmarks.cpu.benchmark_cpu",
+        "reproduce.reproduce",
+    ):
         monkeypatch.setattr(f"kfcnet.{target}", note)
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()

@@ -16,20 +16,39 @@ from kfcnet.runs.records import COLUMNS, append_metrics, create_metrics, write_j
 def run(errors, seconds_per_row, updates_per_row):
     rows = len(errors)
     metrics = {name: np.ones(rows) for name in COLUMNS}
-    metrics |= {"test_error": np.array(errors), "train_error": np.array(errors) - 0.05,
-                "iteration": updates_per_row * np.arange(rows), "epoch": np.arange(rows) * 1.0,
-                "seconds": seconds_per_row * np.arange(rows)}
+    metrics |= {
+        "test_error": np.array(errors),
+        "train_error": np.array(errors) - 0.05,
+        "iteration": updates_per_row * np.arange(rows),
+        "epoch": np.arange(rows) * 1.0,
+        "seconds": seconds_per_row * np.arange(rows),
+    }
     return Run(metrics, {}, {})
 
 
 def test_milestones_are_the_first_rows_at_or_below_them():
     fast, slow = run([0.9, 0.2, 0.19, 0.3], 10.0, 5), run([0.9, 0.5, 0.3, 0.2], 4.0, 50)
-    rows = milestone_rows([fast, slow], ["fast", "slow"],
-                          [("test_error", 0.19), ("train_error", 0.25)])
-    assert rows[0] == {"milestone": "19% test error", "run": "fast", "epoch": 2.0, "updates": 10,
-                       "seconds": 20.0, "updates_ratio": 1.0, "seconds_ratio": 1.0}
-    assert rows[1] == {"milestone": "19% test error", "run": "slow", "epoch": "", "updates": "",
-                       "seconds": "", "updates_ratio": "", "seconds_ratio": ""}
+    rows = milestone_rows(
+        [fast, slow], ["fast", "slow"], [("test_error", 0.19), ("train_error", 0.25)]
+    )
+    assert rows[0] == {
+        "milestone": "19% test error",
+        "run": "fast",
+        "epoch": 2.0,
+        "updates": 10,
+        "seconds": 20.0,
+        "updates_ratio": 1.0,
+        "seconds_ratio": 1.0,
+    }
+    assert rows[1] == {
+        "milestone": "19% test error",
+        "run": "slow",
+        "epoch": "",
+        "updates": "",
+        "seconds": "",
+        "updates_ratio": "",
+        "seconds_ratio": "",
+    }
     assert (rows[3]["updates_ratio"], rows[3]["seconds_ratio"]) == (20.0, 0.8)
     assert "| 19% test error | slow | not reached |" in markdown(rows)
 
@@ -37,15 +56,19 @@ def test_milestones_are_the_first_rows_at_or_below_them():
 def test_milestones_in_updates_alone_say_nothing_of_seconds(folders, tmp_path):
     rows = compare(folders, tmp_path / "out", by=("updates",))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "milestones.csv", "milestones.md", "curves_by_updates.png"}
+        "milestones.csv",
+        "milestones.md",
+        "curves_by_updates.png",
+    }
     table = markdown(rows)
     assert "updates, ratio" in table and "seconds" not in table
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
 def test_a_milestone_that_only_the_other_run_reached_has_no_ratio():
-    rows = milestone_rows([run([0.9, 0.8], 1.0, 1), run([0.9, 0.1], 1.0, 1)], ["a", "b"],
-                          [("test_error", 0.19)])
+    rows = milestone_rows(
+        [run([0.9, 0.8], 1.0, 1), run([0.9, 0.1], 1.0, 1)], ["a", "b"], [("test_error", 0.19)]
+    )
     assert rows[1]["updates"] == 1 and rows[1]["updates_ratio"] == ""
 
 
@@ -59,8 +82,12 @@ def folders(tmp_path):
         write_json(folder / "run.json", {"device": {"device": "cpu"}})
         create_metrics(folder / "metrics.csv")
         for step, error in enumerate((0.9, 0.5, 0.1)):
-            row = dict.fromkeys(COLUMNS, 1.0) | {"iteration": step, "examples": step,
-                                                 "test_error": error, "train_error": error}
+            row = dict.fromkeys(COLUMNS, 1.0) | {
+                "iteration": step,
+                "examples": step,
+                "test_error": error,
+                "train_error": error,
+            }
             append_metrics(folder / "metrics.csv", row)
         made.append(folder)
     return made
@@ -69,7 +96,8 @@ def folders(tmp_path):
 def test_compare_reads_each_run_once(folders, tmp_path, monkeypatch):
     read, original = [], milestones.read_run
     monkeypatch.setattr(
-        milestones, "read_run", lambda folder: read.append(folder) or original(folder))
+        milestones, "read_run", lambda folder: read.append(folder) or original(folder)
+    )
     compare(folders, tmp_path / "out")
     assert read == folders
 
@@ -77,12 +105,26 @@ def test_compare_reads_each_run_once(folders, tmp_path, monkeypatch):
 def test_compare_leaves_both_figures_and_the_table(folders, tmp_path):
     compare(folders, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"curves_by_seconds.png", "curves_by_updates.png", "milestones.csv",
-                     "milestones.md"}
+    assert names == {
+        "curves_by_seconds.png",
+        "curves_by_updates.png",
+        "milestones.csv",
+        "milestones.md",
+    }
     with open(tmp_path / "out" / "milestones.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["updates"] for row in rows] == ["2", "2", "2", "2", "", ""]
-    labels = titles_and_labels([Run(None, {"data": {"name": "digits"}, "network": [],
-                                           "optimizer": {"name": "sgd", "batch_size": 7}},
-                                    {"device": {"device": "cpu"}})])[1]
+    labels = titles_and_labels(
+        [
+            Run(
+                None,
+                {
+                    "data": {"name": "digits"},
+                    "network": [],
+                    "optimizer": {"name": "sgd", "batch_size": 7},
+                },
+                {"device": {"device": "cpu"}},
+            )
+        ]
+    )[1]
     assert labels == ["SGD, M = 7"]

@@ -55,10 +55,17 @@ def test_array_of_the_host_is_refused(cuda):
         cuda.launch("relu", "relu", 1, [1.0] * 4, cuda.empty(4), 4)
 
 
-@pytest.mark.parametrize("count, error", [
-    (2**31, OverflowError), (-(2**31) - 1, OverflowError), (4.5, TypeError), ("4", TypeError),
-    (True, TypeError), (None, TypeError),
-])
+@pytest.mark.parametrize(
+    "count, error",
+    [
+        (2**31, OverflowError),
+        (-(2**31) - 1, OverflowError),
+        (4.5, TypeError),
+        ("4", TypeError),
+        (True, TypeError),
+        (None, TypeError),
+    ],
+)
 def test_number_that_the_kernel_would_misread_is_refused(cuda, count, error):
     with pytest.raises(error, match="relu: count"):
         cuda.launch("relu", "relu", 1, cuda.empty(4), cuda.empty(4), count)
@@ -106,14 +113,18 @@ def test_kernel_that_needs_too_much_shared_memory_is_refused(cuda):
 
 
 @pytest.mark.parametrize("name", ["conv_forward", "conv_backward_data", "conv_backward_weights"])
-@pytest.mark.parametrize("shape", [(3, 9, 7, 3, 5, 5, 1, 2), (2, 8, 8, 33, 17, 3, 2, 1),
-                                   (5, 6, 5, 8, 40, 3, 1, 0)])
+@pytest.mark.parametrize(
+    "shape", [(3, 9, 7, 3, 5, 5, 1, 2), (2, 8, 8, 33, 17, 3, 2, 1), (5, 6, 5, 8, 40, 3, 1, 0)]
+)
 def test_tensor_cores_have_the_precision_of_tf32(tensor_cores, rng, shape, name):
     """Ten bits of mantissa: more error than fp32 would have, and no more than ten bits give."""
     M, H, W, J, I, *window = shape  # noqa: E741
     side = [output_size(s, *window) for s in (H, W)]
-    arrays = {"x": rng.standard_normal((M, H, W, J)), "dy": rng.standard_normal((M, *side, I)),
-              "weight": rng.standard_normal((I, 1 + window[0]**2 * J))}
+    arrays = {
+        "x": rng.standard_normal((M, H, W, J)),
+        "dy": rng.standard_normal((M, *side, I)),
+        "weight": rng.standard_normal((I, 1 + window[0] ** 2 * J)),
+    }
 
     def result(ops):
         x, dy, weight = map(ops.asarray, arrays.values())
@@ -131,11 +142,14 @@ def test_tensor_cores_have_the_precision_of_tf32(tensor_cores, rng, shape, name)
 
 
 @pytest.mark.parametrize("M, units, low, high", [(370, 371, 2e-5, 1e-3), (370, 10, 0, 1e-6)])
-def test_dense_layers_use_tensor_cores_where_there_is_enough_for_them(tensor_cores, rng, M, units,
-                                                                      low, high):
+def test_dense_layers_use_tensor_cores_where_there_is_enough_for_them(
+    tensor_cores, rng, M, units, low, high
+):
     x, weight = rng.standard_normal((M, 1, 1, 5)), rng.standard_normal((units, 6))
-    actual, exact = (ops.to_numpy(ops.conv_forward(*map(ops.asarray, (x, weight)), 1, 1, 0))
-                     for ops in (tensor_cores, CpuOps("float64", shards=1)))
+    actual, exact = (
+        ops.to_numpy(ops.conv_forward(*map(ops.asarray, (x, weight)), 1, 1, 0))
+        for ops in (tensor_cores, CpuOps("float64", shards=1))
+    )
     assert low < np.linalg.norm(actual - exact) / np.linalg.norm(exact) < high
 
 
@@ -223,10 +237,13 @@ def test_program_lets_the_host_work_between_its_graphs(cuda):
     assert seen == [1, 12, 123] and results == [10, 120, 1230]
 
 
-@pytest.mark.parametrize("function, message", [
-    (lambda ops: lambda x: ops.axpy(float(ops.to_numpy(x)[0]), x, x), "an array to the host"),
-    (lambda ops: lambda x: ops.axpy(1.0, ops.asarray(np.ones(4)), x), "data from the host"),
-])
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda ops: lambda x: ops.axpy(float(ops.to_numpy(x)[0]), x, x), "an array to the host"),
+        (lambda ops: lambda x: ops.axpy(1.0, ops.asarray(np.ones(4)), x), "data from the host"),
+    ],
+)
 def test_program_that_would_not_be_repeated_whole_is_refused(cuda, function, message):
     step = cuda.program(function(cuda))
     step(cuda.zeros(4))
@@ -235,7 +252,7 @@ def test_program_that_would_not_be_repeated_whole_is_refused(cuda, function, mes
 
 
 def test_numbers_that_a_program_reads_stay_however_many_others_come(cuda, monkeypatch):
-    monkeypatch.setattr("kfcnet.ops.cuda.SCALARS_KEPT", 2)
+    monkeypatch.setattr("kfcnet.ops.cuda.cuda_ops.SCALARS_KEPT", 2)
     theta, velocity, average = (cuda.zeros(3) for _ in range(3))
 
     def move(direction):
@@ -283,7 +300,8 @@ def test_gpu_has_every_primitive_of_the_cpu():
         if not name.startswith("_"):
             there = inspect.signature(getattr(CudaOps, name)).parameters
             assert list(there)[: len(inspect.signature(method).parameters)] == list(
-                inspect.signature(method).parameters), name
+                inspect.signature(method).parameters
+            ), name
 
 
 @pytest.mark.parametrize("columns", [2, 76, 301])

@@ -20,8 +20,9 @@ from kfcnet.figures.curves import save_figure
 from kfcnet.ops.cuda import CudaOps, is_available
 from kfcnet.training.trainer import train
 
-pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
-                                reason=str(cuda_on_cpu.missing()))
+pytestmark = pytest.mark.skipif(
+    cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())
+)
 SMALL = """
 data: {name: cifar10}
 network:
@@ -43,14 +44,27 @@ def ops(monkeypatch):
 
 
 def test_every_primitive_of_a_step_gets_a_row_of_finite_rates(ops):
-    rows, convolutions = cuda_benchmark.primitive_rows(ops, parse_config(SMALL), "KFC-pre, 3",
-                                                       replays=1)
+    rows, convolutions = cuda_benchmark.primitive_rows(
+        ops, parse_config(SMALL), "KFC-pre, 3", replays=1
+    )
     called = {row["call"].split()[0] for row in rows}
-    assert {"weights", "conv_forward", "conv_backward_weights", "max_pool", "relu", "patch_gram",
-            "gram", "matmul", "softmax_cross_entropy", "momentum_update", "spd_inverse"} <= called
+    assert {
+        "weights",
+        "conv_forward",
+        "conv_backward_weights",
+        "max_pool",
+        "relu",
+        "patch_gram",
+        "gram",
+        "matmul",
+        "softmax_cross_entropy",
+        "momentum_update",
+        "spd_inverse",
+    } <= called
     assert len({row["call"] for row in rows}) == len(rows)
     assert [row["call"] for row in rows if row["call"].startswith("weights")] == [
-        "weights 2x28 (3, 32, 32, 3) 3 2 1 False"]  # none for the dense layer
+        "weights 2x28 (3, 32, 32, 3) 3 2 1 False"
+    ]  # none for the dense layer
     for row in rows:
         numbers = [row[key] for key in ("microseconds", "TFLOP_s", "GB_s")]
         assert np.isfinite(numbers).all() and row["microseconds"] > 0
@@ -62,11 +76,14 @@ def test_every_primitive_of_a_step_gets_a_row_of_finite_rates(ops):
 
 
 def test_a_phase_takes_its_share_of_every_call():
-    rows = [{"calls_a_step": {"gradient": 1.0, "statistics": 0.2}, "microseconds": 500.0},
-            {"calls_a_step": {"gradient": 2.0}, "microseconds": 250.0},
-            {"calls_a_step": {}, "microseconds": 7.0}]
+    rows = [
+        {"calls_a_step": {"gradient": 1.0, "statistics": 0.2}, "microseconds": 500.0},
+        {"calls_a_step": {"gradient": 2.0}, "microseconds": 250.0},
+        {"calls_a_step": {}, "microseconds": 7.0},
+    ]
     assert cuda_benchmark.phase_milliseconds(rows) == pytest.approx(
-        {"gradient": 1.0, "statistics": 0.1})
+        {"gradient": 1.0, "statistics": 0.1}
+    )
 
 
 def test_operations_count_a_multiply_add_as_two(ops):
@@ -101,8 +118,11 @@ def test_products_of_the_library_are_those_of_numpy(cuda, rng):
         assert_close(cuda.to_numpy(out), expected, 1e-2 if tensor_cores else 1e-6)
         c, square = cuda.zeros((5, 4)), cuda.asarray(rng.standard_normal((5, 5)))
         cuda.runtime.library_product(square, b, c, tensor_cores)
-        assert_close(cuda.to_numpy(c), cuda.to_numpy(square) @ cuda.to_numpy(b),
-                     1e-2 if tensor_cores else 1e-6)
+        assert_close(
+            cuda.to_numpy(c),
+            cuda.to_numpy(square) @ cuda.to_numpy(b),
+            1e-2 if tensor_cores else 1e-6,
+        )
 
 
 def test_inversions_are_timed_against_the_library(ops):
@@ -112,28 +132,42 @@ def test_inversions_are_timed_against_the_library(ops):
 
 def test_the_factor_of_activations_is_counted_over_the_locations_that_there_are():
     x, P = np.zeros((2, 7, 5, 3)), 28
-    made = cuda_benchmark.operations("patch_gram", (x, 3, 2, 0, 1.0, 0.0),
-                                     {"out": np.zeros((P, P))}, None)
+    made = cuda_benchmark.operations(
+        "patch_gram", (x, 3, 2, 0, 1.0, 0.0), {"out": np.zeros((P, P))}, None
+    )
     assert made == 2 * (3 * 2) * P * (P + 1)
 
 
 def test_pytorch_is_timed_on_the_same_step_and_convolutions(ops):
     pytest.importorskip("torch", reason="PyTorch, the other contestant, is not installed")
-    config = parse_config(SMALL.replace("kfc_pre", "sgd").replace(
-        "statistics_period: 1,\n            inverse_period: 1", "momentum: 0.9"))
+    config = parse_config(
+        SMALL.replace("kfc_pre", "sgd").replace(
+            "statistics_period: 1,\n            inverse_period: 1", "momentum: 0.9"
+        )
+    )
     steps, convolutions = cuda_benchmark.torch_rows(ops, config, device="cpu")
     assert [row["step"] for row in steps] == ["PyTorch SGD, eager, fp32"]
     shape = 3, 32, 32, 3, 2  # M, H, W, J, I
-    assert convolutions.keys() == {("conv_forward", *shape), ("conv_backward_data", *shape),
-                                   ("conv_backward_weights", *shape)}
+    assert convolutions.keys() == {
+        ("conv_forward", *shape),
+        ("conv_backward_data", *shape),
+        ("conv_backward_weights", *shape),
+    }
     assert min(convolutions.values()) > 0
     rows, ours = cuda_benchmark.primitive_rows(ops, config, "SGD, 3", replays=1)
-    found = cuda_benchmark.ratios("SGD, 3", {"milliseconds": 2.0}, [{**steps[0],
-                                  "milliseconds": 3.0}], ours, convolutions)
+    found = cuda_benchmark.ratios(
+        "SGD, 3", {"milliseconds": 2.0}, [{**steps[0], "milliseconds": 3.0}], ours, convolutions
+    )
     assert found["PyTorch SGD, eager, fp32 / SGD, 3"] == 1.5
     assert sum("conv_backward_weights 3 32 32 3 2 in" in what for what in found) == 1
-    report = {"device": {"name": "here"}, "ceilings": {"copy_GB_s": 1.0}, "steps": steps,
-              "phases": {"SGD, 3": {"gradient": 0.5}}, "primitives": rows, "ratios": found}
+    report = {
+        "device": {"name": "here"},
+        "ceilings": {"copy_GB_s": 1.0},
+        "steps": steps,
+        "phases": {"SGD, 3": {"gradient": 0.5}},
+        "primitives": rows,
+        "ratios": found,
+    }
     text = cuda_benchmark.format_report(report)
     assert "1.50  PyTorch SGD, eager, fp32 / SGD, 3" in text and "gradient 0.500" in text
 
@@ -141,8 +175,11 @@ def test_pytorch_is_timed_on_the_same_step_and_convolutions(ops):
 def test_pytorch_that_computes_something_else_is_not_compared(ops, monkeypatch):
     torch_gpu = pytest.importorskip("kfcnet.benchmarks.torch_gpu")
     monkeypatch.setattr(torch_gpu.StepOnDevice, "forward", lambda self, count: np.ones((3, 10)))
-    config = parse_config(SMALL.replace("kfc_pre", "sgd").replace(
-        "statistics_period: 1,\n            inverse_period: 1", "momentum: 0.9"))
+    config = parse_config(
+        SMALL.replace("kfc_pre", "sgd").replace(
+            "statistics_period: 1,\n            inverse_period: 1", "momentum: 0.9"
+        )
+    )
     with pytest.raises(RuntimeError, match="does not compute what ours does"):
         cuda_benchmark.torch_rows(ops, config, device="cpu")
 
@@ -150,17 +187,23 @@ def test_pytorch_that_computes_something_else_is_not_compared(ops, monkeypatch):
 def test_whole_report_has_every_step_precision_and_ratio(ops, monkeypatch):
     small = parse_config(SMALL)
     monkeypatch.setattr(cuda_benchmark, "load_config", lambda name, changes: small)
-    for name, settings in (("ceilings", dict(megabytes=1, side=8)), ("step_row", dict(rounds=1,
-                           least=1)), ("primitive_rows", dict(replays=1)),
-                           ("omega_ratio", dict(M=2, image=(3, 4, 2), kernel=3))):
-        monkeypatch.setattr(cuda_benchmark, name, partial(getattr(cuda_benchmark, name),
-                                                          **settings))
+    for name, settings in (
+        ("ceilings", dict(megabytes=1, side=8)),
+        ("step_row", dict(rounds=1, least=1)),
+        ("primitive_rows", dict(replays=1)),
+        ("omega_ratio", dict(M=2, image=(3, 4, 2), kernel=3)),
+    ):
+        monkeypatch.setattr(
+            cuda_benchmark, name, partial(getattr(cuda_benchmark, name), **settings)
+        )
     monkeypatch.setattr(ops.runtime, "tensor_cores", True)
     monkeypatch.setattr(ops.runtime, "shared_limit", 99 * 1024)
     report = cuda_benchmark.benchmark_cuda(ops)
     assert [row["step"] for row in report["steps"]] == [
-        f"{name}, {precision}" for precision in ("TF32", "fp32")
-        for name in ("SGD", "SGD", "KFC-pre", "KFC-pre")]
+        f"{name}, {precision}"
+        for precision in ("TF32", "fp32")
+        for name in ("SGD", "SGD", "KFC-pre", "KFC-pre")
+    ]
     assert len(report["phases"]) == 4 and len(report["ratios"]) == 4
     assert {row["precision"] for row in report["primitives"]} == {"TF32", "fp32"}
     assert json.loads(json.dumps(report)) == report
@@ -170,8 +213,10 @@ def test_whole_report_has_every_step_precision_and_ratio(ops, monkeypatch):
 def test_figure_shows_the_share_of_the_nearer_ceiling(tmp_path):
     ceilings = {"copy_GB_s": 100.0, "fp32_TFLOP_s": 10.0, "TF32_TFLOP_s": 100.0}
     step = {"step": "KFC-pre, TF32, 512", "precision": "fp32"}
-    rows = [{**step, "call": "relu", "microseconds": 1.0, "TFLOP_s": 0.0, "GB_s": 80.0},
-            {**step, "call": "matmul", "microseconds": 2.0, "TFLOP_s": 5.0, "GB_s": 10.0}]
+    rows = [
+        {**step, "call": "relu", "microseconds": 1.0, "TFLOP_s": 0.0, "GB_s": 80.0},
+        {**step, "call": "matmul", "microseconds": 2.0, "TFLOP_s": 5.0, "GB_s": 10.0},
+    ]
     assert [verification.share(row, ceilings) for row in rows] == [0.8, 0.5]
     report = {"primitives": rows, "ceilings": ceilings, "device": {"processor": "a GPU"}}
     save_figure(lambda: verification.ceiling_figure(report), tmp_path / "figure.png")
@@ -181,12 +226,26 @@ def test_figure_shows_the_share_of_the_nearer_ceiling(tmp_path):
 @pytest.fixture
 def verified(monkeypatch):
     """The parts of a verification on a machine with a GPU, all of which succeed."""
-    report = {"device": {"processor": "NVIDIA H200 (fake)"}, "ceilings": {"copy_GB_s": 1.0,
-              "fp32_TFLOP_s": 1.0}, "primitives": [{"call": "relu", "step": "KFC-pre, fp32, 512",
-              "microseconds": 1.0, "TFLOP_s": 0.0, "GB_s": 0.5, "precision": "fp32"}]}
-    parts = {"get_ops": lambda device: SimpleNamespace(describe=lambda: report["device"]),
-             "run_tests": lambda: ({"passed": 343}, ""), "benchmark_cuda": lambda ops: report,
-             "short_training": lambda name, data, path: {"training": name}}
+    report = {
+        "device": {"processor": "NVIDIA H200 (fake)"},
+        "ceilings": {"copy_GB_s": 1.0, "fp32_TFLOP_s": 1.0},
+        "primitives": [
+            {
+                "call": "relu",
+                "step": "KFC-pre, fp32, 512",
+                "microseconds": 1.0,
+                "TFLOP_s": 0.0,
+                "GB_s": 0.5,
+                "precision": "fp32",
+            }
+        ],
+    }
+    parts = {
+        "get_ops": lambda device: SimpleNamespace(describe=lambda: report["device"]),
+        "run_tests": lambda: ({"passed": 343}, ""),
+        "benchmark_cuda": lambda ops: report,
+        "short_training": lambda name, data, path: {"training": name},
+    }
     for name, part in parts.items():
         monkeypatch.setattr(verification, name, part)
 
@@ -224,20 +283,31 @@ def test_short_training_is_on_the_gpu_and_reports_its_last_row(monkeypatch):
     assert 0 < found["train_error"] < 1 and found["seconds"] > 0
 
 
-@pytest.mark.parametrize("status, text, outcomes", [
-    (0, "2 skipped, 341 passed in 60s", {"passed": 341, "skipped": 2}),
-    (1, "1 failed, 3 passed, 2 errors in 9s", {"failed": 1, "passed": 3, "error": 2}),
-    (0, "343 skipped in 2s", {"skipped": 343}), (4, "no such option", {"error": 1})])
+@pytest.mark.parametrize(
+    "status, text, outcomes",
+    [
+        (0, "2 skipped, 341 passed in 60s", {"passed": 341, "skipped": 2}),
+        (1, "1 failed, 3 passed, 2 errors in 9s", {"failed": 1, "passed": 3, "error": 2}),
+        (0, "343 skipped in 2s", {"skipped": 343}),
+        (4, "no such option", {"error": 1}),
+    ],
+)
 def test_verification_counts_the_tests_by_outcome(monkeypatch, status, text, outcomes):
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: subprocess.CompletedProcess(
-        [], status, f"test_a\n===== {text} =====\n", "a warning"))
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda *_, **__: subprocess.CompletedProcess(
+            [], status, f"test_a\n===== {text} =====\n", "a warning"
+        ),
+    )
     counted, said = verification.run_tests()
     assert counted == outcomes and text in said and "a warning" in said
 
 
 @pytest.mark.parametrize("outcomes", [{"passed": 3, "failed": 1}, {"skipped": 343}, {"error": 1}])
-def test_verification_measures_all_and_then_says_that_tests_failed(verified, tmp_path, monkeypatch,
-                                                                   outcomes):
+def test_verification_measures_all_and_then_says_that_tests_failed(
+    verified, tmp_path, monkeypatch, outcomes
+):
     monkeypatch.setattr(verification, "run_tests", lambda: (outcomes, "test_a FAILED"))
     with pytest.raises(verification.VerificationFailed, match="test_a FAILED"):
         verification.verify(tmp_path)

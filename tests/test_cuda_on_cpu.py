@@ -16,8 +16,9 @@ i32 = np.int32
 
 def kernel(name, file="faults", **constants):
     text = kernels.splice(HERE / f"{file}.cu")
-    return Library(text, {"WAIT": 1, "BARRIER": 1, "ROWS": 1, "COLUMNS": 1, "DEPTH": 1} | constants,
-                   file).kernel(name)
+    return Library(
+        text, {"WAIT": 1, "BARRIER": 1, "ROWS": 1, "COLUMNS": 1, "DEPTH": 1} | constants, file
+    ).kernel(name)
 
 
 def example(name, **constants):
@@ -58,10 +59,15 @@ def test_warp_collectives_exchange_what_cuda_says():
     run_in_orders(example("collectives"), (1,), (64,), (x, y))
     warps, lane = x.reshape(2, 32), np.arange(32)
     votes = ((warps % 2).astype(np.uint32) << lane.astype(np.uint32)).sum(axis=1, dtype=np.uint32)
-    expected = [warps[:, (lane + 5) % 32], warps[:, np.where(lane >= 3, lane - 3, lane)],
-                warps[:, np.where(lane % 8 < 6, lane + 2, lane)], warps[:, lane ^ 9],
-                votes.view(i32)[:, None] + 0 * warps, (warps == 7).any(axis=1)[:, None] + 0 * warps,
-                1 + 0 * warps]
+    expected = [
+        warps[:, (lane + 5) % 32],
+        warps[:, np.where(lane >= 3, lane - 3, lane)],
+        warps[:, np.where(lane % 8 < 6, lane + 2, lane)],
+        warps[:, lane ^ 9],
+        votes.view(i32)[:, None] + 0 * warps,
+        (warps == 7).any(axis=1)[:, None] + 0 * warps,
+        1 + 0 * warps,
+    ]
     np.testing.assert_array_equal(y, np.stack(expected, axis=-1).reshape(64, 7))
 
 
@@ -92,10 +98,13 @@ def test_asynchronous_copy_delivers_at_the_wait_and_zeros_what_is_not_valid(vali
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name, sizes, message", [
-    ("reverse_without_barrier", (64, 64), "race on shared memory|before it was written"),
-    ("overwrites_what_others_read", (128, 64), "race on shared memory"),
-])
+@pytest.mark.parametrize(
+    "name, sizes, message",
+    [
+        ("reverse_without_barrier", (64, 64), "race on shared memory|before it was written"),
+        ("overwrites_what_others_read", (128, 64), "race on shared memory"),
+    ],
+)
 def test_missing_barrier_is_a_race_under_any_order(name, sizes, message, order):
     with pytest.raises(KernelError, match=message):
         kernel(name).launch((1,), (64,), [normal(size) for size in sizes], order=order)
@@ -112,11 +121,14 @@ def test_result_that_depends_on_the_order_is_found_though_no_access_races():
         run_in_orders(kernel("order_of_atomics"), (1,), (64,), arguments)
 
 
-@pytest.mark.parametrize("name, message", [
-    ("uninitialised_shared", "shared memory read before it was written"),
-    ("divergent_barrier", "divergent __syncthreads"),
-    ("lane_outside_mask", "has exited|not reached by all lanes"),
-])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("uninitialised_shared", "shared memory read before it was written"),
+        ("divergent_barrier", "divergent __syncthreads"),
+        ("lane_outside_mask", "has exited|not reached by all lanes"),
+    ],
+)
 def test_fault_of_a_block_is_found(name, message):
     with pytest.raises(KernelError, match=message):
         kernel(name).launch((1,), (64,), (empty(64),))
@@ -134,11 +146,14 @@ def test_warp_and_block_waiting_for_each_other_are_a_deadlock():
         kernel("warp_against_block").launch((1,), (32,), (empty(32),))
 
 
-@pytest.mark.parametrize("start, to, message", [
-    (1, 0, r"read of 4 bytes outside the arrays: x\[64\], which has 64 elements"),
-    (-1, 0, r"read of 4 bytes outside the arrays: x\[-1\]"),
-    (0, 2, r"write of 4 bytes outside the arrays: y\[64\]"),
-])
+@pytest.mark.parametrize(
+    "start, to, message",
+    [
+        (1, 0, r"read of 4 bytes outside the arrays: x\[64\], which has 64 elements"),
+        (-1, 0, r"read of 4 bytes outside the arrays: x\[-1\]"),
+        (0, 2, r"write of 4 bytes outside the arrays: y\[64\]"),
+    ],
+)
 def test_access_outside_an_array_names_array_element_and_line(start, to, message):
     # Both lie in one allocation: what is next to an array in memory does not matter.
     memory = np.zeros(4096, np.float32)
@@ -171,11 +186,14 @@ def aligned(array):
     return copy
 
 
-@pytest.mark.parametrize("name, arguments, message", [
-    ("null_pointer", (None, empty(64)), "read through a null pointer"),
-    ("divides", (empty(64, dtype=i32), i32(0)), "division by zero"),
-    ("overflows", (empty(64, dtype=i32), i32(2**27)), "integer overflow"),
-])
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("null_pointer", (None, empty(64)), "read through a null pointer"),
+        ("divides", (empty(64, dtype=i32), i32(0)), "division by zero"),
+        ("overflows", (empty(64, dtype=i32), i32(2**27)), "integer overflow"),
+    ],
+)
 def test_undefined_operation_is_found(name, arguments, message):
     with pytest.raises(KernelError, match=message):
         kernel(name).launch((1,), (64,), arguments)
@@ -208,10 +226,17 @@ def test_block_that_no_gpu_accepts_is_refused(block):
 # Misread arguments
 
 
-@pytest.mark.parametrize("arguments", [
-    (empty(32), 1), (empty(32), np.int64(1)), (empty(32).astype(np.float64), i32(1)), (empty(32),),
-    (empty(64)[::2], i32(1)), ([0.0] * 32, i32(1)),
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (empty(32), 1),
+        (empty(32), np.int64(1)),
+        (empty(32).astype(np.float64), i32(1)),
+        (empty(32),),
+        (empty(64)[::2], i32(1)),
+        ([0.0] * 32, i32(1)),
+    ],
+)
 def test_argument_that_the_kernel_would_misread_is_refused(arguments):
     with pytest.raises(TypeError, match="shared_overrun"):
         kernel("shared_overrun").launch((1,), (32,), arguments)
@@ -238,6 +263,7 @@ def test_change_of_an_included_file_compiles_again(tmp_path):
         library = Library(kernels.splice(tmp_path / "constant.cu"), {}, "constant")
         library.kernel("constant").launch((1,), (1,), (y := empty(1),))
         return y[0]
+
     signature = 'extern "C" __global__ void constant(\n    float* y) {  // (1)\n'
     body = '#include "value.cuh"\n' + signature + "    y[0] = VALUE;\n}\n"
     (tmp_path / "constant.cu").write_text(body)

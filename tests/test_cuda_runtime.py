@@ -17,8 +17,9 @@ from kfcnet.ops.cuda import CudaOps, kernels
 from kfcnet.ops.cuda import runtime as cuda_runtime
 from kfcnet.ops.errors import DeviceError
 
-pytestmark = pytest.mark.skipif(cuda_on_cpu.missing() is not None,
-                                reason=str(cuda_on_cpu.missing()))
+pytestmark = pytest.mark.skipif(
+    cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())
+)
 
 
 @pytest.fixture
@@ -62,8 +63,10 @@ def test_the_device_that_auto_took_is_told_in_a_line(cuda):
 
 
 def test_old_gpu_is_refused(cuda):
-    with (patch.object(fake_cupy.Device, "compute_capability", "61"),
-          pytest.raises(DeviceError, match="capability 6.1; the kernels need 7.5")):
+    with (
+        patch.object(fake_cupy.Device, "compute_capability", "61"),
+        pytest.raises(DeviceError, match="capability 6.1; the kernels need 7.5"),
+    ):
         get_ops("cuda")
 
 
@@ -77,8 +80,10 @@ def test_cupy_without_a_driver_is_an_error_for_cuda_and_the_cpu_for_auto(fake, r
 
 
 def test_cupy_without_the_library_of_factorizations_says_how_to_get_it(cuda):
-    with (patch.object(sys.modules["cupy.cuda"], "cusolver", None),
-          patch.dict(vars(sys.modules["cupy.cuda"])) as names):
+    with (
+        patch.object(sys.modules["cupy.cuda"], "cusolver", None),
+        patch.dict(vars(sys.modules["cupy.cuda"])) as names,
+    ):
         del names["cusolver"]
         with pytest.raises(DeviceError, match=r"cuSOLVER.*kfcnet\[cuda13\]"):
             cuda.spd_inverse(cuda.asarray(np.eye(3)), cuda.asarray([0.5]))
@@ -101,10 +106,14 @@ def test_absent_arrays_are_null_pointers(cuda, rng):
 @pytest.mark.parametrize("on_host", [False, True], ids=["side stream", "host"])
 def test_inverse_beside_the_steps(cuda, rng, on_host):
     root = rng.standard_normal((5, 5))
-    pending = cuda.begin(lambda ops, a: (ops.spd_inverse(a, ops.asarray([0.5])),),
-                         cuda.asarray(root @ root.T), on_host=on_host)
-    assert_close(cuda.to_numpy(*pending.result()), np.linalg.inv(root @ root.T + 0.5 * np.eye(5)),
-                 1e-4)
+    pending = cuda.begin(
+        lambda ops, a: (ops.spd_inverse(a, ops.asarray([0.5])),),
+        cuda.asarray(root @ root.T),
+        on_host=on_host,
+    )
+    assert_close(
+        cuda.to_numpy(*pending.result()), np.linalg.inv(root @ root.T + 0.5 * np.eye(5)), 1e-4
+    )
 
 
 def test_inverse_that_fails_is_an_error(cuda):
@@ -115,16 +124,20 @@ def test_inverse_that_fails_is_an_error(cuda):
 @pytest.mark.parametrize("entry", [0.0, np.nan])
 def test_eigenvalues_that_are_not_found_are_an_error(cuda, entry):
     report = np.linalg.LinAlgError("Error reported by xsyevd in cuSOLVER. devInfo = 3.")
-    with (patch.object(cuda.runtime._cupy.linalg, "eigh", side_effect=report) as eigh,
-          pytest.raises(np.linalg.LinAlgError, match="converge")):
+    with (
+        patch.object(cuda.runtime._cupy.linalg, "eigh", side_effect=report) as eigh,
+        pytest.raises(np.linalg.LinAlgError, match="converge"),
+    ):
         cuda.eigh(cuda.asarray(np.full((3, 3), entry)))
     assert eigh.called == (entry == 0)
 
 
 def test_array_of_another_gpu_is_refused(cuda):
     x = cuda.zeros(4)
-    with (patch.object(fake_cupy.Device, "id", property(lambda device: id(device))),
-          pytest.raises(ValueError, match="relu: an array lies on GPU")):
+    with (
+        patch.object(fake_cupy.Device, "id", property(lambda device: id(device))),
+        pytest.raises(ValueError, match="relu: an array lies on GPU"),
+    ):
         cuda.relu(x)
 
 
@@ -134,24 +147,32 @@ def test_grid_that_no_gpu_takes_is_refused(cuda):
 
 
 def test_compile_error_names_source_architecture_and_log(cuda):
-    with (patch.object(kernels, "source", lambda file: "unknown text"),
-          pytest.raises(DeviceError, match="relu.cu does not compile for sm_90(.|\n)*unknown")):
+    with (
+        patch.object(kernels, "source", lambda file: "unknown text"),
+        pytest.raises(DeviceError, match="relu.cu does not compile for sm_90(.|\n)*unknown"),
+    ):
         cuda.relu(cuda.zeros(4))
 
 
 def test_lack_of_memory_and_failed_launches_are_device_errors(cuda):
-    with (patch.object(cuda.runtime._cupy, "empty", side_effect=MemoryError("8 bytes")),
-          pytest.raises(DeviceError, match="out of memory: 8 bytes.*batch_size")):
+    with (
+        patch.object(cuda.runtime._cupy, "empty", side_effect=MemoryError("8 bytes")),
+        pytest.raises(DeviceError, match="out of memory: 8 bytes.*batch_size"),
+    ):
         cuda.empty(2)
     x, failure = cuda.zeros(4), cuda.runtime._cupy.cuda.runtime.CUDARuntimeError("illegal access")
     cuda.relu(x)
-    with (patch.object(cuda.runtime._cupy, "asnumpy", side_effect=failure),
-          pytest.raises(DeviceError, match="illegal access. Kernels .* relu")):
+    with (
+        patch.object(cuda.runtime._cupy, "asnumpy", side_effect=failure),
+        pytest.raises(DeviceError, match="illegal access. Kernels .* relu"),
+    ):
         cuda.to_numpy(x)
     library = sys.modules["cupy.cuda"].cusolver
     failure = library.CUSOLVERError("CUSOLVER_STATUS_ALLOC_FAILED")
-    with (patch.object(library, "spotrf", side_effect=failure),
-          pytest.raises(DeviceError, match="a fake: CUSOLVER_STATUS_ALLOC_FAILED")):
+    with (
+        patch.object(library, "spotrf", side_effect=failure),
+        pytest.raises(DeviceError, match="a fake: CUSOLVER_STATUS_ALLOC_FAILED"),
+    ):
         cuda.spd_inverse(cuda.asarray(np.eye(3)), cuda.asarray([0.5]))
 
 
@@ -162,15 +183,17 @@ def test_failing_device_is_an_error_of_its_own_wherever_it_is_noticed(cuda):
     pending = cuda.begin(lambda ops, a: (a,), cuda.zeros(4))
     mark, (stream, event) = cuda.mark(), (fake_cupy.Stream, fake_cupy.Event)
     for where, name, act in (
-            (stream, "begin_capture", lambda: step(cuda.zeros(4))),
-            (stream, "wait_event", pending.result),
-            (stream, "synchronize", cuda.runtime.synchronize),
-            (stream, "record", lambda: cuda.begin(lambda ops, a: (a,), cuda.zeros(4))),
-            (event, "record", cuda.mark),
-            (cuda.runtime._cupy.cuda, "get_elapsed_time",
-             lambda: cuda.seconds_between(mark, mark))):
-        with (patch.object(where, name, side_effect=failure),
-              pytest.raises(DeviceError, match="illegal access")):
+        (stream, "begin_capture", lambda: step(cuda.zeros(4))),
+        (stream, "wait_event", pending.result),
+        (stream, "synchronize", cuda.runtime.synchronize),
+        (stream, "record", lambda: cuda.begin(lambda ops, a: (a,), cuda.zeros(4))),
+        (event, "record", cuda.mark),
+        (cuda.runtime._cupy.cuda, "get_elapsed_time", lambda: cuda.seconds_between(mark, mark)),
+    ):
+        with (
+            patch.object(where, name, side_effect=failure),
+            pytest.raises(DeviceError, match="illegal access"),
+        ):
             act()
         assert not cuda.runtime.capturing
 
@@ -185,9 +208,13 @@ def test_memory_that_graphs_write_to_is_counted_and_kept(cuda):
     assert [memory.size for memory in held] == [x.nbytes]  # nobody else refers to them
 
 
-@pytest.mark.parametrize("act, what", [
-    (lambda ops: ops.begin(lambda ops, a: (ops.relu(a),), ops.empty(4)), "work to the second"),
-    (lambda ops: ops.runtime.synchronize(), "the host along")])
+@pytest.mark.parametrize(
+    "act, what",
+    [
+        (lambda ops: ops.begin(lambda ops, a: (ops.relu(a),), ops.empty(4)), "work to the second"),
+        (lambda ops: ops.runtime.synchronize(), "the host along"),
+    ],
+)
 def test_what_a_captured_step_would_not_repeat_is_refused(cuda, act, what):
     step = cuda.program(lambda x: act(cuda))
     step(cuda.zeros(4))
@@ -205,8 +232,10 @@ def test_kernel_tests_find_their_results_in_their_own_arrays(cuda):
 
 def test_kernel_that_differs_from_launch_to_launch_fails_its_test(cuda):
     results = [np.zeros(3, np.float32), np.ones(3, np.float32)]
-    with (patch.object(cuda, "to_numpy", side_effect=lambda array: results.pop()),
-          pytest.raises(AssertionError, match="relu differs")):
+    with (
+        patch.object(cuda, "to_numpy", side_effect=lambda array: results.pop()),
+        pytest.raises(AssertionError, match="relu differs"),
+    ):
         x = np.zeros(3, np.float32)
         launch_twice(cuda, "relu", "relu", (1,), (32,), [x, x, 3], {})
 

@@ -21,10 +21,16 @@ class Training:
     def __init__(self, ops, name, **changes):
         rng = np.random.default_rng(5)
         self.ops = ops
-        self.optimizer = build_optimizer(settings(name, learning_rate=0.02, **changes),
-                                         network(ops), SoftmaxCrossEntropy(ops, 3))
-        self.batches = [Batch(ops.asarray(rng.standard_normal((9, *INPUT_SHAPE))),
-                              rng.integers(0, 3, 9).astype(np.int32)) for _ in range(STEPS)]
+        self.optimizer = build_optimizer(
+            settings(name, learning_rate=0.02, **changes), network(ops), SoftmaxCrossEntropy(ops, 3)
+        )
+        self.batches = [
+            Batch(
+                ops.asarray(rng.standard_normal((9, *INPUT_SHAPE))),
+                rng.integers(0, 3, 9).astype(np.int32),
+            )
+            for _ in range(STEPS)
+        ]
         self.optimizer.prepare(self.batches[:2])
 
     def step(self, index):
@@ -58,12 +64,23 @@ def test_same_seed_gives_the_same_bits(new_cuda):
             assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("name, changes", [
-    ("kfc_pre", dict(inverse_period=3)), ("kfc_pre", dict(inverse_delay=1)),
-    ("kfc_pre", dict(inverse_delay=3, inverse_on="host")), ("kfc_pre", dict(structure="ekfc")),
-    ("sgd", {}), ("sgd", dict(nesterov=True)), ("adagrad", {}), ("rmsprop", {}), ("adam", {})])
-def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(new_cuda, name,
-                                                                              changes):
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("kfc_pre", dict(inverse_period=3)),
+        ("kfc_pre", dict(inverse_delay=1)),
+        ("kfc_pre", dict(inverse_delay=3, inverse_on="host")),
+        ("kfc_pre", dict(structure="ekfc")),
+        ("sgd", {}),
+        ("sgd", dict(nesterov=True)),
+        ("adagrad", {}),
+        ("rmsprop", {}),
+        ("adam", {}),
+    ],
+)
+def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(
+    new_cuda, name, changes
+):
     results = []
     for capture in (False, True):
         ops = new_cuda()
@@ -107,8 +124,14 @@ def test_an_evaluation_packs_weights_for_the_forward_pass_alone(new_cuda, monkey
 def launches_of(ops, monkeypatch):
     """A list that the names of the kernels come to as they are launched."""
     launched, launch = [], ops.launch
-    monkeypatch.setattr(ops, "launch", lambda file, kernel, *args, **kwargs: (
-        launched.append(kernel), launch(file, kernel, *args, **kwargs)))
+    monkeypatch.setattr(
+        ops,
+        "launch",
+        lambda file, kernel, *args, **kwargs: (
+            launched.append(kernel),
+            launch(file, kernel, *args, **kwargs),
+        ),
+    )
     return launched
 
 

@@ -18,12 +18,16 @@ def random_spd(rng, n):
 
 def beta(kernel, T1, T2, padding):
     """beta(delta, delta') of Eq. 17 for all pairs of offsets, (K*K, K*K); offsets from -padding."""
-    offsets = [(r - padding, c - padding)
-               for r, c in itertools.product(range(kernel), range(kernel))]
+    offsets = [
+        (r - padding, c - padding) for r, c in itertools.product(range(kernel), range(kernel))
+    ]
+
     def side(T, d, e):
         return max(0, T - max(d, e, 0) + min(d, e, 0))
-    return np.array([[side(T1, d[0], e[0]) * side(T2, d[1], e[1]) for e in offsets]
-                     for d in offsets])
+
+    return np.array(
+        [[side(T1, d[0], e[0]) * side(T2, d[1], e[1]) for e in offsets] for d in offsets]
+    )
 
 
 def test_omega_of_an_image_of_ones_is_beta():
@@ -68,12 +72,15 @@ def test_public_functions_keep_the_dtype(rng, dtype):
     assert {a.dtype for a in (Omega, Gamma, *inverses, result)} == {np.dtype(dtype)}
 
 
-@pytest.mark.parametrize("bad, error", [
-    (lambda: input_factor(np.ones((2, 3, 4))), ValueError),
-    (lambda: input_factor(np.ones((2, 3), int)), TypeError),
-    (lambda: damped_inverses(np.eye(3), np.eye(2), 0.0), ValueError),
-    (lambda: damped_inverses(-np.eye(3), np.eye(2), 1e-3), np.linalg.LinAlgError),
-])
+@pytest.mark.parametrize(
+    "bad, error",
+    [
+        (lambda: input_factor(np.ones((2, 3, 4))), ValueError),
+        (lambda: input_factor(np.ones((2, 3), int)), TypeError),
+        (lambda: damped_inverses(np.eye(3), np.eye(2), 0.0), ValueError),
+        (lambda: damped_inverses(-np.eye(3), np.eye(2), 1e-3), np.linalg.LinAlgError),
+    ],
+)
 def test_public_functions_refuse_what_they_cannot_mean(bad, error):
     with pytest.raises(error):
         bad()
@@ -82,8 +89,13 @@ def test_public_functions_refuse_what_they_cannot_mean(bad, error):
 @pytest.mark.parametrize("shape, window", [((3, 4), (4, 1, 0)), ((4, 3), (6, 2, 1))])
 def test_a_kernel_that_does_not_fit_the_activations_is_refused(shape, window):
     kernel, _, padding = window
-    with pytest.raises(ValueError, match=(f"kernel_size: {kernel} with padding {padding} does not "
-                                          f"fit into activations of {shape[0]} x {shape[1]}")):
+    with pytest.raises(
+        ValueError,
+        match=(
+            f"kernel_size: {kernel} with padding {padding} does not "
+            f"fit into activations of {shape[0]} x {shape[1]}"
+        ),
+    ):
         input_factor(np.ones((2, *shape, 1)), *window)
 
 
@@ -162,8 +174,15 @@ def test_one_example_of_a_dense_layer_gives_its_exact_fisher_block(ops64, rng):
 
 
 def test_three_thousand_samples_converge_to_the_enumerated_gamma(ops64, rng):
-    net = network(ops64, [dict(layer="conv", filters=3, kernel=2, std=0.5), dict(layer="relu"),
-                          dict(layer="dense", units=4, std=0.5)], (4, 3, 2))
+    net = network(
+        ops64,
+        [
+            dict(layer="conv", filters=3, kernel=2, std=0.5),
+            dict(layer="relu"),
+            dict(layer="dense", units=4, std=0.5),
+        ],
+        (4, 3, 2),
+    )
     loss = SoftmaxCrossEntropy(ops64, seed=5)
     x = rng.standard_normal((3, 4, 3, 2))
     p, _, _ = loss.evaluate(net.forward(x), np.zeros(3, np.int32))
@@ -200,8 +219,10 @@ def theorem_1(kernel, T1, T2, padding, covariance, J):
     """Omega without its row 0 from the autocovariance function: beta * Omega(j, j', d' - d)."""
     counts = beta(kernel, T1, T2, padding)
     offsets = list(itertools.product(range(kernel), range(kernel)))
-    blocks = [[counts[a, b] * covariance(e[0] - d[0], e[1] - d[1]) for b, e in enumerate(offsets)]
-              for a, d in enumerate(offsets)]
+    blocks = [
+        [counts[a, b] * covariance(e[0] - d[0], e[1] - d[1]) for b, e in enumerate(offsets)]
+        for a, d in enumerate(offsets)
+    ]
     return np.block(blocks).reshape(kernel**2 * J, kernel**2 * J)
 
 
@@ -209,11 +230,19 @@ def test_theorem_2_estimates_theorem_1_on_stationary_fields(rng):
     """A moving average of white noise has a known autocovariance; 20,000 images come near it."""
     mix = rng.standard_normal((2, 2, 2, 2))  # (dr, dc, source, map)
     noise = rng.standard_normal((20_000, 6, 5, 2))
-    a = sum(noise[:, r:r + 5, c:c + 4] @ mix[r, c] for r in range(2) for c in range(2))
+    a = sum(noise[:, r : r + 5, c : c + 4] @ mix[r, c] for r in range(2) for c in range(2))
 
     def covariance(dr, dc):
-        return sum((mix[r, c].T @ mix[r - dr, c - dc] for r in range(2) for c in range(2)
-                    if 0 <= r - dr < 2 and 0 <= c - dc < 2), np.zeros((2, 2)))
+        return sum(
+            (
+                mix[r, c].T @ mix[r - dr, c - dc]
+                for r in range(2)
+                for c in range(2)
+                if 0 <= r - dr < 2 and 0 <= c - dc < 2
+            ),
+            np.zeros((2, 2)),
+        )
+
     expected = theorem_1(3, 5, 4, 1, covariance, J=2)
     assert_close(input_factor(a, 3, padding=1)[1:, 1:], expected, 0.03)
 
@@ -227,12 +256,19 @@ def simulated_fields(rng, M, broken=None):
     """
     mix, mean = rng.standard_normal((2, 2, 2, 2)), np.array([0.7, -0.4])
     noise = rng.standard_normal((M, 6, 5, 2))
-    a = mean + sum(noise[:, r:r + 5, c:c + 4] @ mix[r, c] for r in range(2) for c in range(2))
+    a = mean + sum(noise[:, r : r + 5, c : c + 4] @ mix[r, c] for r in range(2) for c in range(2))
 
     def moment(dr, dc):
         return np.outer(mean, mean) + sum(
-            (mix[r, c].T @ mix[r - dr, c - dc] for r in range(2) for c in range(2)
-             if 0 <= r - dr < 2 and 0 <= c - dc < 2), np.zeros((2, 2)))
+            (
+                mix[r, c].T @ mix[r - dr, c - dc]
+                for r in range(2)
+                for c in range(2)
+                if 0 <= r - dr < 2 and 0 <= c - dc < 2
+            ),
+            np.zeros((2, 2)),
+        )
+
     counts = beta(3, 5, 4, 1)
     Omega = np.empty((19, 19))
     Omega[0, 0], Omega[1:, 1:] = 20, theorem_1(3, 5, 4, 1, moment, J=2)
@@ -283,6 +319,7 @@ def test_theorem_2_departs_from_theorem_1_where_fields_are_not_stationary(rng):
 
     def covariance(dr, dc):
         return variance * np.eye(2) * (dr == dc == 0)
+
     got, expected = input_factor(a, 3, padding=1)[1:, 1:], theorem_1(3, 5, 4, 1, covariance, J=2)
     assert np.abs(got - expected).max() > 0.2 * np.abs(expected).max()
 

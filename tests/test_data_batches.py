@@ -7,8 +7,9 @@ from kfcnet.philox import SHUFFLE, words
 
 def test_batches_cut_the_sequence_of_epoch_permutations():
     examples, batch_size, seed = 7, 5, 11
-    sequence = np.concatenate([np.argsort(words(seed, SHUFFLE, epoch, examples), kind="stable")
-                               for epoch in range(5)])
+    sequence = np.concatenate(
+        [np.argsort(words(seed, SHUFFLE, epoch, examples), kind="stable") for epoch in range(5)]
+    )
     batches = BatchSequence(examples, batch_size, seed)
     for step in range(7):
         expected = sequence[step * batch_size : (step + 1) * batch_size]

@@ -12,10 +12,12 @@ from kfcnet.data.dataset import Arrays
 
 def some_arrays(seed=0, train=700, test=5):
     rng = np.random.default_rng(seed)
-    return Arrays(rng.integers(0, 256, (train, 32, 32, 3), np.uint8),
-                  rng.integers(0, 10, train, np.uint8),
-                  rng.integers(0, 256, (test, 32, 32, 3), np.uint8),
-                  rng.integers(0, 10, test, np.uint8))
+    return Arrays(
+        rng.integers(0, 256, (train, 32, 32, 3), np.uint8),
+        rng.integers(0, 10, train, np.uint8),
+        rng.integers(0, 256, (test, 32, 32, 3), np.uint8),
+        rng.integers(0, 10, test, np.uint8),
+    )
 
 
 def assert_same(actual, expected):
@@ -90,8 +92,9 @@ def empty(path, _):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("damage", [flip_a_pixel, cut_in_half, drop_the_checksum, drop_an_array,
-                                    change_a_type, empty])
+@pytest.mark.parametrize(
+    "damage", [flip_a_pixel, cut_in_half, drop_the_checksum, drop_an_array, change_a_type, empty]
+)
 def test_a_damaged_cache_is_noticed_and_made_again(tmp_path, caplog, damage):
     path, arrays = tmp_path / "data.h5", some_arrays()
     cache.write(path, arrays)
@@ -151,9 +154,12 @@ except DataError as error:
 def test_a_full_disk_is_a_clear_error_and_nothing_stays(tmp_path, room):
     """In a process of its own: the HDF5 library could bring it down after the error was handled."""
     pytest.importorskip("resource")
-    done = subprocess.run([sys.executable, "-c", FILL_THE_DISK, tmp_path / "data.h5", str(room)],
-                          capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", FILL_THE_DISK, tmp_path / "data.h5", str(room)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "cannot be written: File too large" in done.stdout

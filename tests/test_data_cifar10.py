@@ -17,8 +17,10 @@ from data_sources import (
 
 from kfcnet.data import DataError, cifar10, load
 
-ARCHIVES = {"cifar-10-binary.tar.gz": (binary_batch, ".bin", "cifar-10-batches-bin"),
-            "cifar-10-python.tar.gz": (python2_batch, "", "cifar-10-batches-py")}
+ARCHIVES = {
+    "cifar-10-binary.tar.gz": (binary_batch, ".bin", "cifar-10-batches-bin"),
+    "cifar-10-python.tar.gz": (python2_batch, "", "cifar-10-batches-py"),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -57,10 +59,15 @@ def assert_is_the_made_up_set(dataset):
     assert dataset.classes == 10
 
 
-@pytest.mark.parametrize("write, suffix", [
-    (binary_batch, ".bin"), (python2_batch, ""), (python3_batch, ""),
-    (lambda *batch: python3_batch(*batch, protocol=2), ""),
-])
+@pytest.mark.parametrize(
+    "write, suffix",
+    [
+        (binary_batch, ".bin"),
+        (python2_batch, ""),
+        (python3_batch, ""),
+        (lambda *batch: python3_batch(*batch, protocol=2), ""),
+    ],
+)
 def test_unpacked_files_are_read(tmp_path, write, suffix):
     path = put(tmp_path / "set", cifar_files(write, suffix))
     for _ in ("from the files", "from the cache"):
@@ -105,8 +112,15 @@ def test_unpublished_files_are_taken_with_one_line_and_their_sums(tmp_path, capl
     dataset = load(data_config("cifar10", put(tmp_path / "set", files)))
     assert len(caplog.records) == 1
     assert "data_batch_1.bin and 5 more are not published" in caplog.text
-    expected = [{"name": name, "bytes": len(content), "published": False,
-                 "md5": hashlib.md5(content).hexdigest()} for name, content in files.items()]
+    expected = [
+        {
+            "name": name,
+            "bytes": len(content),
+            "published": False,
+            "md5": hashlib.md5(content).hexdigest(),
+        }
+        for name, content in files.items()
+    ]
     assert dataset.provenance["files"] == expected
     assert str(tmp_path) not in str(dataset.provenance)
 
@@ -136,8 +150,9 @@ def test_a_cut_binary_file_is_refused_even_between_two_images(tmp_path):
     assert not (tmp_path / "home").exists()
 
 
-@pytest.mark.parametrize("write, name", [(binary_batch, "data_batch_2.bin"),
-                                         (python2_batch, "data_batch_2")])
+@pytest.mark.parametrize(
+    "write, name", [(binary_batch, "data_batch_2.bin"), (python2_batch, "data_batch_2")]
+)
 def test_a_label_out_of_range_is_named(tmp_path, write, name):
     files = cifar_files(write, ".bin" if name.endswith(".bin") else "")
     files[name] = write(cifar_batch(2)[0], np.array([3, 10, 1]))
@@ -173,27 +188,39 @@ def test_a_hostile_pickle_runs_no_code(tmp_path, protocol):
     assert trace.exists()  # with the ordinary unpickler it does
 
 
-@pytest.mark.parametrize("content", [
-    b"cos\nsystem\n(S'true'\ntR.",
-    b"cnumpy.core.multiarray\nscalar\n.",
-    b"cnumpy\nload\n(S'x'\ntR.",
-    b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.",
-    b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cos\nsystem\n(S'true'\ntR.",
+        b"cnumpy.core.multiarray\nscalar\n.",
+        b"cnumpy\nload\n(S'x'\ntR.",
+        b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.",
+        b"\x80\x04\x8c\x05numpy\x8c\x0edtype.__init__\x93.",
+    ],
+)
 def test_every_name_but_those_needed_is_refused(tmp_path, content):
     with pytest.raises(DataError, match="which is not allowed"):
         load_with_batch(tmp_path, content)
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps({"labels": [0, 1, 2]}),
-    pickle.dumps({"data": np.zeros((3, 3072)), "labels": [0, 1, 2]}, 4),
-    pickle.dumps({"data": np.asfortranarray(np.zeros((3, 3072), np.uint8)), "labels": [0] * 3}, 4),
-    pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}, 4),
-    pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 1]}, 4),
-    pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": "012"}, 4),
-    python2_batch(*cifar_batch(2))[:-2000],
-], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a pickle",
+        pickle.dumps([1, 2]),
+        pickle.dumps({"labels": [0, 1, 2]}),
+        pickle.dumps({"data": np.zeros((3, 3072)), "labels": [0, 1, 2]}, 4),
+        pickle.dumps(
+            {"data": np.asfortranarray(np.zeros((3, 3072), np.uint8)), "labels": [0] * 3}, 4
+        ),
+        pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}, 4),
+        pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": [0, 1]}, 4),
+        pickle.dumps({"data": np.zeros((3, 3072), np.uint8), "labels": "012"}, 4),
+        python2_batch(*cifar_batch(2))[:-2000],
+    ],
+    ids=str,
+)
 def test_a_malformed_pickle_is_a_clear_error(tmp_path, content):
     with pytest.raises(DataError, match="data_batch_2 "):
         load_with_batch(tmp_path, content)

@@ -21,7 +21,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         behaviour, wanted = self.server.behaviour, self.headers.get("Range")
         self.server.ranges.append(wanted)
         content = behaviour.get("content", CONTENT)
-        begin = int(wanted[len("bytes="):-1]) if wanted and behaviour.get("ranges", True) else 0
+        begin = int(wanted[len("bytes=") : -1]) if wanted and behaviour.get("ranges", True) else 0
         if "status" in behaviour:
             self.send_error(behaviour["status"])
         elif begin >= len(content):

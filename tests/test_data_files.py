@@ -35,9 +35,10 @@ def mark_of(dataset):
     return dataset.test_images[0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("folder", [
-    "data", "data/cifar-10-batches-bin", "data/cifar10", "data/cifar10/cifar-10-batches-bin",
-])
+@pytest.mark.parametrize(
+    "folder",
+    ["data", "data/cifar-10-batches-bin", "data/cifar10", "data/cifar10/cifar-10-batches-bin"],
+)
 def test_the_data_directory_and_its_usual_folders_are_searched(tmp_path, folder):
     put(tmp_path / folder, marked(7))
     assert mark_of(load(data_config("cifar10"))) == 7
@@ -80,8 +81,11 @@ def test_a_missing_batch_is_named_and_not_replaced(tmp_path, given):
     files = dict(CIFAR)
     del files["data_batch_4.bin"]
     path = put(tmp_path / "data", files)
-    with pytest.raises(DataError, match="in data.* is incomplete: it lacks data_batch_4.bin.|"
-                                        f"{path} is incomplete: it lacks data_batch_4.bin."):
+    with pytest.raises(
+        DataError,
+        match="in data.* is incomplete: it lacks data_batch_4.bin.|"
+        f"{path} is incomplete: it lacks data_batch_4.bin.",
+    ):
         load(data_config("cifar10", path if given else None))
 
 
@@ -92,17 +96,25 @@ def test_a_whole_set_elsewhere_wins_over_a_part(tmp_path, monkeypatch):
     assert mark_of(load(data_config("cifar10"))) == 8
 
 
-@pytest.mark.parametrize("name, title, file", [
-    ("cifar10", "CIFAR-10", "cifar-10-binary.tar.gz"), ("svhn", "SVHN", "train_32x32.mat"),
-])
+@pytest.mark.parametrize(
+    "name, title, file",
+    [("cifar10", "CIFAR-10", "cifar-10-binary.tar.gz"), ("svhn", "SVHN", "train_32x32.mat")],
+)
 def test_absent_data_name_the_ways_out(tmp_path, name, title, file):
     with pytest.raises(DataError) as error:
         load(data_config(name))
     first, second = str(error.value).splitlines()
     assert first.startswith(f"{title} was found neither in data/ nor in $KFCNET_DATA")
     assert f"{file} could not be downloaded: there is no network" in first
-    for way in (file, str(tmp_path / "data" / name), "KFCNET_DATA", "data.path", "evaluate: --data",
-                "reproduce: --data NAME=PATH", "kfcnet train --config digits_kfc.yaml"):
+    for way in (
+        file,
+        str(tmp_path / "data" / name),
+        "KFCNET_DATA",
+        "data.path",
+        "evaluate: --data",
+        "reproduce: --data NAME=PATH",
+        "kfcnet train --config digits_kfc.yaml",
+    ):
         assert way in second
 
 
@@ -125,8 +137,10 @@ def fake_site(monkeypatch, contents):
 
 
 def svhn_contents():
-    return {"train_32x32.mat": svhn_file(*svhn_part(0, 5)),
-            "test_32x32.mat": svhn_file(*svhn_part(1, 3))}
+    return {
+        "train_32x32.mat": svhn_file(*svhn_part(0, 5)),
+        "test_32x32.mat": svhn_file(*svhn_part(1, 3)),
+    }
 
 
 @pytest.mark.parametrize("variable", [None, "elsewhere"])
@@ -136,8 +150,9 @@ def test_absent_data_are_downloaded_once(tmp_path, monkeypatch, variable):
     asked = fake_site(monkeypatch, svhn_contents())
     for _ in range(2):
         assert len(load(data_config("svhn")).train_images) == 5
-    assert asked == [f"http://ufldl.stanford.edu/housenumbers/{part}_32x32.mat"
-                     for part in ("train", "test")]
+    assert asked == [
+        f"http://ufldl.stanford.edu/housenumbers/{part}_32x32.mat" for part in ("train", "test")
+    ]
     home = tmp_path / (variable or "data")
     assert sorted(path.name for path in home.iterdir()) == ["cache", "svhn"]
 
@@ -156,8 +171,11 @@ def test_the_published_addresses_and_sums_are_used(tmp_path, monkeypatch):
         raise DataError(f"{url} {md5}")
 
     monkeypatch.setattr(download, "fetch", stop)
-    with pytest.raises(DataError, match="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz "
-                                        "c32a1d4ab5d03f1284b67883e8d87530"):
+    with pytest.raises(
+        DataError,
+        match="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz "
+        "c32a1d4ab5d03f1284b67883e8d87530",
+    ):
         load(data_config("cifar10"))
 
 
@@ -184,4 +202,5 @@ def test_files_of_the_data_directory_are_recorded_with_their_sums(tmp_path):
     put(tmp_path / "data", CIFAR)
     records = load(data_config("cifar10")).provenance["files"]
     assert {r["name"]: r["md5"] for r in records} == {
-        name: hashlib.md5(content).hexdigest() for name, content in CIFAR.items()}
+        name: hashlib.md5(content).hexdigest() for name, content in CIFAR.items()
+    }

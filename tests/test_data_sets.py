@@ -41,6 +41,7 @@ def test_the_digits_name_their_source_and_licence():
     provenance = load(data_config("digits")).provenance
     assert "UCI" in provenance["source"] and provenance["licence"] == "CC BY 4.0"
     import h5py
+
     with h5py.File(digits.FILE) as file:
         assert (file.attrs["source"], file.attrs["licence"]) == (digits.SOURCE, digits.LICENCE)
 
@@ -141,8 +142,15 @@ def test_moving_is_cyclic_and_each_image_has_its_own_shift():
 
 
 def test_importing_the_package_loads_no_heavy_library():
-    program = ("import sys, kfcnet.data; print([name for name in "
-               "('h5py', 'scipy', 'tqdm', 'urllib.request') if name in sys.modules])")
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
-                          check=True, cwd=digits.FILE.parents[2])
+    program = (
+        "import sys, kfcnet.data; print([name for name in "
+        "('h5py', 'scipy', 'tqdm', 'urllib.request') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=digits.FILE.parents[2],
+    )
     assert done.stdout.strip() == "[]"

@@ -15,8 +15,10 @@ def own_home(monkeypatch, tmp_path):
 
 
 def svhn_files(**counts):
-    return {f"{part}_32x32.mat": svhn_file(*svhn_part(seed, count))
-            for seed, (part, count) in enumerate(counts.items())}
+    return {
+        f"{part}_32x32.mat": svhn_file(*svhn_part(seed, count))
+        for seed, (part, count) in enumerate(counts.items())
+    }
 
 
 def test_matlab_files_are_read_and_ten_means_zero(tmp_path, caplog):
@@ -66,16 +68,20 @@ IMAGES = np.zeros((32, 32, 3, 4), np.uint8)
 LABELS = np.ones((4, 1), np.uint8)
 
 
-@pytest.mark.parametrize("content, message", [
-    (b"", "cannot be read"),
-    (svhn_file(*svhn_part(0, 4))[:-500], "cannot be read"),
-    (variables(X=IMAGES), "cannot be read.*'y'"),
-    (variables(X=IMAGES.astype(float), y=LABELS), "holds X float64"),
-    (variables(X=IMAGES[:, :, :2], y=LABELS), r"holds X uint8 \(32, 32, 2, 4\)"),
-    (variables(X=IMAGES, y=LABELS[:3]), r"and y \(3, 1\)"),
-    (variables(X=IMAGES, y=LABELS * 11), "label of image 0 is 11, not one of 1 to 10"),
-    (variables(X=IMAGES, y=LABELS * 0), "label of image 0 is 0, not one of 1 to 10"),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "cannot be read"),
+        (svhn_file(*svhn_part(0, 4))[:-500], "cannot be read"),
+        (variables(X=IMAGES), "cannot be read.*'y'"),
+        (variables(X=IMAGES.astype(float), y=LABELS), "holds X float64"),
+        (variables(X=IMAGES[:, :, :2], y=LABELS), r"holds X uint8 \(32, 32, 2, 4\)"),
+        (variables(X=IMAGES, y=LABELS[:3]), r"and y \(3, 1\)"),
+        (variables(X=IMAGES, y=LABELS * 11), "label of image 0 is 11, not one of 1 to 10"),
+        (variables(X=IMAGES, y=LABELS * 0), "label of image 0 is 0, not one of 1 to 10"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_a_malformed_file_is_a_clear_error(tmp_path, content, message):
     files = svhn_files(train=7, test=4)
     files["test_32x32.mat"] = content

@@ -25,8 +25,10 @@ ON = "diagnostics.every=2"
 @pytest.fixture
 def no_figures(monkeypatch):
     """Figures take longer than these runs."""
-    for owner, name in ((trainer.curves, "plot_runs"),
-                        (trainer.diagnostic_figures, "plot_diagnostics")):
+    for owner, name in (
+        (trainer.curves, "plot_runs"),
+        (trainer.diagnostic_figures, "plot_diagnostics"),
+    ):
         monkeypatch.setattr(owner, name, lambda _, out: out.write_text("a figure"))
 
 
@@ -103,8 +105,12 @@ def test_the_model_is_right_about_small_steps(ops64, rng):
 
 def test_cosines_are_those_of_gradient_and_natural_gradient(ops64, rng):
     opt, *_, row = looked_at(ops64, rng, weight_decay=0.05)
-    pairs = zip(opt.network.weighted, opt.network.views(opt.network.gradient),
-                opt.network.views(opt.direction), strict=True)
+    pairs = zip(
+        opt.network.weighted,
+        opt.network.views(opt.network.gradient),
+        opt.network.views(opt.direction),
+        strict=True,
+    )
     for layer, g, n in pairs:
         expected = (g * n).sum() / (np.linalg.norm(g) * np.linalg.norm(n))
         assert_close(row[f"{layer.name}_cosine"], expected, 1e-9)
@@ -121,8 +127,9 @@ def test_eigenvalues_are_those_of_the_factors_that_an_inversion_would_start_from
             values = 1 / np.linalg.eigvalsh(inverse)
             measured = [row[f"{name}_{factor}_{end}"] for end in ("max", "min")]
             assert_close(measured, values[[0, -1]], 1e-7)
-        ratio = np.trace(block.Omega) / len(block.Omega) / (np.trace(block.Gamma)
-                                                            / len(block.Gamma))
+        ratio = (
+            np.trace(block.Omega) / len(block.Omega) / (np.trace(block.Gamma) / len(block.Gamma))
+        )
         assert_close(row[f"{name}_pi"], math.sqrt(ratio))
 
 
@@ -143,8 +150,10 @@ def test_factors_that_are_not_finite_do_not_end_the_run(ops64, rng):
 
 
 def test_a_run_has_the_same_bits_with_diagnostics_and_without(tmp_path, no_figures):
-    network = ["network.1={layer: dropout, keep: 0.8}",
-               "network.2={layer: batch_norm, affine: true}"]
+    network = [
+        "network.1={layer: dropout, keep: 0.8}",
+        "network.2={layer: batch_norm, affine: true}",
+    ]
     for name, settings in (("with", [*network, ON]), ("without", network)):
         train(small(*settings), tmp_path / name)
     assert_same_run(tmp_path / "with", tmp_path / "without")
@@ -173,8 +182,9 @@ def test_a_killed_run_goes_on_with_its_diagnostics(tmp_path, monkeypatch, no_fig
         patch.setattr(trainer.RunFolder, "append_diagnostics", killing)
         train(config, tmp_path / "killed")
     train(config, tmp_path / "killed", resume=True)
-    straight, killed = ((tmp_path / name / "diagnostics.csv").read_bytes()
-                        for name in ("straight", "killed"))
+    straight, killed = (
+        (tmp_path / name / "diagnostics.csv").read_bytes() for name in ("straight", "killed")
+    )
     assert straight == killed and straight.count(b"\n") == 7
 
 
@@ -188,6 +198,7 @@ def test_diagnostics_are_not_training_time(tmp_path, monkeypatch, no_figures):
     def slow(*_):
         time.sleep(0.5)
         return {"iteration": 12, "examples": 0}
+
     monkeypatch.setattr(diagnostics, "measure", slow)
     began = time.perf_counter()
     train(small("diagnostics.every=12"), tmp_path / "run")

@@ -12,9 +12,13 @@ from kfcnet.network import build_network
 from kfcnet.optimizers import build_optimizer
 
 M, J, HIDDEN, CLASSES, KEEP, SEED = 7, 4, 5, 3, 0.6, 11
-LAYERS = [dict(layer="dropout", keep=0.8), dict(layer="dense", units=HIDDEN, std=0.7),
-          dict(layer="relu"), dict(layer="dropout", keep=KEEP),
-          dict(layer="dense", units=CLASSES, std=0.7)]
+LAYERS = [
+    dict(layer="dropout", keep=0.8),
+    dict(layer="dense", units=HIDDEN, std=0.7),
+    dict(layer="relu"),
+    dict(layer="dropout", keep=KEEP),
+    dict(layer="dense", units=CLASSES, std=0.7),
+]
 
 
 @pytest.fixture
@@ -24,8 +28,11 @@ def thinned(ops64, rng):
     net.theta += 0.1 * rng.standard_normal(net.theta.shape)
     x = rng.standard_normal((M, 1, 1, J))
     net.forward(x, training=True, step=4)
-    masks = [(philox.uniforms(SEED, philox.DROPOUT, 4, M * units, stream).reshape(M, units) < keep)
-             / keep for stream, units, keep in ((0, J, 0.8), (3, HIDDEN, KEEP))]
+    masks = [
+        (philox.uniforms(SEED, philox.DROPOUT, 4, M * units, stream).reshape(M, units) < keep)
+        / keep
+        for stream, units, keep in ((0, J, 0.8), (3, HIDDEN, KEEP))
+    ]
     assert all(0 < mask.mean() < 1 / keep for mask, keep in zip(masks, (0.8, KEEP), strict=True))
     return net, x.reshape(M, J), masks
 
@@ -47,7 +54,8 @@ def test_the_forward_pass_thins_by_the_uniforms_of_its_step(thinned):
 
 @pytest.mark.parametrize("count", [M, 3], ids=["whole batch", "part of it"])
 def test_the_true_and_the_sampled_pass_go_back_through_the_masks_of_the_forward_pass(
-        ops64, thinned, count):
+    ops64, thinned, count
+):
     net, x, masks = thinned
     loss, last = SoftmaxCrossEntropy(ops64, SEED), net.views(net.theta)[1]
     a, s, h = hidden(net, x, masks)
@@ -78,8 +86,11 @@ def test_the_tangent_pass_goes_through_the_masks_of_the_forward_pass(thinned, rn
 def test_a_step_draws_its_masks_once_and_every_step_draws_others(ops64, rng):
     """Statistics, gradient and clip of one step of KFC-pre share them: one draw a layer."""
     net = build_network(LAYERS, (1, 1, J), ops64, SEED)
-    opt = build_optimizer(settings("kfc_pre", statistics_period=1, inverse_period=1), net,
-                          SoftmaxCrossEntropy(ops64, SEED))
+    opt = build_optimizer(
+        settings("kfc_pre", statistics_period=1, inverse_period=1),
+        net,
+        SoftmaxCrossEntropy(ops64, SEED),
+    )
     batch = Batch(rng.standard_normal((M, 1, 1, J)), np.arange(M, dtype=np.int32) % 3)
     opt.prepare([batch])
     drawn, draw = [], ops64.dropout
@@ -88,6 +99,7 @@ def test_a_step_draws_its_masks_once_and_every_step_draws_others(ops64, rng):
     def noted(x, keep, seed, step, stream):
         drawn.append((int(np.ravel(step)[0]), stream))  # a counter may go on
         return draw(x, keep, seed, step, stream)
+
     ops64.dropout = noted
     for _ in range(3):
         opt.step(batch)

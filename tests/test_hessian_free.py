@@ -20,9 +20,16 @@ from kfcnet.optimizers import build_optimizer
 
 
 def hessian_free(ops, layers=SMALL, shape=SHAPE, **changes):
-    values = dict(damping=0.1, averaging_timescale=100.0, statistics_timescale=100.0,
-                  statistics_fraction=0.5, fisher_fraction=0.5, weight_decay=0.01,
-                  cg_iterations=200, cg_tolerance=1e-5)
+    values = dict(
+        damping=0.1,
+        averaging_timescale=100.0,
+        statistics_timescale=100.0,
+        statistics_fraction=0.5,
+        fisher_fraction=0.5,
+        weight_decay=0.01,
+        cg_iterations=200,
+        cg_tolerance=1e-5,
+    )
     config = HessianFreeConfig().model_copy(update=values | changes)
     return build_optimizer(config, network(ops, layers, shape), SoftmaxCrossEntropy(ops, 3))
 
@@ -70,7 +77,7 @@ def test_conjugate_gradients_start_from_a_part_of_the_previous_update(ops64, rng
         opt = hessian_free(ops64, warm_start=warm_start, cg_iterations=1)
         opt.prepare(batches(ops64, np.random.default_rng(0), 1))
         opt.velocity[...] = np.random.default_rng(1).standard_normal(len(opt.velocity))
-        batch, = batches(ops64, np.random.default_rng(2), 1)
+        (batch,) = batches(ops64, np.random.default_rng(2), 1)
         g, C = dense_model(opt, batch, 0)
         d = warm_start * opt.velocity
         direction = opt.preconditioner() @ (-g - C @ d)
@@ -173,8 +180,14 @@ def test_kfc_saves_iterations_of_conjugate_gradients_on_the_cifar_network():
     iterations = {}
     for name, preconditioner in (("kfc", opt.preconditioner()), ("none", None)):
         steps = []
-        solution, info = cg(fisher, -gradient, atol=1e-2 * np.linalg.norm(gradient), maxiter=200,
-                            M=preconditioner, callback=lambda _, steps=steps: steps.append(1))
+        solution, info = cg(
+            fisher,
+            -gradient,
+            atol=1e-2 * np.linalg.norm(gradient),
+            maxiter=200,
+            M=preconditioner,
+            callback=lambda _, steps=steps: steps.append(1),
+        )
         assert info == 0
         assert np.linalg.norm(fisher @ solution + gradient) < 0.02 * np.linalg.norm(gradient)
         iterations[name] = len(steps)

@@ -61,6 +61,7 @@ def scalar(value, dtype=np.float32):
 
 # Random numbers
 
+
 @pytest.mark.parametrize("count", [1, 4, 301])
 def test_uniforms_are_those_of_philox_to_the_last_bit(count):
     y = empty(count)
@@ -79,9 +80,23 @@ def test_dropout_has_the_mask_of_the_reference(reference, rng):
     x = normal(rng, 7, 43)
     keep = philox.uniforms(5, philox.DROPOUT, STEP, x.size, 2)[17]  # exactly on the border: dropped
     y, mask, dx = empty(*x.shape), empty(*x.shape, dtype=np.uint8), empty(*x.shape)
-    launch("dropout", "dropout", fours(x),
-           [x, scalar(STEP, np.int64), y, mask, x.size, 5, philox.DROPOUT, 2,
-            int(np.ceil(keep * 2**24)), 1 / keep])
+    launch(
+        "dropout",
+        "dropout",
+        fours(x),
+        [
+            x,
+            scalar(STEP, np.int64),
+            y,
+            mask,
+            x.size,
+            5,
+            philox.DROPOUT,
+            2,
+            int(np.ceil(keep * 2**24)),
+            1 / keep,
+        ],
+    )
     launch("dropout", "dropout_backward", fours(x), [x, mask, dx, x.size, 1 / keep])
     expected, expected_mask = reference.dropout(x, keep, 5, STEP, 2)
     assert np.array_equal(mask, expected_mask)
@@ -92,14 +107,24 @@ def test_dropout_has_the_mask_of_the_reference(reference, rng):
 # Pooling
 
 POOLS = [  # M, H, W, maps, size, stride
-    (3, 7, 6, 4, 3, 2), (2, 5, 8, 3, 3, 1), (1, 6, 5, 33, 2, 2), (2, 2, 3, 8, 4, 3),
+    (3, 7, 6, 4, 3, 2),
+    (2, 5, 8, 3, 3, 1),
+    (1, 6, 5, 33, 2, 2),
+    (2, 2, 3, 8, 4, 3),
 ]
 
 
 def pool_macros(shape):
     M, H, W, maps, size, stride = shape
-    return dict(HEIGHT=H, WIDTH=W, MAPS=maps, SIZE=size, STRIDE=stride,
-                OUT_HEIGHT=pooled_size(H, size, stride), OUT_WIDTH=pooled_size(W, size, stride))
+    return dict(
+        HEIGHT=H,
+        WIDTH=W,
+        MAPS=maps,
+        SIZE=size,
+        STRIDE=stride,
+        OUT_HEIGHT=pooled_size(H, size, stride),
+        OUT_WIDTH=pooled_size(W, size, stride),
+    )
 
 
 def pool_arrays(rng, shape):
@@ -157,23 +182,39 @@ def test_avg_pool_and_its_derivative(reference, rng, shape):
 
 # Response normalisation
 
-@pytest.mark.parametrize("shape, size, power, tile", [
-    ((3, 6, 5, 12), 3, 0.75, (6, 2)),  # the last group of maps is half a tile
-    ((2, 7, 4, 4), 3, 0.75, (3, 2)),  # three tiles of rows, the last one cut
-    ((2, 5, 7, 3), 4, 0.6, (2, 2)),  # an even window is not its own mirror image
-])
+
+@pytest.mark.parametrize(
+    "shape, size, power, tile",
+    [
+        ((3, 6, 5, 12), 3, 0.75, (6, 2)),  # the last group of maps is half a tile
+        ((2, 7, 4, 4), 3, 0.75, (3, 2)),  # three tiles of rows, the last one cut
+        ((2, 5, 7, 3), 4, 0.6, (2, 2)),  # an even window is not its own mirror image
+    ],
+)
 def test_response_norm_within_maps(reference, rng, shape, size, power, tile):
     (M, H, W, maps), alpha = shape, 0.3
     x, dy, rx = (normal(rng, *shape) for _ in range(3))
     y, d, dx, ry = (empty(*shape) for _ in range(4))
     groups = maps // lanes(maps)
-    macros = dict(HEIGHT=H, WIDTH=W, MAPS=maps, SIZE=size, POWER=f"{power}f", TILE_ROWS=tile[0],
-                  TILE_GROUPS=tile[1])
+    macros = dict(
+        HEIGHT=H,
+        WIDTH=W,
+        MAPS=maps,
+        SIZE=size,
+        POWER=f"{power}f",
+        TILE_ROWS=tile[0],
+        TILE_GROUPS=tile[1],
+    )
     threads = x.size // lanes(maps)
     name = "response_norm_within"
     launch(name, name, threads, [x, y, d, M, alpha], **macros)
-    launch(name, f"{name}_backward", (M, -(-H // tile[0]), -(-groups // tile[1])),
-           [dy, x, d, dx, M, alpha], **macros)
+    launch(
+        name,
+        f"{name}_backward",
+        (M, -(-H // tile[0]), -(-groups // tile[1])),
+        [dy, x, d, dx, M, alpha],
+        **macros,
+    )
     launch(name, f"{name}_tangent", threads, [rx, x, d, ry, M, alpha], **macros)
     check_response_norm(reference, x, dy, rx, y, d, dx, ry, size, alpha, power, across=False)
 
@@ -205,6 +246,7 @@ def check_response_norm(reference, x, dy, rx, y, d, dx, ry, *parameters, across)
 
 # Batch normalisation
 
+
 @pytest.mark.parametrize("rows, maps, slices", [(45, 33, 3), (70, 5, 9), (1, 4, 1)])
 def test_batch_norm_and_its_derivative(reference, rng, rows, maps, slices):
     """The mean is a hundred deviations away: squares summed as they are would lose four digits."""
@@ -225,14 +267,23 @@ def test_batch_norm_and_its_derivative(reference, rng, rows, maps, slices):
     np.testing.assert_allclose(y, expected, atol=1e-4)
 
     run("batch_norm_backward_slices", (slices, groups), dy, y, partials, rows, slices, block=tile)
-    run("batch_norm_backward_moments", (groups,), partials, mean_dy, mean_dy_y, rows, slices,
-        block=tile)
+    run(
+        "batch_norm_backward_moments",
+        (groups,),
+        partials,
+        mean_dy,
+        mean_dy_y,
+        rows,
+        slices,
+        block=tile,
+    )
     run("batch_norm_backward", fours(x), dy, y, inv_std, mean_dy, mean_dy_y, dx, rows)
     given = (a.astype(np.float64) for a in (dy, y, inv_std))
     np.testing.assert_allclose(dx, reference.batch_norm_backward(*given), atol=1e-5)
 
 
 # The loss
+
 
 def softmax_macros(classes):
     return dict(CLASSES=classes, BLOCK=BLOCK)
@@ -244,8 +295,13 @@ def test_softmax_cross_entropy_and_its_totals(reference, rng, M, classes):
     z[-1] *= 200  # the exponential of such a logit is not a float
     labels = rng.integers(0, classes, M).astype(np.int32)
     p, dz, totals = empty(M, classes), empty(M, classes), empty(2)
-    launch("softmax_cross_entropy", "softmax_cross_entropy", (1,), [z, labels, p, dz, totals, M],
-           **softmax_macros(classes))
+    launch(
+        "softmax_cross_entropy",
+        "softmax_cross_entropy",
+        (1,),
+        [z, labels, p, dz, totals, M],
+        **softmax_macros(classes),
+    )
     expected = reference.softmax_cross_entropy(z.astype(np.float64), labels)
     for actual, wanted in zip((p, dz, totals[:1]), (*expected[:2], expected[2][:1]), strict=True):
         assert_close(actual, wanted, 1e-6)
@@ -256,8 +312,13 @@ def test_softmax_cross_entropy_of_a_nan_is_nan():
     z, labels = np.zeros((3, 10), np.float32), np.zeros(3, np.int32)
     z[1, 4] = np.nan
     p, dz, totals = empty(3, 10), empty(3, 10), empty(2)
-    launch("softmax_cross_entropy", "softmax_cross_entropy", (1,), [z, labels, p, dz, totals, 3],
-           **softmax_macros(10))
+    launch(
+        "softmax_cross_entropy",
+        "softmax_cross_entropy",
+        (1,),
+        [z, labels, p, dz, totals, 3],
+        **softmax_macros(10),
+    )
     assert np.isnan(totals[0]) and np.isnan(p[1]).all()
     assert_close(p[::2], np.full((2, 10), 0.1))
 
@@ -268,8 +329,9 @@ def test_sampled_gradient_draws_the_reference_class(reference, rng):
     u[0], u[1], p[1] = 0, p[1, 0], p[1]  # from the start, and exactly on a border
     p[2], u[2] = p[2] * np.float32(0.99), np.float32(0.995)  # rounding leaves no class: the last
     dz = empty(150, 10)
-    launch("softmax_cross_entropy", "sampled_gradient", dz.size, [p, u, dz, 150],
-           **softmax_macros(10))
+    launch(
+        "softmax_cross_entropy", "sampled_gradient", dz.size, [p, u, dz, 150], **softmax_macros(10)
+    )
     expected = CpuOps("float32", shards=1, native="off").sampled_gradient(p, u)
     assert np.array_equal(dz, expected)
     assert dz[2, 9] == p[2, 9] - 1 and dz[0, 0] == p[0, 0] - 1 and dz[1, 1] == p[1, 1] - 1
@@ -279,12 +341,18 @@ def test_softmax_fisher_is_exact_for_tangents_far_from_zero(reference, rng):
     p = reference.softmax_cross_entropy(rng.standard_normal((150, 10)), np.zeros(150, int))[0]
     p, r = p.astype(np.float32), normal(rng, 150, 10) + np.float32(30)
     result = empty(1)
-    launch("softmax_cross_entropy", "softmax_fisher", (1,), [p, r, result, 150, 0.25],
-           **softmax_macros(10))
+    launch(
+        "softmax_cross_entropy",
+        "softmax_fisher",
+        (1,),
+        [p, r, result, 150, 0.25],
+        **softmax_macros(10),
+    )
     assert_close(result, reference.softmax_fisher(*(a.astype(np.float64) for a in (p, r)), 0.25))
 
 
 # Vectors and sums
+
 
 def test_relu_passes_nan_on_and_its_derivative_at_zero_is_zero(rng):
     x, dy = normal(rng, 43), normal(rng, 43)
@@ -337,8 +405,9 @@ def test_trace_sums_the_diagonal(rng):
     assert_close(result, [np.trace(matrix.astype(np.float64))])
 
 
-@pytest.mark.parametrize("quadratic, expected", [
-    (0.0, 1.0), (2.9, 1.0), (120.0, 0.5), (np.inf, 0.0), (np.nan, np.nan)])
+@pytest.mark.parametrize(
+    "quadratic, expected", [(0.0, 1.0), (2.9, 1.0), (120.0, 0.5), (np.inf, 0.0), (np.nan, np.nan)]
+)
 def test_clip_scale_brings_nu_down_to_the_cap(quadratic, expected):
     scale, nu = empty(1), empty(1)
     launch("reduce", "clip_scale", (1,), [scalar(quadratic), scalar(0.1), scale, nu, 0.3], block=1)
@@ -346,6 +415,7 @@ def test_clip_scale_brings_nu_down_to_the_cap(quadratic, expected):
 
 
 # The update and what a step counts
+
 
 def update_arguments(rng, count):
     """(direction, weight_decay, scalars, [theta, velocity, average])."""
@@ -359,11 +429,25 @@ def test_momentum_update_moves_and_averages(reference, rng, decays, clips):
     direction, weight_decay, (rate, momentum, clip, decay), moved = update_arguments(rng, 87)
     expected = [a.astype(np.float64) for a in moved]
     down = direction + weight_decay * expected[0] if decays else direction
-    reference.momentum_update(*expected, down, rate[0], momentum[0], clip[0] if clips else None,
-                              decay[0])
-    launch("momentum_update", "momentum_update", fours(direction),
-           [direction, weight_decay if decays else None, rate, momentum, clip if clips else None,
-            decay, None, *moved, 87])
+    reference.momentum_update(
+        *expected, down, rate[0], momentum[0], clip[0] if clips else None, decay[0]
+    )
+    launch(
+        "momentum_update",
+        "momentum_update",
+        fours(direction),
+        [
+            direction,
+            weight_decay if decays else None,
+            rate,
+            momentum,
+            clip if clips else None,
+            decay,
+            None,
+            *moved,
+            87,
+        ],
+    )
     for actual, wanted in zip(moved, expected, strict=True):
         assert_close(actual, wanted, 1e-6)
 
@@ -375,8 +459,12 @@ def test_nesterov_update_looks_ahead(rng):
     velocity = momentum * velocity - down
     theta = theta + momentum * velocity - down
     expected = theta, velocity, decay * average + (1 - decay) * theta
-    launch("momentum_update", "nesterov_update", fours(direction),
-           [direction, weight_decay, rate, momentum, decay, None, *moved, 87])
+    launch(
+        "momentum_update",
+        "nesterov_update",
+        fours(direction),
+        [direction, weight_decay, rate, momentum, decay, None, *moved, 87],
+    )
     for actual, wanted in zip(moved, expected, strict=True):
         assert_close(actual, wanted, 1e-6)
 
@@ -385,8 +473,12 @@ def test_nesterov_update_looks_ahead(rng):
 def test_momentum_update_stands_still_after_a_non_finite_step(rng, nonfinite_step, moves):
     direction, _, (rate, momentum, _, decay), moved = update_arguments(rng, 6)
     before, word = [a.copy() for a in moved], scalar(nonfinite_step, np.int64)
-    launch("momentum_update", "momentum_update", fours(direction),
-           [direction, None, rate, momentum, None, decay, word, *moved, 6])
+    launch(
+        "momentum_update",
+        "momentum_update",
+        fours(direction),
+        [direction, None, rate, momentum, None, decay, word, *moved, 6],
+    )
     for a, b in zip(moved, before, strict=True):
         assert (a != b).all() if moves else np.array_equal(a, b)
 
@@ -402,8 +494,21 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
         gradient = normal(rng, 87)
         given = [gradient, weight_decay, scalar(rate), scalar(decay)]
         if name == "adam":
-            arguments = [*given, scalar(step, np.int64), None, theta, means, squares, average, 87,
-                         gain, np.log1p(-gain), squares_gain, np.log1p(-squares_gain), epsilon]
+            arguments = [
+                *given,
+                scalar(step, np.int64),
+                None,
+                theta,
+                means,
+                squares,
+                average,
+                87,
+                gain,
+                np.log1p(-gain),
+                squares_gain,
+                np.log1p(-squares_gain),
+                epsilon,
+            ]
         else:
             gains = [gain] if name == "rmsprop" else []
             arguments = [*given, None, theta, squares, average, 87, *gains, epsilon]
@@ -419,7 +524,7 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
         else:
             m += gain * (g - m)
             s += squares_gain * (g**2 - s)
-            unbiased = m / (1 - (1 - gain)**t), s / (1 - (1 - squares_gain)**t)
+            unbiased = m / (1 - (1 - gain) ** t), s / (1 - (1 - squares_gain) ** t)
             place -= rate * unbiased[0] / (np.sqrt(unbiased[1]) + epsilon)
         mean[...] = decay * mean + (1 - decay) * place
     for actual, expected in zip((theta, means, squares, average), wanted, strict=True):
@@ -431,9 +536,20 @@ def test_tally_adds_up_and_keeps_the_first_non_finite_step():
 
     def tally(step, loss, *clip):
         scale, nu = map(scalar, clip) if clip else (None, None)
-        launch("training_state", "tally", (1,), [np.array([loss, 3], np.float32), scale, nu,
-                                                 scalar(step, np.int64), sums, nonfinite_step],
-               block=1)
+        launch(
+            "training_state",
+            "tally",
+            (1,),
+            [
+                np.array([loss, 3], np.float32),
+                scale,
+                nu,
+                scalar(step, np.int64),
+                sums,
+                nonfinite_step,
+            ],
+            block=1,
+        )
 
     tally(4, 2.5, 0.5, 1.25)
     tally(5, 1.5, 1.0, 0.25)
@@ -453,19 +569,27 @@ def test_advance_counts_steps_beyond_32_bits():
 
 # Mini-batches
 
+
 @pytest.mark.parametrize("image_shape", [(3, 4, 3), (3, 5, 1)])
 @pytest.mark.parametrize("step, position", [(0, 0), (2, 1), (2**40 + 3, 6)])
-def test_gather_normalises_the_images_of_a_step_in_the_ring(reference, rng, image_shape, step,
-                                                            position):
+def test_gather_normalises_the_images_of_a_step_in_the_ring(
+    reference, rng, image_shape, step, position
+):
     """Of seven indices a step takes four, the first at place 4*step mod 7."""
     images = rng.integers(0, 256, (9, *image_shape)).astype(np.uint8)
     mean, labels = 128 + normal(rng, *image_shape), rng.integers(0, 10, 9).astype(np.int32)
     indices = rng.permutation(9)[:7].astype(np.int64)
     x, targets = empty(4, *image_shape), empty(4, dtype=np.int32)
     place, size, block = scalar(step, np.int64), mean.size, 4
-    launch("gather", "gather", (4, -(-size // lanes(size) // block)),
-           [images, mean, indices, place, x, 9, 4, 7, 1 / 64], block, IMAGE_SIZE=size)
+    launch(
+        "gather",
+        "gather",
+        (4, -(-size // lanes(size) // block)),
+        [images, mean, indices, place, x, 9, 4, 7, 1 / 64],
+        block,
+        IMAGE_SIZE=size,
+    )
     launch("gather", "take", 4, [labels, indices, place, targets, 9, 4, 7], IMAGE_SIZE=size)
-    chosen = np.resize(indices, 14)[position:position + 4]
+    chosen = np.resize(indices, 14)[position : position + 4]
     assert_close(x, reference.gather(images, chosen, mean.astype(np.float64), 1 / 64), 1e-6)
     assert np.array_equal(targets, labels[chosen])

@@ -50,10 +50,12 @@ def ceil(count, size):
 MATMULS = {
     "naive": {},
     "tiled": dict(TILE=8),
-    "register": dict(TILE_ROWS=16, TILE_COLUMNS=32, TILE_DEPTH=8, THREAD_ROWS=4, THREAD_COLUMNS=8,
-                     DEPTH_GROUPS=2),
-    "tf32": dict(TILE_ROWS=32, TILE_COLUMNS=16, TILE_DEPTH=8, WARP_ROWS=16, WARP_COLUMNS=16,
-                 STAGES=3),
+    "register": dict(
+        TILE_ROWS=16, TILE_COLUMNS=32, TILE_DEPTH=8, THREAD_ROWS=4, THREAD_COLUMNS=8, DEPTH_GROUPS=2
+    ),
+    "tf32": dict(
+        TILE_ROWS=32, TILE_COLUMNS=16, TILE_DEPTH=8, WARP_ROWS=16, WARP_COLUMNS=16, STAGES=3
+    ),
 }
 
 
@@ -73,16 +75,23 @@ def matmul_shared(rung, macros):
 def matmul(rung, a, b, size, scale=1.0, transpose_a=0, transpose_b=0, a_shift=0, b_shift=0):
     """c = scale * op(a) op(b) by one rung of the ladder; size is (rows, columns, depth)."""
     rows, columns, depth = size
-    macros = MATMULS[rung] | dict(TRANSPOSE_A=transpose_a, TRANSPOSE_B=transpose_b,
-                                  A_SHIFT=a_shift, B_SHIFT=b_shift)
+    macros = MATMULS[rung] | dict(
+        TRANSPOSE_A=transpose_a, TRANSPOSE_B=transpose_b, A_SHIFT=a_shift, B_SHIFT=b_shift
+    )
     tile = {"naive": (8, 4), "tiled": (8, 8)}.get(
-        rung, (macros.get("TILE_COLUMNS"), macros.get("TILE_ROWS")))
+        rung, (macros.get("TILE_COLUMNS"), macros.get("TILE_ROWS"))
+    )
     block = {"naive": (8, 4), "tiled": (8, 8), "register": (32,), "tf32": (64,)}[rung]
     c = empty(rows, columns)
-    launch_in_all_orders(f"matmul_{rung}", f"matmul_{rung}",
-                         (ceil(columns, tile[0]), ceil(rows, tile[1])), block,
-                         [a, b, c, rows, columns, depth, scale], macros,
-                         4 * matmul_shared(rung, macros))
+    launch_in_all_orders(
+        f"matmul_{rung}",
+        f"matmul_{rung}",
+        (ceil(columns, tile[0]), ceil(rows, tile[1])),
+        block,
+        [a, b, c, rows, columns, depth, scale],
+        macros,
+        4 * matmul_shared(rung, macros),
+    )
     return c
 
 
@@ -92,8 +101,10 @@ def test_matmul_multiplies_any_shape_and_transposes(rng, rung, transpose_a, tran
     for size in [(37, 45, 29), (1, 3, 5), (16, 32, 16)]:
         a, b = normal(rng, size[0], size[2]), normal(rng, size[2], size[1])
         expected = -0.5 * operand(rung, a) @ operand(rung, b)
-        stored = [np.ascontiguousarray(m.T) if transposed else m
-                  for m, transposed in ((a, transpose_a), (b, transpose_b))]
+        stored = [
+            np.ascontiguousarray(m.T) if transposed else m
+            for m, transposed in ((a, transpose_a), (b, transpose_b))
+        ]
         c = matmul(rung, *stored, size, -0.5, transpose_a, transpose_b)
         assert_close(c, expected)
 
@@ -117,8 +128,11 @@ def test_matmul_does_the_dense_layer_with_its_homogeneous_column(rng, rung):
 # Convolutions
 
 CONVS = [  # M, H, W, J, filters, kernel, stride, padding
-    (3, 7, 6, 3, 10, 5, 1, 2), (3, 5, 7, 33, 6, 3, 2, 1), (2, 6, 5, 32, 33, 3, 1, 1),
-    (5, 4, 3, 1, 6, 2, 1, 0), (1, 7, 4, 8, 3, 3, 1, 3),
+    (3, 7, 6, 3, 10, 5, 1, 2),
+    (3, 5, 7, 33, 6, 3, 2, 1),
+    (2, 6, 5, 32, 33, 3, 1, 1),
+    (5, 4, 3, 1, 6, 2, 1, 0),
+    (1, 7, 4, 8, 3, 3, 1, 3),
 ]
 TILE = dict(TILE_IMAGES=2, TILE_HEIGHT=2, TILE_WIDTH=8)
 FORWARD = {
@@ -137,8 +151,17 @@ def conv_arrays(rng, shape):
     """x, weight, dy of a layer, and the macros that give its shape."""
     M, H, W, J, filters, kernel, stride, padding = shape
     out = [output_size(side, kernel, stride, padding) for side in (H, W)]
-    macros = dict(HEIGHT=H, WIDTH=W, IN_MAPS=J, OUT_MAPS=filters, KERNEL_SIZE=kernel, STRIDE=stride,
-                  PADDING=padding, OUT_HEIGHT=out[0], OUT_WIDTH=out[1])
+    macros = dict(
+        HEIGHT=H,
+        WIDTH=W,
+        IN_MAPS=J,
+        OUT_MAPS=filters,
+        KERNEL_SIZE=kernel,
+        STRIDE=stride,
+        PADDING=padding,
+        OUT_HEIGHT=out[0],
+        OUT_WIDTH=out[1],
+    )
     weight, dy = normal(rng, filters, 1 + kernel**2 * J), normal(rng, M, *out, filters)
     return normal(rng, M, H, W, J), weight, dy, macros
 
@@ -146,10 +169,18 @@ def conv_arrays(rng, shape):
 def transposed(macros):
     """The layer's macros as the convolution of backward-data sees them."""
     side = macros["KERNEL_SIZE"] - 1 - macros["PADDING"]
-    return dict(HEIGHT=macros["OUT_HEIGHT"], WIDTH=macros["OUT_WIDTH"], OUT_HEIGHT=macros["HEIGHT"],
-                OUT_WIDTH=macros["WIDTH"], IN_MAPS=macros["OUT_MAPS"], OUT_MAPS=macros["IN_MAPS"],
-                KERNEL_SIZE=macros["KERNEL_SIZE"], STRIDE=1, PADDING=side,
-                DILATION=macros["STRIDE"])
+    return dict(
+        HEIGHT=macros["OUT_HEIGHT"],
+        WIDTH=macros["OUT_WIDTH"],
+        OUT_HEIGHT=macros["HEIGHT"],
+        OUT_WIDTH=macros["WIDTH"],
+        IN_MAPS=macros["OUT_MAPS"],
+        OUT_MAPS=macros["IN_MAPS"],
+        KERNEL_SIZE=macros["KERNEL_SIZE"],
+        STRIDE=1,
+        PADDING=side,
+        DILATION=macros["STRIDE"],
+    )
 
 
 def with_runs(macros):
@@ -165,14 +196,21 @@ def with_runs(macros):
 
 def input_floats(macros, pitch, overhang):
     """Floats of a tile of inputs in shared memory."""
-    rows, columns = ((macros[f"TILE_{side}"] - 1) * macros["STRIDE"] + macros["KERNEL_SIZE"]
-                     for side in ("HEIGHT", "WIDTH"))
+    rows, columns = (
+        (macros[f"TILE_{side}"] - 1) * macros["STRIDE"] + macros["KERNEL_SIZE"]
+        for side in ("HEIGHT", "WIDTH")
+    )
     return 4 * ceil(macros["TILE_IMAGES"] * rows * columns * pitch + overhang, 4)
 
 
 def tiles(M, macros):
-    return prod(map(ceil, (M, macros["OUT_HEIGHT"], macros["OUT_WIDTH"]),
-                    (macros["TILE_IMAGES"], macros["TILE_HEIGHT"], macros["TILE_WIDTH"])))
+    return prod(
+        map(
+            ceil,
+            (M, macros["OUT_HEIGHT"], macros["OUT_WIDTH"]),
+            (macros["TILE_IMAGES"], macros["TILE_HEIGHT"], macros["TILE_WIDTH"]),
+        )
+    )
 
 
 def packed_conv(rung, x, weight, macros, flipped=False):
@@ -182,16 +220,27 @@ def packed_conv(rung, x, weight, macros, flipped=False):
     map_tiles = ceil(macros["OUT_MAPS"], macros["TILE_MAPS"])
     size = map_tiles * macros["TILE_MAPS"] * (1 + runs * depth)
     packed = empty(size)
-    launch_in_all_orders("conv_pack", "conv_pack_flipped" if flipped else "conv_pack",
-                         (ceil(size, 128),), (128,), [weight, packed, size], macros)
+    launch_in_all_orders(
+        "conv_pack",
+        "conv_pack_flipped" if flipped else "conv_pack",
+        (ceil(size, 128),),
+        (128,),
+        [weight, packed, size],
+        macros,
+    )
     y = empty(len(x), macros["OUT_HEIGHT"], macros["OUT_WIDTH"], macros["OUT_MAPS"])
     pitch = pixel + 4 if macros["IN_MAPS"] >= 8 else pixel
     floats = input_floats(macros, pitch, overhang)
     floats += macros["WEIGHT_STAGES"] * depth * macros["TILE_MAPS"]
-    launch_in_all_orders(f"conv_forward_{rung}", f"conv_forward_{rung}",
-                         (tiles(len(x), macros), map_tiles),
-                         (32 * macros["WARPS_PIXELS"] * macros["WARPS_MAPS"],),
-                         [x, packed, y, len(x)], macros | {"PACKED_SIZE": size}, 4 * floats)
+    launch_in_all_orders(
+        f"conv_forward_{rung}",
+        f"conv_forward_{rung}",
+        (tiles(len(x), macros), map_tiles),
+        (32 * macros["WARPS_PIXELS"] * macros["WARPS_MAPS"],),
+        [x, packed, y, len(x)],
+        macros | {"PACKED_SIZE": size},
+        4 * floats,
+    )
     return y
 
 
@@ -200,10 +249,19 @@ def conv_forward(rung, x, weight, dy, macros):
         return packed_conv(rung, x, weight, macros)
     y = empty(*dy.shape)
     size = {"naive": (64,), "tiled": (8, 8)}[rung]
-    grid = (ceil(y.size, 64),) if rung == "naive" else (ceil(y.size // y.shape[-1], 8),
-                                                        ceil(y.shape[-1], 8))
-    launch_in_all_orders(f"conv_forward_{rung}", f"conv_forward_{rung}", grid, size,
-                         [x, weight, y, len(x)], macros | {"TILE": 8})
+    grid = (
+        (ceil(y.size, 64),)
+        if rung == "naive"
+        else (ceil(y.size // y.shape[-1], 8), ceil(y.shape[-1], 8))
+    )
+    launch_in_all_orders(
+        f"conv_forward_{rung}",
+        f"conv_forward_{rung}",
+        grid,
+        size,
+        [x, weight, y, len(x)],
+        macros | {"TILE": 8},
+    )
     return y
 
 
@@ -232,13 +290,20 @@ def test_conv_backward_data_matches_the_reference(reference, rng, shape, rung):
     x, weight, dy, macros = conv_arrays(rng, shape)
     if rung == "naive":
         dx = empty(*x.shape)
-        launch_in_all_orders("conv_backward_naive", "conv_backward_data_naive",
-                             (ceil(x.size, 64),), (64,), [dy, weight, dx, len(x)], macros)
+        launch_in_all_orders(
+            "conv_backward_naive",
+            "conv_backward_data_naive",
+            (ceil(x.size, 64),),
+            (64,),
+            [dy, weight, dx, len(x)],
+            macros,
+        )
     else:
         macros = transposed(macros) | dict(BIAS=0, RELU=0)
         dx = packed_conv(rung, dy, weight, macros, flipped=True)
-    expected = reference.conv_backward_data(operand(rung, dy), weights(rung, weight), x.shape,
-                                            *shape[5:])
+    expected = reference.conv_backward_data(
+        operand(rung, dy), weights(rung, weight), x.shape, *shape[5:]
+    )
     assert_close(dx, expected)
 
 
@@ -263,11 +328,16 @@ def weights_partials(rung, x, dy, macros, slices):
         pitch = pixel + 8 if pixel % 16 == 0 else pixel
     floats = input_floats(macros, pitch, overhang) + 32 * dy_pitch
     threads = 32 * macros["WARPS_COLUMNS"]
-    partials = empty(slices, dy.shape[-1], 1 + macros["KERNEL_SIZE"]**2 * macros["IN_MAPS"])
-    launch_in_all_orders(f"conv_backward_weights_{rung}", f"conv_backward_weights_{rung}",
-                         (slices, ceil(dy.shape[-1], maps), chunks * ceil(columns, width)),
-                         (threads * macros["WARPS_DEPTH"],), [x, dy, partials, len(x), slices],
-                         macros, 4 * max(2 * floats, sums * threads))
+    partials = empty(slices, dy.shape[-1], 1 + macros["KERNEL_SIZE"] ** 2 * macros["IN_MAPS"])
+    launch_in_all_orders(
+        f"conv_backward_weights_{rung}",
+        f"conv_backward_weights_{rung}",
+        (slices, ceil(dy.shape[-1], maps), chunks * ceil(columns, width)),
+        (threads * macros["WARPS_DEPTH"],),
+        [x, dy, partials, len(x), slices],
+        macros,
+        4 * max(2 * floats, sums * threads),
+    )
     return partials
 
 
@@ -277,15 +347,25 @@ def test_conv_backward_weights_matches_the_reference(reference, rng, shape, rung
     x, weight, dy, macros = conv_arrays(rng, shape)
     gradient = empty(*weight.shape)
     if rung == "naive":
-        launch_in_all_orders("conv_backward_naive", "conv_backward_weights_naive",
-                             (ceil(weight.size, 64),), (64,), [x, dy, gradient, len(x), 0.25],
-                             macros)
+        launch_in_all_orders(
+            "conv_backward_naive",
+            "conv_backward_weights_naive",
+            (ceil(weight.size, 64),),
+            (64,),
+            [x, dy, gradient, len(x), 0.25],
+            macros,
+        )
     else:
         slices = 3  # of so few tiles that one slice can be empty
         partials = weights_partials(rung, x, dy, macros, slices)
-        launch_in_all_orders("conv_backward_weights_sum", "conv_backward_weights_sum",
-                             (ceil(weight.size, 32),), (32, 8),
-                             [partials, gradient, slices, weight.size, 0.25], {})
+        launch_in_all_orders(
+            "conv_backward_weights_sum",
+            "conv_backward_weights_sum",
+            (ceil(weight.size, 32),),
+            (32, 8),
+            [partials, gradient, slices, weight.size, 0.25],
+            {},
+        )
     expected = np.empty(weight.shape)
     reference.conv_backward_weights(operand(rung, x), operand(rung, dy), *shape[5:], 0.25, expected)
     assert_close(gradient, expected)
@@ -294,8 +374,12 @@ def test_conv_backward_weights_matches_the_reference(reference, rng, shape, rung
 # Kronecker factors
 
 GRAMS = [  # M, H, W, J, kernel, padding
-    (5, 7, 6, 3, 5, 2), (3, 6, 7, 33, 3, 1), (3, 5, 7, 32, 3, 0), (4, 4, 5, 1, 2, 1),
-    (2, 3, 4, 8, 3, 2), (3, 5, 6, 12, 1, 0),
+    (5, 7, 6, 3, 5, 2),
+    (3, 6, 7, 33, 3, 1),
+    (3, 5, 7, 32, 3, 0),
+    (4, 4, 5, 1, 2, 1),
+    (2, 3, 4, 8, 3, 2),
+    (3, 5, 6, 12, 1, 0),
 ]
 
 
@@ -306,23 +390,48 @@ def gram_offsets(x, macros, positions, scale, decay, out):
     rows, lanes = (4, 1) if J < 8 else (8, 4)
     tile = dict(TILE_HEIGHT=2, TILE_WIDTH=3, BUFFER_PIXELS=(2 * kernel + 3) * (kernel + 2) * 2)
     columns = 1 + (2 * kernel * (kernel - 1) + 1) * J
-    macros = macros | tile | dict(CHUNK_MAPS=pitch, LANE_ROWS=rows, ROW_LANES=lanes, SLOTS=2,
-                                  WARPS_COLUMNS=2, WARPS_DEPTH=2, SUM_BLOCK=64,
-                                  ITEM_SIZE=J * columns)
-    areas = np.outer(*(np.diff(region_borders(side, macros["OUT_" + name], macros))
-                       for side, name in ((H, "HEIGHT"), (W, "WIDTH"))))
+    macros = (
+        macros
+        | tile
+        | dict(
+            CHUNK_MAPS=pitch,
+            LANE_ROWS=rows,
+            ROW_LANES=lanes,
+            SLOTS=2,
+            WARPS_COLUMNS=2,
+            WARPS_DEPTH=2,
+            SUM_BLOCK=64,
+            ITEM_SIZE=J * columns,
+        )
+    )
+    areas = np.outer(
+        *(
+            np.diff(region_borders(side, macros["OUT_" + name], macros))
+            for side, name in ((H, "HEIGHT"), (W, "WIDTH"))
+        )
+    )
     items = sum(ceil(M * int(area), positions) for area in areas.flat)
     chunks = ceil(J, pitch)
     runs, length = (kernel, (2 * kernel - 1) * J) if J < 8 else (columns // J, pitch)
     buffer = macros["BUFFER_PIXELS"] * pitch + 8
     partials = empty(items, J, columns)
     launch_in_all_orders(
-        "gram_offsets", "gram_offsets_slices",
-        (items, chunks**2, ceil(runs * ceil(length, 4), 4 * (32 // lanes))), (128,),
-        [x, partials, M, positions, items], macros,
-        4 * max(2 * (2 if chunks > 1 else 1) * buffer, rows * 8 * 64))
-    launch_in_all_orders("gram_offsets", "gram_offsets_sum", (ceil(J * columns, 64),), (64,),
-                         [partials, out, M, positions, items, scale, decay], macros)
+        "gram_offsets",
+        "gram_offsets_slices",
+        (items, chunks**2, ceil(runs * ceil(length, 4), 4 * (32 // lanes))),
+        (128,),
+        [x, partials, M, positions, items],
+        macros,
+        4 * max(2 * (2 if chunks > 1 else 1) * buffer, rows * 8 * 64),
+    )
+    launch_in_all_orders(
+        "gram_offsets",
+        "gram_offsets_sum",
+        (ceil(J * columns, 64),),
+        (64,),
+        [partials, out, M, positions, items, scale, decay],
+        macros,
+    )
 
 
 def region_borders(side, out_side, macros):
@@ -358,8 +467,9 @@ def gram_sum(partials, scale, decay, out):
     """The ordered sum of the slices with the running average."""
     slices, side, _ = partials.shape
     pairs = ceil(side, 32) * (ceil(side, 32) + 1) // 2
-    launch_in_all_orders("gram_sum", "gram_sum", (pairs,), (32, 8),
-                         [partials, out, side, slices, scale, decay], {})
+    launch_in_all_orders(
+        "gram_sum", "gram_sum", (pairs,), (32, 8), [partials, out, side, slices, scale, decay], {}
+    )
 
 
 @pytest.mark.parametrize("shape", [*CONVS[:2], (11, 1, 1, 21, 5, 1, 1, 0)])
@@ -369,9 +479,14 @@ def test_gram_patches_is_omega_for_any_stride(reference, rng, shape):
     partials, out = empty(slices, P, P), average(rng, P, P)
     expected = out.astype(np.float64)
     reference.patch_gram(x.astype(np.float64), *shape[5:], 0.3, 0.7, expected)
-    launch_in_all_orders("gram_patches", "gram_patches_slices",
-                         (tiles * (tiles + 1) // 2, slices), (16,), [x, partials, len(x), slices],
-                         macros | dict(TILE=16, DEPTH=4))
+    launch_in_all_orders(
+        "gram_patches",
+        "gram_patches_slices",
+        (tiles * (tiles + 1) // 2, slices),
+        (16,),
+        [x, partials, len(x), slices],
+        macros | dict(TILE=16, DEPTH=4),
+    )
     gram_sum(partials, 0.3, 0.7, out)
     assert_close(out, expected)
     assert np.array_equal(out, out.T)
@@ -381,9 +496,15 @@ def test_gram_patches_is_omega_for_any_stride(reference, rng, shape):
 def test_gram_rows_is_gamma_and_reads_no_average_without_decay(rng, count, maps):
     rows, slices, pairs = normal(rng, count, maps), 3, ceil(maps, 32) * (ceil(maps, 32) + 1) // 2
     partials, out = empty(slices, maps, maps), empty(maps, maps)
-    launch_in_all_orders("gram_rows", "gram_rows_slices", (slices, pairs), (64,),
-                         [rows, partials, count, slices], dict(MAPS=maps, WARPS=2, TILE_ROWS=8),
-                         4 * max(4 * 8 * 32, 32 * 32))
+    launch_in_all_orders(
+        "gram_rows",
+        "gram_rows_slices",
+        (slices, pairs),
+        (64,),
+        [rows, partials, count, slices],
+        dict(MAPS=maps, WARPS=2, TILE_ROWS=8),
+        4 * max(4 * 8 * 32, 32 * 32),
+    )
     gram_sum(partials, 0.3, 0.0, out)
     assert_close(out, 0.3 * rows.astype(np.float64).T @ rows)
     assert np.array_equal(out, out.T)
@@ -397,24 +518,33 @@ def test_lanes_add_up_slices_and_read_no_average_without_decay(rng, slices, side
     out = average(rng, side, side) if decay else empty(side, side)
     expected = 0.3 * np.triu(partials.astype(np.float64).sum(0))
     expected += np.triu(expected, 1).T + (decay * out.astype(np.float64) if decay else 0)
-    launch_in_all_orders("gram_sum", "gram_sum_lanes", (ceil(side * side, 32),), (32, 8),
-                         [partials, out, side, slices, 0.3, decay], {})
+    launch_in_all_orders(
+        "gram_sum",
+        "gram_sum_lanes",
+        (ceil(side * side, 32),),
+        (32, 8),
+        [partials, out, side, slices, 0.3, decay],
+        {},
+    )
     assert_close(out, expected)
     assert np.array_equal(out, out.T)
 
 
 # Patches
 
+
 @pytest.mark.parametrize("shape", CONVS)
 def test_patches_and_their_adjoint_match_the_reference(reference, rng, shape):
     x, weight, _, macros = conv_arrays(rng, shape)
     expected = reference.patches(x.astype(np.float64), *shape[5:])
     rows, back = empty(*expected.shape), empty(*x.shape)
-    launch_in_all_orders("patches", "patches", (ceil(rows.size, 64),), (64,),
-                         [x, rows, len(x)], macros)
+    launch_in_all_orders(
+        "patches", "patches", (ceil(rows.size, 64),), (64,), [x, rows, len(x)], macros
+    )
     assert np.array_equal(rows, expected)
     rows = normal(rng, *rows.shape)
-    launch_in_all_orders("patches", "patches_adjoint", (ceil(x.size, 64),), (64,),
-                         [rows, back, len(x)], macros)
+    launch_in_all_orders(
+        "patches", "patches_adjoint", (ceil(x.size, 64),), (64,), [rows, back, len(x)], macros
+    )
     expected = reference.patches_adjoint(rows.astype(np.float64), x.shape, *shape[5:])
     assert_close(back, expected)

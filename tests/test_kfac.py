@@ -22,8 +22,14 @@ NEVER = 10**9  # as a period
 
 def kfac(ops, layers=SMALL, shape=SHAPE, loss=SoftmaxCrossEntropy, **changes):
     """An optimizer; `changes` may be values that a configuration would refuse."""
-    values = dict(damping=0.5, factor_damping=0.2, averaging_timescale=100.0,
-                  statistics_timescale=100.0, statistics_fraction=0.5, weight_decay=0.01)
+    values = dict(
+        damping=0.5,
+        factor_damping=0.2,
+        averaging_timescale=100.0,
+        statistics_timescale=100.0,
+        statistics_fraction=0.5,
+        weight_decay=0.01,
+    )
     config = KfacConfig().model_copy(update=values | changes)
     net = network(ops, layers, shape)
     return build_optimizer(config, net, loss(ops, seed=3))
@@ -36,6 +42,7 @@ def least_squares_minimum(C, g, V):
 
 
 # The plane
+
 
 def test_the_minimum_over_a_plane_is_the_dense_one(rng):
     root, V, g = rng.standard_normal((9, 9)), rng.standard_normal((9, 2)), rng.standard_normal(9)
@@ -63,18 +70,24 @@ def test_a_vector_of_zeros_and_a_parallel_one_are_left_out():
 
 # The step
 
+
 @pytest.mark.parametrize("tikhonov", ["factored", "exact"])
 def test_each_step_is_the_dense_argmin_over_direction_and_previous_update(ops64, rng, tikhonov):
     """F on the first half of the batch, dropout, weight decay, damping, momentum from step two."""
-    opt = kfac(ops64, tikhonov=tikhonov, fisher_fraction=0.5, damping_period=NEVER,
-               factor_damping_period=NEVER)
+    opt = kfac(
+        ops64,
+        tikhonov=tikhonov,
+        fisher_fraction=0.5,
+        damping_period=NEVER,
+        factor_damping_period=NEVER,
+    )
     first, *rest = batches(ops64, rng, 4)
     opt.prepare([first])
     for step, batch in enumerate(rest):
         theta, before = opt.network.theta.copy(), opt.velocity.copy()
         g, C = dense_model(opt, batch, step)
         opt.step(batch)
-        V = np.stack([-opt.direction, before], axis=1)[:, :1 if step == 0 else 2]
+        V = np.stack([-opt.direction, before], axis=1)[:, : 1 if step == 0 else 2]
         x = least_squares_minimum(C, g, V)
         assert_close(opt.velocity, V @ x, 1e-8)
         assert_close(opt.network.theta, theta + V @ x, 1e-8)
@@ -86,14 +99,20 @@ def test_the_direction_is_the_damped_factors_natural_gradient(ops64, rng):
     first, batch = batches(ops64, rng, 2)
     opt.prepare([first])
     opt.step(batch)
-    parts = zip(opt.blocks, opt.network.views(opt.network.gradient),
-                opt.network.views(opt.direction), strict=True)
+    parts = zip(
+        opt.blocks,
+        opt.network.views(opt.network.gradient),
+        opt.network.views(opt.direction),
+        strict=True,
+    )
     for block, gradient, direction in parts:
         c = 0.2 + 0.01  # factor_damping and weight decay
         size, width = len(block.Omega), len(block.Gamma)
         pi = np.sqrt(np.trace(block.Omega) / size / (np.trace(block.Gamma) / width))
-        dense = np.kron(block.Gamma + np.sqrt(c) / pi * np.eye(width),
-                        block.Omega + np.sqrt(c) * pi * np.eye(size))
+        dense = np.kron(
+            block.Gamma + np.sqrt(c) / pi * np.eye(width),
+            block.Omega + np.sqrt(c) * pi * np.eye(size),
+        )
         assert_close(direction.ravel(), np.linalg.solve(dense, gradient.ravel()), 1e-9)
 
 
@@ -104,8 +123,12 @@ def test_the_eigenbasis_solve_is_the_dense_solve(ops64, rng):
     opt.prepare([first])
     opt.step(batch)
     assert all(isinstance(block, EigenbasisBlock) for block in opt.blocks)
-    parts = zip(opt.blocks, opt.network.views(opt.network.gradient),
-                opt.network.views(opt.direction), strict=True)
+    parts = zip(
+        opt.blocks,
+        opt.network.views(opt.network.gradient),
+        opt.network.views(opt.direction),
+        strict=True,
+    )
     for block, gradient, direction in parts:
         dense = np.kron(block.Gamma, block.Omega) + (0.2 + 0.01) * np.eye(gradient.size)
         assert_close(direction.ravel(), np.linalg.solve(dense, gradient.ravel()), 1e-10)
@@ -161,9 +184,19 @@ def test_inverses_follow_every_third_update_after_the_first_three(ops64, rng):
 def test_on_a_fixed_quadratic_the_exact_momentum_is_preconditioned_conjugate_gradients(ops64, rng):
     """A linear layer with Gaussian outputs, the same batch at every step, no damping of M."""
     layers = [dict(layer="dense", units=3, std=0.5)]
-    opt = kfac(ops64, layers, (1, 1, 4), SquaredError, damping=0.0, fisher_fraction=1.0,
-               weight_decay=0.05, damping_period=NEVER, factor_damping_period=NEVER,
-               inverse_period=NEVER, statistics_period=NEVER)
+    opt = kfac(
+        ops64,
+        layers,
+        (1, 1, 4),
+        SquaredError,
+        damping=0.0,
+        fisher_fraction=1.0,
+        weight_decay=0.05,
+        damping_period=NEVER,
+        factor_damping_period=NEVER,
+        inverse_period=NEVER,
+        statistics_period=NEVER,
+    )
     x, y = rng.standard_normal((6, 1, 1, 4)) * [1, 3, 0.3, 1], rng.standard_normal((6, 3))
     batch = Batch(x, y)
     opt.prepare([batch])
@@ -171,8 +204,15 @@ def test_on_a_fixed_quadratic_the_exact_momentum_is_preconditioned_conjugate_gra
     start, n = opt.network.theta.copy(), len(opt.network.theta)
     block, iterates = opt.blocks[0], []
     inverse = [block.precondition(unit.reshape(3, 5)).ravel() for unit in np.eye(n)]
-    cg(A, A @ start - g, x0=start, M=np.array(inverse), maxiter=7, atol=0,
-       callback=lambda iterate: iterates.append(iterate.copy()))
+    cg(
+        A,
+        A @ start - g,
+        x0=start,
+        M=np.array(inverse),
+        maxiter=7,
+        atol=0,
+        callback=lambda iterate: iterates.append(iterate.copy()),
+    )
     assert len(iterates) == 7
     for iterate in iterates:
         opt.step(batch)
@@ -181,19 +221,40 @@ def test_on_a_fixed_quadratic_the_exact_momentum_is_preconditioned_conjugate_gra
 
 # The damping of the model
 
-@pytest.mark.parametrize("ratio, expected", [
-    (0.76, 8.0), (5.0, 8.0), (0.75, 10.0), (0.5, 10.0), (0.25, 10.0), (0.24, 12.5), (-3.0, 12.5),
-    (math.nan, 12.5), (-math.inf, 12.5)])
+
+@pytest.mark.parametrize(
+    "ratio, expected",
+    [
+        (0.76, 8.0),
+        (5.0, 8.0),
+        (0.75, 10.0),
+        (0.5, 10.0),
+        (0.25, 10.0),
+        (0.24, 12.5),
+        (-3.0, 12.5),
+        (math.nan, 12.5),
+        (-math.inf, 12.5),
+    ],
+)
 def test_the_levenberg_marquardt_rule(ratio, expected):
     assert adapted_damping(10.0, ratio, factor=0.8) == expected
 
 
-@pytest.mark.parametrize("damping, moved_by", [(1e3, 0.9**2), (1e-9, 1 / 0.9**2)],
-                         ids=["timid", "rash"])
+@pytest.mark.parametrize(
+    "damping, moved_by", [(1e3, 0.9**2), (1e-9, 1 / 0.9**2)], ids=["timid", "rash"]
+)
 def test_damping_follows_the_ratio_of_actual_to_predicted_change(ops64, rng, damping, moved_by):
     """Every second step, by two updates' factor, with the masks that the step was made with."""
-    opt = kfac(ops64, damping=damping, factor_damping=1e-3, fisher_fraction=0.25,
-               weight_decay=1e-4, damping_period=2, damping_decay=0.9, factor_damping_period=NEVER)
+    opt = kfac(
+        ops64,
+        damping=damping,
+        factor_damping=1e-3,
+        fisher_fraction=0.25,
+        weight_decay=1e-4,
+        damping_period=2,
+        damping_decay=0.9,
+        factor_damping_period=NEVER,
+    )
     first, *rest = batches(ops64, rng, 3)
     opt.prepare([first])
     opt.step(rest[0])
@@ -209,6 +270,7 @@ def test_damping_follows_the_ratio_of_actual_to_predicted_change(ops64, rng, dam
 
 # The damping of the factors
 
+
 def test_factor_damping_starts_like_the_models_unless_given(ops64):
     assert kfac(ops64, damping=7.0, factor_damping=None).factor_damping == 7.0
     assert kfac(ops64, damping=7.0, factor_damping=2.0).factor_damping == 2.0
@@ -217,8 +279,15 @@ def test_factor_damping_starts_like_the_models_unless_given(ops64):
 @pytest.mark.parametrize("start, factor", [(1e-2, 4), (1.0, 1), (100.0, 1 / 4)])
 def test_factor_damping_is_the_best_of_three_candidates(ops64, rng, start, factor):
     """M(d) of each candidate from dense matrices; the winner's inverses and direction stay."""
-    opt = kfac(ops64, factor_damping=start, damping_period=NEVER, factor_damping_period=2,
-               inverse_period=2, damping_decay=0.5, fisher_fraction=1.0)
+    opt = kfac(
+        ops64,
+        factor_damping=start,
+        damping_period=NEVER,
+        factor_damping_period=2,
+        inverse_period=2,
+        damping_decay=0.5,
+        fisher_fraction=1.0,
+    )
     first, *rest = batches(ops64, rng, 3, M=64)
     opt.prepare([first])
     opt.step(rest[0])
@@ -230,8 +299,9 @@ def test_factor_damping_is_the_best_of_three_candidates(ops64, rng, start, facto
     changes, updates = {}, {}
     for candidate in (start / 4, start, 4 * start):
         direction = np.empty_like(g)
-        for block, part, out in zip(opt.blocks, opt.network.views(g),
-                                    opt.network.views(direction), strict=True):
+        for block, part, out in zip(
+            opt.blocks, opt.network.views(g), opt.network.views(direction), strict=True
+        ):
             block.update_inverses(candidate)
             block.precondition(part, out)
         V = np.stack([-direction, before], axis=1)
@@ -250,9 +320,16 @@ def test_neither_damping_falls_below_the_least(ops64, rng, least):
     """The model's after a timid step, the factors' where the smallest candidate is the best."""
     first, *rest = batches(ops64, rng, 3, M=64)
     model = kfac(ops64, damping=100.0, least_damping=least, damping_period=2, damping_decay=0.5)
-    factors = kfac(ops64, factor_damping=100.0, least_damping=least, damping_period=NEVER,
-                   factor_damping_period=2, inverse_period=2, damping_decay=0.5,
-                   fisher_fraction=1.0)
+    factors = kfac(
+        ops64,
+        factor_damping=100.0,
+        least_damping=least,
+        damping_period=NEVER,
+        factor_damping_period=2,
+        inverse_period=2,
+        damping_decay=0.5,
+        fisher_fraction=1.0,
+    )
     for opt in (model, factors):
         opt.prepare([first])
         for batch in rest:
@@ -262,6 +339,7 @@ def test_neither_damping_falls_below_the_least(ops64, rng, least):
 
 # What a run needs
 
+
 @pytest.mark.parametrize("tikhonov", ["factored", "exact"])
 def test_a_restored_optimizer_goes_on_bit_for_bit(tikhonov, rng):
     """Stopped between two adaptations of either damping, with all of them still to come."""
@@ -269,7 +347,8 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(tikhonov, rng):
     data = batches(ops, rng, 12)
     straight, stopped, resumed = (
         kfac(ops, tikhonov=tikhonov, inverse_period=2, damping_period=3, factor_damping_period=4)
-        for _ in range(3))
+        for _ in range(3)
+    )
     resumed.network.theta += 1
     for opt in (straight, stopped):
         opt.prepare(data[:1])

@@ -64,9 +64,16 @@ def test_no_incoming_weights_are_ever_longer_than_the_limit(ops64, rng, name):
         before.load_state(opt.state())
         before.step(batch)
         opt.step(batch)
-        free, held = (dict(zip(("conv1", "conv2", "dense1", "dense2"),
-                               o.network.views(o.network.theta), strict=True))
-                      for o in (before, opt))
+        free, held = (
+            dict(
+                zip(
+                    ("conv1", "conv2", "dense1", "dense2"),
+                    o.network.views(o.network.theta),
+                    strict=True,
+                )
+            )
+            for o in (before, opt)
+        )
         for layer, weight in held.items():
             limit = limits.get(layer, math.inf)
             scale = np.minimum(1, limit / norms(free[layer]))[:, None]

@@ -2,6 +2,7 @@
 
 Shapes are asymmetric (H != W) and channel counts lie on both sides of the vector widths.
 """
+
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -131,7 +132,7 @@ def patches(x, kernel, padding):
     """[[x]]_H by the definition: (M*T, 1 + K*K*J), first column one, in float64."""
     padded = np.pad(x.astype(np.float64), ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
     rows = [
-        np.concatenate([[1], image[r:r + kernel, c:c + kernel].ravel()])
+        np.concatenate([[1], image[r : r + kernel, c : c + kernel].ravel()])
         for image in padded
         for r in range(image.shape[0] - kernel + 1)
         for c in range(image.shape[1] - kernel + 1)
@@ -172,16 +173,24 @@ def test_patch_gram_regions_add_up_over_shards_larger_than_the_cache(target):
 
 
 # height, width, maps, window, stride
-POOLINGS = [(7, 10, 3, 3, 2), (8, 5, 33, 3, 2), (4, 6, 16, 2, 2), (5, 3, 5, 4, 3), (2, 7, 1, 3, 1),
-            (9, 8, 2, 3, 3)]
+POOLINGS = [
+    (7, 10, 3, 3, 2),
+    (8, 5, 33, 3, 2),
+    (4, 6, 16, 2, 2),
+    (5, 3, 5, 4, 3),
+    (2, 7, 1, 3, 1),
+    (9, 8, 2, 3, 3),
+]
 poolings = pytest.mark.parametrize("shape", POOLINGS)
 
 
 def windows(height, width, window, stride):
     """(output position, rows, columns) of every clipped window."""
+
     def spans(length):
         starts = range(0, max(1, length - window + stride), stride)
         return [slice(start, min(start + window, length)) for start in starts]
+
     for r, rows in enumerate(spans(height)):
         for c, columns in enumerate(spans(width)):
             yield (r, c), rows, columns
@@ -269,8 +278,14 @@ def test_avg_pool_divides_by_the_clipped_area(shape, dtype, target):
 
 
 # height, width, maps, size, across, power
-NORMS = [(5, 7, 3, 3, False, 0.75), (4, 3, 33, 2, False, 0.6), (3, 6, 5, 9, False, 0.75),
-         (4, 5, 7, 3, True, 0.75), (2, 3, 33, 4, True, 0.5), (3, 2, 2, 5, True, 0.75)]
+NORMS = [
+    (5, 7, 3, 3, False, 0.75),
+    (4, 3, 33, 2, False, 0.6),
+    (3, 6, 5, 9, False, 0.75),
+    (4, 5, 7, 3, True, 0.75),
+    (2, 3, 33, 4, True, 0.5),
+    (3, 2, 2, 5, True, 0.75),
+]
 
 
 def neighbourhoods(shape):
@@ -302,17 +317,25 @@ def test_response_norm_and_its_derivatives(shape, dtype, target):
     for m in range(2):
         flat, e = x[m].ravel().astype(np.float64), dy[m].ravel().astype(np.float64)
         scale = 1 + alpha * near @ flat**2
-        jacobian = np.diag(scale**-power) - (2 * alpha * power * flat * scale ** (-power - 1))[
-            :, None] * near * flat
-        for actual, expected in ((d, scale), (y, flat * scale**-power), (dx, jacobian.T @ e),
-                                 (ry, jacobian @ e)):
+        jacobian = (
+            np.diag(scale**-power)
+            - (2 * alpha * power * flat * scale ** (-power - 1))[:, None] * near * flat
+        )
+        for actual, expected in (
+            (d, scale),
+            (y, flat * scale**-power),
+            (dx, jacobian.T @ e),
+            (ry, jacobian @ e),
+        ):
             assert_close(actual[m].ravel(), expected)
 
 
 def arrays(dtype=np.float32):
     return {
-        "x": np.zeros((2, 6, 5, 3), dtype), "weight": np.zeros((4, 28), dtype),
-        "y": np.zeros((2, 6, 5, 4), dtype), "pooled": np.zeros((2, 3, 2, 3), dtype),
+        "x": np.zeros((2, 6, 5, 3), dtype),
+        "weight": np.zeros((4, 28), dtype),
+        "y": np.zeros((2, 6, 5, 4), dtype),
+        "pooled": np.zeros((2, 3, 2, 3), dtype),
         "argmax": np.zeros((2, 3, 2, 3), np.uint8),
     }
 
@@ -363,11 +386,16 @@ def test_a_read_only_result_is_refused():
         forward(y=y)
 
 
-@pytest.mark.parametrize("sizes, message", [
-    ({"kernel": 0}, "kernel must be between 1"), ({"stride": 0}, "stride must be between 1"),
-    ({"padding": -1}, "padding must be between 0"), ({"kernel": 9}, "kernel 9 does not fit"),
-    ({"padding": 2**40}, "padding must be between"),
-])
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"kernel": 0}, "kernel must be between 1"),
+        ({"stride": 0}, "stride must be between 1"),
+        ({"padding": -1}, "padding must be between 0"),
+        ({"kernel": 9}, "kernel 9 does not fit"),
+        ({"padding": 2**40}, "padding must be between"),
+    ],
+)
 def test_impossible_sizes_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         forward(**sizes)
@@ -408,8 +436,10 @@ def test_shards_on_threads_write_the_same_images():
     together, apart = np.zeros_like(dy), np.zeros_like(dy)
     native.conv_forward(x, weight, together, 5, 1, 2)
     with ThreadPoolExecutor(2) as threads:
-        calls = [threads.submit(native.conv_forward, x[m:m + 1], weight, apart[m:m + 1], 5, 1, 2)
-                 for m in range(24)]
+        calls = [
+            threads.submit(native.conv_forward, x[m : m + 1], weight, apart[m : m + 1], 5, 1, 2)
+            for m in range(24)
+        ]
     assert all(call.result() is None for call in calls)
     np.testing.assert_array_equal(apart, together)
 

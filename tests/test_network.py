@@ -11,8 +11,10 @@ from kfcnet.network import build_network
 
 BATCH_NORM = [layer for layer in EVERY_LAYER if layer["layer"] != "response_norm"]
 BATCH_NORM = BATCH_NORM[:2] + [dict(layer="batch_norm", epsilon=0.1)] + BATCH_NORM[2:]
-LOSSES = {"softmax": (SoftmaxCrossEntropy, np.array([0, 2, 1, 1, 0], np.int32)),
-          "squared": (SquaredError, np.linspace(-1, 1, 15).reshape(5, 3))}
+LOSSES = {
+    "softmax": (SoftmaxCrossEntropy, np.array([0, 2, 1, 1, 0], np.int32)),
+    "squared": (SquaredError, np.linspace(-1, 1, 15).reshape(5, 3)),
+}
 
 
 @pytest.fixture
@@ -22,10 +24,12 @@ def inputs(rng):
 
 def mean_loss(net, loss, x, targets):
     """The mean loss as a function of the parameters, with the same dropout masks each time."""
+
     def value(theta):
         with net.using(theta):
             totals = loss.evaluate(net.forward(x, training=True, step=4), targets)[2]
         return totals[0] / len(x)
+
     return value
 
 
@@ -57,13 +61,18 @@ def test_tangent_matches_finite_differences(ops64, rng, inputs):
     def outputs(theta):
         with net.using(theta):
             return net.forward(inputs, training=True, step=4)
+
     assert_close(tangent, derivative(outputs, net.theta.copy(), direction, 1e-6)[:3], 1e-7)
 
 
 def test_tangent_takes_batch_statistics_as_constants(ops64, rng, inputs):
     """Half of the batch through the tangent: the same as evaluation at the batch's statistics."""
-    layers = [dict(layer="conv", filters=3, kernel=3, std=0.5), dict(layer="batch_norm"),
-              dict(layer="relu"), dict(layer="dense", units=2, std=0.5)]
+    layers = [
+        dict(layer="conv", filters=3, kernel=3, std=0.5),
+        dict(layer="batch_norm"),
+        dict(layer="relu"),
+        dict(layer="dense", units=2, std=0.5),
+    ]
     net = network(ops64, layers)
     net.measure_statistics(inputs)
     net.forward(inputs, training=True)
@@ -73,6 +82,7 @@ def test_tangent_takes_batch_statistics_as_constants(ops64, rng, inputs):
     def outputs(theta):
         with net.using(theta):
             return net.forward(inputs)
+
     assert_close(tangent, derivative(outputs, net.theta.copy(), direction, 1e-6)[:3], 1e-7)
 
 
@@ -101,12 +111,18 @@ def test_response_norm_divides_its_scale_by_the_whole_neighbourhood(ops64, acros
     at_border, half_inside, inside = sums
     scale = 0.9 / (3 if across else 9)
     got = [y[0, 0, 0, 0], y[0, 0, 1, 1], y[0, 1, 1, 1]]
-    assert_close(got, [(1 + scale * n)**-2.0 for n in (at_border, half_inside, inside)])
+    assert_close(got, [(1 + scale * n) ** -2.0 for n in (at_border, half_inside, inside)])
 
 
 def test_evaluation_draws_no_dropout_and_training_draws_by_step(ops64, inputs):
-    net = network(ops64, [dict(layer="dense", units=6, std=0.5), dict(layer="dropout", keep=0.5),
-                          dict(layer="dense", units=3, std=0.5)])
+    net = network(
+        ops64,
+        [
+            dict(layer="dense", units=6, std=0.5),
+            dict(layer="dropout", keep=0.5),
+            dict(layer="dense", units=3, std=0.5),
+        ],
+    )
     assert np.array_equal(net.forward(inputs), net.forward(inputs))
     step4, again, step5 = (net.forward(inputs, training=True, step=s) for s in (4, 4, 5))
     assert np.array_equal(step4, again)
@@ -114,8 +130,14 @@ def test_evaluation_draws_no_dropout_and_training_draws_by_step(ops64, inputs):
 
 
 def test_batch_norm_refuses_to_evaluate_before_statistics_are_measured(ops64, inputs):
-    net = network(ops64, [dict(layer="conv", filters=2, kernel=3), dict(layer="batch_norm"),
-                          dict(layer="dense", units=2)])
+    net = network(
+        ops64,
+        [
+            dict(layer="conv", filters=2, kernel=3),
+            dict(layer="batch_norm"),
+            dict(layer="dense", units=2),
+        ],
+    )
     with pytest.raises(RuntimeError, match="batch_norm1"):
         net.forward(inputs)
     net.measure_statistics(inputs)
@@ -123,8 +145,10 @@ def test_batch_norm_refuses_to_evaluate_before_statistics_are_measured(ops64, in
 
 
 def test_initial_weights_have_their_deviations_and_biases_are_zero(ops64):
-    layers = [dict(layer="conv", filters=40, kernel=5, std=0.02),
-              dict(layer="dense", units=30, std="he")]
+    layers = [
+        dict(layer="conv", filters=40, kernel=5, std=0.02),
+        dict(layer="dense", units=30, std="he"),
+    ]
     net = build_network(layers, (9, 8, 5), ops64, seed=1)
     conv, dense = net.views(net.theta)
     assert np.array_equal(conv[:, 0], np.zeros(40))
@@ -135,23 +159,36 @@ def test_initial_weights_have_their_deviations_and_biases_are_zero(ops64):
 def test_the_paper_network_has_its_89578_parameters(ops64):
     pool = dict(size=3, stride=2)
     conv = dict(layer="conv", kernel=5, padding=2)
-    layers = [conv | dict(filters=32), dict(layer="max_pool") | pool,
-              conv | dict(filters=32), dict(layer="avg_pool") | pool,
-              conv | dict(filters=64), dict(layer="avg_pool") | pool, dict(layer="dense", units=10)]
+    layers = [
+        conv | dict(filters=32),
+        dict(layer="max_pool") | pool,
+        conv | dict(filters=32),
+        dict(layer="avg_pool") | pool,
+        conv | dict(filters=64),
+        dict(layer="avg_pool") | pool,
+        dict(layer="dense", units=10),
+    ]
     net = build_network(layers, (32, 32, 3), ops64)
     assert [layer.weight_shape for layer in net.weighted] == [
-        (32, 76), (32, 801), (64, 801), (10, 1025)]
+        (32, 76),
+        (32, 801),
+        (64, 801),
+        (10, 1025),
+    ]
     assert len(net.theta) == 89_578
 
 
-@pytest.mark.parametrize("layers, message", [
-    ([dict(layer="conv", filters=2, kernel=9)], "does not fit"),
-    ([dict(layer="sigmoid")], "sigmoid"),
-    ([dict(layer="relu")], "no layer has weights"),
-    ([dict(layer="dense", units=2, name="a"), dict(layer="dense", units=2, name="a")], "'a'"),
-    ([dict(layer="conv", filters=2)], "kernel"),
-    ([dict(layer="max_pool", size=2, stride=3), dict(layer="dense", units=2)], "stride"),
-])
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ([dict(layer="conv", filters=2, kernel=9)], "does not fit"),
+        ([dict(layer="sigmoid")], "sigmoid"),
+        ([dict(layer="relu")], "no layer has weights"),
+        ([dict(layer="dense", units=2, name="a"), dict(layer="dense", units=2, name="a")], "'a'"),
+        ([dict(layer="conv", filters=2)], "kernel"),
+        ([dict(layer="max_pool", size=2, stride=3), dict(layer="dense", units=2)], "stride"),
+    ],
+)
 def test_impossible_networks_are_refused_by_name(ops64, layers, message):
     with pytest.raises(ValueError, match=message):
         build_network(layers, (7, 6, 2), ops64)

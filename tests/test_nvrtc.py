@@ -45,18 +45,24 @@ def worst(architecture):
     for _, found in compiled(architecture, architecture not in WITHOUT_TF32):
         for kernel, used in found.items():
             registers, shared = most.get(kernel, (0, 0))
-            most[kernel] = (max(registers, -(-used.registers // 8) * 8),
-                            max(shared, used.static_shared))
+            most[kernel] = (
+                max(registers, -(-used.registers // 8) * 8),
+                max(shared, used.static_shared),
+            )
     return most
 
 
 def table():
     """{kernel: {column: number}} as kernels/README.md has it."""
     text = (kernels.folder() / "README.md").read_text(encoding="utf-8")
-    rows = {name: zip([*FAST, "shared"], cells.split("|"), strict=False)
-            for name, cells in TABLE.findall(text)}
-    return {name: {column: int(cell) for column, cell in row if cell.strip() != "-"}
-            for name, row in rows.items()}
+    rows = {
+        name: zip([*FAST, "shared"], cells.split("|"), strict=False)
+        for name, cells in TABLE.findall(text)
+    }
+    return {
+        name: {column: int(cell) for column, cell in row if cell.strip() != "-"}
+        for name, row in rows.items()
+    }
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -88,14 +94,18 @@ def test_no_kernel_needs_more_than_the_table_says(architecture):
 
 
 def test_table_lists_nothing_that_is_not_there():
-    present = {name for path in kernels.folder().glob("*.cu")
-               for name in kernels.signatures(path.stem)}
+    present = {
+        name for path in kernels.folder().glob("*.cu") for name in kernels.signatures(path.stem)
+    }
     assert set(table()) == present
 
 
 def test_every_source_is_compiled():
-    launched = {found.file for tensor_cores in (False, True)
-                for found in specialisations.everything(tensor_cores)}
+    launched = {
+        found.file
+        for tensor_cores in (False, True)
+        for found in specialisations.everything(tensor_cores)
+    }
     assert launched == {path.stem for path in kernels.folder().glob("*.cu")}
 
 

@@ -13,8 +13,11 @@ from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
 
-SMALL = [dict(layer="conv", filters=2, kernel=2, std=0.5), dict(layer="relu"),
-         dict(layer="dense", units=3, std=0.5)]
+SMALL = [
+    dict(layer="conv", filters=2, kernel=2, std=0.5),
+    dict(layer="relu"),
+    dict(layer="dense", units=3, std=0.5),
+]
 SMALL_SHAPE = (3, 4, 2)
 
 
@@ -31,7 +34,7 @@ def enumerated_fisher(net, loss, x):
     """The mean over examples of the expected outer product of the gradient, class by class."""
     fisher = np.zeros((len(net.theta),) * 2)
     for example in range(len(x)):
-        p = loss.predictive(net.forward(x[example:example + 1]))
+        p = loss.predictive(net.forward(x[example : example + 1]))
         for label in range(p.shape[1]):
             net.backward(p - np.eye(p.shape[1])[[label]])
             net.compute_gradient()
@@ -158,8 +161,9 @@ def test_the_fisher_operator_is_the_same_on_every_device(ops, rng):
     operator = FisherOperator(net, SoftmaxCrossEntropy(ops), ops.asarray(x), damping=0.1)
     assert operator.dtype == ops.dtype and isinstance(operator, LinearOperator)
     exact = CpuOps("float64", shards=1, native="off")
-    reference = FisherOperator(network(exact, specification), SoftmaxCrossEntropy(exact),
-                               x.astype(float), damping=0.1)
+    reference = FisherOperator(
+        network(exact, specification), SoftmaxCrossEntropy(exact), x.astype(float), damping=0.1
+    )
     assert_close(operator @ v, reference @ v, 1e-9 if ops.dtype == np.float64 else 1e-4)
 
 
@@ -174,7 +178,7 @@ def dense_kronecker(factors):
     n = sum(len(block) for block in blocks)
     out, at = np.zeros((n, n)), 0
     for block in blocks:
-        out[at:at + len(block), at:at + len(block)] = block
+        out[at : at + len(block), at : at + len(block)] = block
         at += len(block)
     return out
 
@@ -210,8 +214,11 @@ def test_solve_is_the_dense_solve_with_exact_damping(factors, rng):
     assert_close(K.solve(v, 0.1), np.linalg.solve(expected + 0.1 * np.eye(len(v)), v), 1e-11)
     per_layer = np.repeat([0.1, 0.4], [12, 10])
     assert_close(K.solve(v, [0.1, 0.4]), np.linalg.solve(expected + np.diag(per_layer), v), 1e-11)
-    assert_close(KroneckerFisher(factors[:1]).solve(v[:12]),
-                 np.linalg.solve(expected[:12, :12], v[:12]), 1e-9)
+    assert_close(
+        KroneckerFisher(factors[:1]).solve(v[:12]),
+        np.linalg.solve(expected[:12, :12], v[:12]),
+        1e-9,
+    )
 
 
 def test_solve_without_damping_refuses_a_singular_matrix():
@@ -224,8 +231,12 @@ def test_factored_damping_and_inverse_are_those_of_equation_21(factors, rng):
     expected = []
     for (Omega, Gamma), c in zip(factors, (0.1, 0.4), strict=True):
         pi = np.sqrt(np.trace(Omega) / len(Omega) / (np.trace(Gamma) / len(Gamma)))
-        expected.append((Omega + pi * np.sqrt(c) * np.eye(len(Omega)),
-                         Gamma + np.sqrt(c) / pi * np.eye(len(Gamma))))
+        expected.append(
+            (
+                Omega + pi * np.sqrt(c) * np.eye(len(Omega)),
+                Gamma + np.sqrt(c) / pi * np.eye(len(Gamma)),
+            )
+        )
     assert_close(dense(damped), dense_kronecker(expected), 1e-12)
     v = rng.standard_normal(len(dense_kronecker(expected)))
     assert_close(damped.inverse() @ v, np.linalg.solve(dense_kronecker(expected), v), 1e-11)
@@ -295,9 +306,13 @@ def test_a_block_that_is_no_kronecker_product_is_refused(classifier):
         KroneckerFisher.of(blocks)
 
 
-@pytest.mark.parametrize("bad, error", [
-    ([(np.eye(3), np.ones((2, 3)))], ValueError), ([(np.eye(3, dtype=int), np.eye(2, dtype=int))],
-                                                   TypeError)])
+@pytest.mark.parametrize(
+    "bad, error",
+    [
+        ([(np.eye(3), np.ones((2, 3)))], ValueError),
+        ([(np.eye(3, dtype=int), np.eye(2, dtype=int))], TypeError),
+    ],
+)
 def test_impossible_factors_are_refused(bad, error):
     with pytest.raises(error, match="factors"):
         KroneckerFisher(bad)
@@ -308,34 +323,53 @@ def test_factors_agree_with_those_of_curvlinops(ops64, rng):
     reason = "curvlinops-for-pytorch, the reference, is not installed"
     curvlinops = pytest.importorskip("curvlinops", reason=reason)
     torch = pytest.importorskip("torch", reason=reason)
-    layers = [dict(layer="conv", filters=3, kernel=3, padding=1, std=0.5), dict(layer="relu"),
-              dict(layer="dense", units=4, std=0.5)]
+    layers = [
+        dict(layer="conv", filters=3, kernel=3, padding=1, std=0.5),
+        dict(layer="relu"),
+        dict(layer="dense", units=4, std=0.5),
+    ]
     net, x = network(ops64, layers, (4, 3, 2)), rng.standard_normal((6, 4, 3, 2))
     p = SoftmaxCrossEntropy(ops64).predictive(net.forward(x))
     Gammas = [0.0, 0.0]
     for label in range(4):
         net.backward(np.sqrt(p[:, [label]]) * (p - np.eye(4)[label]))
-        Gammas = [Gamma + derivative_factor(layer.output_gradients)
-                  for Gamma, layer in zip(Gammas, net.weighted, strict=True)]
-    ours = KroneckerFisher([(input_factor(x, 3, 1, 1), Gammas[0]),
-                            (input_factor(net.weighted[1].inputs.reshape(6, -1)), Gammas[1])])
+        Gammas = [
+            Gamma + derivative_factor(layer.output_gradients)
+            for Gamma, layer in zip(Gammas, net.weighted, strict=True)
+        ]
+    ours = KroneckerFisher(
+        [
+            (input_factor(x, 3, 1, 1), Gammas[0]),
+            (input_factor(net.weighted[1].inputs.reshape(6, -1)), Gammas[1]),
+        ]
+    )
 
     def to_torch(flat):
         """weight, bias of both layers as PyTorch has them: (I, J, K, K), and (I, C*H*W)."""
         (conv, dense) = net.views(flat)
         conv_weight = conv[:, 1:].reshape(3, 3, 3, 2).transpose(0, 3, 1, 2)
         dense_weight = dense[:, 1:].reshape(4, 4, 3, 3).transpose(0, 3, 1, 2).reshape(4, -1)
-        return [torch.tensor(a.copy()) for a in (conv_weight, conv[:, 0], dense_weight,
-                                                 dense[:, 0])]
+        return [
+            torch.tensor(a.copy()) for a in (conv_weight, conv[:, 0], dense_weight, dense[:, 0])
+        ]
 
-    model = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3, padding=1), torch.nn.ReLU(),
-                                torch.nn.Flatten(), torch.nn.Linear(36, 4)).double()
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 3, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(36, 4),
+    ).double()
     for parameter, value in zip(model.parameters(), to_torch(net.theta), strict=True):
         parameter.data[...] = value
     data = [(torch.tensor(x.transpose(0, 3, 1, 2).copy()), torch.zeros(6, dtype=torch.long))]
     theirs = curvlinops.KFACLinearOperator(
-        model, torch.nn.CrossEntropyLoss(), list(model.parameters()), data,
-        fisher_type="type-2", separate_weight_and_bias=False)
+        model,
+        torch.nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        data,
+        fisher_type="type-2",
+        separate_weight_and_bias=False,
+    )
     assert_close([theirs.trace, theirs.frobenius_norm], [ours.trace(), ours.frobenius_norm()], 1e-5)
     v = rng.standard_normal(len(net.theta))
     product = theirs @ torch.cat([part.flatten() for part in to_torch(v)])

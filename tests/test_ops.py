@@ -19,10 +19,17 @@ from kfcnet.ops.cpu import convolution as numpy_convolution
 from kfcnet.ops.shapes import output_size, pooled_size
 
 CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
-    (3, 5, 4, 2, 3, 3, 1, 1), (3, 7, 6, 3, 5, 5, 1, 2), (2, 7, 5, 2, 3, 3, 2, 1),
-    (5, 4, 3, 1, 4, 2, 1, 0), (3, 6, 5, 4, 33, 3, 3, 2), (1, 5, 6, 33, 2, 3, 1, 1),
-    (3, 1, 1, 7, 4, 1, 1, 0), (2, 3, 4, 5, 3, 1, 1, 0), (2, 8, 8, 32, 32, 5, 1, 2),
-    (2, 3, 4, 5, 3, 2, 1, 2), (2, 4, 3, 2, 3, 1, 1, 1),
+    (3, 5, 4, 2, 3, 3, 1, 1),
+    (3, 7, 6, 3, 5, 5, 1, 2),
+    (2, 7, 5, 2, 3, 3, 2, 1),
+    (5, 4, 3, 1, 4, 2, 1, 0),
+    (3, 6, 5, 4, 33, 3, 3, 2),
+    (1, 5, 6, 33, 2, 3, 1, 1),
+    (3, 1, 1, 7, 4, 1, 1, 0),
+    (2, 3, 4, 5, 3, 1, 1, 0),
+    (2, 8, 8, 32, 32, 5, 1, 2),
+    (2, 3, 4, 5, 3, 2, 1, 2),
+    (2, 4, 3, 2, 3, 1, 1, 1),
 ]
 
 
@@ -31,7 +38,7 @@ def convolution(request, ops, rng):
     """Random (x, weight, dy) in the device's dtype, and (kernel, stride, padding)."""
     M, H, W, J, I, *window = request.param
     T = [output_size(side, *window) for side in (H, W)]
-    shapes = (M, H, W, J), (I, 1 + window[0]**2 * J), (M, *T, I)
+    shapes = (M, H, W, J), (I, 1 + window[0] ** 2 * J), (M, *T, I)
     return [ops.asarray(rng.standard_normal(shape)) for shape in shapes], window
 
 
@@ -87,8 +94,9 @@ def test_convolution_backward_to_weights_is_a_product_with_patches(ops, convolut
 
 
 @pytest.mark.parametrize("maps", [(5, 3), (2, 7)], ids=["in slices", "whole patches"])
-def test_convolution_in_numpy_does_not_depend_on_how_many_images_fit_in_cache(rng, monkeypatch,
-                                                                              maps):
+def test_convolution_in_numpy_does_not_depend_on_how_many_images_fit_in_cache(
+    rng, monkeypatch, maps
+):
     J, I, window = *maps, (3, 1, 1)
     ops = CpuOps("float64", shards=1, native="off")
     x, dy = rng.standard_normal((7, 5, 4, J)), rng.standard_normal((7, 5, 4, I))
@@ -98,8 +106,12 @@ def test_convolution_in_numpy_does_not_depend_on_how_many_images_fit_in_cache(rn
         out, gram = ops.empty(weight.shape), ops.empty((1 + 9 * J, 1 + 9 * J))
         ops.conv_backward_weights(x, dy, *window, scale=1.0, out=out)
         ops.patch_gram(x, *window, scale=1.0, decay=0.0, out=gram)
-        return [ops.conv_forward(x, weight, *window),
-                ops.conv_backward_data(dy, weight, x.shape, *window), out, gram]
+        return [
+            ops.conv_forward(x, weight, *window),
+            ops.conv_backward_data(dy, weight, x.shape, *window),
+            out,
+            gram,
+        ]
 
     at_once = passes()
     for images in (3, 1):  # the last turn of three has one left
@@ -130,8 +142,14 @@ def test_gram_accumulates_the_product_of_rows(ops, rng, count):
     assert_close(ops.to_numpy(out), 1.5 * exact.T @ exact)
 
 
-POOLS = [((2, 7, 6, 3), 3, 2), ((3, 5, 8, 1), 2, 2), ((1, 8, 8, 33), 3, 2), ((2, 4, 5, 2), 3, 1),
-         ((2, 7, 4, 2), 1, 1), ((1, 2, 3, 2), 4, 2)]
+POOLS = [
+    ((2, 7, 6, 3), 3, 2),
+    ((3, 5, 8, 1), 2, 2),
+    ((1, 8, 8, 33), 3, 2),
+    ((2, 4, 5, 2), 3, 1),
+    ((2, 7, 4, 2), 1, 1),
+    ((1, 2, 3, 2), 4, 2),
+]
 
 
 @pytest.fixture(params=POOLS, ids=str)
@@ -145,7 +163,7 @@ def test_max_pooling_matches_loops_and_takes_the_first_of_ties(ops, pooling, rng
     y, argmax = map(ops.to_numpy, ops.max_pool(ops.asarray(x), size, stride))
     assert y.shape == (shape[0], *(pooled_size(s, size, stride) for s in shape[1:3]), shape[3])
     for t1, t2, rows, columns in pool_windows(shape, size, stride):
-        window = x[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        window = x[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         flat = window.reshape(shape[0], -1, shape[3])
         r, c = np.divmod(flat.argmax(axis=1), len(columns))
         assert np.array_equal(y[:, t1, t2], flat.max(axis=1))
@@ -167,8 +185,12 @@ def test_max_pooling_backward_and_tangent_are_adjoint_and_follow_the_maximum(ops
     dx = ops.to_numpy(ops.max_pool_backward(dy, argmax, x.shape, size, stride))
     values, derivatives = ops.to_numpy(x), ops.to_numpy(rx)
     for t1, t2, rows, columns in pool_windows(shape, size, stride):
-        window, along = (array[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].reshape(
-            shape[0], -1, shape[3]) for array in (values, derivatives))
+        window, along = (
+            array[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].reshape(
+                shape[0], -1, shape[3]
+            )
+            for array in (values, derivatives)
+        )
         first = window.argmax(axis=1, keepdims=True)
         assert np.array_equal(ry[:, t1, t2], np.take_along_axis(along, first, 1)[:, 0])
     assert_close(np.vdot(dx, ops.to_numpy(rx)), np.vdot(ops.to_numpy(dy), ry), 1e-4)
@@ -181,7 +203,7 @@ def test_average_pooling_divides_by_the_clipped_window(ops, pooling, rng):
     y = ops.to_numpy(ops.avg_pool(x, size, stride))
     expected = np.zeros(y.shape)
     for t1, t2, rows, columns in pool_windows(shape, size, stride):
-        window = exact[:, rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        window = exact[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         expected[:, t1, t2] = window.mean(axis=(1, 2))
     assert_close(y, expected)
     dy = ops.asarray(rng.standard_normal(y.shape))
@@ -209,8 +231,9 @@ def test_batch_norm_has_zero_mean_unit_variance_and_a_symmetric_jacobian(ops, rn
     normalise = lambda a: (a - a.mean((0, 1, 2))) / np.sqrt(a.var((0, 1, 2)) + 0.1)  # noqa: E731
     y, mean, inv_std = ops.batch_norm(ops.asarray(x), 0.1)
     assert_close(ops.to_numpy(y), normalise(x), 1e-9 if ops.dtype == np.float64 else 1e-5)
-    assert_close(ops.to_numpy(ops.batch_norm_apply(ops.asarray(x), mean, inv_std)),
-                 ops.to_numpy(y), 1e-5)
+    assert_close(
+        ops.to_numpy(ops.batch_norm_apply(ops.asarray(x), mean, inv_std)), ops.to_numpy(y), 1e-5
+    )
     ry = ops.to_numpy(ops.batch_norm_backward(ops.asarray(rx), y, inv_std))
     assert_close(ry, derivative(normalise, x, rx), 1e-8 if ops.dtype == np.float64 else 1e-4)
 
@@ -230,8 +253,9 @@ def test_dropout_is_the_mask_of_philox_scaled_by_one_over_keep(ops, rng):
     assert np.array_equal(ops.to_numpy(mask), expected)
     assert 0 < expected.mean() < 1
     assert_close(ops.to_numpy(y), x * expected / 0.6, 1e-6)
-    assert_close(ops.to_numpy(ops.dropout_backward(ops.asarray(x), mask, 0.6)), x * expected / 0.6,
-                 1e-6)
+    assert_close(
+        ops.to_numpy(ops.dropout_backward(ops.asarray(x), mask, 0.6)), x * expected / 0.6, 1e-6
+    )
 
 
 def test_softmax_cross_entropy_value_gradient_and_errors(ops, rng):
@@ -314,8 +338,11 @@ def test_spd_inverse_inverts_the_shifted_matrix(ops, rng):
     root = rng.standard_normal((9, 6))
     matrix, shift = root @ root.T, ops.asarray([0.5])
     inverse = ops.to_numpy(ops.spd_inverse(ops.asarray(matrix), shift))
-    assert_close(inverse, np.linalg.inv(matrix + 0.5 * np.eye(9)), max(1e-9, 1e-4 * (
-        ops.dtype == np.float32)))
+    assert_close(
+        inverse,
+        np.linalg.inv(matrix + 0.5 * np.eye(9)),
+        max(1e-9, 1e-4 * (ops.dtype == np.float32)),
+    )
     assert np.array_equal(inverse, inverse.T)
 
 
@@ -323,12 +350,14 @@ def test_spd_inverse_inverts_the_shifted_matrix(ops, rng):
 def test_matrices_swept_together_are_inverted(cuda, rng, sides):
     roots = [rng.standard_normal((side, side)) for side in sides]
     matrices = [cuda.asarray(root @ root.T / len(root)) for root in roots]
-    inverses, failed = cuda.swept_inverses(matrices, [cuda.asarray([0.1 + side / 100])
-                                                      for side in sides])
+    inverses, failed = cuda.swept_inverses(
+        matrices, [cuda.asarray([0.1 + side / 100]) for side in sides]
+    )
     assert cuda.to_numpy(failed).tolist() == [0] * len(sides)
     for inverse, matrix, side in zip(inverses, matrices, sides, strict=True):
-        exact = np.linalg.inv(cuda.to_numpy(matrix).astype(np.float64)
-                              + (0.1 + side / 100) * np.eye(side))
+        exact = np.linalg.inv(
+            cuda.to_numpy(matrix).astype(np.float64) + (0.1 + side / 100) * np.eye(side)
+        )
         inverse = cuda.to_numpy(inverse)
         assert_close(inverse, exact, 1e-5)
         assert np.array_equal(inverse, inverse.T)
@@ -455,8 +484,13 @@ def test_momentum_update_moves_and_averages(ops, rng, clip_scale, weight_decay):
 
 def test_tally_adds_up_steps_and_keeps_the_first_whose_loss_is_not_finite(ops):
     sums, first = ops.zeros((4,)), ops.counter(-1)
-    results = [(1.5, 2, 0.25, 4.0), (0.5, 1, 1.0, 0.75), (2.0, 3, 1.0, 0.5), (np.inf, 0, 0.5, 1.5),
-               (np.nan, 0, 1.0, 0.0)]
+    results = [
+        (1.5, 2, 0.25, 4.0),
+        (0.5, 1, 1.0, 0.75),
+        (2.0, 3, 1.0, 0.5),
+        (np.inf, 0, 0.5, 1.5),
+        (np.nan, 0, 1.0, 0.0),
+    ]
     for step, (loss, errors, *clip) in enumerate(results):
         scale, nu = (ops.asarray([number]) for number in clip)
         ops.tally(ops.asarray([loss, errors]), scale, nu, ops.counter(step + 7), sums, first)
@@ -473,12 +507,19 @@ def test_tally_has_no_nu_of_a_step_that_nothing_clips(ops):
 
 
 @pytest.mark.parametrize("first", [-1, 0])
-@pytest.mark.parametrize("name, state, numbers", [
-    ("momentum", 2, (0.1, 0.9, None, 0.5)), ("nesterov", 2, (0.1, 0.9, 0.5)),
-    ("adagrad", 2, (0.1, 1e-8, 0.5)), ("rmsprop", 2, (0.1, 0.9, 1e-8, 0.5)),
-    ("adam", 3, (0.1, 0.9, 0.9, 1e-8, 0, 0.5))])
-def test_no_update_moves_anything_after_a_loss_that_was_not_finite(ops, rng, name, state, numbers,
-                                                                   first):
+@pytest.mark.parametrize(
+    "name, state, numbers",
+    [
+        ("momentum", 2, (0.1, 0.9, None, 0.5)),
+        ("nesterov", 2, (0.1, 0.9, 0.5)),
+        ("adagrad", 2, (0.1, 1e-8, 0.5)),
+        ("rmsprop", 2, (0.1, 0.9, 1e-8, 0.5)),
+        ("adam", 3, (0.1, 0.9, 0.9, 1e-8, 0, 0.5)),
+    ],
+)
+def test_no_update_moves_anything_after_a_loss_that_was_not_finite(
+    ops, rng, name, state, numbers, first
+):
     arrays = [ops.asarray(rng.random(9)) for _ in range(state + 2)]  # theta, state, gradient
     before = [ops.to_numpy(array).copy() for array in arrays]
     getattr(ops, f"{name}_update")(*arrays, *numbers, ops.counter(first))

@@ -55,12 +55,12 @@ def test_a_reading_is_what_the_steps_since_the_one_before_add_up_to(ops64, rng):
 def test_the_sum_of_nu_goes_on_over_readings_until_it_is_restarted(ops64, rng):
     opt, data = optimizer(ops64, "kfc_pre", clip=1e-9), batches(ops64, rng, 5)
     opt.prepare(data[:1])
-    nus = [1e-9 / opt.step(batch).clip_scale[0]**2 for batch in data[:2]]  # each is clipped
+    nus = [1e-9 / opt.step(batch).clip_scale[0] ** 2 for batch in data[:2]]  # each is clipped
     assert_close(opt.tally.read().nu, sum(nus), 1e-9)
-    nus += [1e-9 / opt.step(data[2]).clip_scale[0]**2]
+    nus += [1e-9 / opt.step(data[2]).clip_scale[0] ** 2]
     assert_close(opt.tally.read().nu, sum(nus), 1e-9)
     opt.tally.restart()
-    nu = 1e-9 / opt.step(data[3]).clip_scale[0]**2
+    nu = 1e-9 / opt.step(data[3]).clip_scale[0] ** 2
     assert_close(opt.tally.read().nu, nu, 1e-9)
 
 
@@ -111,18 +111,28 @@ def test_nesterov_takes_the_gradient_where_momentum_is_about_to_lead(ops64, rng)
         assert_close(opt.average, average)
 
 
-@pytest.mark.parametrize("name, arguments", [
-    ("adagrad", dict(lr=0.1, eps=1e-8)), ("rmsprop", dict(lr=0.1, alpha=0.9, eps=1e-8)),
-    ("adam", dict(lr=0.1, betas=(0.8, 0.9), eps=1e-8)), ("sgd", dict(lr=0.1, momentum=0.9)),
-    ("sgd", dict(lr=0.1, momentum=0.9, nesterov=True))])
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("adagrad", dict(lr=0.1, eps=1e-8)),
+        ("rmsprop", dict(lr=0.1, alpha=0.9, eps=1e-8)),
+        ("adam", dict(lr=0.1, betas=(0.8, 0.9), eps=1e-8)),
+        ("sgd", dict(lr=0.1, momentum=0.9)),
+        ("sgd", dict(lr=0.1, momentum=0.9, nesterov=True)),
+    ],
+)
 def test_baselines_follow_pytorch_step_by_step(ops64, rng, name, arguments):
     torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
     own = {"nesterov": True} if "nesterov" in arguments else {}
     own |= {"momentum": 0.8} if name == "adam" else {}  # unlike square_decay
     opt = optimizer(ops64, name, layers=EVERY_LAYER[1:], **own)
     theta = torch.tensor(opt.network.theta.copy(), requires_grad=True)
-    makers = dict(adagrad=torch.optim.Adagrad, rmsprop=torch.optim.RMSprop,
-                  adam=torch.optim.Adam, sgd=torch.optim.SGD)
+    makers = dict(
+        adagrad=torch.optim.Adagrad,
+        rmsprop=torch.optim.RMSprop,
+        adam=torch.optim.Adam,
+        sgd=torch.optim.SGD,
+    )
     reference = makers[name]([theta], **arguments)
     average, xi = opt.network.theta.copy(), math.exp(-8 / 100)
     for step, batch in enumerate(batches(ops64, rng, 5)):
@@ -147,24 +157,35 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
     for step, batch in enumerate(rest):
         with net.using(theta):
             gradient = loss_gradient(opt, batch, step) + opt.decay_vector * theta
-            p = loss.evaluate(net.forward(batch.inputs, training=True, step=step),
-                              batch.targets)[0]
+            p = loss.evaluate(net.forward(batch.inputs, training=True, step=step), batch.targets)[0]
             if step % 2:
                 net.backward(loss.sampled_gradient(p[:4], step))
                 xi = math.exp(-16 / 100)
-                fresh = [(input_factor(layer.inputs[:4], *layer.window),
-                          derivative_factor(layer.output_gradients)) for layer in net.weighted]
-                factors = [tuple(xi * old + (1 - xi) * new for old, new in zip(*pairs, strict=True))
-                           for pairs in zip(factors, fresh, strict=True)]
+                fresh = [
+                    (
+                        input_factor(layer.inputs[:4], *layer.window),
+                        derivative_factor(layer.output_gradients),
+                    )
+                    for layer in net.weighted
+                ]
+                factors = [
+                    tuple(xi * old + (1 - xi) * new for old, new in zip(*pairs, strict=True))
+                    for pairs in zip(factors, fresh, strict=True)
+                ]
             if step == 3:
                 inverses = [damped_inverses(*pair, 0.05 + config.damping) for pair in factors]
-            natural = np.concatenate([
-                (Gamma_inv @ g @ Omega_inv).ravel() for (Omega_inv, Gamma_inv), g
-                in zip(inverses, net.views(gradient), strict=True)])
+            natural = np.concatenate(
+                [
+                    (Gamma_inv @ g @ Omega_inv).ravel()
+                    for (Omega_inv, Gamma_inv), g in zip(inverses, net.views(gradient), strict=True)
+                ]
+            )
             v = -3.0 * natural
             r = net.tangent(v, 2)
-            fisher = sum(a @ (np.diag(q) - np.outer(q, q)) @ a
-                         for q, a in zip(p[:2], r, strict=True)) / 2
+            fisher = (
+                sum(a @ (np.diag(q) - np.outer(q, q)) @ a for q, a in zip(p[:2], r, strict=True))
+                / 2
+            )
         nu = fisher + v @ (opt.decay_vector * v)
         nus += nu
         if nu > 0.01:
@@ -181,8 +202,15 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
 
 
 def test_the_clip_brings_nu_to_exactly_its_cap(ops64, rng):
-    opt = optimizer(ops64, "kfc_pre", momentum=0.0, learning_rate=100.0, clip_fraction=1.0,
-                    weight_decay=0.01, layers=EVERY_LAYER[1:])
+    opt = optimizer(
+        ops64,
+        "kfc_pre",
+        momentum=0.0,
+        learning_rate=100.0,
+        clip_fraction=1.0,
+        weight_decay=0.01,
+        layers=EVERY_LAYER[1:],
+    )
     prepare, batch = batches(ops64, rng, 2)
     opt.prepare([prepare])
     before = opt.network.theta.copy()
@@ -303,7 +331,7 @@ def test_identical_batches_give_the_batch_factor_back(ops64, rng):
     """No trace of an initial identity, and no decay that drifts."""
     layers = [dict(layer="conv", filters=3, kernel=2, std=0.5), dict(layer="dense", units=3)]
     opt = optimizer(ops64, "kfc_pre", layers, learning_rate=0.0, statistics_fraction=1.0)
-    batch, = batches(ops64, rng, 1)
+    (batch,) = batches(ops64, rng, 1)
     opt.prepare([batch])
     expected = input_factor(batch.inputs, 2)
     for _ in range(6):
@@ -398,12 +426,21 @@ class Mix(Layer):
 
 def two_parameterisations(ops, rng):
     """A network, and one whose layers speak through affine maps; both are the same function."""
+
     def near_identity(n):
         return np.eye(n) + 0.4 * rng.standard_normal((n, n))
 
-    plain = network(ops, [dict(layer="conv", filters=3, kernel=3, padding=1, std=0.5),
-                          dict(layer="relu"), dict(layer="conv", filters=2, kernel=2, std=0.5),
-                          dict(layer="relu"), dict(layer="dense", units=2, std=0.5)], (4, 3, 2))
+    plain = network(
+        ops,
+        [
+            dict(layer="conv", filters=3, kernel=3, padding=1, std=0.5),
+            dict(layer="relu"),
+            dict(layer="conv", filters=2, kernel=2, std=0.5),
+            dict(layer="relu"),
+            dict(layer="dense", units=2, std=0.5),
+        ],
+        (4, 3, 2),
+    )
     layers, weights = [], []
     V, d = np.eye(2), np.zeros(2)  # of the activations below: the images are left as they are
     for layer, Wbar in zip(plain.layers[::2], plain.views(plain.theta), strict=True):
@@ -420,9 +457,11 @@ def two_parameterisations(ops, rng):
         layers[-1].relu = False
         if not last:
             V, d = near_identity(len(U)), rng.standard_normal(len(U))
-            layers += [Mix(ops, layer.output_shape, f"{layer.name}_U", U, c),
-                       ReLU(ops, layer.output_shape, f"{layer.name}_relu"),
-                       Mix(ops, layer.output_shape, f"{layer.name}_V", V, d)]
+            layers += [
+                Mix(ops, layer.output_shape, f"{layer.name}_U", U, c),
+                ReLU(ops, layer.output_shape, f"{layer.name}_relu"),
+                Mix(ops, layer.output_shape, f"{layer.name}_V", V, d),
+            ]
     mapped = Network(layers, ops)
     mapped.theta[...] = np.concatenate(weights)
     return plain, mapped
@@ -434,10 +473,17 @@ def test_kfc_pre_trains_the_same_function_in_another_parameterisation(ops64, rng
     with Gaussian outputs, whose Gamma is regular. SGD, the control, depends on the parameters.
     """
     networks = two_parameterisations(ops64, rng)
-    config = settings(name, damping=0.0, learning_rate=0.3 if invariant else 1e-3, clip=0.02,
-                      statistics_fraction=1.0, inverse_period=2)
-    data = [Batch(rng.standard_normal((80, 4, 3, 2)), rng.standard_normal((80, 2)))
-            for _ in range(6)]
+    config = settings(
+        name,
+        damping=0.0,
+        learning_rate=0.3 if invariant else 1e-3,
+        clip=0.02,
+        statistics_fraction=1.0,
+        inverse_period=2,
+    )
+    data = [
+        Batch(rng.standard_normal((80, 4, 3, 2)), rng.standard_normal((80, 2))) for _ in range(6)
+    ]
     scales, outputs = [], []
     for net in networks:
         opt = build_optimizer(config, net, SquaredError(ops64, seed=1))

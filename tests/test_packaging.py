@@ -12,8 +12,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("kfcnet", "kernels", "configs", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md",
-           "LICENSE")
+SOURCES = (
+    "kfcnet",
+    "kernels",
+    "configs",
+    "setup.py",
+    "pyproject.toml",
+    "MANIFEST.in",
+    "README.md",
+    "LICENSE",
+)
 IGNORED = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "*.egg-info")
 
 
@@ -34,8 +42,20 @@ def build_wheel(folder, **environment):
         else:
             source.mkdir(exist_ok=True)
             shutil.copy(path, source / name)
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-        "--no-index", "--wheel-dir", folder, source, env={**os.environ, **environment})
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--wheel-dir",
+        folder,
+        source,
+        env={**os.environ, **environment},
+    )
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -43,10 +63,23 @@ def build_wheel(folder, **environment):
 def install(wheel, folder):
     """A virtual environment with the wheel in it, and the dependencies of this one in reach."""
     run(sys.executable, "-m", "venv", "--without-pip", folder)
-    site = Path(run(folder / "bin/python", "-c",
-                    "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
-    run(sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet",
-        "--no-deps", "--no-index", wheel)
+    site = Path(
+        run(
+            folder / "bin/python", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"
+        ).strip()
+    )
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        folder / "bin/python",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    )
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
 

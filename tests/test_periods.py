@@ -20,9 +20,10 @@ from kfcnet.training.trainer import TrainingFailed, train
 COSTS = Costs(batch_size=512, update=6.0, statistics=2.0, inverses=4.0, sgd_batch_size=128, sgd=1.0)
 
 
-@pytest.mark.parametrize("limit, pair", [
-    (3.1, (1, 1)), (3.0, (1, 2)), (2.25, (1, 5)), (2.0, (5, 5)), (1.59, (20, 20)), (1.5, None),
-])
+@pytest.mark.parametrize(
+    "limit, pair",
+    [(3.1, (1, 1)), (3.0, (1, 2)), (2.25, (1, 5)), (2.0, (5, 5)), (1.59, (20, 20)), (1.5, None)],
+)
 def test_the_freshest_curvature_below_the_limit_is_chosen(limit, pair):
     assert choose(COSTS, limit, candidates()) == pair
 
@@ -51,10 +52,18 @@ def slow(takes, monkeypatch):
     takes(Sgd, "step", COSTS.sgd)
 
 
-@pytest.mark.parametrize("overrides", [
-    [], ["optimizer.statistics_period=1", "optimizer.inverse_period=1", "diagnostics.every=1"],
-    ["optimizer.inverse_delay=4", "optimizer.weight_decay={conv1: 0.1}", "optimizer.max_norm=2"],
-])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["optimizer.statistics_period=1", "optimizer.inverse_period=1", "diagnostics.every=1"],
+        [
+            "optimizer.inverse_delay=4",
+            "optimizer.weight_decay={conv1: 0.1}",
+            "optimizer.max_norm=2",
+        ],
+    ],
+)
 def test_the_parts_of_an_update_are_timed_apart(slow, overrides):
     config = small(*overrides)
     costs, _ = measure(config, data.load(config.data), sgd_batch_size=60)
@@ -73,7 +82,7 @@ def test_every_timed_update_is_of_a_kind_that_came_twice_before(monkeypatch):
     def count(method, kind):
         before = list(kinds)
         seconds = turn(method, kind)
-        earlier.append(min(before.count(kind) for kind in kinds[len(before):]))
+        earlier.append(min(before.count(kind) for kind in kinds[len(before) :]))
         return seconds
 
     monkeypatch.setattr(CpuOps, "program", program)
@@ -131,8 +140,9 @@ def test_an_optimizer_without_periods_to_pick_is_refused():
         pick(small(text=SGD))
 
 
-def test_a_run_that_goes_on_keeps_its_periods_whatever_the_clock_says(measured, tmp_path,
-                                                                      no_figures):
+def test_a_run_that_goes_on_keeps_its_periods_whatever_the_clock_says(
+    measured, tmp_path, no_figures
+):
 
     def run(name, epochs, resume):
         config = small(f"epochs={epochs}", "evaluation.every=3")

@@ -6,12 +6,18 @@ import pytest
 from kfcnet import philox
 
 
-@pytest.mark.parametrize("counter, key, expected", [
-    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-    ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
-     [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]),
-])
+@pytest.mark.parametrize(
+    "counter, key, expected",
+    [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ],
+)
 def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
     assert philox.philox4x32(np.array(counter)[:, None], key)[:, 0].tolist() == expected
 
@@ -21,8 +27,9 @@ def test_a_number_does_not_depend_on_how_many_are_drawn():
     assert np.array_equal(philox.words(7, philox.TARGETS, 3, 13), long[:13])
 
 
-@pytest.mark.parametrize("changed", [dict(seed=8), dict(purpose=1), dict(step=4), dict(stream=1),
-                                     dict(step=3 + 2**32)])
+@pytest.mark.parametrize(
+    "changed", [dict(seed=8), dict(purpose=1), dict(step=4), dict(stream=1), dict(step=3 + 2**32)]
+)
 def test_seed_purpose_step_and_stream_each_give_another_sequence(changed):
     arguments = dict(seed=7, purpose=2, step=3, count=64, stream=0)
     other = philox.words(**(arguments | changed))

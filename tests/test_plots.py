@@ -20,26 +20,54 @@ from kfcnet.runs.labels import group_by_seed
 from kfcnet.runs.read import read_run
 from kfcnet.runs.records import COLUMNS, RecordError
 
-LAYERS = [{"layer": "conv", "filters": 32}, {"layer": "relu"}, {"layer": "conv", "filters": 64},
-          {"layer": "dense", "units": 10}]
+LAYERS = [
+    {"layer": "conv", "filters": 32},
+    {"layer": "relu"},
+    {"layer": "conv", "filters": 64},
+    {"layer": "dense", "units": 10},
+]
 
 
-def write_run(folder, name="kfc_pre", batch=512, data="cifar10", rows=9, seed=0, final=0.2,
-              processor="Some CPU", network=LAYERS, zero=False, rate=0.01, pace=30.0):
+def write_run(
+    folder,
+    name="kfc_pre",
+    batch=512,
+    data="cifar10",
+    rows=9,
+    seed=0,
+    final=0.2,
+    processor="Some CPU",
+    network=LAYERS,
+    zero=False,
+    rate=0.01,
+    pace=30.0,
+):
     """A run that nobody trained: errors fall from 90% to `final`."""
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(
-        {"data": {"name": data}, "network": network, "seed": seed,
-         "optimizer": {"name": name, "batch_size": batch, "learning_rate": rate}}))
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "data": {"name": data},
+                "network": network,
+                "seed": seed,
+                "optimizer": {"name": name, "batch_size": batch, "learning_rate": rate},
+            }
+        )
+    )
     records.write_json(folder / "run.json", {"device": {"device": "cpu", "processor": processor}})
     records.create_metrics(folder / "metrics.csv")
     for row in range(rows):
         done = row / max(rows - 1, 1)
         values = dict.fromkeys(COLUMNS, 0.0) | {
-            "iteration": row * 49, "examples": row * 49 * batch, "epoch": 0.5 * row,
-            "seconds": pace * row, "train_loss": 2.3 * 0.1**done, "test_loss": 2.3 * 0.2**done,
+            "iteration": row * 49,
+            "examples": row * 49 * batch,
+            "epoch": 0.5 * row,
+            "seconds": pace * row,
+            "train_loss": 2.3 * 0.1**done,
+            "test_loss": 2.3 * 0.2**done,
             "train_error": 0.0 if zero and row == rows - 1 else 0.9 * (final / 2) ** done,
-            "test_error": 0.9 * (final / 0.9) ** done}
+            "test_error": 0.9 * (final / 0.9) ** done,
+        }
         records.append_metrics(folder / "metrics.csv", values)
     return folder
 
@@ -107,9 +135,15 @@ def test_a_figure_is_a_picture_with_every_curve_in_it(tmp_path):
     assert (np.abs(pixels - to_rgb(curves.COLOURS[2])).max(axis=2) < 0.02).sum() == 0
 
 
-@pytest.mark.parametrize("x, column, label", [
-    ("seconds", "seconds", "training time (s)"), ("updates", "iteration", "updates"),
-    ("epochs", "epoch", "epochs"), ("examples", "examples", "training examples")])
+@pytest.mark.parametrize(
+    "x, column, label",
+    [
+        ("seconds", "seconds", "training time (s)"),
+        ("updates", "iteration", "updates"),
+        ("epochs", "epoch", "epochs"),
+        ("examples", "examples", "training examples"),
+    ],
+)
 def test_curves_lie_where_the_records_say(x, column, label, tmp_path):
     run = write_run(tmp_path / "run")
     metrics = records.read_metrics(run / "metrics.csv")
@@ -145,19 +179,29 @@ def test_labels_and_title_come_from_the_records(tmp_path):
     assert title(figure) == "CIFAR-10, conv 32-64, dense 10, CPU (Some CPU)"
     assert texts(figure)[:4] == ["KFC-pre, M = 512", "SGD, M = 128", "training", "test"]
     assert title(drawn(runs[:1])[0]) == (
-        "CIFAR-10, conv 32-64, dense 10, batch 512, CPU (Some CPU)")
+        "CIFAR-10, conv 32-64, dense 10, batch 512, CPU (Some CPU)"
+    )
 
 
 def test_what_runs_do_not_share_is_in_their_labels(tmp_path):
-    runs = [write_run(tmp_path / "a", rate=0.1), write_run(tmp_path / "b", rate=0.3),
-            write_run(tmp_path / "c", "sgd", 128, processor="Other CPU",
-                      network=[*LAYERS, {"layer": "batch_norm"}])]
+    runs = [
+        write_run(tmp_path / "a", rate=0.1),
+        write_run(tmp_path / "b", rate=0.3),
+        write_run(
+            tmp_path / "c",
+            "sgd",
+            128,
+            processor="Other CPU",
+            network=[*LAYERS, {"layer": "batch_norm"}],
+        ),
+    ]
     figure = drawn(runs)[0]
     assert title(figure) == "CIFAR-10, conv 32-64, dense 10"
     assert texts(figure)[:3] == [
         "KFC-pre, M = 512, CPU (Some CPU), learning rate 0.1",
         "KFC-pre, M = 512, CPU (Some CPU), learning rate 0.3",
-        "SGD, M = 128, batch norm, CPU (Other CPU)"]
+        "SGD, M = 128, batch norm, CPU (Other CPU)",
+    ]
 
 
 def edit_optimizer(folder, **settings):
@@ -187,8 +231,10 @@ def test_a_run_whose_record_is_older_than_a_setting_is_a_seed_of_the_others(tmp_
 def test_a_setting_that_an_older_record_lacks_is_in_no_label(tmp_path):
     runs = [write_run(tmp_path / "old", rate=0.1), write_run(tmp_path / "new", rate=0.3)]
     edit_optimizer(runs[1], nesterov=False)
-    assert texts(drawn(runs)[0])[:2] == ["KFC-pre, M = 512, learning rate 0.1",
-                                         "KFC-pre, M = 512, learning rate 0.3"]
+    assert texts(drawn(runs)[0])[:2] == [
+        "KFC-pre, M = 512, learning rate 0.1",
+        "KFC-pre, M = 512, learning rate 0.3",
+    ]
 
 
 def test_the_legend_of_a_single_panel_is_no_wider_than_the_figure(tmp_path):
@@ -201,8 +247,10 @@ def test_the_legend_of_a_single_panel_is_no_wider_than_the_figure(tmp_path):
 
 def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_path):
     finals = (0.1, 0.2, 0.4)
-    runs = [write_run(tmp_path / str(seed), seed=seed, final=final, pace=10.0 * (seed + 1))
-            for seed, final in enumerate(finals)]
+    runs = [
+        write_run(tmp_path / str(seed), seed=seed, final=final, pace=10.0 * (seed + 1))
+        for seed, final in enumerate(finals)
+    ]
     figure, _, error = drawn(runs)
     assert texts(figure)[0] == "KFC-pre, M = 512, 3 seeds"
     _, test = lines_of(error)
@@ -215,8 +263,10 @@ def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_p
 
 
 def test_a_seed_that_was_cut_takes_part_as_far_as_it_got_and_leaves_a_gap(tmp_path):
-    runs = [write_run(tmp_path / "whole", seed=0, rows=9, final=0.1),
-            write_run(tmp_path / "cut", seed=1, rows=4, final=0.1)]
+    runs = [
+        write_run(tmp_path / "whole", seed=0, rows=9, final=0.1),
+        write_run(tmp_path / "cut", seed=1, rows=4, final=0.1),
+    ]
     error = drawn(runs, "updates")[2]
     whole = records.read_metrics(runs[0] / "metrics.csv")
     _, test = lines_of(error)
@@ -247,8 +297,10 @@ def test_seeds_on_other_images_or_without_the_extension_are_a_curve_of_their_own
         run.record["device"].update(native=True)
     for key, values in other.items():
         runs[2].record[key].update(values)
-    assert texts(curves.draw_runs(runs))[:2] == ["KFC-pre, M = 512, 2 seeds",
-                                                "KFC-pre, M = 512 (2)"]
+    assert texts(curves.draw_runs(runs))[:2] == [
+        "KFC-pre, M = 512, 2 seeds",
+        "KFC-pre, M = 512 (2)",
+    ]
 
 
 def test_the_same_seed_twice_is_two_curves(tmp_path):
@@ -262,22 +314,34 @@ def test_a_method_looks_the_same_in_all_panels(tmp_path):
     kfc = [read_run(write_run(tmp_path / f"kfc{seed}", seed=seed)) for seed in range(2)]
     sgd = read_run(write_run(tmp_path / "sgd", "sgd", 128))
     other = read_run(write_run(tmp_path / "other", data="svhn"))
-    panels = [curves.Panel([sgd, *kfc], "error", "updates", "(a)", is_logarithmic=True),
-              curves.Panel([other], "error", "updates", "(b)"),
-              curves.Panel([other], "loss", "epochs", "(c)")]
+    panels = [
+        curves.Panel([sgd, *kfc], "error", "updates", "(a)", is_logarithmic=True),
+        curves.Panel([other], "error", "updates", "(b)"),
+        curves.Panel([other], "loss", "epochs", "(c)"),
+    ]
     figure = curves.draw_panels(panels)
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear", "linear"]
     assert [axes.get_xlabel() for axes in figure.axes] == ["updates", "updates", "epochs"]
     assert [axes.get_title() for axes in figure.axes] == ["(a)", "(b)", "(c)"]
     first, second, _ = figure.axes
-    assert lines_of(first)[2].get_color() == lines_of(second)[0].get_color() != (
-        lines_of(first)[0].get_color())
+    assert (
+        lines_of(first)[2].get_color()
+        == lines_of(second)[0].get_color()
+        != (lines_of(first)[0].get_color())
+    )
     assert texts(figure)[:2] == ["SGD, M = 128", "KFC-pre, M = 512, 1 to 2 seeds"]
 
 
-@pytest.mark.parametrize("data, published", [
-    (["cifar10"], "published test error, 18%"), (["svhn"], "published test error, 2.78%"),
-    (["digits"], None), (["synthetic"], None), (["cifar10", "svhn"], None)])
+@pytest.mark.parametrize(
+    "data, published",
+    [
+        (["cifar10"], "published test error, 18%"),
+        (["svhn"], "published test error, 2.78%"),
+        (["digits"], None),
+        (["synthetic"], None),
+        (["cifar10", "svhn"], None),
+    ],
+)
 def test_the_published_error_is_drawn_for_its_own_data_set_only(data, published, tmp_path):
     runs = [write_run(tmp_path / name, data=name) for name in data]
     figure, loss, error = drawn(runs)
@@ -291,14 +355,18 @@ def test_the_published_error_is_drawn_for_its_own_data_set_only(data, published,
 def test_a_part_of_a_data_set_is_called_one_and_the_published_error_that_of_all(tmp_path):
     run = write_run(tmp_path / "run", data="svhn")
     record = records.read_json(run / "run.json")
-    for train, test, name, whole in ((8001, 1999, "SVHN, 10k subset", " on all of SVHN"),
-                                     (73257, 26032, "SVHN", ""), (604388, 26032, "SVHN", "")):
+    for train, test, name, whole in (
+        (8001, 1999, "SVHN, 10k subset", " on all of SVHN"),
+        (73257, 26032, "SVHN", ""),
+        (604388, 26032, "SVHN", ""),
+    ):
         record["data"] = {"train_examples": train, "test_examples": test}
         records.write_json(run / "run.json", record)
         figure = drawn([run])[0]
         assert title(figure).startswith(f"{name}, conv")
         assert [text for text in texts(figure) if "published" in text] == [
-            f"published test error{whole}, 2.78%"]
+            f"published test error{whole}, 2.78%"
+        ]
 
 
 def test_an_error_of_zero_lies_on_the_lower_edge(tmp_path):
@@ -313,8 +381,13 @@ def test_a_run_of_one_row_and_a_diverged_run_can_be_drawn(tmp_path):
     one = write_run(tmp_path / "one", rows=1)
     curves.plot_runs([one], tmp_path / "one.png")
     bad = write_run(tmp_path / "bad")
-    row = {**dict.fromkeys(COLUMNS, np.nan), "iteration": 10**6, "examples": 10**8, "seconds": 900,
-           "epoch": 99}
+    row = {
+        **dict.fromkeys(COLUMNS, np.nan),
+        "iteration": 10**6,
+        "examples": 10**8,
+        "seconds": 900,
+        "epoch": 99,
+    }
     records.append_metrics(bad / "metrics.csv", row)
     curves.plot_runs([bad], tmp_path / "bad.png")
     assert (tmp_path / "one.png").exists() and (tmp_path / "bad.png").exists()
@@ -328,13 +401,16 @@ def test_bad_requests_are_errors_that_name_the_value(tmp_path):
         curves.plot_runs([run], tmp_path / "curves.gif")
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("metrics.csv", "iteration\n", "metrics.csv, line 1"),
-    ("run.json", "{", "run.json, line 1"),
-    ("config.yaml", "data: [", "config.yaml: line"),
-    ("config.yaml", "data: 3", "config.yaml lacks the entry network .*move its folder"),
-    ("run.json", "[]", "run.json lacks the entry device"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("metrics.csv", "iteration\n", "metrics.csv, line 1"),
+        ("run.json", "{", "run.json, line 1"),
+        ("config.yaml", "data: [", "config.yaml: line"),
+        ("config.yaml", "data: 3", "config.yaml lacks the entry network .*move its folder"),
+        ("run.json", "[]", "run.json lacks the entry device"),
+    ],
+)
 def test_an_unreadable_record_is_an_error_naming_the_file(name, content, message, tmp_path):
     run = write_run(tmp_path / "run")
     (run / name).write_text(content)
@@ -354,12 +430,16 @@ def test_a_folder_without_a_run_is_an_error_naming_it(tmp_path):
 
 def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
-    results = [(2.0, {"optimizer.learning_rate": rate}, error)
-               for rate, error in ((0.3, None), (0.1, 0.4), (0.03, 0.3))]
+    results = [
+        (2.0, {"optimizer.learning_rate": rate}, error)
+        for rate, error in ((0.3, None), (0.1, 0.4), (0.03, 0.3))
+    ]
     results.append((8.0, {"optimizer.learning_rate": 0.03}, 0.1))
     normalised = {**run.config, "network": [*run.config["network"], {"layer": "batch_norm"}]}
-    assert ", batch norm, CPU" in curves.draw_sweep(
-        results, run._replace(config=normalised)).get_suptitle()
+    assert (
+        ", batch norm, CPU"
+        in curves.draw_sweep(results, run._replace(config=normalised)).get_suptitle()
+    )
     figure = curves.draw_sweep(results, run)
     assert "batch norm" not in figure.get_suptitle()
     axes = figure.axes[0]

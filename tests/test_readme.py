@@ -39,12 +39,18 @@ def imported(path):
 
 
 def test_every_module_rests_on_its_own_row_and_those_before_it():
-    text = README[README.index("## Reading the code"):README.index("## Licence")]
-    rows = [re.findall(r"`([\w]+)(?:\.py|/)`", line.split("|")[1])
-            for line in text.splitlines() if line.startswith("| `")]
+    text = README[README.index("## Reading the code") : README.index("## Licence")]
+    rows = [
+        re.findall(r"`([\w]+)(?:\.py|/)`", line.split("|")[1])
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
     package = ROOT / "kfcnet"
-    there = {path.stem for path in package.iterdir()
-             if path.suffix == ".py" or (path / "__init__.py").exists()} - {"__init__"}
+    there = {
+        path.stem
+        for path in package.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    } - {"__init__"}
     assert sorted(sum(rows, [])) == sorted(there)
     before = set()
     for row in rows:

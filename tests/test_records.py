@@ -35,17 +35,33 @@ def test_metrics_come_back_with_all_their_digits(metrics):
 
 def test_metrics_hold_the_promised_columns(metrics):
     header = metrics.read_text().splitlines()[0].split(",")
-    assert header[:12] == ["iteration", "epoch", "examples", "seconds", "train_loss",
-                           "train_error", "test_loss", "test_error", "learning_rate",
-                           "update_norm", "clipped", "nu"]
-    assert header[12:] == ["seconds_gradient", "seconds_statistics", "seconds_inverses",
-                           "seconds_preconditioning", "seconds_clip"]
+    assert header[:12] == [
+        "iteration",
+        "epoch",
+        "examples",
+        "seconds",
+        "train_loss",
+        "train_error",
+        "test_loss",
+        "test_error",
+        "learning_rate",
+        "update_norm",
+        "clipped",
+        "nu",
+    ]
+    assert header[12:] == [
+        "seconds_gradient",
+        "seconds_statistics",
+        "seconds_inverses",
+        "seconds_preconditioning",
+        "seconds_clip",
+    ]
 
 
 def test_older_metrics_without_nu_are_read_and_gone_on_with(metrics):
     rows = [line.split(",") for line in metrics.read_text().splitlines()]
     at = rows[0].index("nu")
-    metrics.write_text("".join(",".join(row[:at] + row[at + 1:]) + "\n" for row in rows))
+    metrics.write_text("".join(",".join(row[:at] + row[at + 1 :]) + "\n" for row in rows))
     assert records.last_iteration(metrics) == 30
     read = records.read_metrics(metrics)
     assert list(read) == list(COLUMNS) and np.isnan(read["nu"]).all()
@@ -63,13 +79,16 @@ def test_metrics_keep_a_loss_that_is_not_finite(metrics):
     assert np.isnan(read["train_loss"][-1]) and np.isposinf(read["test_loss"][-1])
 
 
-@pytest.mark.parametrize("line, broken, reason", [
-    (3, "10,oops", "fields"),
-    (3, ",".join(["10"] + ["0.5"] + ["128"] + ["x"] * (len(COLUMNS) - 3)), "seconds is 'x'"),
-    (3, ",".join(["10.5"] + ["0"] * (len(COLUMNS) - 1)), "iteration is '10.5'"),
-    (4, ",".join(["10"] + ["0"] * (len(COLUMNS) - 1)), "not above"),
-    (1, "iteration,epoch", "no column 'examples'"),
-])
+@pytest.mark.parametrize(
+    "line, broken, reason",
+    [
+        (3, "10,oops", "fields"),
+        (3, ",".join(["10"] + ["0.5"] + ["128"] + ["x"] * (len(COLUMNS) - 3)), "seconds is 'x'"),
+        (3, ",".join(["10.5"] + ["0"] * (len(COLUMNS) - 1)), "iteration is '10.5'"),
+        (4, ",".join(["10"] + ["0"] * (len(COLUMNS) - 1)), "not above"),
+        (1, "iteration,epoch", "no column 'examples'"),
+    ],
+)
 def test_an_unreadable_row_is_an_error_naming_file_and_line(metrics, line, broken, reason):
     lines = metrics.read_text().splitlines()
     lines[line - 1] = broken
@@ -134,15 +153,14 @@ class FullDisk:
     def write(self, content):
         if not self.room:
             raise OSError(errno.ENOSPC, "No space left on device")
-        written = self.file.write(content[:self.room])
+        written = self.file.write(content[: self.room])
         self.room -= written
         return written
 
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    monkeypatch.setattr(records, "open", lambda *a, **k: FullDisk(open(*a, **k), 20),
-                        raising=False)
+    monkeypatch.setattr(records, "open", lambda *a, **k: FullDisk(open(*a, **k), 20), raising=False)
 
 
 def test_a_full_disk_leaves_the_metrics_as_they_were(metrics, full_disk):
@@ -178,22 +196,46 @@ def test_unreadable_json_is_an_error_naming_file_and_line(tmp_path):
 
 
 def test_first_crossing_is_the_first_row_at_or_below_the_threshold():
-    read = {"epoch": np.array([0, 0.5, 1.0, 1.5]), "iteration": np.array([0, 40, 80, 120]),
-            "seconds": np.array([0, 3.5, 7.25, 11]),
-            "test_error": np.array([np.nan, 0.3, 0.19, 0.2])}
+    read = {
+        "epoch": np.array([0, 0.5, 1.0, 1.5]),
+        "iteration": np.array([0, 40, 80, 120]),
+        "seconds": np.array([0, 3.5, 7.25, 11]),
+        "test_error": np.array([np.nan, 0.3, 0.19, 0.2]),
+    }
     assert records.first_crossing(read, "test_error", 0.19) == (1.0, 80, 7.25)
     assert records.first_crossing(read, "test_error", 0.5) == (0.5, 40, 3.5)
     assert records.first_crossing(read, "test_error", 0.1) is None
 
 
 def test_no_path_of_the_machine_stays_in_a_record():
-    given = {"command": ["train.py", "--set", "data.path=/home/someone/cifar", "--out",
-                         "results/run", "--config=/abs/my.yaml", "../shared/data"],
-             "files": [{"name": "C:\\data\\x.bin", "sha256": "00"}], "n": 3, "s": "a b"}
+    given = {
+        "command": [
+            "train.py",
+            "--set",
+            "data.path=/home/someone/cifar",
+            "--out",
+            "results/run",
+            "--config=/abs/my.yaml",
+            "../shared/data",
+        ],
+        "files": [{"name": "C:\\data\\x.bin", "sha256": "00"}],
+        "n": 3,
+        "s": "a b",
+    }
     assert records.base_names(given) == {
-        "command": ["train.py", "--set", "data.path=cifar", "--out", "results/run",
-                    "--config=my.yaml", "data"],
-        "files": [{"name": "x.bin", "sha256": "00"}], "n": 3, "s": "a b"}
+        "command": [
+            "train.py",
+            "--set",
+            "data.path=cifar",
+            "--out",
+            "results/run",
+            "--config=my.yaml",
+            "data",
+        ],
+        "files": [{"name": "x.bin", "sha256": "00"}],
+        "n": 3,
+        "s": "a b",
+    }
 
 
 def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):

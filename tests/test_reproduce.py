@@ -27,8 +27,10 @@ from kfcnet.training import trainer
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
 ROOT = Path(__file__).parents[1]
-PLANS = {name: make_plan(*options) for name, options in
-         (("cuda", ("cuda",)), ("cpu", ("cpu",)), ("quick", ("cpu", True)))}
+PLANS = {
+    name: make_plan(*options)
+    for name, options in (("cuda", ("cuda",)), ("cpu", ("cpu",)), ("quick", ("cpu", True)))
+}
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +49,9 @@ def watch_training(monkeypatch, before=lambda config, folder: None):
     seen = []
 
     def watched(config, folder, **options):
-        seen.append((folder.name.split("_0")[0], config.optimizer.learning_rate, config.seed,
-                     config.epochs))
+        seen.append(
+            (folder.name.split("_0")[0], config.optimizer.learning_rate, config.seed, config.epochs)
+        )
         before(config, folder)
         train(config, folder, **options)
 
@@ -73,8 +76,11 @@ def test_every_planned_run_has_a_valid_configuration(name):
         assert set(plan.needs(figure)) <= set(plan.needs("all"))
     assert set(plan.needs("all")) == set(plan.curves)
     assert set(reproduce.FIGURES) == {*plan.figures, "all"}
-    keys = [run_key(plan.configure(curve, rate(0.01) if curve.rates else ()))
-            for curve in plan.curves.values() if not curve.rate_of]
+    keys = [
+        run_key(plan.configure(curve, rate(0.01) if curve.rates else ()))
+        for curve in plan.curves.values()
+        if not curve.rate_of
+    ]
     assert len(set(keys)) == len(keys)  # no curve is another one in disguise
 
 
@@ -85,8 +91,9 @@ def test_learning_rates_are_the_papers_set():
         assert plan.curves[name].rates == RATES
     assert set(RATES) < set(plan.curves["cifar_adam"].rates)
     batches = {name: plan.configure(plan.curves[name]).optimizer.batch_size for name in plan.curves}
-    assert [batches[f"cifar_{name}"] for name in ("kfc", "sgd", "kfc_large", "sgd_large",
-                                                  "kfc_small")] == [512, 128, 4096, 4096, 128]
+    assert [
+        batches[f"cifar_{name}"] for name in ("kfc", "sgd", "kfc_large", "sgd_large", "kfc_small")
+    ] == [512, 128, 4096, 4096, 128]
 
 
 def test_what_a_cpu_leaves_out_is_said():
@@ -100,14 +107,19 @@ def test_what_a_cpu_leaves_out_is_said():
     assert all(curve.shortened for curve in PLANS["quick"].curves.values())
     assert cpu.curves["cifar_sgd_bn"].shortened == (
         "1 of 3 seeds, 20 of 40 epochs, 5 of 7 learning rates, tuned after 1 and 3 epochs in place "
-        "of 2 and 8: to be done in hours")
+        "of 2 and 8: to be done in hours"
+    )
     assert "12 of 20 epochs, `data.extra=false`" in cpu.curves["svhn_sgd_avg"].shortened
 
 
-@pytest.mark.parametrize("seeds, kfc, normalised, quick", [
-    (1, "1 of 3 seeds", "1 of 3 seeds, 10 of 16 epochs", "1 of 2 seeds, few rates"),
-    (2, "2 of 3 seeds", "2 of 3 seeds, 10 of 16 epochs", "few rates"),
-    (3, "", "10 of 16 epochs", "few rates")])
+@pytest.mark.parametrize(
+    "seeds, kfc, normalised, quick",
+    [
+        (1, "1 of 3 seeds", "1 of 3 seeds, 10 of 16 epochs", "1 of 2 seeds, few rates"),
+        (2, "2 of 3 seeds", "2 of 3 seeds, 10 of 16 epochs", "few rates"),
+        (3, "", "10 of 16 epochs", "few rates"),
+    ],
+)
 def test_what_is_said_of_seeds_is_true_of_those_that_were_asked_for(seeds, kfc, normalised, quick):
     curves = make_plan("cpu", seeds=seeds).curves
     assert curves["cifar_kfc"].shortened == kfc
@@ -134,24 +146,31 @@ def test_methods_are_compared_on_one_network_and_one_objective(name):
     plan = PLANS[name]
     for figure in ("fig1", "fig2", "minibatch", "methods", "structures", "sensitivity"):
         for panel in plan.figures[figure].panels:
-            configs = [plan.configure(plan.curves[curve]) for curve in panel.curves
-                       if curve in plan.curves]
+            configs = [
+                plan.configure(plan.curves[curve]) for curve in panel.curves if curve in plan.curves
+            ]
             for config in configs[1:]:
                 assert (config.data, config.network, config.optimizer.weight_decay) == (
-                    configs[0].data, configs[0].network, configs[0].optimizer.weight_decay)
+                    configs[0].data,
+                    configs[0].network,
+                    configs[0].optimizer.weight_decay,
+                )
 
 
 @pytest.mark.parametrize("name", ["cifar_kfc", "cifar_sgd", "digits_kfc", "digits_sgd"])
 def test_batch_norm_configs_differ_by_the_normalisation_and_its_convolutions_start(name):
     plain, normalised = load_config(name), load_config(f"{name}_bn")
     kinds = [layer.layer for layer in normalised.network]
-    assert all(kinds[index + 1] == "batch_norm" for index, kind in enumerate(kinds)
-               if kind == "conv")
+    assert all(
+        kinds[index + 1] == "batch_norm" for index, kind in enumerate(kinds) if kind == "conv"
+    )
     assert [layer for layer in normalised.network if layer.layer != "batch_norm"] == [
         layer.model_copy(update={"std": "he"}) if layer.layer == "conv" else layer
-        for layer in plain.network]
+        for layer in plain.network
+    ]
     assert normalised.optimizer.model_copy(update={"learning_rate": 1.0}) == (
-        plain.optimizer.model_copy(update={"learning_rate": 1.0}))
+        plain.optimizer.model_copy(update={"learning_rate": 1.0})
+    )
 
 
 # Which run lies where
@@ -219,19 +238,29 @@ def test_an_unfinished_record_without_a_checkpoint_is_left_alone(plan, tmp_path)
 def test_a_run_begun_with_other_evaluations_goes_on_with_them(plan, tmp_path):
     out = tmp_path / "out"
     config = plan.configure(plan.curves["digits_kfc"], rate(0.3), 0, 0.25)
-    train(config.model_copy(update={
-        "evaluation": config.evaluation.model_copy(update={"every": 0.25})}), out / "fine")
+    train(
+        config.model_copy(
+            update={"evaluation": config.evaluation.model_copy(update={"every": 0.25})}
+        ),
+        out / "fine",
+    )
     do(plan, out)
     assert len((out / "fine" / "metrics.csv").read_text().splitlines()) == 1 + 7
     assert Ledger(out).standing(config).folder == out / "fine"
 
 
-@pytest.mark.parametrize("name, content, error", [
-    ("config.yaml", "data: [", ConfigError), ("config.yaml", "data: {}", ConfigError),
-    ("config.yaml", b"\xff", ConfigError),
-    ("run.json", "{", RecordError), ("run.json", "[]", RecordError),
-    ("run.json", '{"device": {"device": "cpu"}}', RecordError),
-    ("metrics.csv", "iteration\n", RecordError)])
+@pytest.mark.parametrize(
+    "name, content, error",
+    [
+        ("config.yaml", "data: [", ConfigError),
+        ("config.yaml", "data: {}", ConfigError),
+        ("config.yaml", b"\xff", ConfigError),
+        ("run.json", "{", RecordError),
+        ("run.json", "[]", RecordError),
+        ("run.json", '{"device": {"device": "cpu"}}', RecordError),
+        ("metrics.csv", "iteration\n", RecordError),
+    ],
+)
 def test_an_unreadable_record_is_an_error_naming_the_file(name, content, error, plan, tmp_path):
     out = tmp_path / "out"
     folder = write_run(Ledger(out), plan, "digits_sgd", rate(0.3), [0.9, 0.5])
@@ -253,8 +282,9 @@ def test_tuning_takes_the_best_runs_further_and_the_winner_to_the_end(plan, tmp_
     for value, errors in finals.items():
         write_run(ledger, plan, "digits_kfc", rate(value), errors)
     step = progress_of(plan, ledger)["digits_kfc"]
-    assert [(result.stage, result.point.settings["optimizer.learning_rate"])
-            for result in step.tuning] == [(1, 0.3), (1, 0.03), (1, 0.003), (2, 0.03), (2, 0.3)]
+    assert [
+        (result.stage, result.point.settings["optimizer.learning_rate"]) for result in step.tuning
+    ] == [(1, 0.3), (1, 0.03), (1, 0.003), (2, 0.03), (2, 0.3)]
     assert step.rate == 0.03 and step.finals[0].iteration == 18
     (second,) = step.pending  # the first seed's final run is the winner, gone on with
     assert (second.config.seed, second.config.epochs) == (1, 1.5)
@@ -264,8 +294,14 @@ def test_tuning_takes_the_best_runs_further_and_the_winner_to_the_end(plan, tmp_
 def test_a_diverged_run_comes_last_and_none_is_taken_further_if_all_diverge(plan, tmp_path):
     ledger = Ledger(tmp_path / "out")
     for value, state in ((0.003, "finished"), (0.3, "failed"), (0.03, "failed")):
-        write_run(ledger, plan, "digits_kfc", rate(value),
-                  [0.9, 0.8, 0.7] if state == "finished" else [0.9], state=state)
+        write_run(
+            ledger,
+            plan,
+            "digits_kfc",
+            rate(value),
+            [0.9, 0.8, 0.7] if state == "finished" else [0.9],
+            state=state,
+        )
         write_run(ledger, plan, "digits_sgd", rate(value), [0.9], state="failed")
     steps = progress_of(plan, ledger)
     assert [bool(result.row) for result in steps["digits_kfc"].tuning] == [True, False, False, True]
@@ -305,7 +341,9 @@ def test_sensitivity_is_tuning_and_no_final_run(plan, tmp_path):
     assert do(plan, out, "sensitivity") == {}
     steps = progress_of(plan.part("sensitivity"), Ledger(out))
     assert {name: (len(step.tuning), len(step.finals)) for name, step in steps.items()} == {
-        "digits_kfc": (5, 0), "digits_sgd": (5, 0)}
+        "digits_kfc": (5, 0),
+        "digits_sgd": (5, 0),
+    }
     assert [step.epochs_left for step in steps.values()] == [0, 0]
     assert [len(step.pending) for step in progress_of(plan, Ledger(out)).values()] == [2, 2, 1]
 
@@ -402,8 +440,10 @@ def test_absent_data_are_reported_once_for_each_curve(plan, tmp_path, monkeypatc
     curve = Curve("svhn_kfc", "svhn_kfc")
     panel = PanelPlan("c", "loss", ("svhn_kfc",))
     figure = plan.figures["fig1"]
-    plan = plan._replace(curves={**plan.curves, "svhn_kfc": curve},
-                         figures={"fig1": figure._replace(panels=(*figure.panels, panel))})
+    plan = plan._replace(
+        curves={**plan.curves, "svhn_kfc": curve},
+        figures={"fig1": figure._replace(panels=(*figure.panels, panel))},
+    )
     failures = do(plan, tmp_path / "out", places={"svhn": tmp_path / "nowhere"})
     assert list(failures) == ["svhn_kfc"] and "nowhere" in failures["svhn_kfc"]
     assert capsys.readouterr().err.count("Going on without svhn") == 1
@@ -418,15 +458,18 @@ def test_runs_on_other_data_of_the_same_name_are_not_gone_on_with(is_done, plan,
     plan = plan._replace(curves={**plan.curves, "digits_sgd": curve})
     places = {"synthetic": None}
     assert do(plan, out, places=places) == {}
-    record, = out.glob("runs/digits_sgd*/run.json")
-    record.write_text(re.sub('"sha256": "[0-9a-f]{12}', '"sha256": "0123456789ab',
-                             record.read_text()))
+    (record,) = out.glob("runs/digits_sgd*/run.json")
+    record.write_text(
+        re.sub('"sha256": "[0-9a-f]{12}', '"sha256": "0123456789ab', record.read_text())
+    )
     before = record.with_name("metrics.csv").read_bytes()
     curve = curve._replace(seeds=1 if is_done else 2)
     failures = do(plan._replace(curves={**plan.curves, "digits_sgd": curve}), out, places=places)
     assert list(failures) == ["digits_sgd"]
-    assert re.search(rf"{record.parent} .* synthetic .*SHA-256 0123456789ab, here (?!0123)\w{{12}}",
-                     failures["digits_sgd"])
+    assert re.search(
+        rf"{record.parent} .* synthetic .*SHA-256 0123456789ab, here (?!0123)\w{{12}}",
+        failures["digits_sgd"],
+    )
     assert record.with_name("metrics.csv").read_bytes() == before
     assert len(list(out.glob("runs/digits_sgd*"))) == 1
 
@@ -458,16 +501,45 @@ def test_stopped_and_started_again_it_takes_no_step_twice(plan, tmp_path, monkey
 def test_the_command_reports_failures_and_status_1(tmp_path, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(reproduce, "reproduce", lambda *args: seen.append(args) or {"a": "burnt"})
-    argv = ["fig2", "--device", "cpu", "--out", str(tmp_path), "--seeds", "2", "--data",
-            "cifar10=x", "svhn=y=z", "--set", "ops.shards=1"]
+    argv = [
+        "fig2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        "--seeds",
+        "2",
+        "--data",
+        "cifar10=x",
+        "svhn=y=z",
+        "--set",
+        "ops.shards=1",
+    ]
     assert cli.reproduce(argv) == 1
-    assert seen == [("fig2", tmp_path, "cpu", False, 2,
-                     {"cifar10": Path("x"), "svhn": Path("y=z")}, ["ops.shards=1"], False)]
+    assert seen == [
+        (
+            "fig2",
+            tmp_path,
+            "cpu",
+            False,
+            2,
+            {"cifar10": Path("x"), "svhn": Path("y=z")},
+            ["ops.shards=1"],
+            False,
+        )
+    ]
     assert capsys.readouterr().err.startswith("failed: a: burnt\n")
 
 
-@pytest.mark.parametrize("argv", [["fig3"], ["fig1", "--seeds", "0"], ["fig1", "--data", "here"],
-                                  ["fig1", "--data", "mnist=here"]])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["fig3"],
+        ["fig1", "--seeds", "0"],
+        ["fig1", "--data", "here"],
+        ["fig1", "--data", "mnist=here"],
+    ],
+)
 def test_misuse_gets_the_usage(argv):
     with pytest.raises(SystemExit) as stopped:
         cli.reproduce(argv)
@@ -483,8 +555,21 @@ def test_a_setting_that_the_plan_decides_is_refused(key, tmp_path, capsys):
 
 def test_a_wrong_setting_is_an_error_before_anything_is_trained(tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.reproduce(["fig1", "--quick", "--device", "cpu", "--out", str(out),
-                          "--set", "optimizer.learningrate=1"]) == 2
+    assert (
+        cli.reproduce(
+            [
+                "fig1",
+                "--quick",
+                "--device",
+                "cpu",
+                "--out",
+                str(out),
+                "--set",
+                "optimizer.learningrate=1",
+            ]
+        )
+        == 2
+    )
     assert "optimizer.learningrate" in capsys.readouterr().err and not out.exists()
 
 
@@ -513,8 +598,8 @@ def test_a_folder_of_another_devices_runs_is_refused(options, runs_on_a_cpu, mon
     monkeypatch.setattr(reproduce, "which_device", lambda ops: ops.name)
     assert command(runs_on_a_cpu, *options) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"error: {runs_on_a_cpu} holds runs on cpu: name another folder with --out, or --device "
-        "cpu")
+        f"error: {runs_on_a_cpu} holds runs on cpu: name another folder with --out, or --device cpu"
+    )
     assert not (runs_on_a_cpu / "README.md").exists()
 
 
@@ -532,16 +617,25 @@ def test_a_second_process_does_not_train_in_the_same_folder(tmp_path, monkeypatc
 
 def test_drawing_alone_trains_nothing_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(work, "train", None)
-    assert cli.reproduce(["all", "--quick", "--device", "cpu", "--out", str(tmp_path),
-                          "--draw"]) == 0
+    assert (
+        cli.reproduce(["all", "--quick", "--device", "cpu", "--out", str(tmp_path), "--draw"]) == 0
+    )
     rows = list(csv.DictReader((tmp_path / "numbers.csv").open(newline="")))
     assert {row["here"] for row in rows} == {"128", "1201", "not run"}
 
 
 @pytest.mark.slow
 def test_the_quick_run_killed_and_started_again_makes_everything_in_five_minutes(tmp_path):
-    command = [sys.executable, ROOT / "scripts/reproduce.py", "all", "--quick", "--device", "cpu",
-               "--out", tmp_path]
+    command = [
+        sys.executable,
+        ROOT / "scripts/reproduce.py",
+        "all",
+        "--quick",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path,
+    ]
     began = time.monotonic()
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(command, stderr=log)
@@ -556,9 +650,17 @@ def test_the_quick_run_killed_and_started_again_makes_everything_in_five_minutes
         subprocess.run(command, stderr=log, check=True)
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*")}
     assert {path.name for path in tmp_path.glob("figures/*.svg")} == {
-        "fig1.svg", "fig2.svg", "batchnorm.svg", "minibatch.svg", "methods.svg", "structures.svg",
-        "sensitivity.svg", "assumptions.svg", "assumptions_digits_sgd.svg",
-        "assumptions_digits_sgd_avg.svg"}
+        "fig1.svg",
+        "fig2.svg",
+        "batchnorm.svg",
+        "minibatch.svg",
+        "methods.svg",
+        "structures.svg",
+        "sensitivity.svg",
+        "assumptions.svg",
+        "assumptions_digits_sgd.svg",
+        "assumptions_digits_sgd_avg.svg",
+    }
     with open(tmp_path / "numbers.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert not [row for row in rows if "not run" in row["here"]]

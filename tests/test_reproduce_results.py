@@ -43,8 +43,10 @@ def evidence(plan, tmp_path):
     for seed in range(2):
         write_run(ledger, plan, "digits_kfc", rate(0.3), [0.9, 0.5 - seed / 10, 0.2], seed, 60)
         write_run(ledger, plan, "digits_sgd", rate(0.3), [0.9, 0.7, 0.4], seed, 120)
-    runs = {name: [read_run(folder) for folder in sorted(ledger.root.glob(f"runs/{name}_*"))]
-            for name in ("digits_kfc", "digits_sgd")}
+    runs = {
+        name: [read_run(folder) for folder in sorted(ledger.root.glob(f"runs/{name}_*"))]
+        for name in ("digits_kfc", "digits_sgd")
+    }
     return Evidence(plan, runs, {})
 
 
@@ -66,16 +68,20 @@ def test_the_table_is_computed_from_the_records(evidence):
     assert find(rows, "Adagrad").here == "not run" == find(rows, "of activations").here
     assert find(rows, "AlexNet", "size of Omega")[1:4] == (Value(1201), Value(1201), Value(1))
     assert [row.here for row in rows if "AlexNet" in row.claim] == list(
-        map(Value, (128, 1201, 1201, 128)))
+        map(Value, (128, 1201, 1201, 128))
+    )
 
 
 def test_a_claim_that_fails_is_given_its_measured_reason(evidence):
-    turned = evidence._replace(runs={"digits_kfc": evidence.runs["digits_sgd"],
-                                     "digits_sgd": evidence.runs["digits_kfc"]})
+    turned = evidence._replace(
+        runs={"digits_kfc": evidence.runs["digits_sgd"], "digits_sgd": evidence.runs["digits_kfc"]}
+    )
     row = find(claims.rows(turned), "50% training error: time of SGD over that of KFC-pre")
     assert row.here == Value(0.25) and row.holds is False
-    assert row.reason == ("an epoch of digits_kfc takes 2 times as long as one of digits_sgd "
-                          "(gradient 50%), and it needed 1 of them, digits_sgd 0.5")
+    assert row.reason == (
+        "an epoch of digits_kfc takes 2 times as long as one of digits_sgd "
+        "(gradient 50%), and it needed 1 of them, digits_sgd 0.5"
+    )
 
 
 def test_less_than_half_of_a_speed_up_of_the_paper_is_not_reproduced(evidence):
@@ -83,19 +89,24 @@ def test_less_than_half_of_a_speed_up_of_the_paper_is_not_reproduced(evidence):
 
     def scaled(factor):  # SGD takes 4 minutes, KFC-pre 1
         metrics = {**run.metrics, "seconds": factor * run.metrics["seconds"]}
-        rows = claims.rows(evidence._replace(runs={**evidence.runs, "digits_sgd":
-                                                   [run._replace(metrics=metrics)]}))
+        rows = claims.rows(
+            evidence._replace(runs={**evidence.runs, "digits_sgd": [run._replace(metrics=metrics)]})
+        )
         return find(rows, "50% training error: time of SGD over that of KFC-pre")
 
     assert [(scaled(factor).here, scaled(factor).holds) for factor in (0.95, 0.9)] == [
-        (Value(pytest.approx(3.8)), True), (Value(pytest.approx(3.6)), False)]
+        (Value(pytest.approx(3.8)), True),
+        (Value(pytest.approx(3.6)), False),
+    ]
     assert "above 50% of the paper's" in report._not_reproduced([scaled(0.9)])
 
 
 def test_a_speed_up_is_that_of_runs_of_one_seed_since_the_machine_may_be_slower_later(evidence):
     def slowed(curve, factors):
-        return [run._replace(metrics={**run.metrics, "seconds": factor * run.metrics["seconds"]})
-                for run, factor in zip(evidence.runs[curve], factors, strict=True)]
+        return [
+            run._replace(metrics={**run.metrics, "seconds": factor * run.metrics["seconds"]})
+            for run, factor in zip(evidence.runs[curve], factors, strict=True)
+        ]
 
     runs = {"digits_kfc": slowed("digits_kfc", (1, 6)), "digits_sgd": slowed("digits_sgd", (1, 3))}
     row = find(claims.rows(evidence._replace(runs=runs)), "50% training error: time of SGD over")
@@ -107,9 +118,13 @@ def test_a_seed_that_did_not_get_there_is_not_left_out_of_a_speed_up(evidence):
     kfc, sgd = evidence.runs["digits_kfc"][0], evidence.runs["digits_sgd"][0]
 
     def seeds(run, ends):  # each with so many of its rows, the last of which is below 40%
-        return [run._replace(config={**run.config, "seed": seed},
-                             metrics={key: values[:end] for key, values in run.metrics.items()})
-                for seed, end in enumerate(ends)]
+        return [
+            run._replace(
+                config={**run.config, "seed": seed},
+                metrics={key: values[:end] for key, values in run.metrics.items()},
+            )
+            for seed, end in enumerate(ends)
+        ]
 
     runs = {"digits_kfc": seeds(kfc, (3, 2, 3)), "digits_sgd": seeds(sgd, (3, 3, 3))}
     plan = evidence.plan._replace(errors=Errors(0.5, 0.4, 0.5))
@@ -131,15 +146,21 @@ def test_a_run_that_was_stopped_too_early_leaves_a_claim_open(evidence):
     row = judged(short)  # one minute at 50%; SGD needs four
     assert (row.here, row.holds) == ("digits_kfc did not get there", None)
     assert row.reason.endswith("digits_sgd 1; digits_kfc ended at 50.00%")
-    assert judged(short._replace(metrics={**short.metrics, "seconds":
-                                          9 * short.metrics["seconds"]})).holds is False
+    assert (
+        judged(
+            short._replace(metrics={**short.metrics, "seconds": 9 * short.metrics["seconds"]})
+        ).holds
+        is False
+    )
     page = report._not_reproduced([row])
     assert "did not come out" not in page and page.startswith("### What cannot be told")
 
 
 def test_no_seconds_are_given_of_runs_that_updates_are_counted_of(evidence):
-    large = {f"{name}_large": evidence.runs[other] for name, other in
-             (("digits_kfc", "digits_sgd"), ("digits_sgd", "digits_kfc"))}
+    large = {
+        f"{name}_large": evidence.runs[other]
+        for name, other in (("digits_kfc", "digits_sgd"), ("digits_sgd", "digits_kfc"))
+    }
     row = find(claims.rows(evidence._replace(runs=large)), "updates of SGD over")
     assert row.holds is False
     assert row.reason == "digits_kfc_large needed 1 epochs, digits_sgd_large 0.5"
@@ -153,17 +174,23 @@ def test_every_claim_that_fails_has_a_reason(evidence):
     row = find(claims.rows(worse), "Adam over SGD")
     assert row.holds is False and row.reason == (
         "after 1 epochs: 20.00% and 40.00%, with 12 updates of digits_adam and 12 updates of "
-        "digits_sgd")
+        "digits_sgd"
+    )
     svhn = evidence._replace(plan=evidence.plan._replace(main="cifar"), runs={"svhn_kfc": sgd})
     row = find(claims.rows(svhn), "2.78%", "KFC-pre")
-    assert row.holds is False and str(row.here) == "> 4" and row.reason == (
-        "its lowest test error on 1,440 training images was 50.00%; the training error was 40.00% "
-        "then, after 1 of 1 epochs")
+    assert (
+        row.holds is False
+        and str(row.here) == "> 4"
+        and row.reason
+        == (
+            "its lowest test error on 1,440 training images was 50.00%; the training error was "
+            "40.00% then, after 1 of 1 epochs"
+        )
+    )
 
 
 def test_a_threshold_that_was_not_reached_is_a_bound(evidence):
-    rows = claims.rows(evidence._replace(plan=evidence.plan._replace(
-        errors=Errors(0.4, 0.3, 0.5))))
+    rows = claims.rows(evidence._replace(plan=evidence.plan._replace(errors=Errors(0.4, 0.3, 0.5))))
     row = find(rows, "40% test error: time of SGD over that of KFC-pre")
     assert row.here == Value(2.0, True) and row.paper == Value(3) and row.holds is True
     row = find(rows, "30% training error: time of SGD over that of KFC-pre")
@@ -172,8 +199,9 @@ def test_a_threshold_that_was_not_reached_is_a_bound(evidence):
 
 def test_the_page_says_which_seeds_are_missing_or_went_on(plan, tmp_path):
     ledger = Ledger(tmp_path / "out")
-    plan = plan._replace(curves={"digits_kfc": plan.curves["digits_kfc"]._replace(
-        rates=(), epochs=1.0, seeds=3)})
+    plan = plan._replace(
+        curves={"digits_kfc": plan.curves["digits_kfc"]._replace(rates=(), epochs=1.0, seeds=3)}
+    )
 
     def said():
         step = progress_of(plan, Ledger(ledger.root))["digits_kfc"]
@@ -203,23 +231,31 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     for value in (0.003, 0.3, 0.03):
         write_run(ledger, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
     curve = plan.curves["digits_kfc"]._replace(shortened="too slow for words")
-    plan = plan._replace(curves={**plan.curves, "digits_kfc": curve},
-                         overrides=("checkpoint_minutes=7",))
+    plan = plan._replace(
+        curves={**plan.curves, "digits_kfc": curve}, overrides=("checkpoint_minutes=7",)
+    )
     write_run(ledger, plan, "digits_kfc", rate(0.3), [0.9, 0.6], seed=1, state="failed")
     reproduce.draw(plan, ledger, out, {"some_run": "OSError: on fire"})
     text = (out / "README.md").read_text()
-    for words in ("![Curves](figures/fig1.png)", "Missing: digits_sgd (not run).",
-                  "Missing: digits_sgd (not tuned).",
-                  "[digits_kfc](sweeps/digits_kfc/sweep.md) | 0.003, 0.03, 0.3 | all to epoch 0.5, "
-                  "the best 2 to epoch 1 | 0.3 (edge) | 40.00% |",
-                  "- digits_kfc: too slow for words.",
-                  "- all curves: with `checkpoint_minutes=7`.",
-                  "- digits_kfc: seed 1 diverged after epoch 0.5", "- some_run: OSError: on fire",
-                  "0123456789 with changes", "ffffffffffff", "files whose checksums are not"):
+    for words in (
+        "![Curves](figures/fig1.png)",
+        "Missing: digits_sgd (not run).",
+        "Missing: digits_sgd (not tuned).",
+        "[digits_kfc](sweeps/digits_kfc/sweep.md) | 0.003, 0.03, 0.3 | all to epoch 0.5, "
+        "the best 2 to epoch 1 | 0.3 (edge) | 40.00% |",
+        "- digits_kfc: too slow for words.",
+        "- all curves: with `checkpoint_minutes=7`.",
+        "- digits_kfc: seed 1 diverged after epoch 0.5",
+        "- some_run: OSError: on fire",
+        "0123456789 with changes",
+        "ffffffffffff",
+        "files whose checksums are not",
+    ):
         assert words in text, words
     assert (out / "sweeps/digits_kfc/sweep.csv").exists()
     assert {path.name for path in (out / "figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("fig1", "sensitivity") for kind in ("png", "svg")}
+        f"{name}.{kind}" for name in ("fig1", "sensitivity") for kind in ("png", "svg")
+    }
     assert str(tmp_path) not in text
     for line in text.splitlines():
         if line.startswith("| ") and "---" not in line:
@@ -236,7 +272,7 @@ def test_a_rate_between_others_is_at_no_edge(plan, tmp_path):
 
 @pytest.mark.parametrize("x", ["seconds", "updates"])
 def test_the_page_gives_the_seconds_of_curves_that_are_drawn_over_time_alone(plan, tmp_path, x):
-    panel, = plan.figures["fig1"].panels
+    (panel,) = plan.figures["fig1"].panels
     figure = plan.figures["fig1"]._replace(panels=(panel._replace(x=x),))
     plan = plan._replace(figures={"fig1": figure})
     ledger = Ledger(tmp_path / "out")
@@ -248,16 +284,20 @@ def test_the_page_gives_the_seconds_of_curves_that_are_drawn_over_time_alone(pla
 
 def test_sensitivity_shows_the_errors_of_every_stage(plan, tmp_path):
     ledger = Ledger(tmp_path / "out")
-    for name, state, errors in (("digits_kfc", "finished", [0.9, 0.8]),
-                                ("digits_sgd", "failed", [0.9])):
+    for name, state, errors in (
+        ("digits_kfc", "finished", [0.9, 0.8]),
+        ("digits_sgd", "failed", [0.9]),
+    ):
         write_run(ledger, plan, name, rate(0.003), errors, state=state)
         for value in (0.3, 0.03):
             write_run(ledger, plan, name, rate(value), [0.9, 0.8 - value, 0.7 - value])
     steps = progress_of(plan.part("sensitivity"), ledger)
     figure = figures.draw_sensitivity([(step.tuning, step.curve.stages) for step in steps.values()])
     first, second = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["(a) after 0.5 epochs",
-                                                          "(b) after 1 epoch"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "(a) after 0.5 epochs",
+        "(b) after 1 epoch",
+    ]
     assert [text.get_text() for text in first.get_xticklabels()] == ["0.003", "0.03", "0.3"]
     kfc, sgd, cross, _ = first.lines
     np.testing.assert_allclose(kfc.get_ydata(), [0.8, 0.77, 0.5])
@@ -273,12 +313,19 @@ def test_every_figure_is_the_same_bytes_twice(plan, tmp_path):
     for _ in range(2):
         measure(plan, out)
         reproduce.draw(plan, Ledger(out), out, {})
-        files.append({path.relative_to(out): path.read_bytes() for path in out.rglob("*")
-                      if path.suffix in (".png", ".svg", ".md", ".csv")})
+        files.append(
+            {
+                path.relative_to(out): path.read_bytes()
+                for path in out.rglob("*")
+                if path.suffix in (".png", ".svg", ".md", ".csv")
+            }
+        )
     assert files[0] == files[1]
-    names = {f"{name}.{kind}" for name in ("fig1", "sensitivity", "assumptions",
-                                           "assumptions_tiny_max")
-             for kind in ("png", "svg")}
+    names = {
+        f"{name}.{kind}"
+        for name in ("fig1", "sensitivity", "assumptions", "assumptions_tiny_max")
+        for kind in ("png", "svg")
+    }
     assert {path.name for path in (out / "figures").iterdir()} == names
 
 
@@ -309,8 +356,9 @@ def test_a_trained_network_is_measured_once_and_recorded(measured, monkeypatch):
     assert set(record["distances"]) == set(figures.BARS)
     monkeypatch.setattr(assumptions, "measure", None)
     assert measure(plan, out) == {}
-    longer = plan._replace(curves={**plan.curves, "tiny_max":
-                                   plan.curves["tiny_max"]._replace(epochs=1.5)})
+    longer = plan._replace(
+        curves={**plan.curves, "tiny_max": plan.curves["tiny_max"]._replace(epochs=1.5)}
+    )
     monkeypatch.undo()
     do(longer, out, "assumptions")
     assert assumptions.read(longer, progress_of(longer, Ledger(out)), out, plan.networks[0]) is None
@@ -337,7 +385,7 @@ def test_a_network_is_called_after_the_data_it_was_trained_on(measured):
     run = read_run(next(out.glob("runs/tiny_max*")))
     run.config["data"]["name"] = "svhn"
     network = plan.networks[0]._replace(data="SVHN", layer="")
-    named, = reproduce.named((network,), {"tiny_max": [run]})
+    (named,) = reproduce.named((network,), {"tiny_max": [run]})
     assert named.title == "SVHN, 1.8k subset, max pooling"
     assert network._replace(pooling="published").pooling_in_words == "pooling as published"
     assert reproduce.named((network,), {}) == (network,)
@@ -375,20 +423,36 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
             return np.where(np.arange(9).reshape(1, 3, 3) == 4, 1.0, value)
 
         maps = np.eye(2)
-        return {"correlations": {"conv1": {
-            "derivatives": spatial(derivatives), "derivative_maps": maps,
-            "activations": spatial(activations), "activation_maps": maps}}}
+        return {
+            "correlations": {
+                "conv1": {
+                    "derivatives": spatial(derivatives),
+                    "derivative_maps": maps,
+                    "activations": spatial(activations),
+                    "activation_maps": maps,
+                }
+            }
+        }
 
-    networks = tuple(NetworkPlan(f"n_{pooling}", "digits", pooling, 9, 1)
-                     for pooling in ("max", "average", "published"))
-    evidence = Evidence(plan._replace(networks=networks), {},
-                        {"n_max": record(0.1, 0.6), "n_average": record(0.15, 0.6),
-                         "n_published": record(0.4, 0.6)})
+    networks = tuple(
+        NetworkPlan(f"n_{pooling}", "digits", pooling, 9, 1)
+        for pooling in ("max", "average", "published")
+    )
+    evidence = Evidence(
+        plan._replace(networks=networks),
+        {},
+        {
+            "n_max": record(0.1, 0.6),
+            "n_average": record(0.15, 0.6),
+            "n_published": record(0.4, 0.6),
+        },
+    )
     weak, strong, stronger, *published = claims.assumption_rows(evidence)
     assert [row.holds for row in published] == [False, False]
     assert "max pooling" in weak.claim and "activations" in strong.claim
     assert [row.here for row in (weak, strong, stronger)] == [
-        Value(pytest.approx(value)) for value in (0.1, 0.6, 0.15)]
+        Value(pytest.approx(value)) for value in (0.1, 0.6, 0.15)
+    ]
     assert [row.holds for row in (weak, strong, stronger)] == [True, True, False]
     assert weak.reason == "that of activations is 0.6"
     assert stronger.reason == "with max pooling it is 0.1"
@@ -399,8 +463,14 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
 
 def test_distances_are_set_beside_nothing_of_the_paper(plan):
     network = NetworkPlan("tiny", "digits", "max", 9, 1, "conv1")
-    distances = {"kfc": 0.5, "without iad": 0.3, "without sh": 0.4, "without sud": 0.25,
-                 "sua": 0.375, "diagonal": 0.75}
+    distances = {
+        "kfc": 0.5,
+        "without iad": 0.3,
+        "without sh": 0.4,
+        "without sud": 0.25,
+        "sua": 0.375,
+        "diagonal": 0.75,
+    }
     evidence = Evidence(plan._replace(networks=(network,)), {}, {"tiny": {"distances": distances}})
     rows = claims.assumption_rows(evidence)
     assert [row.here for row in rows] == list(map(Value, distances.values()))

@@ -127,8 +127,9 @@ def test_a_run_killed_again_and_again_goes_on_bit_for_bit(text, uninterrupted, t
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_steps_since_the_last_checkpoint_are_repeated_with_their_rows(text, uninterrupted,
-                                                                      tmp_path):
+def test_steps_since_the_last_checkpoint_are_repeated_with_their_rows(
+    text, uninterrupted, tmp_path
+):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
         kill_in(patch, Trainer, "_step", 9)
@@ -158,7 +159,7 @@ def test_a_run_from_before_nu_was_recorded_goes_on_without_it(tmp_path):
     metrics = tmp_path / "run" / "metrics.csv"
     rows = [line.split(",") for line in metrics.read_text().splitlines()]
     at = rows[0].index("nu")
-    metrics.write_text("".join(",".join(row[:at] + row[at + 1:]) + "\n" for row in rows))
+    metrics.write_text("".join(",".join(row[:at] + row[at + 1 :]) + "\n" for row in rows))
     train(small(ALWAYS), tmp_path / "run", resume=True)
     read = read_metrics(metrics)
     assert read["iteration"].tolist() == [0, 5, 10, 12]
@@ -183,7 +184,7 @@ def test_seconds_go_on_where_they_were(tmp_path):
     before = read_metrics(tmp_path / "run" / "metrics.csv")
     train(small(ALWAYS), tmp_path / "run", resume=True)
     after = read_metrics(tmp_path / "run" / "metrics.csv")
-    assert (after["seconds"][:len(before["seconds"])] == before["seconds"]).all()
+    assert (after["seconds"][: len(before["seconds"])] == before["seconds"]).all()
     for name in ("seconds", "seconds_gradient", "seconds_statistics", "seconds_clip"):
         assert (np.diff(after[name]) > 0).all()
 
@@ -211,13 +212,16 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for_at_once(text, tmp_path)
     assert "epochs: 2.0" in (tmp_path / "grown" / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize("override, key", [
-    ("optimizer.learning_rate=0.011", "optimizer.learning_rate is 0.011 now and was 0.01 in"),
-    ("seed=1", "seed is 1 now and was 0 in"),
-    ("network.0.filters=4", "network.0.filters is 4 now and was 3 in"),
-    ("network=[{layer: dense, units: 10}]", "network.0.layer is dense now and was conv in"),
-    ("evaluation.every=4", "evaluation.every is 4.0 now and was 5.0 in"),
-])
+@pytest.mark.parametrize(
+    "override, key",
+    [
+        ("optimizer.learning_rate=0.011", "optimizer.learning_rate is 0.011 now and was 0.01 in"),
+        ("seed=1", "seed is 1 now and was 0 in"),
+        ("network.0.filters=4", "network.0.filters is 4 now and was 3 in"),
+        ("network=[{layer: dense, units: 10}]", "network.0.layer is dense now and was conv in"),
+        ("evaluation.every=4", "evaluation.every is 4.0 now and was 5.0 in"),
+    ],
+)
 def test_a_changed_setting_is_refused_by_name(override, key, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_in(patch, Trainer, "_step", 3)
@@ -260,8 +264,9 @@ def test_a_damaged_checkpoint_is_an_error_and_nothing_is_touched(uninterrupted, 
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(number, status, text,
-                                                                 uninterrupted, tmp_path):
+def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
+    number, status, text, uninterrupted, tmp_path
+):
     step = Trainer._step
 
     def signalled(self):
@@ -286,8 +291,10 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(text, uninte
     evaluate = trainer.evaluate
 
     def signalled(network, *args):
-        if len(list(tmp_path.glob("run/metrics.csv"))) and \
-                read_metrics(tmp_path / "run" / "metrics.csv")["iteration"].max(initial=-1) == 5:
+        if (
+            len(list(tmp_path.glob("run/metrics.csv")))
+            and read_metrics(tmp_path / "run" / "metrics.csv")["iteration"].max(initial=-1) == 5
+        ):
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(network, *args)
 
@@ -320,15 +327,20 @@ def test_a_run_on_the_cuda_kernels_follows_the_cpu_and_goes_on_bit_for_bit(tmp_p
         pytest.skip(cuda_on_cpu.missing())
     whole = trainer.data.load(small().data)
     few = dataclasses.replace(
-        whole, train_images=whole.train_images[:40], train_labels=whole.train_labels[:40],
-        test_images=whole.test_images[:10], test_labels=whole.test_labels[:10])
+        whole,
+        train_images=whole.train_images[:40],
+        train_labels=whole.train_labels[:40],
+        test_images=whole.test_images[:10],
+        test_labels=whole.test_labels[:10],
+    )
     monkeypatch.setattr(trainer.data, "load", lambda *_, **__: few)
     config = small("optimizer.batch_size=12", "epochs=2", text=SGD)  # 7 updates
     train(config, tmp_path / "cpu")
     monkeypatch.setattr(trainer, "get_ops", lambda *_: CudaOps(cuda_on_cpu.CpuRuntime()))
     train(config, tmp_path / "cuda")
-    losses = [read_metrics(tmp_path / device / "metrics.csv")["test_loss"]
-              for device in ("cpu", "cuda")]
+    losses = [
+        read_metrics(tmp_path / device / "metrics.csv")["test_loss"] for device in ("cpu", "cuda")
+    ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -345,8 +357,21 @@ def test_a_run_on_the_cuda_kernels_follows_the_cpu_and_goes_on_bit_for_bit(tmp_p
 def start_process(tmp_path, out):
     (tmp_path / "config.yaml").write_text(SMALL)
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--config", str(tmp_path / "config.yaml"), "--out", str(out),
-         "--set", ALWAYS, "epochs=12", "--resume"], stderr=subprocess.PIPE, text=True)
+        [
+            sys.executable,
+            str(SCRIPT),
+            "--config",
+            str(tmp_path / "config.yaml"),
+            "--out",
+            str(out),
+            "--set",
+            ALWAYS,
+            "epochs=12",
+            "--resume",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for_rows(out, count):

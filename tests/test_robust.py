@@ -46,7 +46,7 @@ def test_what_float32_cannot_factorize_is_inverted_in_float64():
     matrix, expected = ill_conditioned()
     with pytest.raises(np.linalg.LinAlgError):
         plain_inverse(ops, ops.asarray(matrix))
-    result, = inverted(ops, plain_inverse, {"Omega": ops.asarray(matrix)})
+    (result,) = inverted(ops, plain_inverse, {"Omega": ops.asarray(matrix)})
     assert result.dtype == np.float32
     assert_close(result, expected, 1e-6)
 
@@ -74,8 +74,9 @@ def test_the_damping_floor_of_a_singular_factor_is_its_rounding():
     """float32 needs a shift of about n*eps times the largest eigenvalue, float64 far less."""
     Omega, Gamma = np.full((50, 50), 3.0), np.eye(2)
     floors = [damping_floor(Omega.astype(t), Gamma.astype(t)) for t in (np.float32, np.float64)]
-    assert_close(floors, [(50 * np.finfo(t).eps * 150) ** 2 / 3 for t in (np.float32, np.float64)],
-                 1e-6)
+    assert_close(
+        floors, [(50 * np.finfo(t).eps * 150) ** 2 / 3 for t in (np.float32, np.float64)], 1e-6
+    )
 
 
 BLOCKS = STRUCTURES | {"exactly damped": EigenbasisBlock}
@@ -105,9 +106,13 @@ def test_an_indefinite_factor_is_reported_with_its_eigenvalue_and_the_damping_it
     block.Gamma[...] = np.diag([0.25, 0.5, 0.75])
     floor = damping_floor(block.Omega, block.Gamma)
     assert_close(floor, 4 / ((6 / 9) / 0.5))  # shift pi*sqrt(c) of Eq. 21 must exceed 2
-    with pytest.raises(np.linalg.LinAlgError, match=(
+    with pytest.raises(
+        np.linalg.LinAlgError,
+        match=(
             "conv1: .*not positive definite.* smallest eigenvalue of Omega -2, of Gamma 0.25; "
-            "weight decay . damping is 0.11, from 3 on")):
+            "weight decay . damping is 0.11, from 3 on"
+        ),
+    ):
         block.update_inverses(0.1)
     block.update_inverses(1.001 * floor)
     assert np.isfinite(block.Omega_inv).all()
@@ -118,8 +123,10 @@ def test_eigenvalues_of_zero_without_damping_are_refused_not_divided_by(ops64, r
     block = fresh_block(ops64, rng, structure)
     block.weight_decay = 0.0
     block.Omega[4], block.Omega[:, 4] = 0, 0
-    with pytest.raises(np.linalg.LinAlgError, match=(
-            "conv1: an eigenvalue is zero, and weight decay . damping too$")):  # no floor of Eq. 21
+    with pytest.raises(
+        np.linalg.LinAlgError,
+        match=("conv1: an eigenvalue is zero, and weight decay . damping too$"),
+    ):  # no floor of Eq. 21
         block.update_inverses(0.0)
     block.update_inverses(1e-6)
     assert np.isfinite(block.inverse_values).all()
@@ -128,7 +135,8 @@ def test_eigenvalues_of_zero_without_damping_are_refused_not_divided_by(ops64, r
 @pytest.mark.parametrize("structure", STRUCTURES)
 @pytest.mark.parametrize("spoilt", [("Omega", np.nan), ("Gamma", np.inf), ("Omega", -1e3)])
 def test_a_later_failure_keeps_all_of_the_last_good_inverses_and_warns(
-        ops64, rng, structure, spoilt):
+    ops64, rng, structure, spoilt
+):
     name, value = spoilt
     block = fresh_block(ops64, rng, structure)
     block.update_inverses(0.1)
@@ -145,11 +153,14 @@ def test_a_later_failure_keeps_all_of_the_last_good_inverses_and_warns(
 
 
 def test_training_goes_on_past_a_spoilt_factor_and_returns_to_fresh_inverses(ops64, rng):
-    opt = build_optimizer(settings("kfc_pre", statistics_period=1, inverse_period=1),
-                          network(ops64, [CONV, dict(layer="dense", units=3)], (4, 3, 2)),
-                          SoftmaxCrossEntropy(ops64))
-    batches = [Batch(rng.standard_normal((6, 4, 3, 2)), np.arange(6, dtype=np.int32) % 3)
-               for _ in range(4)]
+    opt = build_optimizer(
+        settings("kfc_pre", statistics_period=1, inverse_period=1),
+        network(ops64, [CONV, dict(layer="dense", units=3)], (4, 3, 2)),
+        SoftmaxCrossEntropy(ops64),
+    )
+    batches = [
+        Batch(rng.standard_normal((6, 4, 3, 2)), np.arange(6, dtype=np.int32) % 3) for _ in range(4)
+    ]
     opt.prepare(batches[:1])
     opt.step(batches[1])
     before, kept = opt.blocks[0].Omega.copy(), opt.blocks[0].Omega_inv.copy()
@@ -195,12 +206,25 @@ def train(ops, structure, layers, shape, M, change=lambda net: None):
     net = network(ops, layers, shape)
     change(net)
     classes = net.layers[-1].output_shape[0]
-    opt = build_optimizer(settings("kfc_pre", structure=structure, statistics_period=1,
-                                   inverse_period=1, statistics_fraction=1.0), net,
-                          SoftmaxCrossEntropy(ops))
+    opt = build_optimizer(
+        settings(
+            "kfc_pre",
+            structure=structure,
+            statistics_period=1,
+            inverse_period=1,
+            statistics_fraction=1.0,
+        ),
+        net,
+        SoftmaxCrossEntropy(ops),
+    )
     rng = np.random.default_rng(1)
-    batches = [Batch(ops.asarray(rng.standard_normal((M, *shape))),
-                     rng.integers(0, classes, M).astype(np.int32)) for _ in range(7)]
+    batches = [
+        Batch(
+            ops.asarray(rng.standard_normal((M, *shape))),
+            rng.integers(0, classes, M).astype(np.int32),
+        )
+        for _ in range(7)
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         opt.prepare(batches[:1])
@@ -221,6 +245,7 @@ def test_a_dead_unit_stays_where_it_is_and_the_others_learn(structure):
     def kill(net):
         net.weighted[0].weight[1] = 0
         net.weighted[0].weight[1, 0] = -1e6
+
     layers = [CONV, RELU, DENSE]
     net, _ = train(CpuOps("float32", shards=1), structure, layers, (4, 3, 2), 5, kill)
     untrained = network(CpuOps("float32", shards=1), layers, (4, 3, 2))
@@ -233,14 +258,19 @@ def test_a_dead_unit_stays_where_it_is_and_the_others_learn(structure):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_derivatives_that_vanish_altogether_move_nothing(structure):
     """Logits so far apart that softmax is exactly one-hot: the samples agree with it."""
+
     def be_certain(net):
         net.weighted[-1].weight[:] = 0
         net.weighted[-1].weight[1, 0] = 1e4
+
     ops = CpuOps("float32", shards=1)
     net = network(ops, [CONV, RELU, DENSE], (4, 3, 2))
     be_certain(net)
-    opt = build_optimizer(settings("kfc_pre", structure=structure, statistics_period=1,
-                                   inverse_period=1), net, SoftmaxCrossEntropy(ops))
+    opt = build_optimizer(
+        settings("kfc_pre", structure=structure, statistics_period=1, inverse_period=1),
+        net,
+        SoftmaxCrossEntropy(ops),
+    )
     x = ops.asarray(np.random.default_rng(0).standard_normal((5, 4, 3, 2)))
     batch, before = Batch(x, np.ones(5, np.int32)), net.theta.copy()
     opt.prepare([batch])
@@ -248,8 +278,9 @@ def test_derivatives_that_vanish_altogether_move_nothing(structure):
         opt.step(batch)
     assert all((block.Gamma == 0).all() for block in opt.blocks)
     assert np.array_equal(net.theta, before)
-    assert all(np.isfinite(block.state()[name]).all()
-               for block in opt.blocks for name in block.INVERSES)
+    assert all(
+        np.isfinite(block.state()[name]).all() for block in opt.blocks for name in block.INVERSES
+    )
 
 
 def test_a_block_restored_from_its_state_has_inverses_to_keep(ops64, rng):

@@ -22,7 +22,13 @@ def test_a_constant_schedule_leaves_the_learning_rate_alone():
 def test_a_step_schedule_multiplies_at_each_drop():
     schedule = StepConfig(at=(100, 300), factor=0.5)
     assert [factor(schedule, e) for e in (0, 99, 100, 299, 300, 10**6)] == [
-        1, 1, 0.5, 0.5, 0.25, 0.25]
+        1,
+        1,
+        0.5,
+        0.5,
+        0.25,
+        0.25,
+    ]
 
 
 def test_a_warm_up_rises_on_a_line_from_its_start_to_one():
@@ -50,8 +56,11 @@ def test_a_warm_up_multiplies_the_decay_it_precedes():
 def test_every_update_has_the_rate_of_the_examples_before_it(ops64, rng, name):
     """One step at a scheduled rate is the step of an optimizer whose constant rate is that one."""
     schedule = SimpleNamespace(name="step", at=[8], factor=0.3, warm_up=4, warm_up_start=0.5)
-    changes = dict(layers=EVERY_LAYER[1:], nesterov=True) if name == "nesterov" else dict(
-        layers=EVERY_LAYER[1:])
+    changes = (
+        dict(layers=EVERY_LAYER[1:], nesterov=True)
+        if name == "nesterov"
+        else dict(layers=EVERY_LAYER[1:])
+    )
     method = "sgd" if name == "nesterov" else name
     scheduled = optimizer(ops64, method, schedule=schedule, **changes)
     first, *data = batches(ops64, rng, 4)
@@ -71,17 +80,21 @@ def test_every_update_has_the_rate_of_the_examples_before_it(ops64, rng, name):
 
 
 def test_the_rate_is_recorded_and_a_resumed_run_goes_on_with_it(tmp_path, no_figures):
-    settings = ("optimizer.schedule={name: cosine, warm_up: 300, warm_up_start: 0.1, "
-                "examples: 1500}", "evaluation.every=2", "optimizer.max_norm=1.0",
-                "optimizer.nesterov=true")
+    settings = (
+        "optimizer.schedule={name: cosine, warm_up: 300, warm_up_start: 0.1, examples: 1500}",
+        "evaluation.every=2",
+        "optimizer.max_norm=1.0",
+        "optimizer.nesterov=true",
+    )
     train(small(*settings, text=SGD), tmp_path / "straight")
     train(small(*settings, "epochs=0.5", text=SGD), tmp_path / "stopped")
     train(small(*settings, text=SGD), tmp_path / "stopped", resume=True)
     rows = read_metrics(tmp_path / "straight" / "metrics.csv")
     schedule = CosineConfig(warm_up=300, warm_up_start=0.1, examples=1500)
     assert_close(rows["learning_rate"], [0.05 * factor(schedule, e) for e in rows["examples"]])
-    whole, halves = (read_metrics(tmp_path / name / "metrics.csv")
-                     for name in ("straight", "stopped"))
+    whole, halves = (
+        read_metrics(tmp_path / name / "metrics.csv") for name in ("straight", "stopped")
+    )
     common = np.isin(halves["iteration"], whole["iteration"])
     assert_close(halves["test_loss"][common], whole["test_loss"], 0)
     assert_close(halves["learning_rate"][common], whole["learning_rate"], 0)

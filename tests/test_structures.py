@@ -104,7 +104,7 @@ def test_sua_is_its_definition_in_plain_loops(ops64, index):
     """Blocks of one offset as they are; between offsets the means of what both of them see."""
     block = filled(ops64, "sua", index)
     layer, J = block.layer, block.layer.input_shape[2]
-    M, K2 = len(layer.inputs), layer.window[0]**2
+    M, K2 = len(layer.inputs), layer.window[0] ** 2
     rows = patches_loops(layer.inputs, *layer.window).reshape(M, -1, layer.weight_shape[1])
     ones = np.ones((1, *layer.input_shape[:2], 1))
     inside = patches_loops(ones, *layer.window)[:, 1:].astype(bool)  # (T, K2)
@@ -112,11 +112,13 @@ def test_sua_is_its_definition_in_plain_loops(ops64, index):
     for d, e in itertools.product(range(K2), repeat=2):
         if d == e:
             continue
-        mean_d, mean_e = (rows[:, inside[:, o], 1 + o * J:1 + (o + 1) * J].mean((0, 1))
-                          for o in (d, e))
+        mean_d, mean_e = (
+            rows[:, inside[:, o], 1 + o * J : 1 + (o + 1) * J].mean((0, 1)) for o in (d, e)
+        )
         both = (inside[:, d] & inside[:, e]).sum()
-        expected[1 + d * J:1 + (d + 1) * J, 1 + e * J:1 + (e + 1) * J] = (
-            both * np.outer(mean_d, mean_e))
+        expected[1 + d * J : 1 + (d + 1) * J, 1 + e * J : 1 + (e + 1) * J] = both * np.outer(
+            mean_d, mean_e
+        )
     Omega, Gamma = block.project(ops64, block.Omega, block.Gamma)
     assert_close(Omega, expected)
     assert Gamma is block.Gamma
@@ -209,12 +211,21 @@ def test_a_new_basis_takes_the_moments_along_as_the_old_block_seen_in_it(ops64):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_training_with_any_structure_goes_on_bit_for_bit_from_its_state(structure, rng):
     ops = CpuOps("float32", shards=2)
-    data = [Batch(ops.asarray(rng.standard_normal((8, *INPUT_SHAPE))),
-                  rng.integers(0, 3, 8).astype(np.int32)) for _ in range(8)]
+    data = [
+        Batch(
+            ops.asarray(rng.standard_normal((8, *INPUT_SHAPE))),
+            rng.integers(0, 3, 8).astype(np.int32),
+        )
+        for _ in range(8)
+    ]
     straight, resumed = (
-        build_optimizer(settings("kfc_pre", structure=structure, inverse_period=2),
-                        network(ops, EVERY_LAYER, seed=3), SoftmaxCrossEntropy(ops, 3))
-        for _ in range(2))
+        build_optimizer(
+            settings("kfc_pre", structure=structure, inverse_period=2),
+            network(ops, EVERY_LAYER, seed=3),
+            SoftmaxCrossEntropy(ops, 3),
+        )
+        for _ in range(2)
+    )
     straight.prepare(data[:1])
     for batch in data[1:5]:
         straight.step(batch)
@@ -229,9 +240,18 @@ def test_training_with_any_structure_goes_on_bit_for_bit_from_its_state(structur
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_training_with_any_structure_lowers_the_loss(ops64, rng, structure):
     opt = build_optimizer(
-        settings("kfc_pre", structure=structure, damping=0.03, learning_rate=0.1, momentum=0.5,
-                 statistics_period=1, inverse_period=2), network(ops64, LAYERS, SHAPE),
-        SoftmaxCrossEntropy(ops64))
+        settings(
+            "kfc_pre",
+            structure=structure,
+            damping=0.03,
+            learning_rate=0.1,
+            momentum=0.5,
+            statistics_period=1,
+            inverse_period=2,
+        ),
+        network(ops64, LAYERS, SHAPE),
+        SoftmaxCrossEntropy(ops64),
+    )
     x = rng.standard_normal((40, *SHAPE))
     labels = (x[..., 0].sum((1, 2)) > 0).astype(np.int32) + 2 * (x[:, 0, 0, 1] > 0)
     batch = Batch(x, labels.astype(np.int32))
@@ -243,8 +263,9 @@ def test_training_with_any_structure_lowers_the_loss(ops64, rng, structure):
 
 def test_an_unknown_structure_is_refused_with_the_known_ones(ops64):
     with pytest.raises(ValueError, match="'full' is not one of kfc, diagonal, sua, white, ekfc"):
-        build_optimizer(settings("kfc_pre", structure="full"), network(ops64),
-                        SoftmaxCrossEntropy(ops64))
+        build_optimizer(
+            settings("kfc_pre", structure="full"), network(ops64), SoftmaxCrossEntropy(ops64)
+        )
 
 
 def test_every_structure_but_kfc_has_a_name_in_figures():

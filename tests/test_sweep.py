@@ -61,9 +61,12 @@ def watch_training(monkeypatch):
 
 def test_a_grid_is_read_as_yaml():
     assert parse_grid(["optimizer.learning_rate=0.3,1e-3", "network.0.std=he,0.1"]) == {
-        "optimizer.learning_rate": [0.3, 0.001], "network.0.std": ["he", 0.1]}
+        "optimizer.learning_rate": [0.3, 0.001],
+        "network.0.std": ["he", 0.1],
+    }
     assert parse_grid(["optimizer.weight_decay=0,{conv1: 0.004, fc10: 1}"]) == {
-        "optimizer.weight_decay": [0, {"conv1": 0.004, "fc10": 1}]}
+        "optimizer.weight_decay": [0, {"conv1": 0.004, "fc10": 1}]
+    }
 
 
 @pytest.mark.parametrize("text", ["seed", "=1", "seed=", "seed=[1"])
@@ -74,7 +77,10 @@ def test_a_grid_of_another_form_is_an_error_naming_it(text):
 
 def test_stages_have_epochs_and_a_number_of_runs_to_keep():
     assert parse_stages(["2:all", "8:3", "30.5:1"]) == [
-        Stage(2.0, None), Stage(8.0, 3), Stage(30.5, 1)]
+        Stage(2.0, None),
+        Stage(8.0, 3),
+        Stage(30.5, 1),
+    ]
 
 
 @pytest.mark.parametrize("texts", [["2"], ["2:0"], ["2:some"], ["8:all", "2:3"], ["x:1"]])
@@ -87,11 +93,16 @@ def test_points_are_all_combinations_in_folders_of_their_own(tmp_path):
     grid = {"optimizer.learning_rate": [0.1, 0.2], "seed": [0, 1]}
     points = sweeps.grid_points(grid, tmp_path)
     assert [point.folder.name for point in points] == [
-        "learning_rate=0.1,seed=0", "learning_rate=0.1,seed=1",
-        "learning_rate=0.2,seed=0", "learning_rate=0.2,seed=1"]
+        "learning_rate=0.1,seed=0",
+        "learning_rate=0.1,seed=1",
+        "learning_rate=0.2,seed=0",
+        "learning_rate=0.2,seed=1",
+    ]
     assert points[1].settings == {"optimizer.learning_rate": 0.1, "seed": 1}
-    names = [point.folder.name for point in sweeps.grid_points(
-        {"network.0.std": [1], "network.1.std": ["he"]}, tmp_path)]
+    names = [
+        point.folder.name
+        for point in sweeps.grid_points({"network.0.std": [1], "network.1.std": ["he"]}, tmp_path)
+    ]
     assert names == ["network.0.std=1,network.1.std=he"]
     with pytest.raises(ConfigError, match="given twice"):
         sweeps.grid_points({"seed": [1, 1]}, tmp_path)
@@ -99,8 +110,12 @@ def test_points_are_all_combinations_in_folders_of_their_own(tmp_path):
 
 def test_runs_rank_by_training_error_then_loss_and_diverged_ones_come_last():
     point = Point({}, Path())
-    rows = [None, {"train_error": 0.2, "train_loss": 3.0}, {"train_error": 0.1, "train_loss": 9.0},
-            {"train_error": 0.2, "train_loss": 2.0}]
+    rows = [
+        None,
+        {"train_error": 0.2, "train_loss": 3.0},
+        {"train_error": 0.1, "train_loss": 9.0},
+        {"train_error": 0.2, "train_loss": 2.0},
+    ]
     ranked = rank([Result(1, point, row) for row in rows])
     assert [result.row for result in ranked] == [rows[2], rows[3], rows[1], rows[0]]
 
@@ -109,9 +124,14 @@ def test_runs_rank_by_training_error_then_loss_and_diverged_ones_come_last():
 def test_the_best_runs_go_on_and_the_table_keeps_all(config, tmp_path, monkeypatch):
     trained = watch_training(monkeypatch)
     results = sweep(config, GRID, STAGES, tmp_path / "out")
-    assert trained == ["learning_rate=0.003", "learning_rate=1e+40", "learning_rate=0.3",
-                       "learning_rate=0.03", *["learning_rate=0.3", "learning_rate=0.03"],
-                       "learning_rate=0.3"]
+    assert trained == [
+        "learning_rate=0.003",
+        "learning_rate=1e+40",
+        "learning_rate=0.3",
+        "learning_rate=0.03",
+        *["learning_rate=0.3", "learning_rate=0.03"],
+        "learning_rate=0.3",
+    ]
     rows = table(tmp_path / "out")
     rates = [row["optimizer.learning_rate"] for row in rows]
     assert rates == ["0.3", "0.03", "0.003", "1e+40", "0.3", "0.03", "0.3"]
@@ -124,7 +144,10 @@ def test_the_best_runs_go_on_and_the_table_keeps_all(config, tmp_path, monkeypat
     metrics = read_metrics(tmp_path / "out" / "learning_rate=0.3" / "metrics.csv")
     assert errors[-1] == metrics["train_error"][-1] == results[-1].row["train_error"]
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_file()} == {
-        "sweep.csv", "sweep.md", "sweep.png"}
+        "sweep.csv",
+        "sweep.md",
+        "sweep.png",
+    }
     text = (tmp_path / "out" / "sweep.md").read_text().splitlines()
     assert len(text) == 2 + 7 and "diverged" in text[5] and f"{errors[0]:.2%}" in text[2]
     assert len({line.count("|") for line in text}) == 1 and "seconds" not in text[0]
@@ -134,7 +157,9 @@ def test_settings_that_are_mappings_are_swept_too(config, tmp_path):
     grid = parse_grid(["optimizer.weight_decay=0,{dense1: 0.5}"])
     sweep(config, grid, [Stage(0.5, None)], tmp_path / "out")
     assert sorted(row["optimizer.weight_decay"] for row in table(tmp_path / "out")) == [
-        "0", '{"dense1": 0.5}']
+        "0",
+        '{"dense1": 0.5}',
+    ]
 
 
 def test_a_run_that_goes_on_is_the_run_trained_at_once(config, tmp_path):
@@ -203,8 +228,22 @@ def test_an_unknown_key_is_an_error_before_anything_is_trained(config, tmp_path)
 
 def test_the_script_prints_the_table(config, tmp_path):
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--config", str(config), "--grid", "seed=1,2", "--stage",
-         "0.5:all", "--out", str(tmp_path / "out")], capture_output=True, text=True, check=True)
+        [
+            sys.executable,
+            str(SCRIPT),
+            "--config",
+            str(config),
+            "--grid",
+            "seed=1,2",
+            "--stage",
+            "0.5:all",
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout == (tmp_path / "out" / "sweep.md").read_text()
     assert done.stdout.count("\n") == 4
 
@@ -219,13 +258,28 @@ def test_several_workers_give_the_same_runs(config, tmp_path):
 
 @pytest.mark.slow
 def test_interrupted_workers_save_their_runs(config, tmp_path):
-    command = [sys.executable, str(SCRIPT), "--config", str(config), "--grid", "seed=1,2",
-               "--stage", "1000:all", "--workers", "2", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "--config",
+        str(config),
+        "--grid",
+        "seed=1,2",
+        "--stage",
+        "1000:all",
+        "--workers",
+        "2",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     folders = [tmp_path / "out" / f"seed={seed}" for seed in (1, 2)]
     for _ in range(600):
-        if all((folder / "metrics.csv").exists()
-               and (folder / "metrics.csv").read_text().count("\n") > 3 for folder in folders):
+        if all(
+            (folder / "metrics.csv").exists()
+            and (folder / "metrics.csv").read_text().count("\n") > 3
+            for folder in folders
+        ):
             break
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

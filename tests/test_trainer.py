@@ -46,9 +46,15 @@ def in_folder(folder):
 
 # What is measured
 
+
 def test_a_run_leaves_its_five_files_and_no_other(finished):
     assert {path.name for path in finished.iterdir()} == {
-        "config.yaml", "metrics.csv", "checkpoint.h5", "curves.png", "run.json"}
+        "config.yaml",
+        "metrics.csv",
+        "checkpoint.h5",
+        "curves.png",
+        "run.json",
+    }
 
 
 def test_a_row_is_written_at_the_start_the_end_and_every_so_many_updates(finished):
@@ -90,8 +96,12 @@ def test_rows_are_measured_with_the_averaged_parameters(finished, dataset):
 
 
 def test_the_training_loss_is_that_of_a_fixed_part_on_the_cpu(dataset):
-    parts = [Trainer(small(f"seed={seed}", "evaluation.train_examples=500"), RunFolder("unused"),
-                     dataset).measured for seed in (0, 1)]
+    parts = [
+        Trainer(
+            small(f"seed={seed}", "evaluation.train_examples=500"), RunFolder("unused"), dataset
+        ).measured
+        for seed in (0, 1)
+    ]
     assert len(set(parts[0].tolist())) == 500
     assert parts[0].tolist() == parts[1].tolist()
     whole = Trainer(small(), RunFolder("unused"), dataset)
@@ -147,11 +157,19 @@ def test_nu_is_the_mean_over_the_steps_since_the_row_before(tmp_path, monkeypatc
     np.testing.assert_allclose(metrics["nu"], expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", [
-    "{name: kfc_pre, learning_rate: 0.01, clip: 0.0003}", "{name: kfac}", "{name: hessian_free}",
-    "{name: sgd, learning_rate: 0.01}", "{name: sgd, learning_rate: 0.01, nesterov: true}",
-    "{name: adagrad, learning_rate: 0.01}", "{name: rmsprop, learning_rate: 0.01}",
-    "{name: adam, learning_rate: 0.01}"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        "{name: kfc_pre, learning_rate: 0.01, clip: 0.0003}",
+        "{name: kfac}",
+        "{name: hessian_free}",
+        "{name: sgd, learning_rate: 0.01}",
+        "{name: sgd, learning_rate: 0.01, nesterov: true}",
+        "{name: adagrad, learning_rate: 0.01}",
+        "{name: rmsprop, learning_rate: 0.01}",
+        "{name: adam, learning_rate: 0.01}",
+    ],
+)
 def test_the_norm_of_the_latest_move_is_recorded_or_nothing(tmp_path, monkeypatch, optimizer):
     thetas, step = [], Trainer._step
 
@@ -161,8 +179,10 @@ def test_the_norm_of_the_latest_move_is_recorded_or_nothing(tmp_path, monkeypatc
         thetas.append(self.network.theta.copy())
 
     monkeypatch.setattr(Trainer, "_step", watched)
-    train(small(f"optimizer={optimizer}", "optimizer.batch_size=120", "dtype=float64"),
-          tmp_path / "run")
+    train(
+        small(f"optimizer={optimizer}", "optimizer.batch_size=120", "dtype=float64"),
+        tmp_path / "run",
+    )
     move = np.linalg.norm(thetas[-1] - thetas[-2])
     recorded = read_metrics(tmp_path / "run" / "metrics.csv")["update_norm"][-1]
     assert move > 0
@@ -187,10 +207,16 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 
 # Time
 
+
 def test_seconds_are_those_of_the_steps_and_of_nothing_else(tmp_path, takes):
     takes(KfcPre, "step", 1)
-    for owner, name in ((trainer, "evaluate"), (trainer, "save_checkpoint"),
-                        (Trainer, "_warm_up"), (Trainer, "_build"), (RunFolder, "append")):
+    for owner, name in (
+        (trainer, "evaluate"),
+        (trainer, "save_checkpoint"),
+        (Trainer, "_warm_up"),
+        (Trainer, "_build"),
+        (RunFolder, "append"),
+    ):
         takes(owner, name, 1000)
     train(small("checkpoint_minutes=1e-9"), tmp_path / "run")
     metrics = read_metrics(tmp_path / "run" / "metrics.csv")
@@ -216,13 +242,17 @@ def test_phases_are_parts_of_the_seconds(finished):
 
 # Timetable and readings
 
-@pytest.mark.parametrize("overrides, steps, due", [
-    (["epochs=1", "evaluation={every: 5, unit: updates}"], 12, [0, 5, 10, 12]),
-    (["epochs=1", "evaluation={every: 0.5, unit: epochs}"], 12, [0, 6, 12]),
-    (["epochs=2", "evaluation={every: 0.75, unit: epochs}"], 24, [0, 9, 18, 24]),
-    (["epochs=0.3", "evaluation={every: 1, unit: epochs}"], 4, [0, 4]),
-    (["epochs=0.5", "evaluation={every: 0.01, unit: epochs}"], 6, list(range(7))),
-])
+
+@pytest.mark.parametrize(
+    "overrides, steps, due",
+    [
+        (["epochs=1", "evaluation={every: 5, unit: updates}"], 12, [0, 5, 10, 12]),
+        (["epochs=1", "evaluation={every: 0.5, unit: epochs}"], 12, [0, 6, 12]),
+        (["epochs=2", "evaluation={every: 0.75, unit: epochs}"], 24, [0, 9, 18, 24]),
+        (["epochs=0.3", "evaluation={every: 1, unit: epochs}"], 4, [0, 4]),
+        (["epochs=0.5", "evaluation={every: 0.01, unit: epochs}"], 6, list(range(7))),
+    ],
+)
 def test_the_timetable_in_updates(overrides, steps, due):
     timetable = Timetable(small(*overrides), 1437)
     assert timetable.steps == steps
@@ -243,6 +273,7 @@ def test_reading_rarely_changes_nothing(tmp_path, monkeypatch):
 
 # Failing
 
+
 def poison(monkeypatch, step, layer):
     """From update `step` on a weight of a layer is not a number."""
     original = SGD.step
@@ -259,14 +290,19 @@ def poison(monkeypatch, step, layer):
 @pytest.mark.parametrize("reads", [1, 4, 50])
 @pytest.mark.parametrize("layer, name", [(0, "conv1"), (1, "dense1")])
 def test_a_loss_that_is_not_finite_ends_the_run_naming_step_layer_and_checkpoint(
-        layer, name, reads, tmp_path, monkeypatch):
+    layer, name, reads, tmp_path, monkeypatch
+):
     monkeypatch.setitem(clock.STEPS_BETWEEN_READS, "cpu", reads)
     poison(monkeypatch, 6, layer)
     config = small("checkpoint_minutes=1000", "evaluation.every=1000", text=SGD_TEXT)
     monkeypatch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
-    with pytest.raises(TrainingFailed, match=(
+    with pytest.raises(
+        TrainingFailed,
+        match=(
             f"after update 6 the loss is not finite.*first in layer {name}; the last good "
-            "checkpoint is .*checkpoint.h5, of update 3.*learning_rate")) as caught:
+            "checkpoint is .*checkpoint.h5, of update 3.*learning_rate"
+        ),
+    ) as caught:
         train(config, tmp_path / "run")
     assert caught.value.exit_status == 1
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 3
@@ -292,8 +328,9 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["prepare", "step"])
-def test_a_factor_that_cannot_be_inverted_ends_the_run_with_a_way_out(method, tmp_path,
-                                                                      monkeypatch):
+def test_a_factor_that_cannot_be_inverted_ends_the_run_with_a_way_out(
+    method, tmp_path, monkeypatch
+):
     def fail(*_):
         raise np.linalg.LinAlgError("dense1: Gamma is not positive definite")
 
@@ -330,6 +367,7 @@ def test_a_full_disk_at_a_checkpoint_is_an_error_naming_the_file(tmp_path, monke
 
 # The folder
 
+
 def test_an_existing_run_is_refused_and_stays_as_it_is(finished):
     before = in_folder(finished)
     with pytest.raises(RunFolderError, match="holds a run already.*--resume.*--overwrite"):
@@ -346,10 +384,13 @@ def test_overwriting_replaces_every_file(finished, tmp_path):
     assert (run / "config.yaml").read_bytes() == (tmp_path / "fresh/config.yaml").read_bytes()
 
 
-@pytest.mark.parametrize("override, error", [
-    ("network=[{layer: dense, units: 9}]", "10 classes"),
-    ("network=[{layer: conv, filters: 2, kernel: 40}, {layer: dense, units: 10}]", "network.0"),
-])
+@pytest.mark.parametrize(
+    "override, error",
+    [
+        ("network=[{layer: dense, units: 9}]", "10 classes"),
+        ("network=[{layer: conv, filters: 2, kernel: 40}, {layer: dense, units: 10}]", "network.0"),
+    ],
+)
 def test_an_impossible_network_never_costs_the_run_that_is_there(override, error, tmp_path):
     train(small(), tmp_path / "run")
     before = in_folder(tmp_path / "run")
@@ -387,6 +428,7 @@ def test_two_processes_cannot_use_one_folder(tmp_path):
 
 # The records
 
+
 def test_the_config_of_a_run_is_complete_and_gives_the_same_run(tmp_path):
     train(small("epochs=0.4"), tmp_path / "first")
     train(load_config(tmp_path / "first" / "config.yaml"), tmp_path / "second")
@@ -411,10 +453,14 @@ def test_no_record_holds_an_absolute_path(tmp_path, monkeypatch, dataset):
     for name in ("config.yaml", "run.json", "metrics.csv"):
         assert str(tmp_path.parent) not in (tmp_path / "run" / name).read_text()
     assert json.loads((tmp_path / "run/run.json").read_text())["command"] == [
-        "train.py", "--out", "run"]
+        "train.py",
+        "--out",
+        "run",
+    ]
 
 
 # Reading a run back
+
 
 def test_a_trained_network_predicts_as_it_was_measured(finished, dataset):
     run = kfcnet.load_run(finished)

@@ -36,12 +36,15 @@ def test_the_page_shows_the_figures_that_the_script_draws(rendered):
         assert np.abs(np.array(drawn.shape[:2]) / shown.shape[:2] - 1).max() < 0.1
 
 
-@pytest.mark.parametrize("right, wrong", [
-    ("np.sqrt(c) / pi * np.eye", "np.sqrt(c) * pi * np.eye"),
-    ("DS.T @ DS / len(DS)", "DS.T @ DS / len(x)"),
-    ("p.cumsum(axis=1) <= u[:, None]", "p.cumsum(axis=1) <= 0.5"),
-    ("np.sqrt(cap / nu)", "cap / nu"),
-])
+@pytest.mark.parametrize(
+    "right, wrong",
+    [
+        ("np.sqrt(c) / pi * np.eye", "np.sqrt(c) * pi * np.eye"),
+        ("DS.T @ DS / len(DS)", "DS.T @ DS / len(x)"),
+        ("p.cumsum(axis=1) <= u[:, None]", "p.cumsum(axis=1) <= 0.5"),
+        ("np.sqrt(cap / nu)", "cap / nu"),
+    ],
+)
 def test_a_wrong_line_is_noticed(right, wrong):
     text = SCRIPT.read_text()
     assert text.count(right) == 1
@@ -60,10 +63,10 @@ def test_cells_are_text_or_code_and_results_stand_behind_them(tmp_path):
     cells = read_cells(script)
     assert cells == [Cell(False, "# Title\n\nText."), Cell(True, "x = 1"), Cell(True, "print(x)")]
     page = render(cells, render_walkthrough.run(cells), tmp_path)
-    assert page == ("# Title\n\nText.\n\n```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n"
-                    "```text\n1\n```\n")
+    assert page == (
+        "# Title\n\nText.\n\n```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```text\n1\n```\n"
+    )
 
 
 def test_the_readme_links_the_page():
     assert "(docs/walkthrough.md)" in (DOCS.parent / "README.md").read_text()
-

@@ -39,15 +39,20 @@ class Contestant:
     def row(self):
         """Medians: {"step", "batch", "milliseconds", "images_per_second"}."""
         median = statistics.median(self.seconds)
-        return {"step": self.name, "batch": self.M, "milliseconds": 1e3 * median,
-                "images_per_second": self.M / median}
+        return {
+            "step": self.name,
+            "batch": self.M,
+            "milliseconds": 1e3 * median,
+            "images_per_second": self.M / median,
+        }
 
 
 def example_batch(ops, M, seed=0):
     """M random images with CIFAR's spread of pixel values about their mean, and labels."""
     rng = np.random.default_rng(seed)
-    return Batch(ops.asarray(rng.normal(0, 60, (M, *INPUT_SHAPE))),
-                 rng.integers(0, 10, M).astype(np.int32))
+    return Batch(
+        ops.asarray(rng.normal(0, 60, (M, *INPUT_SHAPE))), rng.integers(0, 10, M).astype(np.int32)
+    )
 
 
 def own_optimizer(config, ops):
@@ -88,11 +93,16 @@ def benchmark_cpu(sgd="cifar_sgd", kfc="cifar_kfc", rounds=5, native="auto", sha
             contestant.step()
             contestant.turn(4)
         if peer:
-            ratios.append(statistics.median(peer.seconds[-4:])
-                          / statistics.median(ours.seconds[-4:]))
+            ratios.append(
+                statistics.median(peer.seconds[-4:]) / statistics.median(ours.seconds[-4:])
+            )
     kfc_contestant, phases = _kfc_contestant(kfc_config, ops)
-    report = {"device": ops.describe(), "steps": [c.row() for c in [*contestants, kfc_contestant]],
-              "phases": phases, "ratios": {}}
+    report = {
+        "device": ops.describe(),
+        "steps": [c.row() for c in [*contestants, kfc_contestant]],
+        "phases": phases,
+        "ratios": {},
+    }
     epoch = {c.name: statistics.mean(c.seconds) / c.M for c in (ours, kfc_contestant)}
     report["ratios"]["KFC-pre epoch / SGD epoch"] = epoch["KFC-pre"] / epoch["SGD"]
     if peer:
@@ -137,10 +147,18 @@ def _torch_contestant(config, ops, batch):
 def markdown(report):
     """The steps and ratios as a table in Markdown."""
     lines = [["step", "batch", "ms", "images/s"], ["---", *["---:"] * 3]]
-    lines += [[row["step"], str(row["batch"]), f"{row['milliseconds']:.1f}",
-               f"{row['images_per_second']:.0f}"] for row in report["steps"]]
-    lines += [[f"ratio: {name}", "", f"{ratio:.2f}", ""]
-              for name, ratio in report["ratios"].items()]
+    lines += [
+        [
+            row["step"],
+            str(row["batch"]),
+            f"{row['milliseconds']:.1f}",
+            f"{row['images_per_second']:.0f}",
+        ]
+        for row in report["steps"]
+    ]
+    lines += [
+        [f"ratio: {name}", "", f"{ratio:.2f}", ""] for name, ratio in report["ratios"].items()
+    ]
     return markdown_table(lines)
 
 
@@ -148,8 +166,11 @@ def format_report(report):
     """The report as a text for people."""
     lines = [f"{key}: {value}" for key, value in report["device"].items()]
     lines += ["", f"{'step':<18}{'batch':>6}{'ms':>10}{'images/s':>11}"]
-    lines += [f"{row['step']:<18}{row['batch']:>6}{row['milliseconds']:>10.1f}"
-              f"{row['images_per_second']:>11.0f}" for row in report["steps"]]
+    lines += [
+        f"{row['step']:<18}{row['batch']:>6}{row['milliseconds']:>10.1f}"
+        f"{row['images_per_second']:>11.0f}"
+        for row in report["steps"]
+    ]
     lines += ["", "KFC-pre, mean milliseconds a step by phase:"]
     lines += [f"  {name:<16}{duration:>8.1f}" for name, duration in report["phases"].items()]
     lines += [f"{name}: {ratio:.2f}" for name, ratio in report["ratios"].items()]

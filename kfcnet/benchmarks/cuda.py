@@ -23,8 +23,18 @@ from kfcnet.ops.shapes import output_sides
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
-NOT_TIMED = {"asarray", "to_numpy", "empty", "zeros", "copy", "place", "describe", "counter",
-             "scalar", "write"}
+NOT_TIMED = {
+    "asarray",
+    "to_numpy",
+    "empty",
+    "zeros",
+    "copy",
+    "place",
+    "describe",
+    "counter",
+    "scalar",
+    "write",
+}
 FACTORIZATIONS = {"spd_inverse", "eigh"}  # by a library, which refuses to be captured
 ALWAYS_FP32 = {"matmul", "gram", "patch_gram"}
 
@@ -105,9 +115,13 @@ class Call:
         if self.name in FACTORIZATIONS:
             return timed(self.ops, lambda: method(*self.args, **self.kwargs), replays)
         count = sets_beyond_caches(self.bytes)
-        sets = [(list(map(self._copy, self.args)),
-                 {key: self._copy(value) for key, value in self.kwargs.items()})
-                for _ in range(count)]
+        sets = [
+            (
+                list(map(self._copy, self.args)),
+                {key: self._copy(value) for key, value in self.kwargs.items()},
+            )
+            for _ in range(count)
+        ]
 
         def repeat():
             for args, kwargs in sets:
@@ -119,10 +133,14 @@ class Call:
         """What was measured; the calls were made in so many steps."""
         seconds = self.seconds(replays)
         tf32 = self.ops.tensor_cores and self.name not in ALWAYS_FP32
-        return {"call": self.label, "precision": "TF32" if tf32 else "fp32",
-                "microseconds": 1e6 * seconds, "TFLOP_s": self.operations / seconds / 1e12,
-                "GB_s": self.bytes / seconds / 1e9,
-                "calls_a_step": {phase: n / steps for phase, n in self.phases.items() if phase}}
+        return {
+            "call": self.label,
+            "precision": "TF32" if tf32 else "fp32",
+            "microseconds": 1e6 * seconds,
+            "TFLOP_s": self.operations / seconds / 1e12,
+            "GB_s": self.bytes / seconds / 1e9,
+            "calls_a_step": {phase: n / steps for phase, n in self.phases.items() if phase},
+        }
 
     @property
     def convolution(self):
@@ -169,8 +187,9 @@ def timed(ops, function, repeats):
         function()
         marks.append(runtime.mark())
     runtime.synchronize()
-    return statistics.median(runtime.seconds_between(a, b)
-                             for a, b in zip(marks, marks[1:], strict=False))
+    return statistics.median(
+        runtime.seconds_between(a, b) for a, b in zip(marks, marks[1:], strict=False)
+    )
 
 
 def ceilings(ops, megabytes=1024, side=8192):
@@ -277,9 +296,12 @@ def torch_rows(ops, config, device="cuda"):
     tf32 = bool(ops.tensor_cores)
     convolutions = {
         (name, M, *layer.input_shape, layer.output_shape[-1]): seconds
-        for layer in network.weighted if layer.window[0] > 1
+        for layer in network.weighted
+        if layer.window[0] > 1
         for name, seconds in torch_gpu.convolution_seconds(
-            layer, M, tf32, device, sets_beyond_caches).items()}
+            layer, M, tf32, device, sets_beyond_caches
+        ).items()
+    }
     return torch_gpu.step_rows(steps, tf32), convolutions
 
 
@@ -288,8 +310,9 @@ def omega_ratio(ops, M=512, image=(16, 16, 32), kernel=5):
     runtime, P = ops.runtime, 1 + kernel**2 * image[-1]
     x = random_matrix(ops, M, math.prod(image), 1).reshape(M, *image)
     out, rows = ops.zeros((P, P)), ops.patches(x, kernel, 1, kernel // 2)
-    ours = timed(ops, ops.program(lambda: ops.patch_gram(x, kernel, 1, kernel // 2, 1.0, 0.0, out)),
-                 REPLAYS)
+    ours = timed(
+        ops, ops.program(lambda: ops.patch_gram(x, kernel, 1, kernel // 2, 1.0, 0.0, out)), REPLAYS
+    )
     library = timed(ops, lambda: runtime.library_product(rows, rows, out, False, True), REPLAYS)
     return library / ours
 
@@ -298,8 +321,9 @@ def inversion_ratio(ops, config):
     """Time of the library's inversions of a network's factors over that of our sweeps, which are
     one graph. Both wait until it is known whether they succeeded.
     """
-    sides = [side for layer in own_optimizer(config, ops).network.weighted
-             for side in layer.factor_sizes]
+    sides = [
+        side for layer in own_optimizer(config, ops).network.weighted for side in layer.factor_sizes
+    ]
     roots = [random_matrix(ops, side, side, 1) for side in sides]
     matrices = [ops.matmul(root, root, transpose_b=True) for root in roots]
     shifts = [ops.asarray([float(side)]) for side in sides]
@@ -321,8 +345,14 @@ def benchmark_cuda(ops):
     """
     sgd = [load_config("cifar_sgd", [f"optimizer.batch_size={M}"]) for M in (128, 512)]
     kfc = [load_config("cifar_kfc", [f"optimizer.batch_size={M}"]) for M in (512, 4096)]
-    report = {"device": ops.describe(), "ceilings": ceilings(ops), "steps": [], "phases": {},
-              "primitives": [], "ratios": {}}
+    report = {
+        "device": ops.describe(),
+        "ceilings": ceilings(ops),
+        "steps": [],
+        "phases": {},
+        "primitives": [],
+        "ratios": {},
+    }
     for precision in ("TF32", "fp32") if ops.runtime.tensor_cores else ("fp32",):
         variant = CudaOps(ops.runtime, tensor_cores=precision == "TF32")
         own = [step_row(variant, config, f"SGD, {precision}") for config in sgd]
@@ -340,21 +370,26 @@ def benchmark_cuda(ops):
         epochs = own[2]["milliseconds"] / 512 / (own[0]["milliseconds"] / 128)
         report["ratios"][f"SGD epoch at 128 / KFC-pre epoch at 512, {precision}"] = 1 / epochs
     report["ratios"]["cuSOLVER / sweeps, the factors of the CIFAR-10 network"] = inversion_ratio(
-        ops, kfc[0])
+        ops, kfc[0]
+    )
     report["ratios"]["cuBLAS on patches / Omega, 801 x 801, fp32"] = omega_ratio(ops)
     return report
 
 
 def ratios(name, row, steps, ours, theirs):
     """{what: PyTorch's time over ours} of a step and of its convolutions, one by one and in sum."""
-    found = {f"{other['step']} / {name}": other["milliseconds"] / row["milliseconds"]
-             for other in steps}
+    found = {
+        f"{other['step']} / {name}": other["milliseconds"] / row["milliseconds"] for other in steps
+    }
     shared = [key for key in theirs if key in ours]
-    found |= {f"{' '.join(map(str, key))} in PyTorch / ours, {name}": theirs[key] / ours[key]
-              for key in shared}
+    found |= {
+        f"{' '.join(map(str, key))} in PyTorch / ours, {name}": theirs[key] / ours[key]
+        for key in shared
+    }
     if shared:
-        found[f"convolutions in PyTorch / ours, {name}"] = (
-            sum(theirs[key] for key in shared) / sum(ours[key] for key in shared))
+        found[f"convolutions in PyTorch / ours, {name}"] = sum(theirs[key] for key in shared) / sum(
+            ours[key] for key in shared
+        )
     return found
 
 
@@ -363,13 +398,21 @@ def format_report(report):
     lines = [f"{key}: {value}" for key, value in report["device"].items()]
     lines += ["", *(f"{key}: {value:.1f}" for key, value in report["ceilings"].items())]
     lines += ["", f"{'step':<30}{'batch':>6}{'ms':>10}{'images/s':>12}"]
-    lines += [f"{row['step']:<30}{row['batch']:>6}{row['milliseconds']:>10.3f}"
-              f"{row['images_per_second']:>12.0f}" for row in report["steps"]]
+    lines += [
+        f"{row['step']:<30}{row['batch']:>6}{row['milliseconds']:>10.3f}"
+        f"{row['images_per_second']:>12.0f}"
+        for row in report["steps"]
+    ]
     lines += ["", "milliseconds a step that the primitives of each phase add up to:"]
-    lines += [f"{step}: " + ", ".join(f"{phase} {ms:.3f}" for phase, ms in phases.items())
-              for step, phases in report["phases"].items()]
+    lines += [
+        f"{step}: " + ", ".join(f"{phase} {ms:.3f}" for phase, ms in phases.items())
+        for step, phases in report["phases"].items()
+    ]
     lines += ["", f"{'us':>9}{'TFLOP/s':>9}{'GB/s':>8}  primitive, step"]
-    lines += [f"{row['microseconds']:>9.1f}{row['TFLOP_s']:>9.2f}{row['GB_s']:>8.0f}"
-              f"  {row['call']}, {row['step']}" for row in report["primitives"]]
+    lines += [
+        f"{row['microseconds']:>9.1f}{row['TFLOP_s']:>9.2f}{row['GB_s']:>8.0f}"
+        f"  {row['call']}, {row['step']}"
+        for row in report["primitives"]
+    ]
     lines += ["", *(f"{ratio:>7.2f}  {what}" for what, ratio in report["ratios"].items())]
     return "\n".join(lines)

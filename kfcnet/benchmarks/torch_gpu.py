@@ -36,8 +36,9 @@ def seconds(function, device, repeats=30, warm_up=5):
         function()
         mark.record()
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:],
-                                                                      strict=False))
+    return statistics.median(
+        a.elapsed_time(b) / 1000 for a, b in zip(marks, marks[1:], strict=False)
+    )
 
 
 def captured(function, device):
@@ -77,8 +78,14 @@ def step_rows(step, tf32):
     for kind in ("eager", "graph") if step.device != "cpu" else ("eager",):
         run = captured(step.peer.step, step.device) if kind == "graph" else step.peer.step
         taken = seconds(run, step.device)
-        rows.append({"step": f"PyTorch SGD, {kind}, {'TF32' if tf32 else 'fp32'}", "batch": M,
-                     "milliseconds": 1e3 * taken, "images_per_second": M / taken})
+        rows.append(
+            {
+                "step": f"PyTorch SGD, {kind}, {'TF32' if tf32 else 'fp32'}",
+                "batch": M,
+                "milliseconds": 1e3 * taken,
+                "images_per_second": M / taken,
+            }
+        )
     return rows
 
 
@@ -94,22 +101,31 @@ def convolution_seconds(layer, M, tf32, device, sets_of):
     bias = torch.randn(I, device=device)
 
     def arrays():
-        return [torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
-                for shape in shapes]
+        return [
+            torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+            for shape in shapes
+        ]
 
     def forward(x, y, weight):
         functional.conv2d(x, weight, bias, stride, padding)
 
     def backward(wanted):
         def run(x, y, weight):
-            torch.ops.aten.convolution_backward(y, x, weight, [I], [stride] * 2, [padding] * 2,
-                                                [1, 1], False, [0, 0], 1, wanted)
+            torch.ops.aten.convolution_backward(
+                y, x, weight, [I], [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1, wanted
+            )
 
         return run
 
     one = arrays()
     sets = [one, *(arrays() for _ in range(1, sets_of(sum(a.nbytes for a in one))))]
-    primitives = {"conv_forward": forward, "conv_backward_data": backward([True, False, False]),
-                  "conv_backward_weights": backward([False, True, True])}
-    return {name: seconds(captured(lambda run=run: [run(*each) for each in sets], device),
-                          device) / len(sets) for name, run in primitives.items()}
+    primitives = {
+        "conv_forward": forward,
+        "conv_backward_data": backward([True, False, False]),
+        "conv_backward_weights": backward([False, True, True]),
+    }
+    return {
+        name: seconds(captured(lambda run=run: [run(*each) for each in sets], device), device)
+        / len(sets)
+        for name, run in primitives.items()
+    }

@@ -65,12 +65,17 @@ class TorchPeer:
             for module, own in zip(self.weighted, network.weighted, strict=True):
                 self._copy(module, torch.from_numpy(network.ops.to_numpy(own.weight).copy()), own)
         decays = by_layer(config.optimizer, "weight_decay", network.weighted, absent=0.0)
-        groups = [dict(params=[m.weight], weight_decay=d)
-                  for m, d in zip(self.weighted, decays, strict=True)]
+        groups = [
+            dict(params=[m.weight], weight_decay=d)
+            for m, d in zip(self.weighted, decays, strict=True)
+        ]
         groups.append(dict(params=[m.bias for m in self.weighted], weight_decay=0.0))
-        self.optimizer = torch.optim.SGD(groups, lr=config.optimizer.learning_rate,
-                                         momentum=config.optimizer.momentum,
-                                         fused=device != "cpu")
+        self.optimizer = torch.optim.SGD(
+            groups,
+            lr=config.optimizer.learning_rate,
+            momentum=config.optimizer.momentum,
+            fused=device != "cpu",
+        )
 
     @staticmethod
     def _copy(module, homogeneous, own):

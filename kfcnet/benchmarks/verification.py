@@ -60,8 +60,12 @@ def verify(out, data="cifar10", path=None):
 
 def run_tests():
     """({outcome: number of tests}, the end of what pytest said)."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"], cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     lines = done.stdout.strip().splitlines() or [""]
     counts = re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])
     outcomes = {outcome: int(number) for number, outcome in counts}
@@ -87,8 +91,10 @@ def ceiling_figure(report):
     Those of the first KFC-pre step, which has them all.
     """
     step = next(row["step"] for row in report["primitives"] if row["step"].startswith("KFC-pre"))
-    rows = sorted((row for row in report["primitives"] if row["step"] == step),
-                  key=lambda row: row["microseconds"])
+    rows = sorted(
+        (row for row in report["primitives"] if row["step"] == step),
+        key=lambda row: row["microseconds"],
+    )
     figure = Figure(figsize=(9, 0.28 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots()
     shares = [share(row, report["ceilings"]) for row in rows]
@@ -101,5 +107,7 @@ def ceiling_figure(report):
 
 def share(row, ceilings):
     """The largest of a primitive's rates over the ceiling of that rate."""
-    return max(row["GB_s"] / ceilings["copy_GB_s"],
-               row["TFLOP_s"] / ceilings[f"{row['precision']}_TFLOP_s"])
+    return max(
+        row["GB_s"] / ceilings["copy_GB_s"],
+        row["TFLOP_s"] / ceilings[f"{row['precision']}_TFLOP_s"],
+    )

@@ -9,5 +9,11 @@ from kfcnet.config.load import (
     read_config,
 )
 
-__all__ = ["ConfigError", "config_names", "dump_config", "load_config", "parse_config",
-           "read_config"]
+__all__ = [
+    "ConfigError",
+    "config_names",
+    "dump_config",
+    "load_config",
+    "parse_config",
+    "read_config",
+]

@@ -32,19 +32,32 @@ from kfcnet.config.schema import (
 )
 
 _SECTIONS = {
-    "data": DataConfig, "evaluation": EvaluationConfig, "ops": OpsConfig,
+    "data": DataConfig,
+    "evaluation": EvaluationConfig,
+    "ops": OpsConfig,
     "diagnostics": DiagnosticsConfig,
 }
 
 # After a choice, the location of an error also names the model that was chosen.
 _CHOICES = {
-    "sgd": SgdConfig, "kfc_pre": KfcPreConfig, "kfac": KfacConfig,
+    "sgd": SgdConfig,
+    "kfc_pre": KfcPreConfig,
+    "kfac": KfacConfig,
     "hessian_free": HessianFreeConfig,
-    "adagrad": AdagradConfig, "rmsprop": RmspropConfig, "adam": AdamConfig,
-    "conv": ConvConfig, "dense": DenseConfig, "relu": ReluConfig, "max_pool": MaxPoolConfig,
-    "avg_pool": AvgPoolConfig, "response_norm": ResponseNormConfig,
-    "batch_norm": BatchNormConfig, "dropout": DropoutConfig,
-    "constant": ConstantConfig, "step": StepConfig, "cosine": CosineConfig,
+    "adagrad": AdagradConfig,
+    "rmsprop": RmspropConfig,
+    "adam": AdamConfig,
+    "conv": ConvConfig,
+    "dense": DenseConfig,
+    "relu": ReluConfig,
+    "max_pool": MaxPoolConfig,
+    "avg_pool": AvgPoolConfig,
+    "response_norm": ResponseNormConfig,
+    "batch_norm": BatchNormConfig,
+    "dropout": DropoutConfig,
+    "constant": ConstantConfig,
+    "step": StepConfig,
+    "cosine": CosineConfig,
 }
 
 
@@ -81,10 +94,16 @@ def _explain_one(error: dict, document: dict) -> str:
     if kind == "missing":
         return f"{key}: missing"
     wanted = {
-        "float_type": "a number", "int_type": "a whole number", "bool_type": "true or false",
-        "string_type": "text", "finite_number": "a finite number", "tuple_type": "a list",
-        "model_type": "keys and values", "model_attributes_type": "keys and values",
-        "dict_type": "keys and values", "path_type": "a path",
+        "float_type": "a number",
+        "int_type": "a whole number",
+        "bool_type": "true or false",
+        "string_type": "text",
+        "finite_number": "a finite number",
+        "tuple_type": "a list",
+        "model_type": "keys and values",
+        "model_attributes_type": "keys and values",
+        "dict_type": "keys and values",
+        "path_type": "a path",
         "too_short": "a list of at least one item",
         "string_pattern_mismatch": "letters, digits and _ only",
         "literal_error": context.get("expected", "").replace("'", ""),

@@ -137,16 +137,14 @@ LayerConfig = Annotated[
 ]
 
 WeightDecay = Annotated[
-    Annotated[NonNegative, Tag("number")]
-    | Annotated[dict[str, NonNegative], Tag("mapping")],
+    Annotated[NonNegative, Tag("number")] | Annotated[dict[str, NonNegative], Tag("mapping")],
     Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
 ]
 
 
 # Longest Euclidean norm of a unit's incoming weights.
 MaxNorm = Annotated[
-    Annotated[PositiveFloat, Tag("number")]
-    | Annotated[dict[str, PositiveFloat], Tag("mapping")],
+    Annotated[PositiveFloat, Tag("number")] | Annotated[dict[str, PositiveFloat], Tag("mapping")],
     Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
 ]
 
@@ -186,9 +184,7 @@ class CosineConfig(_ScheduleConfig):
         return examples
 
 
-ScheduleConfig = Annotated[
-    ConstantConfig | StepConfig | CosineConfig, Field(discriminator="name")
-]
+ScheduleConfig = Annotated[ConstantConfig | StepConfig | CosineConfig, Field(discriminator="name")]
 
 
 class _OptimizerConfig(_Model):
@@ -293,8 +289,10 @@ class KfcPreConfig(_StatisticsConfig, _RateConfig):
         if delay and info.data.get("structure") == "ekfc":
             raise ValueError(f"{delay} with structure ekfc would lose the moments seen meanwhile")
         if delay > info.data.get("inverse_period", delay):
-            raise ValueError(f"{delay} is above inverse_period, {info.data['inverse_period']}: "
-                             "the next inversion would begin before this one is adopted")
+            raise ValueError(
+                f"{delay} is above inverse_period, {info.data['inverse_period']}: "
+                "the next inversion would begin before this one is adopted"
+            )
         return delay
 
 
@@ -472,9 +470,11 @@ class Config(_Model):
     @model_validator(mode="after")
     def _diagnostics_have_curvature(self):
         if self.diagnostics and not isinstance(self.optimizer, _StatisticsConfig):
-            raise ValueError(f"diagnostics: {self.optimizer.name} has no Kronecker factors to "
-                             "look at; leave diagnostics out, or take kfc_pre, kfac or "
-                             "hessian_free")
+            raise ValueError(
+                f"diagnostics: {self.optimizer.name} has no Kronecker factors to "
+                "look at; leave diagnostics out, or take kfc_pre, kfac or "
+                "hessian_free"
+            )
         return self
 
 

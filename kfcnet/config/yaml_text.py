@@ -63,6 +63,10 @@ def parse(text: str) -> Any:
 def dump(value: Any) -> str:
     """`value` (mappings, lists, plain scalars) as YAML; innermost collections on one line."""
     return yaml.dump(
-        value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100,
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=None,
+        width=100,
         allow_unicode=True,
     )

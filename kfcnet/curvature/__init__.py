@@ -15,9 +15,17 @@ from kfcnet.curvature.operators import FisherOperator, KroneckerFisher
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.shapes import output_sides
 
-__all__ = ["EigenbasisBlock", "FisherOperator", "KroneckerBlock", "KroneckerFisher",
-           "damped_inverses", "damping_floor", "derivative_factor", "input_factor",
-           "precondition"]
+__all__ = [
+    "EigenbasisBlock",
+    "FisherOperator",
+    "KroneckerBlock",
+    "KroneckerFisher",
+    "damped_inverses",
+    "damping_floor",
+    "derivative_factor",
+    "input_factor",
+    "precondition",
+]
 
 
 def _reference_ops(*arrays):
@@ -46,8 +54,10 @@ def input_factor(activations, kernel_size=1, stride=1, padding=0):
     """
     x = _as_images(activations, "activations")
     if min(output_sides(x.shape, kernel_size, stride, padding)) < 1:
-        raise ValueError(f"kernel_size: {kernel_size} with padding {padding} does not fit into "
-                         f"activations of {x.shape[1]} x {x.shape[2]}")
+        raise ValueError(
+            f"kernel_size: {kernel_size} with padding {padding} does not fit into "
+            f"activations of {x.shape[1]} x {x.shape[2]}"
+        )
     ops = _reference_ops(x)
     P = 1 + kernel_size**2 * x.shape[-1]
     Omega = ops.empty((P, P))

@@ -24,9 +24,9 @@ class Correlations(NamedTuple):
     centre; those between maps are at the same location.
     """
 
-    derivatives: np.ndarray      # rho_s (I, 2R+1, 2R+1)
+    derivatives: np.ndarray  # rho_s (I, 2R+1, 2R+1)
     derivative_maps: np.ndarray  # kap_s (I, I)
-    activations: np.ndarray      # rho_a (J, 2R+1, 2R+1)
+    activations: np.ndarray  # rho_a (J, 2R+1, 2R+1)
     activation_maps: np.ndarray  # kap_a (J, J)
 
 
@@ -46,8 +46,11 @@ def correlations(network, loss, inputs, radius, step=0):
             ds, a = to_numpy(layer.output_gradients), to_numpy(layer.inputs)
             centred = a - a.mean(axis=(0, 1, 2), dtype=np.float64)
             result[layer.name] = Correlations(
-                spatial_correlation(ds, radius), map_correlation(ds),
-                spatial_correlation(centred, radius), map_correlation(centred))
+                spatial_correlation(ds, radius),
+                map_correlation(ds),
+                spatial_correlation(centred, radius),
+                map_correlation(centred),
+            )
     return result
 
 
@@ -62,8 +65,8 @@ def spatial_correlation(maps, radius):
     for dr in range(min(radius, H - 1) + 1):
         for dc in range(-min(radius, W - 1), min(radius, W - 1) + 1):
             # From (dr, dc) to the other end of the image, and as far from its beginning.
-            here = maps[:, dr:, max(0, dc):W + min(0, dc)]
-            there = maps[:, :H - dr, max(0, -dc):W - max(0, dc)]
+            here = maps[:, dr:, max(0, dc) : W + min(0, dc)]
+            there = maps[:, : H - dr, max(0, -dc) : W - max(0, dc)]
             mean = _sum_of_products(here, there) / (M * (H - dr) * (W - abs(dc)))
             means[radius + dr, radius + dc] = means[radius - dr, radius - dc] = mean
     with np.errstate(invalid="ignore"):
@@ -72,9 +75,14 @@ def spatial_correlation(maps, radius):
 
 def _sum_of_products(x, y):
     """For every map the sum of x*y, (C,), of x and y (M, H, W, C)."""
-    return sum(np.einsum("mhwc,mhwc->c", x[begin:begin + CHUNK].astype(np.float64),
-                         y[begin:begin + CHUNK].astype(np.float64))
-               for begin in range(0, len(x), CHUNK))
+    return sum(
+        np.einsum(
+            "mhwc,mhwc->c",
+            x[begin : begin + CHUNK].astype(np.float64),
+            y[begin : begin + CHUNK].astype(np.float64),
+        )
+        for begin in range(0, len(x), CHUNK)
+    )
 
 
 def map_correlation(maps):
@@ -88,8 +96,11 @@ def map_correlation(maps):
 def distances(blocks):
     """{label: |block - exact| / |exact|}, Frobenius norms, of what `fisher_blocks` returned."""
     exact = blocks["exact"]
-    return {label: float(np.linalg.norm(block - exact) / np.linalg.norm(exact))
-            for label, block in blocks.items() if label != "exact"}
+    return {
+        label: float(np.linalg.norm(block - exact) / np.linalg.norm(exact))
+        for label, block in blocks.items()
+        if label != "exact"
+    }
 
 
 def fisher_blocks(network, loss, inputs, name):
@@ -106,11 +117,14 @@ def fisher_blocks(network, loss, inputs, name):
     if name not in layers:
         raise ValueError(f"no layer with factors is named {name!r}; there are {', '.join(layers)}")
     moments = _Moments(network, loss, inputs, layers[name])
-    return {"exact": moments.exact(), "without iad": moments.without_independence(),
-            "without sh": moments.without_homogeneity(),
-            "without sud": moments.without_uncorrelated_derivatives(),
-            "iad": moments.independent(),
-            **{structure: moments.structured(structure) for structure in STRUCTURES}}
+    return {
+        "exact": moments.exact(),
+        "without iad": moments.without_independence(),
+        "without sh": moments.without_homogeneity(),
+        "without sud": moments.without_uncorrelated_derivatives(),
+        "iad": moments.independent(),
+        **{structure: moments.structured(structure) for structure in STRUCTURES},
+    }
 
 
 class _Moments:
@@ -164,8 +178,10 @@ class _Moments:
     def without_independence(self):
         """SUD: E of the sum over t of ds_t ds_t^T (x) a_t a_t^T, where SH has nothing to say."""
         ds, a = self.derivatives, self.patches
-        return _sum_of_krons(np.einsum("cmti,cmtk->mtik", ds, ds),
-                             np.einsum("mtp,mtq->mtpq", a, a)) / self.M
+        return (
+            _sum_of_krons(np.einsum("cmti,cmtk->mtik", ds, ds), np.einsum("mtp,mtq->mtpq", a, a))
+            / self.M
+        )
 
     def without_uncorrelated_derivatives(self):
         """IAD and SH: as IAD alone, with expectations averaged over all pairs of one offset.
@@ -182,8 +198,9 @@ class _Moments:
         to_patches = self._patch_matrix()
         T, P = self.patches.shape[1:]
         activation_pairs = (to_patches @ moment @ to_patches.T).reshape(T, P, T, P)
-        return _sum_of_krons(_stationary(self._derivative_pairs(), self.grid),
-                             activation_pairs.transpose(0, 2, 1, 3))
+        return _sum_of_krons(
+            _stationary(self._derivative_pairs(), self.grid), activation_pairs.transpose(0, 2, 1, 3)
+        )
 
     def _patch_matrix(self):
         """(T*P, 1 + H*W*J): the patches of an image as a linear map of (1, pixels)."""
@@ -213,8 +230,10 @@ def _output_roots(loss, predictive):
     """The columns of B, with F_R = B B^T for every example's output: C arrays (M, C)."""
     M, C = predictive.shape
     ops = loss.ops
-    columns = [ops.to_numpy(loss.fisher_product(predictive, ops.asarray(np.tile(unit, (M, 1)))))
-               for unit in np.eye(C)]
+    columns = [
+        ops.to_numpy(loss.fisher_product(predictive, ops.asarray(np.tile(unit, (M, 1)))))
+        for unit in np.eye(C)
+    ]
     values, vectors = np.linalg.eigh(np.stack(columns, axis=2).astype(np.float64))
     return np.moveaxis(vectors * np.sqrt(values.clip(min=0))[:, None], 2, 0)
 
@@ -235,7 +254,7 @@ def _stationary(pairs, grid):
     """Pairs (T, T, a, b) of locations of a grid (H, W), each the mean of all of its offset."""
     H, W = grid
     rows, columns = np.divmod(np.arange(H * W), W)
-    apart = ((rows - rows[:, None] + H - 1) * (2 * W - 1) + columns - columns[:, None] + W - 1)
+    apart = (rows - rows[:, None] + H - 1) * (2 * W - 1) + columns - columns[:, None] + W - 1
     sums = np.zeros(((2 * H - 1) * (2 * W - 1), *pairs.shape[2:]))
     np.add.at(sums, apart, pairs)
     counts = np.bincount(apart.ravel(), minlength=len(sums))

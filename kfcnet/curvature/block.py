@@ -33,7 +33,7 @@ class KroneckerBlock:
     def update_factors(self, decay):
         """Fold in the layer's latest sampled pass; its m examples also choose the activations."""
         derivatives = self.layer.output_gradients
-        inputs = self.layer.inputs[:len(derivatives)]
+        inputs = self.layer.inputs[: len(derivatives)]
         update_input_factor(self.ops, inputs, self.layer.window, decay, self.Omega)
         update_derivative_factor(self.ops, derivatives, decay, self.Gamma)
 
@@ -50,22 +50,28 @@ class KroneckerBlock:
         """Start inverting the factors, by default those of now; a Pending for `take_inverses`."""
         c = self.weight_decay + damping
         factors = factors or [getattr(self, name) for name in self.FACTORS]
-        return self.ops.begin(lambda ops, *arrays: self.invert(ops, c, *arrays), *factors,
-                              on_host=on_host)
+        return self.ops.begin(
+            lambda ops, *arrays: self.invert(ops, c, *arrays), *factors, on_host=on_host
+        )
 
     def take_inverses(self, pending, damping, step=None):
         """Adopt what `begin_inverses` began; where it failed, what `update_inverses` would do."""
+
         def result():
             try:
                 return pending.result()
             except np.linalg.LinAlgError:
                 return self._inverted(pending.inputs, damping)
+
         self._take(result, damping, step)
 
     def _inverted(self, factors, damping):
         c = self.weight_decay + damping
-        return inverted(self.ops, lambda ops, *arrays: self.invert(ops, c, *arrays),
-                        dict(zip(self.FACTORS, factors, strict=True)))
+        return inverted(
+            self.ops,
+            lambda ops, *arrays: self.invert(ops, c, *arrays),
+            dict(zip(self.FACTORS, factors, strict=True)),
+        )
 
     def _take(self, result, damping, step):
         try:
@@ -75,8 +81,9 @@ class KroneckerBlock:
             if not self.has_inverses:
                 raise np.linalg.LinAlgError(text) from None
             at = "" if step is None else f"step {step}, "
-            warnings.warn(f"{at}{text}; the last good inverses stay", InversionWarning,
-                          stacklevel=3)
+            warnings.warn(
+                f"{at}{text}; the last good inverses stay", InversionWarning, stacklevel=3
+            )
             return
         # Into the same memory: a recorded step goes on reading it.
         for name, inverse in zip(self.INVERSES, inverses, strict=True):
@@ -100,9 +107,11 @@ class KroneckerBlock:
             return ""
         factors = self.project(self.ops, self.Omega, self.Gamma)
         floor, (input_value, derivative_value) = self._damping_floor(*factors)
-        return (f": smallest eigenvalue of Omega {input_value:.3g}, of Gamma "
-                f"{derivative_value:.3g}; weight decay + damping is {c:.3g}, from {floor:.3g} on "
-                f"it is safe in {self.ops.dtype.name}")
+        return (
+            f": smallest eigenvalue of Omega {input_value:.3g}, of Gamma "
+            f"{derivative_value:.3g}; weight decay + damping is {c:.3g}, from {floor:.3g} on "
+            f"it is safe in {self.ops.dtype.name}"
+        )
 
     def _damping_floor(self, Omega, Gamma):
         """(the least weight decay + damping that is safe, smallest eigenvalues of the two)."""
@@ -118,8 +127,10 @@ class KroneckerBlock:
         return np.kron(Gamma, Omega)
 
     def state(self):
-        return {name: self.ops.to_numpy(getattr(self, name)).copy()
-                for name in dict.fromkeys(self.FACTORS + self.INVERSES)}
+        return {
+            name: self.ops.to_numpy(getattr(self, name)).copy()
+            for name in dict.fromkeys(self.FACTORS + self.INVERSES)
+        }
 
     def load_state(self, state):
         for name in dict.fromkeys(self.FACTORS + self.INVERSES):

@@ -60,5 +60,6 @@ class EigenbasisBlock(KroneckerBlock):
         return ""  # it is the product that is damped: Eq. 21's floor says nothing about it
 
     def precondition(self, gradient, out=None):
-        return eigen_solve(self.ops, gradient, self.input_basis, self.derivative_basis,
-                           self.inverse_values, out)
+        return eigen_solve(
+            self.ops, gradient, self.input_basis, self.derivative_basis, self.inverse_values, out
+        )

@@ -93,10 +93,19 @@ class KroneckerFisher(LinearOperator):
         """
         for block in blocks:
             if isinstance(block, EigenvalueCorrectedBlock):
-                raise ValueError(f"{block.layer.name}: a block of structure ekfc is no Kronecker "
-                                 "product; its `matrix` is the block itself")
-        return cls([[block.ops.to_numpy(factor).copy() for factor in
-                     block.project(block.ops, block.Omega, block.Gamma)] for block in blocks])
+                raise ValueError(
+                    f"{block.layer.name}: a block of structure ekfc is no Kronecker "
+                    "product; its `matrix` is the block itself"
+                )
+        return cls(
+            [
+                [
+                    block.ops.to_numpy(factor).copy()
+                    for factor in block.project(block.ops, block.Omega, block.Gamma)
+                ]
+                for block in blocks
+            ]
+        )
 
     @classmethod
     def estimate(cls, network, loss, inputs, draws=1):
@@ -119,9 +128,12 @@ class KroneckerFisher(LinearOperator):
         """The vector of every layer's function(V (I, P), Omega, Gamma, *its settings)."""
         parts = np.split(np.ravel(v), self._ends[:-1])
         layers = zip(parts, self.factors, *settings, strict=True)
-        return np.concatenate([
-            function(part.reshape(len(Gamma), len(Omega)), Omega, Gamma, *rest).ravel()
-            for part, (Omega, Gamma), *rest in layers])
+        return np.concatenate(
+            [
+                function(part.reshape(len(Gamma), len(Omega)), Omega, Gamma, *rest).ravel()
+                for part, (Omega, Gamma), *rest in layers
+            ]
+        )
 
     def _for_each_layer(self, damping):
         """A number for all layers as a list, or a list as it is."""
@@ -132,13 +144,19 @@ class KroneckerFisher(LinearOperator):
 
         damping: weight decay + damping, a number or one for each layer.
         """
-        return KroneckerFisher([self._shifted(*pair, c) for pair, c in
-                                zip(self.factors, self._for_each_layer(damping), strict=True)])
+        return KroneckerFisher(
+            [
+                self._shifted(*pair, c)
+                for pair, c in zip(self.factors, self._for_each_layer(damping), strict=True)
+            ]
+        )
 
     def _shifted(self, Omega, Gamma, c):
         shifts = damping_shifts(self._ops, Omega, Gamma, c)
-        return [factor + shift * np.eye(len(factor), dtype=self.dtype)
-                for factor, shift in zip((Omega, Gamma), shifts, strict=True)]
+        return [
+            factor + shift * np.eye(len(factor), dtype=self.dtype)
+            for factor, shift in zip((Omega, Gamma), shifts, strict=True)
+        ]
 
     def inverse(self):
         """The inverse, itself a KroneckerFisher; raises numpy.linalg.LinAlgError where singular."""
@@ -149,12 +167,15 @@ class KroneckerFisher(LinearOperator):
 
         Raises numpy.linalg.LinAlgError where the damped matrix is singular.
         """
+
         def solve(V, Omega, Gamma, eigen, values, c):
             (_, input_basis), (_, derivative_basis) = eigen
             reciprocals = damped_reciprocals(self._ops, values, c)
             return eigen_solve(self._ops, V, input_basis, derivative_basis, reciprocals)
-        return self._by_layer(v, solve, self._eigen, self._eigenvalues,
-                              self._for_each_layer(damping))
+
+        return self._by_layer(
+            v, solve, self._eigen, self._eigenvalues, self._for_each_layer(damping)
+        )
 
     @cached_property
     def _eigen(self):
@@ -180,8 +201,14 @@ class KroneckerFisher(LinearOperator):
         Undamped it is the sum over layers of I log det(Omega) + P log det(Gamma).
         """
         with np.errstate(divide="ignore"):
-            return float(sum(np.log(block + c).sum() for block, c in zip(
-                self._eigenvalues, self._for_each_layer(damping), strict=True)))
+            return float(
+                sum(
+                    np.log(block + c).sum()
+                    for block, c in zip(
+                        self._eigenvalues, self._for_each_layer(damping), strict=True
+                    )
+                )
+            )
 
     def frobenius_norm(self):
         """The root of the sum over layers of |Omega|^2 |Gamma|^2."""

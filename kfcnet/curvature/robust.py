@@ -39,7 +39,8 @@ def inverted(ops, invert, factors):
 def damping_floor(ops, Omega, Gamma):
     """(c, smallest eigenvalues of Omega and of Gamma): the least c of Eq. 21 that is safe."""
     (input_shift, input_value), (derivative_shift, derivative_value) = (
-        least_shift(ops, factor) for factor in (Omega, Gamma))
+        least_shift(ops, factor) for factor in (Omega, Gamma)
+    )
     pi = float(ops.to_numpy(trace_norm_pi(ops, Omega, Gamma))[0])
     floor = max(input_shift / pi, derivative_shift * pi) ** 2
     return floor, (input_value, derivative_value)

@@ -32,7 +32,7 @@ class ScaleShiftBlock(KroneckerBlock):
         """Fold in the second moment of the examples of the layer's latest sampled pass."""
         ops, dy = self.ops, self.layer.output_gradients
         by_scale = ops.zeros(dy.shape)
-        ops.multiply_add(dy, self.layer.inputs[:len(dy)], by_scale)
+        ops.multiply_add(dy, self.layer.inputs[: len(dy)], by_scale)
         gradients = ops.zeros((len(dy), len(self.Omega)))
         for derivatives, columns in zip((dy, by_scale), self._columns, strict=True):
             ops.axpy(1.0, ops.matmul(self._means(derivatives), columns), gradients)

@@ -112,8 +112,13 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
         squares, gradient = ops.zeros(self.moments.shape), ops.empty(self.moments.shape)
         M = len(layer.output_gradients)
         for m in range(M):
-            ops.conv_backward_weights(layer.inputs[m:m + 1], layer.output_gradients[m:m + 1],
-                                      *layer.window, scale=M**-0.5, out=gradient)
+            ops.conv_backward_weights(
+                layer.inputs[m : m + 1],
+                layer.output_gradients[m : m + 1],
+                *layer.window,
+                scale=M**-0.5,
+                out=gradient,
+            )
             rotated = rotate(ops, gradient, self.input_basis, self.derivative_basis)
             ops.multiply_add(rotated, rotated, squares)
         return squares
@@ -122,16 +127,21 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
         input_values, new_input_basis = ops.eigh(Omega)
         derivative_values, new_derivative_basis = ops.eigh(Gamma)
         if self.passes:
-            moments = _moments_in_new_basis(ops, moments, (input_basis, new_input_basis),
-                                            (derivative_basis, new_derivative_basis))
+            moments = _moments_in_new_basis(
+                ops,
+                moments,
+                (input_basis, new_input_basis),
+                (derivative_basis, new_derivative_basis),
+            )
         else:
             moments = product_eigenvalues(derivative_values, input_values)
         reciprocals = damped_reciprocals(ops, moments, c)
         return new_input_basis, new_derivative_basis, reciprocals, moments
 
     def matrix(self):
-        basis = np.kron(self.ops.to_numpy(self.derivative_basis),
-                        self.ops.to_numpy(self.input_basis))
+        basis = np.kron(
+            self.ops.to_numpy(self.derivative_basis), self.ops.to_numpy(self.input_basis)
+        )
         return basis * self.ops.to_numpy(self.moments).ravel() @ basis.T
 
     def state(self):
@@ -142,8 +152,13 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
         self.passes = int(state["passes"])
 
 
-STRUCTURES = {"kfc": KroneckerBlock, "diagonal": DiagonalBlock, "sua": SuaBlock,
-              "white": WhiteBlock, "ekfc": EigenvalueCorrectedBlock}
+STRUCTURES = {
+    "kfc": KroneckerBlock,
+    "diagonal": DiagonalBlock,
+    "sua": SuaBlock,
+    "white": WhiteBlock,
+    "ekfc": EigenvalueCorrectedBlock,
+}
 
 
 def build_block(structure, layer, ops, weight_decay=0.0):
@@ -152,8 +167,9 @@ def build_block(structure, layer, ops, weight_decay=0.0):
     Raises ValueError for an unknown structure.
     """
     if structure not in STRUCTURES:
-        raise ValueError(f"optimizer.structure: {structure!r} is not one of "
-                         f"{', '.join(STRUCTURES)}")
+        raise ValueError(
+            f"optimizer.structure: {structure!r} is not one of {', '.join(STRUCTURES)}"
+        )
     block = ScaleShiftBlock if layer.is_per_map else STRUCTURES[structure]
     return block(layer, ops, weight_decay)
 

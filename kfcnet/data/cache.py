@@ -85,7 +85,7 @@ class _SteadyFile(io.FileIO):
         rest = memoryview(content).cast("B")
         while rest and not self.failure:
             try:
-                rest = rest[super().write(rest):]
+                rest = rest[super().write(rest) :]
             except OSError as error:
                 self.failure = error
         return len(content)

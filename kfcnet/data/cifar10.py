@@ -97,9 +97,7 @@ def _parse_python(file, source):
     try:
         data, labels = load_batch(file)
     except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{source} is not a batch of CIFAR-10: {error}. Fetch it again."
-        ) from error
+        raise DataError(f"{source} is not a batch of CIFAR-10: {error}. Fetch it again.") from error
     if data.shape != (BATCH_IMAGES, RECORD_BYTES - 1) or labels.shape != (BATCH_IMAGES,):
         raise DataError(
             f"{source} holds pixels {data.shape} and labels {labels.shape}, not "
@@ -117,6 +115,4 @@ def _as_images(planes, labels, source):
 def _join(batches):
     """Batches of (images, labels), the last one for testing -> Arrays."""
     images, labels = zip(*batches, strict=True)
-    return Arrays(
-        np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1]
-    )
+    return Arrays(np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1])

@@ -77,8 +77,15 @@ def _copy(response, file, begin, total):
     from tqdm import tqdm
 
     name = os.path.basename(file.name).removesuffix(".part")
-    with tqdm(desc=name, initial=begin, total=total, unit="B", unit_scale=True, unit_divisor=1024,
-              disable=None) as progress:
+    with tqdm(
+        desc=name,
+        initial=begin,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        disable=None,
+    ) as progress:
         while block := _read(response):
             file.write(block)
             progress.update(len(block))

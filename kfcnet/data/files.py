@@ -98,8 +98,14 @@ def verify(found, title):
                 f"(MD5 {md5}, published {published}).\nDelete it to have it downloaded again, or "
                 "put a whole copy in its place; without it: kfcnet train --config digits_kfc.yaml"
             )
-        records.append({"name": path.name, "bytes": path.stat().st_size, "md5": md5,
-                        "published": md5 == published})
+        records.append(
+            {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "md5": md5,
+                "published": md5 == published,
+            }
+        )
     return records
 
 
@@ -110,7 +116,11 @@ def say_unpublished(found, records, title):
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         logger.warning(
             "%s in %s: the MD5 sums of %s%s are not published ones; well formed, so taken, "
-            "and their sums recorded.", title, found.directory, names[0], others,
+            "and their sums recorded.",
+            title,
+            found.directory,
+            names[0],
+            others,
         )
 
 

@@ -33,11 +33,19 @@ from kfcnet.runs.labels import (
 from kfcnet.runs.read import read_run
 from kfcnet.runs.records import write_bytes
 
-X_AXES = {"seconds": "training time", "updates": "updates", "epochs": "epochs",
-          "examples": "training examples"}
+X_AXES = {
+    "seconds": "training time",
+    "updates": "updates",
+    "epochs": "epochs",
+    "examples": "training examples",
+}
 LABELS = {"loss": "loss (nats per example)", "error": "error (%)"}
-COLUMN_OF = {"seconds": "seconds", "updates": "iteration", "epochs": "epoch",
-             "examples": "examples"}
+COLUMN_OF = {
+    "seconds": "seconds",
+    "updates": "iteration",
+    "epochs": "epoch",
+    "examples": "examples",
+}
 
 PUBLISHED_ERROR = {"CIFAR-10": 0.18, "SVHN": 0.0278}
 """Test errors of the same networks as their authors published them (the paper's Figure 1)."""
@@ -47,14 +55,29 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vPX"
 
 STYLE = {
-    "figure.figsize": (7.2, 3.4), "figure.dpi": 200, "figure.constrained_layout.use": True,
-    "font.family": "DejaVu Sans", "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
-    "legend.fontsize": 7, "legend.frameon": False, "lines.linewidth": 1.3, "lines.markersize": 4,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
-    "grid.linewidth": 0.5, "svg.hashsalt": "kfcnet",
+    "figure.figsize": (7.2, 3.4),
+    "figure.dpi": 200,
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "svg.hashsalt": "kfcnet",
 }
-DATELESS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None},
-            "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+DATELESS = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
 
 def plot_runs(folders, out, x="seconds"):
@@ -71,8 +94,9 @@ def save_figure(draw, out):
     """Write the figure that `draw()` returns to `out`, in the project's style."""
     kind = Path(out).suffix.lstrip(".").lower()
     if kind not in DATELESS:
-        raise ValueError(f"{out}: a figure is written as one of "
-                         f"{', '.join('.' + name for name in DATELESS)}")
+        raise ValueError(
+            f"{out}: a figure is written as one of {', '.join('.' + name for name in DATELESS)}"
+        )
     memory = io.BytesIO()
     with style.context(["default", STYLE]):
         figure = draw()
@@ -123,10 +147,11 @@ def draw_panels(panels):
     rows, columns = -(-len(panels) // 2), min(len(panels), 2)
     figure = Figure(figsize=(7.2 if columns == 2 else 4.5, 0.8 + 2.6 * rows))
     seeds = {}
-    for axes, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels,
-                           strict=False):
+    for axes, panel in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False
+    ):
         _draw_panel(axes, panel, seeds)
-    for axes in figure.axes[len(panels):]:
+    for axes in figure.axes[len(panels) :]:
         axes.remove()
     _add_legend(figure, seeds)
     return figure
@@ -142,8 +167,15 @@ def _draw_panel(axes, panel, seeds):
         label += f" ({again + 1})" if again else ""
         seeds.setdefault(label, set()).add(len(group))
         look = list(seeds).index(label)
-        _draw_curves(axes, group, COLUMN_OF[panel.x], scale, panel.quantity,
-                     COLOURS[look % len(COLOURS)], MARKERS[look % len(MARKERS)])
+        _draw_curves(
+            axes,
+            group,
+            COLUMN_OF[panel.x],
+            scale,
+            panel.quantity,
+            COLOURS[look % len(COLOURS)],
+            MARKERS[look % len(MARKERS)],
+        )
     axes.set(xlabel=X_AXES[panel.x] + unit, title=panel.title, ylabel=LABELS[panel.quantity])
     if panel.is_logarithmic:
         axes.set_xscale("log", nonpositive="mask")  # without the row before the first update
@@ -178,7 +210,7 @@ def draw_sweep(results, run):
 
 
 def in_epochs(number):
-    """"1 epoch", "2.5 epochs"."""
+    """ "1 epoch", "2.5 epochs"."""
     return f"{number:g} epoch{'s' * (number != 1)}"
 
 
@@ -188,12 +220,14 @@ def draw_grid(axes, lines):
     lines: {label: [(value, training error or None for a run that diverged), ...]}.
     """
     values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
-    for (name, line), colour, marker in zip(lines.items(), _cycle(COLOURS), _cycle(MARKERS),
-                                            strict=False):
+    for (name, line), colour, marker in zip(
+        lines.items(), _cycle(COLOURS), _cycle(MARKERS), strict=False
+    ):
         measured = sorted((values.index(x), error) for x, error in line if error is not None)
         diverged = [values.index(x) for x, error in line if error is None]
-        axes.plot(*np.array(measured or np.empty((0, 2))).T, color=colour, marker=marker,
-                  label=name)
+        axes.plot(
+            *np.array(measured or np.empty((0, 2))).T, color=colour, marker=marker, label=name
+        )
         if diverged:
             axes.plot(diverged, np.ones(len(diverged)), "x", color=colour, clip_on=False)
     if any(error is None for line in lines.values() for _, error in line):
@@ -216,8 +250,16 @@ def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
         low, middle, high = _over_seeds(runs, f"{part}_{quantity}")
         if len(runs) > 1:
             axes.fill_between(positions, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(positions, middle, line, color=colour, marker=marker, markevery=every,
-                  markerfacecolor=face, label="_nolegend_")
+        axes.plot(
+            positions,
+            middle,
+            line,
+            color=colour,
+            marker=marker,
+            markevery=every,
+            markerfacecolor=face,
+            label="_nolegend_",
+        )
 
 
 def _over_seeds(runs, column):
@@ -228,8 +270,14 @@ def _over_seeds(runs, column):
     the curve: what the others go on with is no continuation of what was so far.
     """
     iterations = np.unique(np.concatenate([run.metrics["iteration"] for run in runs]))
-    values = np.array([np.interp(iterations, run.metrics["iteration"], run.metrics[column],
-                                 left=np.nan, right=np.nan) for run in runs])
+    values = np.array(
+        [
+            np.interp(
+                iterations, run.metrics["iteration"], run.metrics[column], left=np.nan, right=np.nan
+            )
+            for run in runs
+        ]
+    )
     for row, run in zip(values, runs, strict=True):  # exact, also beside a row that is not finite
         row[np.searchsorted(iterations, run.metrics["iteration"])] = run.metrics[column]
     ends = {run.metrics["iteration"][-1] for run in runs} - {iterations[-1]}
@@ -264,20 +312,27 @@ def _draw_published_error(axes, runs):
     published = PUBLISHED_ERROR.get(min(data_sets)) if len(data_sets) == 1 else None
     if published is not None:
         whole = f" on all of {min(data_sets)}" if any(map(is_part, runs)) else ""
-        axes.axhline(published, color="black", linestyle=":", linewidth=1,
-                     label=f"published test error{whole}, {100 * published:g}%")
+        axes.axhline(
+            published,
+            color="black",
+            linestyle=":",
+            linewidth=1,
+            label=f"published test error{whole}, {100 * published:g}%",
+        )
         axes.set_ylim(bottom=min(published / 1.3, axes.get_ylim()[0]))
 
 
 def _add_legend(figure, seeds):
     """Below the panels: which curve has which look, and once for all what dashed and solid mean."""
     labels = [label + _seeds_in_words(numbers) for label, numbers in seeds.items()]
-    curves = [Line2D([], [], color=colour, marker=marker, label=label)
-              for label, colour, marker in zip(labels, _cycle(COLOURS), _cycle(MARKERS),
-                                               strict=False)]
-    parts = [Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face,
-                    label=part)
-             for part, line, face in (("training", "--", "white"), ("test", "-", "black"))]
+    curves = [
+        Line2D([], [], color=colour, marker=marker, label=label)
+        for label, colour, marker in zip(labels, _cycle(COLOURS), _cycle(MARKERS), strict=False)
+    ]
+    parts = [
+        Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face, label=part)
+        for part, line, face in (("training", "--", "white"), ("test", "-", "black"))
+    ]
     published = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -285,8 +340,12 @@ def _add_legend(figure, seeds):
     longest = max(map(len, labels))
     columns = 1 if longest > 60 else 2 if longest > 30 else 4
     columns = max(1, round(columns * figure.get_figwidth() / 7.2))  # as many as there is room for
-    figure.legend(handles=[*curves, *parts, *published.values()], loc="outside lower center",
-                  ncols=columns, handlelength=3)
+    figure.legend(
+        handles=[*curves, *parts, *published.values()],
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=3,
+    )
 
 
 def _seeds_in_words(numbers):
@@ -299,8 +358,11 @@ def _scale(runs, x):
     if x != "seconds":
         return 1, ""
     longest = max(run.metrics["seconds"].max(initial=0) for run in runs)
-    return next((scale, f" ({unit})") for limit, scale, unit in
-                ((600, 1, "s"), (4 * 3600, 60, "min"), (np.inf, 3600, "h")) if longest <= limit)
+    return next(
+        (scale, f" ({unit})")
+        for limit, scale, unit in ((600, 1, "s"), (4 * 3600, 60, "min"), (np.inf, 3600, "h"))
+        if longest <= limit
+    )
 
 
 def _cycle(values):

@@ -25,8 +25,10 @@ def draw_diagnostics(table, run):
     """A Figure of six panels over updates, a colour and a marker for each layer."""
     names = [name.removesuffix("_nu") for name in table if name.endswith("_nu")]
     every = max(1, len(table["iteration"]) // 8)
-    looks = [dict(color=colour, marker=marker, markevery=every) for colour, marker
-             in zip(curves.COLOURS[:-1], curves.MARKERS, strict=False)]  # black is all layers
+    looks = [
+        dict(color=colour, marker=marker, markevery=every)
+        for colour, marker in zip(curves.COLOURS[:-1], curves.MARKERS, strict=False)
+    ]  # black is all layers
     layers = dict(zip(names, looks * len(names), strict=False))
     figure = Figure(figsize=(10, 5.6))
     panels = figure.subplots(2, 3)
@@ -66,16 +68,21 @@ def _draw_ranges(panel, table, layers, factor):
 def _draw_lines(panel, table, layers, name, title):
     for layer, look in layers.items():
         values = table[f"{layer}_{name}"]
-        panel.plot(table["iteration"], _positive(values) if name == "nu" else values,
-                   label=layer, **look)
+        panel.plot(
+            table["iteration"], _positive(values) if name == "nu" else values, label=layer, **look
+        )
     panel.set_title(title)
 
 
 def _draw_together(panel, table, name, cap=None):
     """All of the layers together, in black; and the value that steps are clipped to."""
     values = table[name]
-    panel.plot(table["iteration"], _positive(values) if name == "nu" else values, color="black",
-               label="all layers")
+    panel.plot(
+        table["iteration"],
+        _positive(values) if name == "nu" else values,
+        color="black",
+        label="all layers",
+    )
     if cap is not None:
         panel.axhline(cap, color="black", linestyle=":", label=f"clip, {cap:g}")
 
@@ -84,8 +91,9 @@ def _draw_reductions(panel, table):
     """What the quadratic model said of each update, and what happened."""
     predicted, actual = table["predicted_reduction"], table["actual_reduction"]
     panel.plot(table["iteration"], predicted, color="black", label="predicted")
-    panel.plot(table["iteration"], actual, "o", markersize=3, color=curves.COLOURS[1],
-               label="actual")
+    panel.plot(
+        table["iteration"], actual, "o", markersize=3, color=curves.COLOURS[1], label="actual"
+    )
     panel.axhline(0, color="black", linewidth=0.5)
     panel.set_yscale("symlog", linthresh=_smallest_scale(predicted, actual))
     if min(predicted.min(initial=0), actual.min(initial=0)) >= 0:

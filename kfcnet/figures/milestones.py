@@ -68,7 +68,8 @@ def markdown(rows):
             lines.append([row["milestone"], row["run"], "not reached", *[""] * (len(header) - 3)])
             continue
         places = [f"{row[name]:.0f}" for name in by]
-        ratios = [f"{row[f'{name}_ratio']:.2f}" if row[f"{name}_ratio"] != "" else ""
-                  for name in by]
+        ratios = [
+            f"{row[f'{name}_ratio']:.2f}" if row[f"{name}_ratio"] != "" else "" for name in by
+        ]
         lines.append([row["milestone"], row["run"], f"{row['epoch']:.1f}", *places, *ratios])
     return markdown_table(lines)

@@ -6,5 +6,17 @@ from kfcnet.layers.normalization import BatchNorm, ResponseNorm
 from kfcnet.layers.pooling import AvgPool, MaxPool
 from kfcnet.layers.weighted import Conv2d, Dense, ScaleShift, Weighted
 
-__all__ = ["AvgPool", "BatchNorm", "Conv2d", "Dense", "Dropout", "Layer", "MaxPool", "Mode", "ReLU",
-           "ResponseNorm", "ScaleShift", "Weighted"]
+__all__ = [
+    "AvgPool",
+    "BatchNorm",
+    "Conv2d",
+    "Dense",
+    "Dropout",
+    "Layer",
+    "MaxPool",
+    "Mode",
+    "ReLU",
+    "ResponseNorm",
+    "ScaleShift",
+    "Weighted",
+]

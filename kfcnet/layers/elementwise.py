@@ -13,7 +13,7 @@ class ReLU(Layer):
         return self.y
 
     def backward(self, dy):
-        return self.ops.relu_backward(dy, self.y[:len(dy)])
+        return self.ops.relu_backward(dy, self.y[: len(dy)])
 
     tangent = backward
 
@@ -40,6 +40,6 @@ class Dropout(Layer):
     def backward(self, dy):
         if self.mask is None:
             return dy
-        return self.ops.dropout_backward(dy, self.mask[:len(dy)], self.keep)
+        return self.ops.dropout_backward(dy, self.mask[: len(dy)], self.keep)
 
     tangent = backward

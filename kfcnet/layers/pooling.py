@@ -24,10 +24,10 @@ class MaxPool(_Pool):
 
     def backward(self, dy):
         shape = (len(dy), *self.input_shape)
-        return self.ops.max_pool_backward(dy, self.argmax[:len(dy)], shape, *self.window)
+        return self.ops.max_pool_backward(dy, self.argmax[: len(dy)], shape, *self.window)
 
     def tangent(self, rx):
-        return self.ops.max_pool_tangent(rx, self.argmax[:len(rx)], *self.window)
+        return self.ops.max_pool_tangent(rx, self.argmax[: len(rx)], *self.window)
 
 
 class AvgPool(_Pool):

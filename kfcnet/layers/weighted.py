@@ -51,33 +51,43 @@ class Conv2d(Weighted):
         H, W, J = input_shape
         Ho, Wo = output_sides((1, H, W, J), kernel, stride, padding)
         if min(Ho, Wo) < 1:
-            raise ValueError(f"{name}: a kernel of {kernel} with padding {padding} does not fit "
-                             f"into its {H} x {W} input")
+            raise ValueError(
+                f"{name}: a kernel of {kernel} with padding {padding} does not fit "
+                f"into its {H} x {W} input"
+            )
         inputs = kernel * kernel * J
-        super().__init__(ops, input_shape, name, (filters, 1 + inputs), Ho * Wo, 0.0,
-                         (2 / inputs)**0.5 if std == "he" else std)
+        super().__init__(
+            ops,
+            input_shape,
+            name,
+            (filters, 1 + inputs),
+            Ho * Wo,
+            0.0,
+            (2 / inputs) ** 0.5 if std == "he" else std,
+        )
         self.window = (kernel, stride, padding)
         self.output_shape = (Ho, Wo, filters)
         self.weight_now = None  # the weights as the latest forward pass met them
 
     def forward(self, x, mode):
         self.inputs = x
-        self.weight_now = self.ops.weights(self.weight, x.shape, *self.window,
-                                           backward=self.needs_input_gradient and mode.training)
+        self.weight_now = self.ops.weights(
+            self.weight, x.shape, *self.window, backward=self.needs_input_gradient and mode.training
+        )
         return self.ops.conv_forward(x, self.weight_now, *self.window, relu=self.relu)
 
     def backward(self, dy):
         """dy -> dx, or None in the network's first layer with weights, where nobody asks for it."""
         self.output_gradients = dy
         if self.needs_input_gradient:
-            return self.ops.conv_backward_data(dy, self.weight_now, self.inputs.shape,
-                                               *self.window)
+            return self.ops.conv_backward_data(dy, self.weight_now, self.inputs.shape, *self.window)
 
     def gradient(self, out):
         """out (I, P): DWbar."""
         m = len(self.output_gradients)
-        self.ops.conv_backward_weights(self.inputs[:m], self.output_gradients, *self.window,
-                                       scale=1 / m, out=out)
+        self.ops.conv_backward_weights(
+            self.inputs[:m], self.output_gradients, *self.window, scale=1 / m, out=out
+        )
 
     def tangent(self, rx, direction, count):
         """R(s) = [[R(a)]] W^T + [[a]]_H Vbar^T for Vbar = direction (I, P)."""
@@ -156,10 +166,11 @@ class ScaleShift(Weighted):
         """out (J, 2): the entries of a 1 x 1 convolution's gradient that are parameters here."""
         J, m = len(self.ones), len(self.output_gradients)
         whole = self.ops.empty((J, 1 + J))
-        self.ops.conv_backward_weights(self.inputs[:m], self.output_gradients, 1, 1, 0,
-                                       scale=1 / m, out=whole)
+        self.ops.conv_backward_weights(
+            self.inputs[:m], self.output_gradients, 1, 1, 0, scale=1 / m, out=whole
+        )
         out[:, 0] = whole[:, 0]
-        out[:, 1] = whole.reshape(-1)[1::J + 2]  # the diagonal behind column 0
+        out[:, 1] = whole.reshape(-1)[1 :: J + 2]  # the diagonal behind column 0
 
     def tangent(self, rx, direction, count):
         """R(y) = Vshift + Vscale * x + scale * R(x) for direction (J, 2) = (Vshift, Vscale)."""

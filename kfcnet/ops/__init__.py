@@ -33,8 +33,10 @@ def get_ops(device="auto", dtype="float32", shards=2, native="auto", tensor_core
                 raise ValueError(f"dtype: the CUDA kernels work in float32, not in {dtype}")
             ops = cuda.CudaOps(tensor_cores=TENSOR_CORES[tensor_cores])
             if ops.tensor_cores and not ops.runtime.tensor_cores:
-                raise DeviceError("ops.tensor_cores is on, but TF32 needs compute capability 8.0: "
-                                  "set ops.tensor_cores=auto, or use another GPU")
+                raise DeviceError(
+                    "ops.tensor_cores is on, but TF32 needs compute capability 8.0: "
+                    "set ops.tensor_cores=auto, or use another GPU"
+                )
             return ops
     return CpuOps(dtype=dtype, shards=shards, native=native)
 

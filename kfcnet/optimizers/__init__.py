@@ -8,11 +8,30 @@ from kfcnet.optimizers.kfac import KFAC
 from kfcnet.optimizers.kfc_pre import KfcPre
 from kfcnet.optimizers.sgd import SGD
 
-OPTIMIZERS = {"sgd": SGD, "kfc_pre": KfcPre, "kfac": KFAC, "hessian_free": HessianFree,
-              "adagrad": Adagrad, "rmsprop": RMSProp, "adam": Adam}
+OPTIMIZERS = {
+    "sgd": SGD,
+    "kfc_pre": KfcPre,
+    "kfac": KFAC,
+    "hessian_free": HessianFree,
+    "adagrad": Adagrad,
+    "rmsprop": RMSProp,
+    "adam": Adam,
+}
 
-__all__ = ["KFAC", "OPTIMIZERS", "SGD", "Adagrad", "Adam", "Batch", "HessianFree", "KfcPre",
-           "Optimizer", "RMSProp", "Step", "build_optimizer"]
+__all__ = [
+    "KFAC",
+    "OPTIMIZERS",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "Batch",
+    "HessianFree",
+    "KfcPre",
+    "Optimizer",
+    "RMSProp",
+    "Step",
+    "build_optimizer",
+]
 
 
 def build_optimizer(config, network, loss):

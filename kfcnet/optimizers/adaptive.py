@@ -36,9 +36,16 @@ class Adagrad(_Adaptive):
 
     def _scaled_update(self, averaging_decay):
         self.ops.adagrad_update(
-            self.network.theta, self.squares, self.average, self.network.gradient,
-            self.rate, self.config.epsilon, averaging_decay,
-            self.tally.nonfinite_step, self.decay_vector)
+            self.network.theta,
+            self.squares,
+            self.average,
+            self.network.gradient,
+            self.rate,
+            self.config.epsilon,
+            averaging_decay,
+            self.tally.nonfinite_step,
+            self.decay_vector,
+        )
 
 
 class RMSProp(_Adaptive):
@@ -46,9 +53,17 @@ class RMSProp(_Adaptive):
 
     def _scaled_update(self, averaging_decay):
         self.ops.rmsprop_update(
-            self.network.theta, self.squares, self.average, self.network.gradient,
-            self.rate, self.config.square_decay, self.config.epsilon, averaging_decay,
-            self.tally.nonfinite_step, self.decay_vector)
+            self.network.theta,
+            self.squares,
+            self.average,
+            self.network.gradient,
+            self.rate,
+            self.config.square_decay,
+            self.config.epsilon,
+            averaging_decay,
+            self.tally.nonfinite_step,
+            self.decay_vector,
+        )
 
 
 class Adam(_Adaptive):
@@ -56,7 +71,17 @@ class Adam(_Adaptive):
 
     def _scaled_update(self, averaging_decay):
         self.ops.adam_update(
-            self.network.theta, self.velocity, self.squares, self.average, self.network.gradient,
-            self.rate, self.config.momentum, self.config.square_decay,
-            self.config.epsilon, self.step_counter, averaging_decay,
-            self.tally.nonfinite_step, self.decay_vector)
+            self.network.theta,
+            self.velocity,
+            self.squares,
+            self.average,
+            self.network.gradient,
+            self.rate,
+            self.config.momentum,
+            self.config.square_decay,
+            self.config.epsilon,
+            self.step_counter,
+            averaging_decay,
+            self.tally.nonfinite_step,
+            self.decay_vector,
+        )

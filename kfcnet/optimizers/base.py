@@ -32,8 +32,10 @@ def by_layer(config, key, layers, absent):
         return [absent if layer.is_per_map else setting for layer in layers]
     unknown = [name for name in setting if name not in names]
     if unknown:
-        raise ValueError(f"optimizer.{key}: no weighted layer is named {unknown[0]!r}; "
-                         f"there are {', '.join(names)}")
+        raise ValueError(
+            f"optimizer.{key}: no weighted layer is named {unknown[0]!r}; "
+            f"there are {', '.join(names)}"
+        )
     return [setting.get(name, absent) for name in names]
 
 
@@ -122,9 +124,17 @@ class Optimizer:
         """
         with self._moving(examples) as averaging_decay:
             self.ops.momentum_update(
-                self.network.theta, self.velocity, self.average, direction, self.rate,
-                self.config.momentum, clip_scale, averaging_decay, self.tally.nonfinite_step,
-                weight_decay)
+                self.network.theta,
+                self.velocity,
+                self.average,
+                direction,
+                self.rate,
+                self.config.momentum,
+                clip_scale,
+                averaging_decay,
+                self.tally.nonfinite_step,
+                weight_decay,
+            )
 
     @contextlib.contextmanager
     def _moving(self, examples):
@@ -134,11 +144,13 @@ class Optimizer:
         averaging_decay = math.exp(-examples / self.config.averaging_timescale)
         yield averaging_decay
         views = self.network.views
-        for limit, weight, average in zip(self.max_norms, views(self.network.theta),
-                                          views(self.average), strict=True):
+        for limit, weight, average in zip(
+            self.max_norms, views(self.network.theta), views(self.average), strict=True
+        ):
             if limit is not None:
-                self.ops.max_norm(weight, average, limit, averaging_decay,
-                                  self.tally.nonfinite_step)
+                self.ops.max_norm(
+                    weight, average, limit, averaging_decay, self.tally.nonfinite_step
+                )
 
     def _count(self, examples):
         """One more update, of so many examples; the device has counted it."""
@@ -159,16 +171,22 @@ class Optimizer:
     def state(self):
         """Everything a later process needs to go on bit for bit: NumPy arrays and numbers."""
         arrays = {"theta": self.network.theta, "velocity": self.velocity, "average": self.average}
-        return {"steps": self.steps, "examples": self.examples,
-                **{name: self.ops.to_numpy(array).copy() for name, array in arrays.items()}}
+        return {
+            "steps": self.steps,
+            "examples": self.examples,
+            **{name: self.ops.to_numpy(array).copy() for name, array in arrays.items()},
+        }
 
     def load_state(self, state):
         """Take over what `state` returned."""
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
         self.ops.write(self.step_counter, self.steps)
         self._set_rate(self._scheduled_rate())
-        for name, array in (("theta", self.network.theta), ("velocity", self.velocity),
-                            ("average", self.average)):
+        for name, array in (
+            ("theta", self.network.theta),
+            ("velocity", self.velocity),
+            ("average", self.average),
+        ):
             self.ops.write(array, state[name])
 
 

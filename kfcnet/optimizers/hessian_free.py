@@ -55,24 +55,38 @@ class HessianFree(LevenbergMarquardt):
         """(d (n,), M(d) - M(0)) where conjugate gradients come to in the number of their steps."""
         c = self.config
         m = math.ceil(c.fisher_fraction * len(batch.inputs))
-        curvature = FisherOperator(self.network, self.loss, batch.inputs[:m], self.decay_vector,
-                                   self.damping, step=self.steps)
+        curvature = FisherOperator(
+            self.network,
+            self.loss,
+            batch.inputs[:m],
+            self.decay_vector,
+            self.damping,
+            step=self.steps,
+        )
         to_numpy = self.ops.to_numpy
         gradient = to_numpy(self.network.gradient).astype(np.float64)
-        d, _ = cg(curvature, -gradient, x0=c.warm_start * to_numpy(self.velocity),
-                  maxiter=c.cg_iterations, atol=c.cg_tolerance * np.linalg.norm(gradient),
-                  M=self.preconditioner() if c.preconditioner == "kfc" else None)
+        d, _ = cg(
+            curvature,
+            -gradient,
+            x0=c.warm_start * to_numpy(self.velocity),
+            maxiter=c.cg_iterations,
+            atol=c.cg_tolerance * np.linalg.norm(gradient),
+            M=self.preconditioner() if c.preconditioner == "kfc" else None,
+        )
         return d, float(gradient @ d + d @ (curvature @ d) / 2)
 
     def preconditioner(self):
         """The inverse of KFC's damped matrix as a LinearOperator, for SciPy's solvers."""
+
         def precondition(v):
             out = self.ops.zeros(self.network.theta.shape)
             self._precondition(self.ops.asarray(np.ravel(v)), out)
             return self.ops.to_numpy(out)
+
         n = len(self.network.theta)
-        return LinearOperator((n, n), matvec=precondition, rmatvec=precondition,
-                              dtype=self.ops.dtype)
+        return LinearOperator(
+            (n, n), matvec=precondition, rmatvec=precondition, dtype=self.ops.dtype
+        )
 
     def _line_search(self, batch, update, before, change):
         """The first of 1, 1/2, 1/4 ... times the update that does not raise the objective, or zero.

@@ -59,13 +59,15 @@ class KFAC(LevenbergMarquardt):
         """The Proposal of the factor damping in use; now and then the best of three."""
         c, current = self.config, self.factor_damping
         if due % c.factor_damping_period:
-            return self._propose(predictive, current,
-                                 invert=due % c.inverse_period == 0 or due <= FIRST_UPDATES)
-        factor = c.damping_decay ** c.factor_damping_period
+            return self._propose(
+                predictive, current, invert=due % c.inverse_period == 0 or due <= FIRST_UPDATES
+            )
+        factor = c.damping_decay**c.factor_damping_period
         # The current one comes last: where it is the best, its inverses are in place.
         candidates = max(current * factor, c.least_damping), current / factor, current
-        proposals = {candidate: self._propose(predictive, candidate, invert=True)
-                     for candidate in candidates}
+        proposals = {
+            candidate: self._propose(predictive, candidate, invert=True) for candidate in candidates
+        }
         best = min(candidates, key=lambda candidate: proposals[candidate].change)
         if best != candidates[-1]:
             return self._propose(predictive, best, invert=True)
@@ -100,6 +102,7 @@ class KFAC(LevenbergMarquardt):
                 fisher, decay, identity = self._read(
                     ops.dot(tangents[i], products[j]),
                     ops.weighted_dot(self.decay_vector, vectors[i], vectors[j]),
-                    ops.dot(vectors[i], vectors[j]))
+                    ops.dot(vectors[i], vectors[j]),
+                )
                 curvature[i, j] = curvature[j, i] = fisher / m + decay + self.damping * identity
         return curvature, self._read(*(ops.dot(self.network.gradient, v) for v in vectors))

@@ -16,8 +16,10 @@ class KroneckerOptimizer(Optimizer):
 
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
-        self.blocks = [self._block(layer, weight_decay) for layer, weight_decay
-                       in zip(network.weighted, self.weight_decays, strict=True)]
+        self.blocks = [
+            self._block(layer, weight_decay)
+            for layer, weight_decay in zip(network.weighted, self.weight_decays, strict=True)
+        ]
         self.direction = self.ops.zeros(network.theta.shape)
         self.factor_damping = config.damping
         self.factors_at = 0  # examples seen when the factors were last updated
@@ -75,9 +77,13 @@ class KroneckerOptimizer(Optimizer):
         a run then repeats bit for bit however long the work takes.
         """
         factors = factors or [None] * len(self.blocks)
-        self._begun = adoption, [
-            block.begin_inverses(self.factor_damping, on_host, arrays)
-            for block, arrays in zip(self.blocks, factors, strict=True)]
+        self._begun = (
+            adoption,
+            [
+                block.begin_inverses(self.factor_damping, on_host, arrays)
+                for block, arrays in zip(self.blocks, factors, strict=True)
+            ],
+        )
 
     def _take_due_inverses(self):
         if not self._begun or self._begun[0] != self.steps:
@@ -93,25 +99,35 @@ class KroneckerOptimizer(Optimizer):
         Raises RuntimeError before `prepare`: without inverses no parameter would move.
         """
         if self.needs_preparation:
-            raise RuntimeError("the factors have no first estimate yet: call prepare(batches) "
-                               "once, before the first step")
+            raise RuntimeError(
+                "the factors have no first estimate yet: call prepare(batches) "
+                "once, before the first step"
+            )
         views = self.network.views
         for block, view, out in zip(self.blocks, views(gradient), views(direction), strict=True):
             block.precondition(view, out)
 
     def state(self):
         blocks = {block.layer.name: block.state() for block in self.blocks}
-        return {**super().state(), "factors_at": self.factors_at, "blocks": blocks,
-                "begun": self._begun_state()}
+        return {
+            **super().state(),
+            "factors_at": self.factors_at,
+            "blocks": blocks,
+            "begun": self._begun_state(),
+        }
 
     def _begun_state(self):
         """What inverses under way were begun from; empty where there are none."""
         if self._begun is None:
             return {}
         adoption, pending = self._begun
-        factors = {block.layer.name: {name: self.ops.to_numpy(array).copy() for name, array
-                                      in zip(block.FACTORS, work.inputs, strict=True)}
-                   for block, work in zip(self.blocks, pending, strict=True)}
+        factors = {
+            block.layer.name: {
+                name: self.ops.to_numpy(array).copy()
+                for name, array in zip(block.FACTORS, work.inputs, strict=True)
+            }
+            for block, work in zip(self.blocks, pending, strict=True)
+        }
         return {"adoption": adoption, "factors": factors}
 
     def load_state(self, state):
@@ -122,8 +138,11 @@ class KroneckerOptimizer(Optimizer):
         self._begun = None
         if state["begun"]:
             saved = state["begun"]["factors"]
-            factors = [[self.ops.asarray(saved[block.layer.name][name]) for name in block.FACTORS]
-                       for block in self.blocks]
-            self._begin_inverses(int(state["begun"]["adoption"]),
-                                 self.config.inverse_on == "host", factors)
+            factors = [
+                [self.ops.asarray(saved[block.layer.name][name]) for name in block.FACTORS]
+                for block in self.blocks
+            ]
+            self._begin_inverses(
+                int(state["begun"]["adoption"]), self.config.inverse_on == "host", factors
+            )
         self.needs_preparation = False

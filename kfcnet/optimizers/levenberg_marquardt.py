@@ -70,10 +70,11 @@ class LevenbergMarquardt(KroneckerOptimizer):
     def _adapt_damping(self, actual_change, predicted_change, updates):
         """The rule above, with a factor for each of the updates since it was applied last."""
         if predicted_change < 0:
-            factor = self.config.damping_decay ** updates
+            factor = self.config.damping_decay**updates
             ratio = actual_change / predicted_change
-            self.damping = max(adapted_damping(self.damping, ratio, factor),
-                               self.config.least_damping)
+            self.damping = max(
+                adapted_damping(self.damping, ratio, factor), self.config.least_damping
+            )
 
     def _apply(self, learning_rate, momentum, totals, examples):
         """velocity <- momentum*velocity - learning_rate*direction, and along it."""
@@ -81,8 +82,16 @@ class LevenbergMarquardt(KroneckerOptimizer):
         self.learning_rate = learning_rate
         with self._moving(examples) as averaging_decay:
             self.ops.momentum_update(
-                self.network.theta, self.velocity, self.average, self.direction, learning_rate,
-                momentum, None, averaging_decay, self.tally.nonfinite_step)
+                self.network.theta,
+                self.velocity,
+                self.average,
+                self.direction,
+                learning_rate,
+                momentum,
+                None,
+                averaging_decay,
+                self.tally.nonfinite_step,
+            )
         self.ops.advance(self.step_counter)
         self._count(examples)
 

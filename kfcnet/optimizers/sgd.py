@@ -23,6 +23,13 @@ class SGD(GradientMethod):
     def _look_ahead(self, examples):
         with self._moving(examples) as averaging_decay:
             self.ops.nesterov_update(
-                self.network.theta, self.velocity, self.average, self.network.gradient, self.rate,
-                self.config.momentum, averaging_decay, self.tally.nonfinite_step,
-                self.decay_vector)
+                self.network.theta,
+                self.velocity,
+                self.average,
+                self.network.gradient,
+                self.rate,
+                self.config.momentum,
+                averaging_decay,
+                self.tally.nonfinite_step,
+                self.decay_vector,
+            )

@@ -19,15 +19,25 @@ from kfcnet.runs.labels import data_set
 from kfcnet.runs.records import WriteError
 from kfcnet.training.sweep import write_tables
 
-FIGURES = ("fig1", "fig2", "assumptions", "batchnorm", "minibatch", "methods", "structures",
-           "sensitivity", "all")
+FIGURES = (
+    "fig1",
+    "fig2",
+    "assumptions",
+    "batchnorm",
+    "minibatch",
+    "methods",
+    "structures",
+    "sensitivity",
+    "all",
+)
 KINDS = ("png", "svg")
 DECIDED = ("seed", "epochs", "device", "data", "data.name", "data.path")
 """Settings that are the plan's, so that there is no use in overriding them."""
 
 
-def reproduce(figure, out, device="auto", quick=False, seeds=None, places=None, overrides=(),
-              only_draw=False):
+def reproduce(
+    figure, out, device="auto", quick=False, seeds=None, places=None, overrides=(), only_draw=False
+):
     """Bring the records below the folder `out` up to `figure`, one of FIGURES, and draw them.
 
     device: "cpu" or "cuda", or "auto": the GPU if there is one, and to draw alone the device of the
@@ -49,8 +59,9 @@ def reproduce(figure, out, device="auto", quick=False, seeds=None, places=None, 
             failures |= work.train_missing(plan, figure, ledger, places)
             if figure == "all" or plan.figures[figure].kind == "networks":
                 _make_folder(out / "assumptions")
-                failures |= assumptions.measure_networks(plan, progress_of(plan, ledger), out,
-                                                         places)
+                failures |= assumptions.measure_networks(
+                    plan, progress_of(plan, ledger), out, places
+                )
     draw(plan, ledger, out, failures)
     return failures
 
@@ -74,8 +85,9 @@ def _plan(ledger, device, only_draw, *options):
     other = min(there)
     if is_open and only_draw:
         return make_plan(other, *options)
-    raise RunFolderError(f"{ledger.root} holds runs on {other}: name another folder with --out, or "
-                         f"--device {other}")
+    raise RunFolderError(
+        f"{ledger.root} holds runs on {other}: name another folder with --out, or --device {other}"
+    )
 
 
 def draw(plan, ledger, out, failures):
@@ -84,8 +96,9 @@ def draw(plan, ledger, out, failures):
     for name, step in steps.items():
         if step.tuning:
             folder = _make_folder(out / "sweeps" / name)
-            write_tables(folder, list(step.tuning[0].point.settings), step.curve.stages,
-                         step.tuning)
+            write_tables(
+                folder, list(step.tuning[0].point.settings), step.curve.stages, step.tuning
+            )
     runs = {name: step.runs() for name, step in steps.items() if step.finals}
     plan = plan._replace(networks=named(plan.networks, runs))
     records = [(network, assumptions.read(plan, steps, out, network)) for network in plan.networks]
@@ -98,8 +111,11 @@ def draw(plan, ledger, out, failures):
             continue
         draw_one = None
         if figure_plan.kind == "tuning":
-            tunings = [(steps[curve].tuning, steps[curve].curve.stages)
-                       for curve in plan.shows(name) if curve in steps and steps[curve].tuning]
+            tunings = [
+                (steps[curve].tuning, steps[curve].curve.stages)
+                for curve in plan.shows(name)
+                if curve in steps and steps[curve].tuning
+            ]
             if tunings:
                 draw_one = functools.partial(figures.draw_sensitivity, tunings)
         elif any(curve in runs for curve in plan.own(name)):
@@ -118,18 +134,26 @@ def named(networks, runs):
     """NetworkPlans called after the data that they were trained on, which may be a part of what
     was planned. runs: {curve: its final runs}.
     """
-    return tuple(network._replace(data=data_set(runs[network.curve][0])) if network.curve in runs
-                 else network for network in networks)
+    return tuple(
+        network._replace(data=data_set(runs[network.curve][0]))
+        if network.curve in runs
+        else network
+        for network in networks
+    )
 
 
 def _draw_assumptions(records, runs, out):
     """Names of the pictures: of all networks together, and the correlations of each."""
-    pictures = ({"assumptions": functools.partial(figures.draw_assumptions, records, runs)}
-                if records else {})
+    pictures = (
+        {"assumptions": functools.partial(figures.draw_assumptions, records, runs)}
+        if records
+        else {}
+    )
     for network, record in records:
         if not network.layer:
             pictures[f"assumptions_{network.curve}"] = functools.partial(
-                figures.draw_heat_maps, network, record, runs[network.curve][0])
+                figures.draw_heat_maps, network, record, runs[network.curve][0]
+            )
     for name, draw_one in pictures.items():
         _save(draw_one, out, name)
     return [f"{name}.png" for name in pictures]
@@ -144,6 +168,8 @@ def _make_folder(path):
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"cannot make the folder {path}: {error.strerror}; make room or name "
-                         "another place with --out") from error
+        raise WriteError(
+            f"cannot make the folder {path}: {error.strerror}; make room or name "
+            "another place with --out"
+        ) from error
     return path

@@ -30,8 +30,11 @@ def measure_networks(plan, steps, out, places):
     """
     failures = {}
     for network in plan.networks:
-        ready = [(config, standing) for config, standing in _finals(plan, steps, network)
-                 if standing.is_over(config) and standing.can_go_on() and not standing.failed]
+        ready = [
+            (config, standing)
+            for config, standing in _finals(plan, steps, network)
+            if standing.is_over(config) and standing.can_go_on() and not standing.failed
+        ]
         if not ready or read(plan, steps, out, network):
             continue
         config, standing = ready[0]
@@ -54,13 +57,18 @@ def measure(plan, network, standing, config, places):
     examples = run.examples(dataset.train_images, dataset.train_labels)
     inputs = examples.batch(np.arange(network.images)).inputs
     found = correlations(run.network, run.loss, inputs, network.radius)
-    record = {"config": dump_config(config), "steps": standing.iteration, "images": len(inputs),
-              "data_sha256": dataset.provenance["sha256"],
-              "device": json.dumps(run.network.ops.describe()),
-              "program": json.dumps(describe_program()),
-              "correlations": {layer: {name: np.float32(array)
-                                       for name, array in values._asdict().items()}
-                               for layer, values in found.items()}}
+    record = {
+        "config": dump_config(config),
+        "steps": standing.iteration,
+        "images": len(inputs),
+        "data_sha256": dataset.provenance["sha256"],
+        "device": json.dumps(run.network.ops.describe()),
+        "program": json.dumps(describe_program()),
+        "correlations": {
+            layer: {name: np.float32(array) for name, array in values._asdict().items()}
+            for layer, values in found.items()
+        },
+    }
     if network.layer:
         blocks = fisher_blocks(run.network, run.loss, inputs, network.layer)
         record["distances"] = distances(blocks)
@@ -76,8 +84,9 @@ def read(plan, steps, out, network):
     if not path.exists():
         return None
     record = load_checkpoint(path)
-    current = [(run_key(config), standing.iteration)
-               for config, standing in _finals(plan, steps, network)]
+    current = [
+        (run_key(config), standing.iteration) for config, standing in _finals(plan, steps, network)
+    ]
     return record if (key_of(record), record["steps"]) in current else None
 
 
@@ -98,8 +107,10 @@ def _finals(plan, steps, network):
     if curve is None:
         return []
     epochs, step = plan.final_epochs(curve), steps[curve.name]
-    return [(plan.configure(curve, step.settings, seed, epochs), standing)
-            for seed, standing in step.finals.items()]
+    return [
+        (plan.configure(curve, step.settings, seed, epochs), standing)
+        for seed, standing in step.finals.items()
+    ]
 
 
 def by_distance(spatial):
@@ -112,11 +123,12 @@ def by_distance(spatial):
 
 
 def neighbours(record):
-    """{"derivatives": mean size of the correlations of neighbours over all layers, "activations"}.
-    """
+    """{"derivatives": mean |correlation| of neighbours in all layers, "activations": likewise}."""
     layers = record["correlations"].values()
-    return {what: _mean(np.array([by_distance(layer[what])[1] for layer in layers]))
-            for what in (DERIVATIVES, ACTIVATIONS)}
+    return {
+        what: _mean(np.array([by_distance(layer[what])[1] for layer in layers]))
+        for what in (DERIVATIVES, ACTIVATIONS)
+    }
 
 
 def _mean(values):

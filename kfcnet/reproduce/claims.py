@@ -77,30 +77,52 @@ class Evidence(NamedTuple):
     @property
     def data(self):
         """The data set that most claims are about."""
-        runs = [run for name, group in self.runs.items() for run in group
-                if name.startswith(self.plan.main)]
+        runs = [
+            run
+            for name, group in self.runs.items()
+            for run in group
+            if name.startswith(self.plan.main)
+        ]
         return data_set(runs[0]) if runs else self.plan.title
 
 
 def rows(evidence):
     """All Rows of the table, in the order of the paper."""
-    return [*layer_rows(), *assumption_rows(evidence), *time_rows(evidence),
-            *svhn_rows(evidence), *error_rows(evidence), *update_rows(evidence),
-            *other_methods(evidence), *batch_norm_rows(evidence)]
+    return [
+        *layer_rows(),
+        *assumption_rows(evidence),
+        *time_rows(evidence),
+        *svhn_rows(evidence),
+        *error_rows(evidence),
+        *update_rows(evidence),
+        *other_methods(evidence),
+        *batch_norm_rows(evidence),
+    ]
 
 
 def layer_rows():
     """The shapes that section 3 gives as an example, as this code builds them."""
     layer, input_shape = ALEXNET
     ops = get_ops("cpu")
-    built, = build_network([layer], input_shape, ops).weighted
+    (built,) = build_network([layer], input_shape, ops).weighted
     block = build_block("kfc", built, ops)
     filters, inputs = built.weight_shape
-    shapes = (("rows of the weights", 128, filters), ("columns of the weights", 1201, inputs),
-              ("size of Omega", 1201, len(block.Omega)), ("size of Gamma", 128, len(block.Gamma)))
-    return [Row(f"AlexNet's second layer: {what}", Value(paper), Value(here),
-                ratio(Value(here), Value(paper)), holds=here == paper)
-            for what, paper, here in shapes]
+    shapes = (
+        ("rows of the weights", 128, filters),
+        ("columns of the weights", 1201, inputs),
+        ("size of Omega", 1201, len(block.Omega)),
+        ("size of Gamma", 128, len(block.Gamma)),
+    )
+    return [
+        Row(
+            f"AlexNet's second layer: {what}",
+            Value(paper),
+            Value(here),
+            ratio(Value(here), Value(paper)),
+            holds=here == paper,
+        )
+        for what, paper, here in shapes
+    ]
 
 
 def assumption_rows(evidence):
@@ -118,19 +140,36 @@ def assumption_rows(evidence):
 def _correlation_rows(network, measured):
     """Of a network beside the one of its group that has max pooling. measured: {network: sizes}."""
     here = measured[network]
-    weak = next((sizes.get("derivatives") for other, sizes in measured.items()
-                 if (other.group, other.pooling) == (network.group, "max")), None)
-    words = {"max": "very weak", "average": "much stronger",
-             "published": "weak, modest in the top layers"}[network.pooling]
+    weak = next(
+        (
+            sizes.get("derivatives")
+            for other, sizes in measured.items()
+            if (other.group, other.pooling) == (network.group, "max")
+        ),
+        None,
+    )
+    words = {
+        "max": "very weak",
+        "average": "much stronger",
+        "published": "weak, modest in the top layers",
+    }[network.pooling]
     if network.pooling == "average":
         stronger = here["derivatives"] > STRONGER * weak if here and weak else None
         reason = f"with max pooling it is {Value(weak)}" if here and weak else ""
         return [_correlation(network, here, "derivatives", words, stronger, reason)]
     is_weak = here["derivatives"] < WEAK * here["activations"] if here else None
     rows = ("derivatives", words, "activations"), ("activations", "very strong", "derivatives")
-    return [_correlation(network, here, what, paper, is_weak,
-                         f"that of {other} is {Value(here[other])}" if here else "")
-            for what, paper, other in rows]
+    return [
+        _correlation(
+            network,
+            here,
+            what,
+            paper,
+            is_weak,
+            f"that of {other} is {Value(here[other])}" if here else "",
+        )
+        for what, paper, other in rows
+    ]
 
 
 def _correlation(network, here, what, paper, holds, reason):
@@ -140,27 +179,58 @@ def _correlation(network, here, what, paper, holds, reason):
 
 def _distance_rows(network, record):
     """The paper has no such measure."""
-    names = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
-             "without sud": "KFC without SUD", "sua": "KFC with SUA", "diagonal": "the diagonal"}
-    return [Row(f"{network.title}, {network.layer}: relative distance of {name} from the exact "
-                "Fisher block", "not measured",
-                Value(record["distances"][label]) if record else "not run")
-            for label, name in names.items()]
+    names = {
+        "kfc": "KFC",
+        "without iad": "KFC without IAD",
+        "without sh": "KFC without SH",
+        "without sud": "KFC without SUD",
+        "sua": "KFC with SUA",
+        "diagonal": "the diagonal",
+    }
+    return [
+        Row(
+            f"{network.title}, {network.layer}: relative distance of {name} from the exact "
+            "Fisher block",
+            "not measured",
+            Value(record["distances"][label]) if record else "not run",
+        )
+        for label, name in names.items()
+    ]
 
 
 def time_rows(evidence):
     """How long both methods take to a test and to a training error (section 5.2)."""
     plan, result = evidence.plan, []
     kfc, sgd = f"{plan.main}_kfc", f"{plan.main}_sgd"
-    for column, threshold, times in (("test_error", plan.errors.test, (3, 9)),
-                                     ("train_error", plan.errors.train, (4, 30))):
+    for column, threshold, times in (
+        ("test_error", plan.errors.test, (3, 9)),
+        ("train_error", plan.errors.train, (4, 30)),
+    ):
         what = f"{evidence.data}, {threshold:.0%} {PARTS[column]}"
-        result += [_reached(evidence, f"{what}: minutes, {name}", Value(paper), curve, column,
-                            threshold, "minutes")
-                   for curve, name, paper in ((kfc, "KFC-pre", times[0]), (sgd, "SGD", times[1]))]
-        result.append(_speed_up(evidence, f"{what}: time of SGD over that of KFC-pre",
-                                Value(times[1] / times[0]), sgd, kfc, column, threshold,
-                                "minutes"))
+        result += [
+            _reached(
+                evidence,
+                f"{what}: minutes, {name}",
+                Value(paper),
+                curve,
+                column,
+                threshold,
+                "minutes",
+            )
+            for curve, name, paper in ((kfc, "KFC-pre", times[0]), (sgd, "SGD", times[1]))
+        ]
+        result.append(
+            _speed_up(
+                evidence,
+                f"{what}: time of SGD over that of KFC-pre",
+                Value(times[1] / times[0]),
+                sgd,
+                kfc,
+                column,
+                threshold,
+                "minutes",
+            )
+        )
     return result
 
 
@@ -170,44 +240,76 @@ def svhn_rows(evidence):
         return []
     data = data_set(evidence.runs["svhn_kfc"][0]) if evidence.runs.get("svhn_kfc") else "SVHN"
     published = PUBLISHED_ERROR["SVHN"]
-    kfc, sgd = (_reached(evidence, f"{data}, {published:.2%} test error: minutes, {name}", paper,
-                         curve, "test_error", published, "minutes")
-                for curve, name, paper in (("svhn_kfc", "KFC-pre", Value(120)),
-                                           ("svhn_sgd", "SGD", Value(250, is_bound=True))))
+    kfc, sgd = (
+        _reached(
+            evidence,
+            f"{data}, {published:.2%} test error: minutes, {name}",
+            paper,
+            curve,
+            "test_error",
+            published,
+            "minutes",
+        )
+        for curve, name, paper in (
+            ("svhn_kfc", "KFC-pre", Value(120)),
+            ("svhn_sgd", "SGD", Value(250, is_bound=True)),
+        )
+    )
     if isinstance(kfc.here, Value) and kfc.here.is_bound:
         run = evidence.runs["svhn_kfc"][0]
         lowest, images = np.nanmin(run.metrics["test_error"]), run.record["data"]["train_examples"]
-        kfc = kfc._replace(holds=False, reason=f"its lowest test error on {images:,} training "
-                           f"images was {lowest:.2%}; {_fit(run)}")
+        kfc = kfc._replace(
+            holds=False,
+            reason=f"its lowest test error on {images:,} training "
+            f"images was {lowest:.2%}; {_fit(run)}",
+        )
     return [kfc, sgd]
 
 
 def error_rows(evidence):
     """Generalisation, and what the size of KFC-pre's mini-batch does to it (footnote 3)."""
     main, result = evidence.plan.main, []
-    for curve, default, paper in ((f"{main}_kfc", "KFC-pre, M = 512", 18.5),
-                                  (f"{main}_sgd", "SGD, M = 128", 18),
-                                  (f"{main}_kfc_small", "KFC-pre, M = 128", 16)):
+    for curve, default, paper in (
+        (f"{main}_kfc", "KFC-pre, M = 512", 18.5),
+        (f"{main}_sgd", "SGD, M = 128", 18),
+        (f"{main}_kfc_small", "KFC-pre, M = 128", 16),
+    ):
         row = _row(
-            evidence, f"{evidence.data}: lowest test error (%), {evidence.name(curve, default)}",
-            Value(paper), curve,
-            lambda run: Value(100 * float(np.nanmin(run.metrics["test_error"]))))
+            evidence,
+            f"{evidence.data}: lowest test error (%), {evidence.name(curve, default)}",
+            Value(paper),
+            curve,
+            lambda run: Value(100 * float(np.nanmin(run.metrics["test_error"]))),
+        )
         if row.ratio != "":
-            row = row._replace(holds=row.ratio.number < TOLERANCE,
-                               reason=_fit(evidence.runs[curve][0]))
+            row = row._replace(
+                holds=row.ratio.number < TOLERANCE, reason=_fit(evidence.runs[curve][0])
+            )
         result.append(row)
-    small, large = (evidence.name(f"{main}_{name}", default) for name, default in
-                    (("kfc_small", "KFC-pre, M = 128"), ("kfc", "KFC-pre, M = 512")))
-    return [*result, _compared(evidence, f"training error, {small} over {large}",
-                               "far worse: above 1", f"{main}_kfc_small", f"{main}_kfc",
-                               lambda here: here > 1)]
+    small, large = (
+        evidence.name(f"{main}_{name}", default)
+        for name, default in (("kfc_small", "KFC-pre, M = 128"), ("kfc", "KFC-pre, M = 512"))
+    )
+    return [
+        *result,
+        _compared(
+            evidence,
+            f"training error, {small} over {large}",
+            "far worse: above 1",
+            f"{main}_kfc_small",
+            f"{main}_kfc",
+            lambda here: here > 1,
+        ),
+    ]
 
 
 def _fit(run):
     """How well a run fitted the training set when its test error was lowest."""
     at = np.nanargmin(run.metrics["test_error"])
-    return (f"the training error was {run.metrics['train_error'][at]:.2%} then, after "
-            f"{run.metrics['epoch'][at]:.3g} of {run.metrics['epoch'][-1]:.3g} epochs")
+    return (
+        f"the training error was {run.metrics['train_error'][at]:.2%} then, after "
+        f"{run.metrics['epoch'][at]:.3g} of {run.metrics['epoch'][-1]:.3g} epochs"
+    )
 
 
 def update_rows(evidence):
@@ -216,33 +318,81 @@ def update_rows(evidence):
     kfc, sgd = f"{main}_kfc_large", f"{main}_sgd_large"
     what = f"{evidence.data}, {threshold:.0%} training error"
     return [
-        *(_reached(evidence, f"{what}: updates, {evidence.name(curve, default)}", Value(paper),
-                   curve, "train_error", threshold, "updates")
-          for curve, default, paper in ((kfc, "KFC-pre, M = 4096", 300),
-                                        (sgd, "SGD, M = 4096", 6000))),
-        _speed_up(evidence, f"{what}: updates of SGD over those of KFC-pre", Value(20), sgd, kfc,
-                  "train_error", threshold, "updates")]
+        *(
+            _reached(
+                evidence,
+                f"{what}: updates, {evidence.name(curve, default)}",
+                Value(paper),
+                curve,
+                "train_error",
+                threshold,
+                "updates",
+            )
+            for curve, default, paper in (
+                (kfc, "KFC-pre, M = 4096", 300),
+                (sgd, "SGD, M = 4096", 6000),
+            )
+        ),
+        _speed_up(
+            evidence,
+            f"{what}: updates of SGD over those of KFC-pre",
+            Value(20),
+            sgd,
+            kfc,
+            "train_error",
+            threshold,
+            "updates",
+        ),
+    ]
 
 
 def other_methods(evidence):
     """Adagrad, RMSProp and Adam against SGD, K-FAC against KFC-pre (section 5.2)."""
     main = evidence.plan.main
-    return [*(_compared(evidence, f"training error, {METHODS[name]} over SGD", "not below 1",
-                        f"{main}_{name}", f"{main}_sgd", lambda here: here >= 1)
-              for name in ("adagrad", "rmsprop", "adam")),
-            _compared(evidence, "training error, K-FAC over KFC-pre", "about 1", f"{main}_kfac",
-                      f"{main}_kfc", lambda here: ABOUT_ONE[0] <= here <= ABOUT_ONE[1])]
+    return [
+        *(
+            _compared(
+                evidence,
+                f"training error, {METHODS[name]} over SGD",
+                "not below 1",
+                f"{main}_{name}",
+                f"{main}_sgd",
+                lambda here: here >= 1,
+            )
+            for name in ("adagrad", "rmsprop", "adam")
+        ),
+        _compared(
+            evidence,
+            "training error, K-FAC over KFC-pre",
+            "about 1",
+            f"{main}_kfac",
+            f"{main}_kfc",
+            lambda here: ABOUT_ONE[0] <= here <= ABOUT_ONE[1],
+        ),
+    ]
 
 
 def batch_norm_rows(evidence):
     """Batch normalisation helps both methods, and KFC-pre stays ahead (appendix D.2)."""
     main, threshold = evidence.plan.main, evidence.plan.errors.updates
-    pairs = (("SGD over KFC-pre, both with batch normalisation", "sgd_bn", "kfc_bn"),
-             ("SGD without batch normalisation over with it", "sgd", "sgd_bn"),
-             ("KFC-pre without batch normalisation over with it", "kfc", "kfc_bn"))
-    return [_speed_up(evidence, f"{evidence.data}, {threshold:.0%} training error: time, {claim}",
-                      "above 1", f"{main}_{slow}", f"{main}_{fast}", "train_error", threshold,
-                      "minutes") for claim, slow, fast in pairs]
+    pairs = (
+        ("SGD over KFC-pre, both with batch normalisation", "sgd_bn", "kfc_bn"),
+        ("SGD without batch normalisation over with it", "sgd", "sgd_bn"),
+        ("KFC-pre without batch normalisation over with it", "kfc", "kfc_bn"),
+    )
+    return [
+        _speed_up(
+            evidence,
+            f"{evidence.data}, {threshold:.0%} training error: time, {claim}",
+            "above 1",
+            f"{main}_{slow}",
+            f"{main}_{fast}",
+            "train_error",
+            threshold,
+            "minutes",
+        )
+        for claim, slow, fast in pairs
+    ]
 
 
 def _row(evidence, claim, paper, curve, measure):
@@ -260,8 +410,7 @@ def _spread(values):
 
 
 def _reached(evidence, claim, paper, curve, column, threshold, unit):
-    return _row(evidence, claim, paper, curve,
-                lambda run: reached(run, column, threshold, unit))
+    return _row(evidence, claim, paper, curve, lambda run: reached(run, column, threshold, unit))
 
 
 def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
@@ -273,8 +422,10 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
     """
     if absent := evidence.absence(slow, fast):
         return Row(claim, paper, absent)
-    pairs = [tuple(reached(run, column, threshold, unit) for run in pair)
-             for pair in _pairs(evidence, slow, fast)]
+    pairs = [
+        tuple(reached(run, column, threshold, unit) for run in pair)
+        for pair in _pairs(evidence, slow, fast)
+    ]
     over, under = map(middle, zip(*pairs, strict=True))
     reason = _cost(evidence, slow, fast, column, threshold, unit)
     if under.is_bound:
@@ -296,8 +447,9 @@ def _pairs(evidence, *curves):
     """The runs of some curves that have one seed, together; all first ones where no seed is."""
     by_seed = [{run.config["seed"]: run for run in evidence.runs[name]} for name in curves]
     shared = sorted(set.intersection(*map(set, by_seed)))
-    return ([tuple(runs[seed] for runs in by_seed) for seed in shared]
-            or [tuple(evidence.runs[name][0] for name in curves)])
+    return [tuple(runs[seed] for runs in by_seed) for seed in shared] or [
+        tuple(evidence.runs[name][0] for name in curves)
+    ]
 
 
 def _sorted(values):
@@ -310,10 +462,15 @@ def _cost(evidence, slow, fast, column, threshold, unit):
     minutes are compared, also what an epoch of the supposedly faster one costs, and what on. Others
     may have run beside each other.
     """
-    needed = {name: middle([reached(run, column, threshold, "epochs")
-                            for run in evidence.runs[name]]) for name in (fast, slow)}
-    ends = "".join(f"; {name} ended at {_last(evidence.runs[name], column):.2%}"
-                   for name in (fast, slow) if needed[name].is_bound)
+    needed = {
+        name: middle([reached(run, column, threshold, "epochs") for run in evidence.runs[name]])
+        for name in (fast, slow)
+    }
+    ends = "".join(
+        f"; {name} ended at {_last(evidence.runs[name], column):.2%}"
+        for name in (fast, slow)
+        if needed[name].is_bound
+    )
     if unit != "minutes":
         return f"{fast} needed {needed[fast]} epochs, {slow} {needed[slow]}{ends}"
     pairs = _pairs(evidence, fast, slow)
@@ -321,8 +478,10 @@ def _cost(evidence, slow, fast, column, threshold, unit):
     metrics = pairs[0][0].metrics
     shares = {phase: metrics[f"seconds_{phase}"][-1] / metrics["seconds"][-1] for phase in PHASES}
     parts = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= 0.005)
-    return (f"an epoch of {fast} takes {cost:.2g} times as long as one of {slow} ({parts}), and it "
-            f"needed {needed[fast]} of them, {slow} {needed[slow]}{ends}")
+    return (
+        f"an epoch of {fast} takes {cost:.2g} times as long as one of {slow} ({parts}), and it "
+        f"needed {needed[fast]} of them, {slow} {needed[slow]}{ends}"
+    )
 
 
 def _last(runs, column):
@@ -342,14 +501,28 @@ def _compared(evidence, claim, paper, curve, other, holds):
     epoch = min(run.metrics["epoch"][-1] for group in groups for run in group)
 
     def median(column):
-        return [float(np.median([np.interp(epoch, run.metrics["epoch"], run.metrics[column])
-                                 for run in group])) for group in groups]
+        return [
+            float(
+                np.median(
+                    [np.interp(epoch, run.metrics["epoch"], run.metrics[column]) for run in group]
+                )
+            )
+            for group in groups
+        ]
 
     above, below = median("train_error")
     note = f"after {epoch:.3g} epochs: {above:.2%} and {below:.2%}"
     if not (below and math.isfinite(above)):
         return Row(claim, paper, "no ratio", note=note)
-    efforts = [f"{Value(updates)} updates of {name}"
-               for name, updates in zip((curve, other), median("iteration"), strict=True)]
-    return Row(claim, paper, Value(above / below), note=note, holds=holds(above / below),
-               reason=f"{note}, with {' and '.join(efforts)}")
+    efforts = [
+        f"{Value(updates)} updates of {name}"
+        for name, updates in zip((curve, other), median("iteration"), strict=True)
+    ]
+    return Row(
+        claim,
+        paper,
+        Value(above / below),
+        note=note,
+        holds=holds(above / below),
+        reason=f"{note}, with {' and '.join(efforts)}",
+    )

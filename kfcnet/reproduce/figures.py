@@ -13,10 +13,17 @@ from kfcnet.reproduce.progress import RATE
 from kfcnet.runs.labels import FREE, data_set, device, method, network, setting, titles_and_labels
 from kfcnet.runs.read import read_run
 
-BARS = {"kfc": "KFC", "without iad": "KFC without IAD", "without sh": "KFC without SH",
-        "without sud": "KFC without SUD", "iad": "IAD alone",
-        "ekfc": "KFC's eigenvectors (EKFAC)", "white": "KFC, white derivatives",
-        "sua": "KFC, SUA", "diagonal": "diagonal"}
+BARS = {
+    "kfc": "KFC",
+    "without iad": "KFC without IAD",
+    "without sh": "KFC without SH",
+    "without sud": "KFC without SUD",
+    "iad": "IAD alone",
+    "ekfc": "KFC's eigenvectors (EKFAC)",
+    "white": "KFC, white derivatives",
+    "sua": "KFC, SUA",
+    "diagonal": "diagonal",
+}
 LINES = {"max": "-", "average": "--", "published": ":"}
 POINTS = {DERIVATIVES: ("o", curves.COLOURS[0]), ACTIVATIONS: ("s", curves.COLOURS[1])}
 HEATS = {DERIVATIVES: "derivative_maps", ACTIVATIONS: "activation_maps"}
@@ -49,15 +56,24 @@ def draw_sensitivity(tunings):
     for number, axes in enumerate(figure.subplots(1, count, squeeze=False)[0], start=1):
         lines, ends = {}, []
         for (results, stages), label in zip(tunings, labels, strict=True):
-            lines[label] = [(result.point.settings[RATE], result.row and result.row["train_error"])
-                            for result in results if result.stage == number]
+            lines[label] = [
+                (result.point.settings[RATE], result.row and result.row["train_error"])
+                for result in results
+                if result.stage == number
+            ]
             ends += [stages[number - 1].epochs] if lines[label] else []
         curves.draw_grid(axes, lines)
-        axes.set(xlabel="learning rate", title=f"({'abcdefgh'[number - 1]}) after " + " or ".join(
-            dict.fromkeys(curves.in_epochs(end) for end in ends)))
+        axes.set(
+            xlabel="learning rate",
+            title=f"({'abcdefgh'[number - 1]}) after "
+            + " or ".join(dict.fromkeys(curves.in_epochs(end) for end in ends)),
+        )
         axes.tick_params("x", labelrotation=45)
-    handles = {label: handle for axes in figure.axes for handle, label in
-               zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     figure.suptitle(_setting(runs[0]), fontsize=8)
     return figure
@@ -73,13 +89,16 @@ def draw_assumptions(records, runs):
 
     records: pairs of a NetworkPlan and its record; runs: {curve: its final runs}.
     """
-    groups = {name: list(pairs) for name, pairs in
-              itertools.groupby(records, key=lambda pair: pair[0].group)}
+    groups = {
+        name: list(pairs)
+        for name, pairs in itertools.groupby(records, key=lambda pair: pair[0].group)
+    }
     curves = [pairs for pairs in groups.values() if "distances" not in pairs[0][1]]
     bars = [pairs for pairs in groups.values() if "distances" in pairs[0][1]]
     figure = Figure(figsize=(7.2, 0.4 + 2.4 * len(curves) + 2.8 * len(bars)))
-    rows = figure.subfigures(len(groups), 1, squeeze=False,
-                             height_ratios=[2.4] * len(curves) + [2.8] * len(bars))[:, 0]
+    rows = figure.subfigures(
+        len(groups), 1, squeeze=False, height_ratios=[2.4] * len(curves) + [2.8] * len(bars)
+    )[:, 0]
     for row, pairs in zip(rows, [*curves, *bars], strict=True):
         run = runs[pairs[0][0].curve][0]
         row.suptitle(f"{_setting(run)}; trained with {method(run)}", fontsize=8)
@@ -88,27 +107,41 @@ def draw_assumptions(records, runs):
         else:
             _draw_decay(row, pairs)
     if curves:
-        handles = {label: handle for row in rows[:len(curves)] for axes in row.axes
-                   for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        rows[len(curves) - 1].legend(handles.values(), handles.keys(), handlelength=3,
-                                     loc="outside lower center", ncols=len(handles) // 2)
+        handles = {
+            label: handle
+            for row in rows[: len(curves)]
+            for axes in row.axes
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        rows[len(curves) - 1].legend(
+            handles.values(),
+            handles.keys(),
+            handlelength=3,
+            loc="outside lower center",
+            ncols=len(handles) // 2,
+        )
     return figure
 
 
 def _draw_decay(row, pairs):
     """Mean size of correlations over distance, a pair of axes a layer."""
     names = list(pairs[0][1]["correlations"])
-    for axes, name in zip(row.subplots(1, len(names), sharey=True, squeeze=False)[0], names,
-                          strict=True):
+    for axes, name in zip(
+        row.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
+    ):
         for plan, record in pairs:
             line = LINES[plan.pooling]
             for what, (marker, colour) in POINTS.items():
                 values = by_distance(record["correlations"][name][what])
-                axes.plot(values, line, marker=marker, color=colour,
-                          label=f"{what}, {plan.pooling_in_words}",
-                          markerfacecolor=colour if line == "-" else "white")
-        axes.set(title=name, xlabel="distance (pixels)", ylim=(0, 1.03),
-                 xticks=range(len(values)))
+                axes.plot(
+                    values,
+                    line,
+                    marker=marker,
+                    color=colour,
+                    label=f"{what}, {plan.pooling_in_words}",
+                    markerfacecolor=colour if line == "-" else "white",
+                )
+        axes.set(title=name, xlabel="distance (pixels)", ylim=(0, 1.03), xticks=range(len(values)))
     row.axes[0].set_ylabel("mean |correlation|")
 
 
@@ -120,16 +153,22 @@ def _draw_distances(row, pairs):
     for number, (plan, record) in enumerate(pairs):
         values = [record["distances"][name] for name in names]
         hatched = plan.pooling == "average"
-        axes.barh(np.arange(len(names)) + number * height, values, height,
-                  color="white" if hatched else curves.COLOURS[0],
-                  hatch="////" if hatched else None, edgecolor=curves.COLOURS[0],
-                  label=plan.pooling_in_words)
-    axes.set_yticks(np.arange(len(names)) + 0.8 / 2 - height / 2,
-                    [BARS[name] for name in names])
+        axes.barh(
+            np.arange(len(names)) + number * height,
+            values,
+            height,
+            color="white" if hatched else curves.COLOURS[0],
+            hatch="////" if hatched else None,
+            edgecolor=curves.COLOURS[0],
+            label=plan.pooling_in_words,
+        )
+    axes.set_yticks(np.arange(len(names)) + 0.8 / 2 - height / 2, [BARS[name] for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
-    axes.set(title=pairs[0][0].layer,
-             xlabel="distance from the exact Fisher block, relative (Frobenius norm)")
+    axes.set(
+        title=pairs[0][0].layer,
+        xlabel="distance from the exact Fisher block, relative (Frobenius norm)",
+    )
     row.legend(loc="outside lower center", ncols=2)
 
 
@@ -145,16 +184,20 @@ def draw_heat_maps(plan, record, run):
     for half, what in zip(halves, HEATS, strict=True):
         cells = half.subplots(len(layers), 4, squeeze=False)
         for row, (name, values) in zip(cells, layers.items(), strict=True):
-            for axes, picture in zip(row, [*_three(values[what]),
-                                           _off_diagonal(values[HEATS[what]])], strict=True):
+            for axes, picture in zip(
+                row, [*_three(values[what]), _off_diagonal(values[HEATS[what]])], strict=True
+            ):
                 _draw_heat(axes, picture)
             row[0].set_ylabel(name)
-        half.suptitle(f"{what}: three maps, up to {plan.radius} pixels apart; between maps",
-                      fontsize=7)
-    halves[1].colorbar(ScalarMappable(Normalize(0, 1), "Greys"), ax=cells,
-                       label="|correlation|", aspect=25)
-    figure.suptitle(f"{_setting(run)}; {plan.pooling_in_words}, {record['images']} images",
-                    fontsize=8)
+        half.suptitle(
+            f"{what}: three maps, up to {plan.radius} pixels apart; between maps", fontsize=7
+        )
+    halves[1].colorbar(
+        ScalarMappable(Normalize(0, 1), "Greys"), ax=cells, label="|correlation|", aspect=25
+    )
+    figure.suptitle(
+        f"{_setting(run)}; {plan.pooling_in_words}, {record['images']} images", fontsize=8
+    )
     return figure
 
 

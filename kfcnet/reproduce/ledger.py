@@ -89,8 +89,9 @@ class Ledger:
         over = [run for run in found if run.is_over(config)]
         if over:
             return min(over, key=lambda run: (run.failed, run.iteration))
-        return max((run for run in found if run.can_go_on()), default=None,
-                   key=lambda run: run.iteration)
+        return max(
+            (run for run in found if run.can_go_on()), default=None, key=lambda run: run.iteration
+        )
 
     def mixture(self, config, checksum):
         """Why a DataConfig's images, whose SHA-256 this is, may not be mixed with those of the runs
@@ -98,9 +99,11 @@ class Ledger:
         """
         for other, folder in self.checksums[_images(config)].items():
             if other not in (checksum, None):
-                return (f"{folder} was trained on other data called {config.name} than are here "
-                        f"(SHA-256 {other[:12]}, here {checksum[:12]}): name another folder with "
-                        "--out, or the place of the same data with --data")
+                return (
+                    f"{folder} was trained on other data called {config.name} than are here "
+                    f"(SHA-256 {other[:12]}, here {checksum[:12]}): name another folder with "
+                    "--out, or the place of the same data with --data"
+                )
         return None
 
     def home(self, config, name):
@@ -116,8 +119,12 @@ class Ledger:
     def _read(self, folder):
         path = folder / "run.json"
         state = _entry(path, "outcome", "state")
-        return Standing(folder, last_iteration(folder / "metrics.csv"), state == "failed",
-                        _entry(path, "data", "train_examples"))
+        return Standing(
+            folder,
+            last_iteration(folder / "metrics.csv"),
+            state == "failed",
+            _entry(path, "data", "train_examples"),
+        )
 
 
 def run_key(config):

@@ -126,8 +126,9 @@ class Plan(NamedTuple):
     def own(self, figure):
         """Those that the first figure does not show; of the first figure all."""
         first = next(iter(self.figures))
-        return [name for name in self.shows(figure)
-                if figure == first or name not in self.shows(first)]
+        return [
+            name for name in self.shows(figure) if figure == first or name not in self.shows(first)
+        ]
 
     def needs(self, figure):
         """Names of the curves behind a figure, or behind "all"."""
@@ -163,8 +164,10 @@ def make_plan(device, quick=False, seeds=None, overrides=()):
     """The Plan for a device, "cpu" or "cuda". seeds: in place of the planned numbers of them."""
     plan = _quick() if quick else _published() if device == "cuda" else _shortened()
     whole = plan.curves if quick else _published().curves
-    curves = {name: _seeded(curve, curve.seeds if seeds is None else seeds, whole[name].seeds)
-              for name, curve in plan.curves.items()}
+    curves = {
+        name: _seeded(curve, curve.seeds if seeds is None else seeds, whole[name].seeds)
+        for name, curve in plan.curves.items()
+    }
     return plan._replace(device=device, overrides=tuple(overrides), curves=curves)
 
 
@@ -180,25 +183,48 @@ def _published():
     large = ("optimizer.batch_size=4096",)
     # A quarter of a mini-batch every fifth update would be the same share of the examples, but
     # updates are what Figure 2 counts: factors and inverses are renewed for every one of them.
-    large_kfc = (*large, "optimizer.statistics_fraction=0.125", "optimizer.statistics_period=1",
-                 "optimizer.inverse_period=1")
+    large_kfc = (
+        *large,
+        "optimizer.statistics_fraction=0.125",
+        "optimizer.statistics_period=1",
+        "optimizer.inverse_period=1",
+    )
     # As many examples for the statistics, and as many inversions, per epoch as with M = 512.
-    small_kfc = ("optimizer.batch_size=128", "optimizer.statistics_fraction=1.0",
-                 "optimizer.statistics_period=20", "optimizer.inverse_period=20")
+    small_kfc = (
+        "optimizer.batch_size=128",
+        "optimizer.statistics_fraction=1.0",
+        "optimizer.statistics_period=20",
+        "optimizer.inverse_period=20",
+    )
     most = tuple(f"network.{layer}.layer=max_pool" for layer in (6, 10))
-    average = {"cifar": ("network.1.layer=avg_pool",),
-               "svhn": tuple(f"network.{layer}.layer=avg_pool" for layer in (3, 7, 11))}
+    average = {
+        "cifar": ("network.1.layer=avg_pool",),
+        "svhn": tuple(f"network.{layer}.layer=avg_pool" for layer in (3, 7, 11)),
+    }
     svhn = (Stage(0.5, None), Stage(2.0, 3))
     curves = [
-        Curve("cifar_kfc", "cifar_kfc"), Curve("cifar_sgd", "cifar_sgd"),
-        Curve("svhn_kfc", "svhn_kfc", stages=svhn), Curve("svhn_sgd", "svhn_sgd", stages=svhn),
-        Curve("cifar_kfc_large", "cifar_kfc", large_kfc,
-              stages=(Stage(4.0, None), Stage(12.0, 3)), epochs=60),
-        Curve("cifar_sgd_large", "cifar_sgd", (*large, "evaluation.every=5"),
-              stages=(Stage(10.0, None), Stage(40.0, 3)), epochs=500),
+        Curve("cifar_kfc", "cifar_kfc"),
+        Curve("cifar_sgd", "cifar_sgd"),
+        Curve("svhn_kfc", "svhn_kfc", stages=svhn),
+        Curve("svhn_sgd", "svhn_sgd", stages=svhn),
+        Curve(
+            "cifar_kfc_large",
+            "cifar_kfc",
+            large_kfc,
+            stages=(Stage(4.0, None), Stage(12.0, 3)),
+            epochs=60,
+        ),
+        Curve(
+            "cifar_sgd_large",
+            "cifar_sgd",
+            (*large, "evaluation.every=5"),
+            stages=(Stage(10.0, None), Stage(40.0, 3)),
+            epochs=500,
+        ),
         Curve("svhn_kfc_large", "svhn_kfc", large_kfc, stages=svhn, epochs=15),
         Curve("svhn_sgd_large", "svhn_sgd", large, stages=svhn, epochs=60),
-        Curve("cifar_kfc_bn", "cifar_kfc_bn"), Curve("cifar_sgd_bn", "cifar_sgd_bn"),
+        Curve("cifar_kfc_bn", "cifar_kfc_bn"),
+        Curve("cifar_sgd_bn", "cifar_sgd_bn"),
         *_others("cifar", rates=(*RATES, *LOW_RATES)),
         Curve("cifar_kfac", "cifar_kfac", rates=()),
         Curve("cifar_kfc_small", "cifar_kfc", small_kfc),
@@ -207,8 +233,13 @@ def _published():
         Curve("cifar_sgd_avg", "cifar_sgd", average["cifar"], rate_of="cifar_sgd", seeds=1),
         Curve("svhn_sgd_avg", "svhn_sgd", average["svhn"], rate_of="svhn_sgd", seeds=1),
         Curve("tiny_max", "cifar_tiny", rates=(), seeds=1),
-        Curve("tiny_avg", "cifar_tiny", ("network.2.layer=avg_pool", "network.5.layer=avg_pool"),
-              rates=(), seeds=1),
+        Curve(
+            "tiny_avg",
+            "cifar_tiny",
+            ("network.2.layer=avg_pool", "network.5.layer=avg_pool"),
+            rates=(),
+            seeds=1,
+        ),
     ]
     networks = (
         NetworkPlan("cifar_sgd", "CIFAR-10", "published", 500, 7),
@@ -219,18 +250,27 @@ def _published():
         NetworkPlan("tiny_max", "CIFAR-10", "max", 200, 3, "conv2"),
         NetworkPlan("tiny_avg", "CIFAR-10", "average", 200, 3, "conv2"),
     )
-    return Plan({curve.name: curve for curve in curves}, _figures("cifar", "svhn"), networks,
-                "cifar", "CIFAR-10", Errors(test=0.19, train=0.06, updates=0.10), "cuda",
-                note=_decay_note())
+    return Plan(
+        {curve.name: curve for curve in curves},
+        _figures("cifar", "svhn"),
+        networks,
+        "cifar",
+        "CIFAR-10",
+        Errors(test=0.19, train=0.06, updates=0.10),
+        "cuda",
+        note=_decay_note(),
+    )
 
 
 def _decay_note():
     """How the networks of the main curves differ from the published one."""
     decays = _load("cifar_kfc", ()).optimizer.weight_decay
-    share, = {round(decays[name] / published, 9) for name, published in PUBLISHED_DECAY.items()}
-    return (f"The networks on CIFAR-10 decay their weights by {share:g} of what cuda-convnet's "
-            "configuration has, for both methods: chosen so that KFC-pre comes to 6% training "
-            "error, with test errors in sight (the project's README says more).")
+    (share,) = {round(decays[name] / published, 9) for name, published in PUBLISHED_DECAY.items()}
+    return (
+        f"The networks on CIFAR-10 decay their weights by {share:g} of what cuda-convnet's "
+        "configuration has, for both methods: chosen so that KFC-pre comes to 6% training "
+        "error, with test errors in sight (the project's README says more)."
+    )
 
 
 def _shortened():
@@ -244,20 +284,35 @@ def _shortened():
     # step of the first epochs fits its own mini-batch (14 million parameters, 512 images) and has
     # to be clipped, at every learning rate to the same length.
     few = ("data.extra=false", "evaluation.every=1", "optimizer.averaging_timescale=5000")
-    few_kfc = (*few, "optimizer.statistics_timescale=10000", "optimizer.statistics_period=5",
-               "optimizer.inverse_period=10", "optimizer.damping=0.1")
-    why = ("the network takes twelve times the arithmetic of CIFAR-10's, and the extra images are "
-           "seven eighths of all; with few images averages are shorter")
+    few_kfc = (
+        *few,
+        "optimizer.statistics_timescale=10000",
+        "optimizer.statistics_period=5",
+        "optimizer.inverse_period=10",
+        "optimizer.damping=0.1",
+    )
+    why = (
+        "the network takes twelve times the arithmetic of CIFAR-10's, and the extra images are "
+        "seven eighths of all; with few images averages are shorter"
+    )
     svhn = dict(seeds=1, rates=five, epochs=20, shortened=why)
     # For its first two epochs SGD predicts the most frequent digit at any rate.
     svhn_sgd = svhn | dict(stages=(Stage(3.0, None), Stage(8.0, 2)))
-    svhn_kfc = svhn | dict(stages=(Stage(1.0, None), Stage(2.0, 2)), epochs=8,
-                           shortened=f"{why}, inverses fresher and the damping larger")
-    large = dict(seeds=1, rates=five, stages=(Stage(2.0, None), Stage(6.0, 2)),
-                 shortened="as many updates as in the paper would take a day")
+    svhn_kfc = svhn | dict(
+        stages=(Stage(1.0, None), Stage(2.0, 2)),
+        epochs=8,
+        shortened=f"{why}, inverses fresher and the damping larger",
+    )
+    large = dict(
+        seeds=1,
+        rates=five,
+        stages=(Stage(2.0, None), Stage(6.0, 2)),
+        shortened="as many updates as in the paper would take a day",
+    )
     others = dict(once, rates=(0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001), epochs=10, shortened=time)
     changes = {
-        "svhn_kfc": (few_kfc, svhn_kfc), "svhn_sgd": (few, svhn_sgd),
+        "svhn_kfc": (few_kfc, svhn_kfc),
+        "svhn_sgd": (few, svhn_sgd),
         "svhn_sgd_avg": (few, dict(epochs=12, shortened=why)),
         "cifar_kfc_large": ((), large | dict(epochs=25)),
         "cifar_sgd_large": ((), large | dict(epochs=60)),
@@ -266,14 +321,20 @@ def _shortened():
         "cifar_kfc_small": ((), dict(once, rates=five, epochs=10, shortened=time)),
         "cifar_kfac": ((), dict(seeds=1, epochs=10, shortened=time)),
         **{curve.name: ((), others) for curve in _others("cifar")},
-        **{curve.name: ((), dict(once, rates=RATES[2:], epochs=8, shortened=time))
-           for curve in _structures("cifar")},
-        **{name: ((), dict(epochs=16, shortened="correlations need no network at its best"))
-           for name in ("cifar_sgd_max", "cifar_sgd_avg")},
+        **{
+            curve.name: ((), dict(once, rates=RATES[2:], epochs=8, shortened=time))
+            for curve in _structures("cifar")
+        },
+        **{
+            name: ((), dict(epochs=16, shortened="correlations need no network at its best"))
+            for name in ("cifar_sgd_max", "cifar_sgd_avg")
+        },
     }
-    left_out = {name: "hundreds of updates of 4096 images, with twelve times the arithmetic of "
-                      "CIFAR-10's network, would take a CPU hours"
-                for name in ("svhn_kfc_large", "svhn_sgd_large")}
+    left_out = {
+        name: "hundreds of updates of 4096 images, with twelve times the arithmetic of "
+        "CIFAR-10's network, would take a CPU hours"
+        for name in ("svhn_kfc_large", "svhn_sgd_large")
+    }
     curves = {name: curve for name, curve in plan.curves.items() if name not in left_out}
     for name, (overrides, values) in changes.items():
         curves[name] = _change(curves[name], overrides, values)
@@ -284,8 +345,9 @@ def _change(whole, overrides, values):
     """A Curve with other values, which says what but the seeds is shorter about it, and why."""
     curve = whole._replace(overrides=(*whole.overrides, *overrides), **values)
     parts = []
-    before, after = (one.epochs or _load(one.config, one.overrides).epochs
-                     for one in (whole, curve))
+    before, after = (
+        one.epochs or _load(one.config, one.overrides).epochs for one in (whole, curve)
+    )
     if after < before:
         parts.append(f"{after:g} of {before:g} epochs")
     if curve.rates and not curve.rate_of:
@@ -300,16 +362,26 @@ def _change(whole, overrides, values):
 
 def _quick():
     """The whole path in minutes, on the digits that come with the package."""
-    few = dict(rates=(0.1, 0.03, 0.01), stages=(Stage(1.0, None), Stage(3.0, 2)), epochs=6, seeds=2,
-               shortened="few rates, epochs and seeds, for the sake of a quick run")
+    few = dict(
+        rates=(0.1, 0.03, 0.01),
+        stages=(Stage(1.0, None), Stage(3.0, 2)),
+        epochs=6,
+        seeds=2,
+        shortened="few rates, epochs and seeds, for the sake of a quick run",
+    )
     once = few | dict(seeds=1)
     fixed = once | dict(rates=())
     large = ("optimizer.batch_size=720",)
     large_kfc = (*large, "optimizer.statistics_period=1", "optimizer.inverse_period=1")
-    small_kfc = ("optimizer.batch_size=32", "optimizer.statistics_fraction=1.0",
-                 "optimizer.statistics_period=4", "optimizer.inverse_period=8")
+    small_kfc = (
+        "optimizer.batch_size=32",
+        "optimizer.statistics_fraction=1.0",
+        "optimizer.statistics_period=4",
+        "optimizer.inverse_period=8",
+    )
     curves = [
-        Curve("digits_kfc", "digits_kfc", **few), Curve("digits_sgd", "digits_sgd", **few),
+        Curve("digits_kfc", "digits_kfc", **few),
+        Curve("digits_sgd", "digits_sgd", **few),
         Curve("digits_kfc_large", "digits_kfc", large_kfc, **once),
         Curve("digits_sgd_large", "digits_sgd", large, **once | dict(epochs=12)),
         Curve("digits_kfc_bn", "digits_kfc_bn", **once),
@@ -318,68 +390,106 @@ def _quick():
         Curve("digits_kfac", "digits_kfac", **fixed),
         Curve("digits_kfc_small", "digits_kfc", small_kfc, **once | dict(rates=(0.01, 0.003))),
         *_structures("digits", **once),
-        Curve("digits_sgd_avg", "digits_sgd", ("network.4.layer=avg_pool",), **once,
-              rate_of="digits_sgd"),
+        Curve(
+            "digits_sgd_avg",
+            "digits_sgd",
+            ("network.4.layer=avg_pool",),
+            **once,
+            rate_of="digits_sgd",
+        ),
         Curve("tiny_max", "digits_tiny", **fixed),
-        Curve("tiny_avg", "digits_tiny", ("network.2.layer=avg_pool", "network.5.layer=avg_pool"),
-              **fixed),
+        Curve(
+            "tiny_avg",
+            "digits_tiny",
+            ("network.2.layer=avg_pool", "network.5.layer=avg_pool"),
+            **fixed,
+        ),
     ]
-    networks = (NetworkPlan("digits_sgd", "UCI digits", "max", 360, 3),
-                NetworkPlan("digits_sgd_avg", "UCI digits", "average", 360, 3),
-                NetworkPlan("tiny_max", "UCI digits", "max", 360, 2, "conv2"),
-                NetworkPlan("tiny_avg", "UCI digits", "average", 360, 2, "conv2"))
-    return Plan({curve.name: curve for curve in curves}, _figures("digits"), networks, "digits",
-                "UCI digits", Errors(test=0.06, train=0.03, updates=0.05), "cpu",
-                note="This is a quick run on the embedded digits. It shows that every step from a "
-                     "configuration to this page works; its numbers stand beside the paper's only "
-                     "because they are made the same way.")
+    networks = (
+        NetworkPlan("digits_sgd", "UCI digits", "max", 360, 3),
+        NetworkPlan("digits_sgd_avg", "UCI digits", "average", 360, 3),
+        NetworkPlan("tiny_max", "UCI digits", "max", 360, 2, "conv2"),
+        NetworkPlan("tiny_avg", "UCI digits", "average", 360, 2, "conv2"),
+    )
+    return Plan(
+        {curve.name: curve for curve in curves},
+        _figures("digits"),
+        networks,
+        "digits",
+        "UCI digits",
+        Errors(test=0.06, train=0.03, updates=0.05),
+        "cpu",
+        note="This is a quick run on the embedded digits. It shows that every step from a "
+        "configuration to this page works; its numbers stand beside the paper's only "
+        "because they are made the same way.",
+    )
 
 
 def _others(prefix, **values):
     """The co-ordinatewise methods."""
-    return [Curve(f"{prefix}_{name}", f"{prefix}_{name}", **values)
-            for name in ("adagrad", "rmsprop", "adam")]
+    return [
+        Curve(f"{prefix}_{name}", f"{prefix}_{name}", **values)
+        for name in ("adagrad", "rmsprop", "adam")
+    ]
 
 
 def _structures(prefix, **values):
     """KFC-pre with what else there is in the place of KFC's factors."""
-    return [Curve(f"{prefix}_{name}", f"{prefix}_kfc", (f"optimizer.structure={name}",), **values)
-            for name in STRUCTURES]
+    return [
+        Curve(f"{prefix}_{name}", f"{prefix}_kfc", (f"optimizer.structure={name}",), **values)
+        for name in STRUCTURES
+    ]
 
 
 def _figures(main, *others):
     """{name: FigurePlan}; each data set has its row in fig1 and its panel in fig2."""
     letters = iter("abcdefgh")
     prefixes = (main, *others)
-    fig1 = tuple(PanelPlan(next(letters), quantity, (f"{prefix}_kfc", f"{prefix}_sgd"))
-                 for prefix in prefixes for quantity in ("loss", "error"))
-    fig2 = tuple(PanelPlan(letter, "error", (f"{prefix}_kfc_large", f"{prefix}_sgd_large"),
-                           "updates")
-                 for letter, prefix in zip("ab", prefixes, strict=False))
+    fig1 = tuple(
+        PanelPlan(next(letters), quantity, (f"{prefix}_kfc", f"{prefix}_sgd"))
+        for prefix in prefixes
+        for quantity in ("loss", "error")
+    )
+    fig2 = tuple(
+        PanelPlan(letter, "error", (f"{prefix}_kfc_large", f"{prefix}_sgd_large"), "updates")
+        for letter, prefix in zip("ab", prefixes, strict=False)
+    )
     normalised = tuple(f"{main}_{name}" for name in ("kfc", "sgd", "kfc_bn", "sgd_bn"))
-    methods = tuple(f"{main}_{name}" for name in
-                    ("kfc", "sgd", "kfac", "adam", "rmsprop", "adagrad"))
+    methods = tuple(
+        f"{main}_{name}" for name in ("kfc", "sgd", "kfac", "adam", "rmsprop", "adagrad")
+    )
     structures = tuple(f"{main}_{name}" for name in ("kfc", *STRUCTURES))
     pair = f"{main}_kfc", f"{main}_sgd"
     return {
         "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", fig1),
-        "fig2": FigurePlan("KFC-pre and SGD over updates, with large mini-batches (Figure 2)",
-                           fig2),
+        "fig2": FigurePlan(
+            "KFC-pre and SGD over updates, with large mini-batches (Figure 2)", fig2
+        ),
         "assumptions": FigurePlan("The assumptions (section 5.1, appendix D.1)", kind="networks"),
-        "batchnorm": FigurePlan("With and without batch normalisation (appendix D.2)",
-                                _loss_and_error(normalised)),
-        "minibatch": FigurePlan("KFC-pre with smaller mini-batches (section 5.2, footnote 3)",
-                                _loss_and_error((*pair, f"{main}_kfc_small"), "epochs")),
-        "methods": FigurePlan("Full K-FAC and co-ordinatewise methods (section 5.2)", (
-            *_loss_and_error(methods), *_loss_and_error(methods, "updates", "cd", True))),
-        "structures": FigurePlan("Other structures of the Fisher blocks (section 4.2, appendix C)",
-                                 _loss_and_error(structures, "updates")),
-        "sensitivity": FigurePlan("Sensitivity to the learning rate",
-                                  (PanelPlan("a", "error", pair),), "tuning"),
+        "batchnorm": FigurePlan(
+            "With and without batch normalisation (appendix D.2)", _loss_and_error(normalised)
+        ),
+        "minibatch": FigurePlan(
+            "KFC-pre with smaller mini-batches (section 5.2, footnote 3)",
+            _loss_and_error((*pair, f"{main}_kfc_small"), "epochs"),
+        ),
+        "methods": FigurePlan(
+            "Full K-FAC and co-ordinatewise methods (section 5.2)",
+            (*_loss_and_error(methods), *_loss_and_error(methods, "updates", "cd", True)),
+        ),
+        "structures": FigurePlan(
+            "Other structures of the Fisher blocks (section 4.2, appendix C)",
+            _loss_and_error(structures, "updates"),
+        ),
+        "sensitivity": FigurePlan(
+            "Sensitivity to the learning rate", (PanelPlan("a", "error", pair),), "tuning"
+        ),
     }
 
 
 def _loss_and_error(curves, x="seconds", letters="ab", is_logarithmic=False):
     """A panel of each."""
-    return tuple(PanelPlan(letter, quantity, curves, x, is_logarithmic)
-                 for letter, quantity in zip(letters, ("loss", "error"), strict=True))
+    return tuple(
+        PanelPlan(letter, quantity, curves, x, is_logarithmic)
+        for letter, quantity in zip(letters, ("loss", "error"), strict=True)
+    )

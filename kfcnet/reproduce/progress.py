@@ -27,9 +27,14 @@ class Task(NamedTuple):
     def describe(self):
         begin = self.config.epochs - self.epochs_to_go
         rate = getattr(self.config.optimizer, "learning_rate", None)
-        return ", ".join([self.curve, *([f"learning rate {rate:g}"] if rate else []),
-                          f"seed {self.config.seed}",
-                          f"{self.stage}, epochs {begin:.3g} to {self.config.epochs:g}"])
+        return ", ".join(
+            [
+                self.curve,
+                *([f"learning rate {rate:g}"] if rate else []),
+                f"seed {self.config.seed}",
+                f"{self.stage}, epochs {begin:.3g} to {self.config.epochs:g}",
+            ]
+        )
 
 
 class Progress(NamedTuple):
@@ -97,16 +102,25 @@ def _tune(plan, curve, ledger):
     results = []
     for number, stage in enumerate(curve.stages, start=1):
         what = f"tuning {number} of {len(curve.stages)}"
-        tasks = [_task(plan, curve, ledger, settings, 0, stage.epochs, what)
-                 for settings in candidates[:stage.keep]]
-        pending = [task for task in tasks
-                   if not (task.standing and task.standing.is_over(task.config))]
+        tasks = [
+            _task(plan, curve, ledger, settings, 0, stage.epochs, what)
+            for settings in candidates[: stage.keep]
+        ]
+        pending = [
+            task for task in tasks if not (task.standing and task.standing.is_over(task.config))
+        ]
         if pending:
             return results, None, pending
-        ranked = sweep.rank([
-            sweep.Result(number, sweep.Point(dict(settings), task.standing.folder),
-                         task.standing.row(task.config))
-            for settings, task in zip(candidates, tasks, strict=False)])
+        ranked = sweep.rank(
+            [
+                sweep.Result(
+                    number,
+                    sweep.Point(dict(settings), task.standing.folder),
+                    task.standing.row(task.config),
+                )
+                for settings, task in zip(candidates, tasks, strict=False)
+            ]
+        )
         results += ranked
         candidates = [tuple(result.point.settings.items()) for result in ranked if result.row]
     return results, candidates[0] if candidates else None, []
@@ -125,7 +139,8 @@ def _epochs_of_tuning_left(curve, results, pending):
         return 0
     under_way = results[-1].stage + 1 if results else 1
     left = sum(task.epochs_to_go for task in pending)
-    for before, stage in zip(curve.stages[under_way - 1:], curve.stages[under_way:], strict=False):
+    for before, stage in zip(curve.stages[under_way - 1 :], curve.stages[under_way:], strict=False):
         left += min(stage.keep or len(curve.rates), len(curve.rates)) * (
-            stage.epochs - before.epochs)
+            stage.epochs - before.epochs
+        )
     return left

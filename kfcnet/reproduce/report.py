@@ -36,8 +36,13 @@ def write_readme(evidence, steps, rows, drawn, failures, path):
         "reached. Where the paper gives no number, its column has what it says; what stands only "
         "in its appendices (pooling, batch normalisation) is given from memory.\n\n"
         + _table(COLUMNS, _fields(rows), "lrrrl"),
-        _not_reproduced(rows), _where_time_goes(plan, begun), _tuning(plan, steps),
-        _shortened(plan, steps), _failed(failures, begun), _provenance(begun, path.parent)]
+        _not_reproduced(rows),
+        _where_time_goes(plan, begun),
+        _tuning(plan, steps),
+        _shortened(plan, steps),
+        _failed(failures, begun),
+        _provenance(begun, path.parent),
+    ]
     write_text(path, "\n".join(section for section in sections if section))
 
 
@@ -51,14 +56,20 @@ def _figure(evidence, steps, name, pictures):
     title, curves, kind = plan.figures[name].title, plan.shows(name), plan.figures[name].kind
     missing = {curve: evidence.absence(curve) for curve in curves}
     if kind == "networks":
-        missing = {curve: why or "not measured" for curve, why in missing.items()
-                   if curve not in evidence.networks}
+        missing = {
+            curve: why or "not measured"
+            for curve, why in missing.items()
+            if curve not in evidence.networks
+        }
     elif kind == "tuning":
         missing = {curve: "not tuned" for curve in curves if not steps[curve].tuning}
     missing = {curve: why for curve, why in missing.items() if why}
     parts = [f"![{title}](figures/{picture})" for picture in pictures]
-    parts += ["Missing: " + "; ".join(f"{curve} ({why})" for curve, why in missing.items()) + "."
-              ] if missing else []
+    parts += (
+        ["Missing: " + "; ".join(f"{curve} ({why})" for curve, why in missing.items()) + "."]
+        if missing
+        else []
+    )
     return "\n\n".join([f"## {title}", *parts]) + "\n"
 
 
@@ -66,11 +77,13 @@ def _not_reproduced(rows):
     """The claims that are not the case here, and those that it is open of, each with what was
     measured beside it.
     """
-    rules = (f"A speed-up counts as reproduced above {SHARE:.0%} of the paper's, a test error "
-             f"below {TOLERANCE:.0%} of it; correlations of derivatives as weak below {WEAK:.0%} "
-             f"of the activations', as much stronger above {STRONGER} times those with max "
-             f"pooling; ratios as about 1 between {ABOUT_ONE[0]:g} and {ABOUT_ONE[1]:g}; whatever "
-             "is to be above or not below 1, by being so.")
+    rules = (
+        f"A speed-up counts as reproduced above {SHARE:.0%} of the paper's, a test error "
+        f"below {TOLERANCE:.0%} of it; correlations of derivatives as weak below {WEAK:.0%} "
+        f"of the activations', as much stronger above {STRONGER} times those with max "
+        f"pooling; ratios as about 1 between {ABOUT_ONE[0]:g} and {ABOUT_ONE[1]:g}; whatever "
+        "is to be above or not below 1, by being so."
+    )
     parts = []
     if failed := [row for row in rows if row.holds is False]:
         parts += ["### What did not come out as in the paper", rules, _reasons(failed)]
@@ -80,14 +93,23 @@ def _not_reproduced(rows):
 
 
 def _reasons(rows):
-    return "\n".join(f"- {row.claim}: {row.here}, in the paper {row.paper}"
-                     + (f"; {row.reason}" if row.reason else "") + "." for row in rows)
+    return "\n".join(
+        f"- {row.claim}: {row.here}, in the paper {row.paper}"
+        + (f"; {row.reason}" if row.reason else "")
+        + "."
+        for row in rows
+    )
 
 
 def _where_time_goes(plan, begun):
     """Of the curves that are drawn over time; the others may have run beside each other."""
-    timed = {name for figure in plan.figures.values() for panel in figure.panels
-             if panel.x == "seconds" for name in panel.curves}
+    timed = {
+        name
+        for figure in plan.figures.values()
+        for panel in figure.panels
+        if panel.x == "seconds"
+        for name in panel.curves
+    }
     header = ["curve", "data", "seconds per epoch", "ms per update", *PHASES, "rest"]
     lines = []
     for name, step in begun.items():
@@ -97,15 +119,23 @@ def _where_time_goes(plan, begun):
         metrics = run.metrics
         seconds = metrics["seconds"][-1]
         shares = [metrics[f"seconds_{phase}"][-1] / seconds for phase in PHASES]
-        lines.append([name, data_set(run), str(Value(seconds / metrics["epoch"][-1])),
-                      str(Value(1000 * seconds / metrics["iteration"][-1])),
-                      *(f"{share:.0%}" for share in shares), f"{1 - sum(shares):.0%}"])
+        lines.append(
+            [
+                name,
+                data_set(run),
+                str(Value(seconds / metrics["epoch"][-1])),
+                str(Value(1000 * seconds / metrics["iteration"][-1])),
+                *(f"{share:.0%}" for share in shares),
+                f"{1 - sum(shares):.0%}",
+            ]
+        )
     if not lines:
         return ""
-    return ("## Where the time goes\n\nOf the first runs of the curves that are drawn over time. "
-            "Other runs may have shared the machine: their seconds, and figures of them over "
-            "time, say nothing.\n\n"
-            + _table(header, lines, "ll" + "r" * (len(header) - 2)))
+    return (
+        "## Where the time goes\n\nOf the first runs of the curves that are drawn over time. "
+        "Other runs may have shared the machine: their seconds, and figures of them over "
+        "time, say nothing.\n\n" + _table(header, lines, "ll" + "r" * (len(header) - 2))
+    )
 
 
 def _tuning(plan, steps):
@@ -116,19 +146,29 @@ def _tuning(plan, steps):
         curve, last = plan.curves[name], step.tuning[-1].stage
         tried = sorted({result.point.settings[RATE] for result in step.tuning})
         best = next(result.row for result in step.tuning if result.stage == last)
-        stages = ", ".join(f"{'all' if stage.keep is None else f'the best {stage.keep}'} to epoch "
-                           f"{stage.epochs:g}" for stage in curve.stages)
+        stages = ", ".join(
+            f"{'all' if stage.keep is None else f'the best {stage.keep}'} to epoch {stage.epochs:g}"
+            for stage in curve.stages
+        )
         chosen = f"{step.rate:g}" if step.rate else f"after {last} of {len(curve.stages)} stages"
         chosen += " (edge)" if step.rate in (tried[0], tried[-1]) else ""
-        lines.append([f"[{name}](sweeps/{name}/sweep.md)",
-                      ", ".join(f"{rate:g}" for rate in tried), stages, chosen,
-                      f"{best['train_error']:.2%}" if best else "all diverged"])
+        lines.append(
+            [
+                f"[{name}](sweeps/{name}/sweep.md)",
+                ", ".join(f"{rate:g}" for rate in tried),
+                stages,
+                chosen,
+                f"{best['train_error']:.2%}" if best else "all diverged",
+            ]
+        )
     if not lines:
         return ""
-    return ("## Tuning\n\nThe learning rate with the lowest training error, as in the paper. "
-            "*(edge)* stands beside the lowest and the highest one that was tried: a better one "
-            "may lie beyond.\n\n"
-            + _table(["curve", "tried", "stages", "chosen", "training error"], lines, "lllrr"))
+    return (
+        "## Tuning\n\nThe learning rate with the lowest training error, as in the paper. "
+        "*(edge)* stands beside the lowest and the highest one that was tried: a better one "
+        "may lie beyond.\n\n"
+        + _table(["curve", "tried", "stages", "chosen", "training error"], lines, "lllrr")
+    )
 
 
 def _shortened(plan, steps):
@@ -140,22 +180,31 @@ def _shortened(plan, steps):
         reasons.setdefault(f"left out: {reason}", []).append(name)
     lines = [f"- {', '.join(names)}: {reason}." for reason, names in reasons.items()]
     lines += [f"- all curves: with `{override}`." for override in plan.overrides]
-    lines += [f"- {name}: {data_set(run)}, {run.record['data']['train_examples']:,} training and "
-              f"{run.record['data']['test_examples']:,} test images."
-              for name, step in steps.items() if step.finals
-              if (run := step.runs()[0]) and is_part(run)]
-    lines += [f"- {name}: {state}." for name, step in steps.items()
-              if step.finals and (state := _other_ends(plan, step))]
+    lines += [
+        f"- {name}: {data_set(run)}, {run.record['data']['train_examples']:,} training and "
+        f"{run.record['data']['test_examples']:,} test images."
+        for name, step in steps.items()
+        if step.finals
+        if (run := step.runs()[0]) and is_part(run)
+    ]
+    lines += [
+        f"- {name}: {state}."
+        for name, step in steps.items()
+        if step.finals and (state := _other_ends(plan, step))
+    ]
     return "## What was shortened, and why\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def _other_ends(plan, step):
     """Where a curve's final runs are not all done, or went on beyond the planned end."""
     epochs = plan.final_epochs(step.curve)
-    configs = [plan.configure(step.curve, step.settings, seed, epochs)
-               for seed in range(step.curve.seeds)]
-    done = sum(seed in step.finals and step.finals[seed].is_over(config)
-               for seed, config in enumerate(configs))
+    configs = [
+        plan.configure(step.curve, step.settings, seed, epochs) for seed in range(step.curve.seeds)
+    ]
+    done = sum(
+        seed in step.finals and step.finals[seed].is_over(config)
+        for seed, config in enumerate(configs)
+    )
     parts = [f"{done} of {len(configs)} seeds so far"] if done < len(configs) else []
     for seed, standing in step.finals.items():
         at = f"epoch {standing.epochs(configs[seed]):.3g}"
@@ -168,10 +217,12 @@ def _other_ends(plan, step):
 
 def _failed(failures, begun):
     lines = [f"- {name}: {' '.join(why.split())}" for name, why in failures.items()]
-    lines += [f"- {name}: seed {seed} diverged after epoch {run.metrics['epoch'][-1]:.3g}"
-              for name, step in begun.items()
-              for (seed, standing), run in zip(step.finals.items(), step.runs(), strict=True)
-              if standing.failed]
+    lines += [
+        f"- {name}: seed {seed} diverged after epoch {run.metrics['epoch'][-1]:.3g}"
+        for name, step in begun.items()
+        for (seed, standing), run in zip(step.finals.items(), step.runs(), strict=True)
+        if standing.failed
+    ]
     return "## What failed\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
@@ -180,18 +231,33 @@ def _provenance(begun, root):
     for step in begun.values():
         for (seed, standing), run in zip(step.finals.items(), step.runs(), strict=True):
             record = run.record
-            versions = [f"{name} {record['versions'][name]}" for name in ("kfcnet", "numpy")
-                        if record.get("versions", {}).get(name)]
+            versions = [
+                f"{name} {record['versions'][name]}"
+                for name in ("kfcnet", "numpy")
+                if record.get("versions", {}).get(name)
+            ]
             commit, _, dirty = (record.get("commit") or "unknown").partition("-")
-            lines.append([step.curve.name, method(run), str(seed), data_set(run),
-                          record["data"].get("sha256", "")[:12], device(run),
-                          commit[:10] + (" with changes" if dirty else ""), ", ".join(versions),
-                          f"`{standing.folder.relative_to(root).as_posix()}`"])
+            lines.append(
+                [
+                    step.curve.name,
+                    method(run),
+                    str(seed),
+                    data_set(run),
+                    record["data"].get("sha256", "")[:12],
+                    device(run),
+                    commit[:10] + (" with changes" if dirty else ""),
+                    ", ".join(versions),
+                    f"`{standing.folder.relative_to(root).as_posix()}`",
+                ]
+            )
     if not lines:
         return ""
     header = ["curve", "method", "seed", "data", "checksum", "device", "commit", "versions", "run"]
-    return ("## Provenance\n\nThe `run.json` of each run says more.\n\n"
-            + _table(header, lines, "l" * len(header)) + _unpublished(begun))
+    return (
+        "## Provenance\n\nThe `run.json` of each run says more.\n\n"
+        + _table(header, lines, "l" * len(header))
+        + _unpublished(begun)
+    )
 
 
 def _unpublished(begun):
@@ -202,8 +268,11 @@ def _unpublished(begun):
             for file in run.record["data"].get("files", []):
                 if not file["published"]:
                     files.setdefault(data_set(run), {})[file["name"]] = None
-    return "".join(f"\n{title} was read from files whose checksums are not the published ones: "
-                   f"{', '.join(names)}.\n" for title, names in files.items())
+    return "".join(
+        f"\n{title} was read from files whose checksums are not the published ones: "
+        f"{', '.join(names)}.\n"
+        for title, names in files.items()
+    )
 
 
 def _table(header, lines, alignment):

@@ -44,5 +44,7 @@ def reached(run, column, threshold, unit):
     crossing = first_crossing(run.metrics, column, threshold)
     if crossing is None:
         return Value(float(run.metrics[name][-1]) / size, is_bound=True)
-    return Value({"seconds": crossing.seconds, "iteration": crossing.updates,
-                  "epoch": crossing.epoch}[name] / size)
+    return Value(
+        {"seconds": crossing.seconds, "iteration": crossing.updates, "epoch": crossing.epoch}[name]
+        / size
+    )

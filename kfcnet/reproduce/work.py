@@ -34,8 +34,12 @@ def train_missing(plan, figure, ledger, places):
             failures[curve.name] = reason
     while True:
         now = progress_of(plan, ledger)
-        pending = [task for step in now.values() for task in step.pending
-                   if ledger.name(task.folder) not in failures and task.curve not in failures]
+        pending = [
+            task
+            for step in now.values()
+            for task in step.pending
+            if ledger.name(task.folder) not in failures and task.curve not in failures
+        ]
         if not pending:
             return failures
         # The first seed of every curve comes before any second one: a plan that is cut short
@@ -103,8 +107,10 @@ def _train(task, places):
     try:
         train(config, task.folder, resume=True)
     except TrainingInterrupted as stop:
-        raise TrainingInterrupted(stop.number, f"stopped in {task.folder}, where the run is saved: "
-                                  "the same command goes on") from None
+        raise TrainingInterrupted(
+            stop.number,
+            f"stopped in {task.folder}, where the run is saved: the same command goes on",
+        ) from None
 
 
 def placed(config, places):
@@ -152,7 +158,7 @@ def _recorded_cost(step):
 
 
 def duration(seconds):
-    """"40 s", "25 min", "2 h 10 min"."""
+    """ "40 s", "25 min", "2 h 10 min"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

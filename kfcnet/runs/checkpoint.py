@@ -48,15 +48,20 @@ def load_checkpoint(path):
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}; train the "
-                              "run first, or go on with --resume") from error
+        raise CheckpointError(
+            f"cannot read the checkpoint {path}: {error.strerror}; train the "
+            "run first, or go on with --resume"
+        ) from error
     if not content.startswith(MAGIC):
-        raise CheckpointError(f"{path} is no kfcnet checkpoint; start the run again with "
-                              "--overwrite")
-    expected = content[len(MAGIC):len(MAGIC) + 64].decode(errors="replace")
+        raise CheckpointError(
+            f"{path} is no kfcnet checkpoint; start the run again with --overwrite"
+        )
+    expected = content[len(MAGIC) : len(MAGIC) + 64].decode(errors="replace")
     if hashlib.sha256(memoryview(content)[BLOCK:]).hexdigest() != expected:
-        raise CheckpointError(f"{path} is damaged (its content does not match its checksum); "
-                              "restore it, or start the run again with --overwrite")
+        raise CheckpointError(
+            f"{path} is damaged (its content does not match its checksum); "
+            "restore it, or start the run again with --overwrite"
+        )
     with h5py.File(io.BytesIO(content), "r") as file:
         return _read_group(file)
 
@@ -70,8 +75,10 @@ def _write_group(group, state):
 
 
 def _read_group(group):
-    return {name: _read_group(item) if isinstance(item, h5py.Group) else _read_value(item)
-            for name, item in group.items()}
+    return {
+        name: _read_group(item) if isinstance(item, h5py.Group) else _read_value(item)
+        for name, item in group.items()
+    }
 
 
 def _read_value(dataset):

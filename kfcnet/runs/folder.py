@@ -17,8 +17,15 @@ from kfcnet.runs.records import (
     write_text,
 )
 
-FILES = (CHECKPOINT, "curves.png", "diagnostics.png", "metrics.csv", "diagnostics.csv",
-         "run.json", "config.yaml")
+FILES = (
+    CHECKPOINT,
+    "curves.png",
+    "diagnostics.png",
+    "metrics.csv",
+    "diagnostics.csv",
+    "run.json",
+    "config.yaml",
+)
 """In the order in which they are removed: without its checkpoint a folder holds no run."""
 
 FREE_KEYS = ("epochs", "data.path", "checkpoint_minutes")
@@ -43,11 +50,13 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise RunFolderError(f"{self.path} is a file; choose another folder with --out"
-                                 ) from None
+            raise RunFolderError(
+                f"{self.path} is a file; choose another folder with --out"
+            ) from None
         except OSError as error:
-            raise RunFolderError(f"cannot make the folder {self.path}: {error.strerror}; choose "
-                                 "another with --out") from error
+            raise RunFolderError(
+                f"cannot make the folder {self.path}: {error.strerror}; choose another with --out"
+            ) from error
         self._lock = contextlib.ExitStack()
         self._lock.enter_context(alone_in(self.path))
         try:
@@ -68,11 +77,14 @@ class RunFolder:
         present = {entry.name for entry in self.path.iterdir()}
         present -= {name + ".tmp" for name in FILES}  # what a kill in the middle of a write leaves
         if present and present.isdisjoint({CHECKPOINT, "config.yaml", "run.json"}):
-            raise RunFolderError(f"{self.path} holds files that are not a run's; choose another "
-                                 "folder with --out")
+            raise RunFolderError(
+                f"{self.path} holds files that are not a run's; choose another folder with --out"
+            )
         if present and not (self.resume or self.overwrite):
-            raise RunFolderError(f"{self.path} holds a run already: go on with it by --resume, "
-                                 "replace it by --overwrite, or choose another folder with --out")
+            raise RunFolderError(
+                f"{self.path} holds a run already: go on with it by --resume, "
+                "replace it by --overwrite, or choose another folder with --out"
+            )
 
     def saved_state(self, config):
         """The checkpoint to go on from; None where the run has not got so far, or starts anew.
@@ -88,7 +100,8 @@ class RunFolder:
             if key not in FREE_KEYS and before.get(key) != now.get(key):
                 raise RunFolderError(
                     f"{key} is {now.get(key)} now and was {before.get(key)} in {self.path}: set it "
-                    "back to go on, replace the run by --overwrite, or choose another --out")
+                    "back to go on, replace the run by --overwrite, or choose another --out"
+                )
         return state
 
     def start(self, config, record):
@@ -179,8 +192,10 @@ def alone_in(folder):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunFolderError(f"{folder} is in use by another process; wait for it or stop it, "
-                                 "or choose another folder with --out") from None
+            raise RunFolderError(
+                f"{folder} is in use by another process; wait for it or stop it, "
+                "or choose another folder with --out"
+            ) from None
         yield
     finally:
         os.close(descriptor)

@@ -3,17 +3,36 @@
 import json
 from collections import Counter
 
-METHODS = {"kfc_pre": "KFC-pre", "sgd": "SGD", "kfac": "K-FAC", "hessian_free": "Hessian-free",
-           "adagrad": "Adagrad", "rmsprop": "RMSProp", "adam": "Adam"}
+METHODS = {
+    "kfc_pre": "KFC-pre",
+    "sgd": "SGD",
+    "kfac": "K-FAC",
+    "hessian_free": "Hessian-free",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSProp",
+    "adam": "Adam",
+}
 STRUCTURES = {"diagonal": "diagonal", "sua": "SUA", "white": "white derivatives", "ekfc": "EKFC"}
-DATA_SETS = {"cifar10": "CIFAR-10", "svhn": "SVHN", "digits": "UCI digits 8x8",
-             "synthetic": "synthetic images"}
+DATA_SETS = {
+    "cifar10": "CIFAR-10",
+    "svhn": "SVHN",
+    "digits": "UCI digits 8x8",
+    "synthetic": "synthetic images",
+}
 PARTS = {"test_error": "test error", "train_error": "training error"}
 WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
 """Images of a data set's training and test parts together; SVHN without and with the extra part."""
 
-FREE = ("seed", "epochs", "data.path", "checkpoint_minutes", "evaluation.every", "evaluation.unit",
-        "diagnostics", "diagnostics.every")
+FREE = (
+    "seed",
+    "epochs",
+    "data.path",
+    "checkpoint_minutes",
+    "evaluation.every",
+    "evaluation.unit",
+    "diagnostics",
+    "diagnostics.every",
+)
 """Settings that leave the course of a run alone, but for its chances and for what is seen of it."""
 
 
@@ -33,8 +52,14 @@ def group_by_seed(runs):
     """
     groups, seen = {}, Counter()
     for run in runs:
-        course = json.dumps([settings(run.config), device(run), run.record["device"].get("native"),
-                             run.record.get("data", {}).get("sha256")])
+        course = json.dumps(
+            [
+                settings(run.config),
+                device(run),
+                run.record["device"].get("native"),
+                run.record.get("data", {}).get("sha256"),
+            ]
+        )
         seed = course, run.config.get("seed")
         groups.setdefault((course, seen[seed]), []).append(run)
         seen[seed] += 1
@@ -51,14 +76,13 @@ def titles_and_labels(runs, free=()):
     titles = [facts[0][name] for name in common if facts[0][name]]
     labels = []
     for run, fact in zip(runs, facts, strict=True):
-        own = [fact[name] for name in fact
-               if fact[name] and name not in common and name != "batch"]
+        own = [fact[name] for name in fact if fact[name] and name not in common and name != "batch"]
         labels.append(", ".join([method(run), *own]))
     return titles, _distinct(runs, labels, free)
 
 
 def method(run):
-    """"KFC-pre, M = 512", M being the size of the mini-batch; "KFC-pre (SUA), M = 512"."""
+    """ "KFC-pre, M = 512", M being the size of the mini-batch; "KFC-pre (SUA), M = 512"."""
     optimizer = run.config["optimizer"]
     name = METHODS.get(optimizer["name"], optimizer["name"])
     structure = optimizer.get("structure", "kfc")
@@ -91,14 +115,14 @@ def _images(run):
 
 
 def device(run):
-    """"CPU (name of the processor)" or "CUDA (name of the GPU)", from `run.json`."""
+    """ "CPU (name of the processor)" or "CUDA (name of the GPU)", from `run.json`."""
     described = run.record["device"]
     name = described.get("processor") or described.get("name")
     return described["device"].upper() + (f" ({name})" if name else "")
 
 
 def network(layers):
-    """"conv 32-32-64, dense 10": the layers that have weights."""
+    """ "conv 32-32-64, dense 10": the layers that have weights."""
     parts = []
     for kind, size in (("conv", "filters"), ("dense", "units")):
         sizes = [str(layer[size]) for layer in layers if layer["layer"] == kind]
@@ -107,7 +131,7 @@ def network(layers):
 
 
 def setting(run):
-    """"conv 32-32-64, dense 10, batch norm, CPU (name of the processor)": network and device."""
+    """ "conv 32-32-64, dense 10, batch norm, CPU (name of the processor)": network and device."""
     facts = _facts(run)
     return ", ".join(filter(None, map(facts.get, ("network", "normalisation", "device"))))
 
@@ -121,9 +145,13 @@ def _facts(run):
     """Data set, network, batch and device of a run, each as a phrase."""
     layers = run.config["network"]
     is_normalised = any(layer["layer"] == "batch_norm" for layer in layers)
-    return {"data": data_set(run), "network": network(layers),
-            "normalisation": "batch norm" if is_normalised else "",
-            "batch": f"batch {run.config['optimizer']['batch_size']}", "device": device(run)}
+    return {
+        "data": data_set(run),
+        "network": network(layers),
+        "normalisation": "batch norm" if is_normalised else "",
+        "batch": f"batch {run.config['optimizer']['batch_size']}",
+        "device": device(run),
+    }
 
 
 def _distinct(runs, labels, free):
@@ -145,6 +173,7 @@ def flat(config, prefix=""):
     """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
     pairs = {}
     for key, value in config.items():
-        pairs.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict)
-                     else {f"{prefix}{key}": value})
+        pairs.update(
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return pairs

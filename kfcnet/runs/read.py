@@ -24,16 +24,20 @@ def read_run(folder):
     """
     folder = Path(folder)
     if not (folder / "metrics.csv").exists():
-        raise RecordError(f"{folder} holds no run (there is no metrics.csv in it); name the "
-                          "folder that a run was written to with --out")
+        raise RecordError(
+            f"{folder} holds no run (there is no metrics.csv in it); name the "
+            "folder that a run was written to with --out"
+        )
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         config = yaml_text.parse(text)
     except (OSError, ValueError) as error:
         raise RecordError(f"cannot read {folder / 'config.yaml'}: {error}") from error
     record = read_json(folder / "run.json")
-    for content, keys, name in ((config, ("data", "network", "optimizer"), "config.yaml"),
-                                (record, ("device",), "run.json")):
+    for content, keys, name in (
+        (config, ("data", "network", "optimizer"), "config.yaml"),
+        (record, ("device",), "run.json"),
+    ):
         for key in keys:
             if not isinstance(content, dict) or key not in content:
                 raise lacks(folder / name, key)

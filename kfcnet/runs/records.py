@@ -20,10 +20,21 @@ import numpy as np
 
 PHASES = ("gradient", "statistics", "inverses", "preconditioning", "clip")
 COUNTS = ("iteration", "examples")
-COLUMNS = ("iteration", "epoch", "examples", "seconds",
-           "train_loss", "train_error", "test_loss", "test_error",
-           "learning_rate", "update_norm", "clipped", "nu",
-           *(f"seconds_{phase}" for phase in PHASES))
+COLUMNS = (
+    "iteration",
+    "epoch",
+    "examples",
+    "seconds",
+    "train_loss",
+    "train_error",
+    "test_loss",
+    "test_error",
+    "learning_rate",
+    "update_norm",
+    "clipped",
+    "nu",
+    *(f"seconds_{phase}" for phase in PHASES),
+)
 """Losses are nats per example, errors fractions. `seconds` is training time since the start,
 without evaluation, warm-up, compilation and checkpoints; `seconds_<phase>` are its parts, `clip` in
 K-FAC the quadratic model and the objective after a step, in Hessian-free optimization the line
@@ -101,8 +112,7 @@ def read_metrics(path, columns=COLUMNS):
     """
     header, rows = _parse(path, columns)
     types = {name: np.int64 if name in COUNTS else np.float64 for name in header}
-    return {name: np.array([row[i] for row in rows], types[name])
-            for i, name in enumerate(header)}
+    return {name: np.array([row[i] for row in rows], types[name]) for i, name in enumerate(header)}
 
 
 def last_iteration(path):
@@ -125,8 +135,11 @@ def first_crossing(records, column, threshold):
     if not len(reached):
         return None
     first = reached[0]
-    return Crossing(float(records["epoch"][first]), int(records["iteration"][first]),
-                    float(records["seconds"][first]))
+    return Crossing(
+        float(records["epoch"][first]),
+        int(records["iteration"][first]),
+        float(records["seconds"][first]),
+    )
 
 
 def describe_run(config, ops, provenance, train_measured_on):
@@ -134,24 +147,29 @@ def describe_run(config, ops, provenance, train_measured_on):
 
     `provenance`: base names, checksums and notes of the data; `train_measured_on`: a phrase.
     """
-    return base_names({
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        **describe_program(),
-        "seed": config.seed,
-        "device": ops.describe(),
-        "data": provenance,
-        "train_measured_on": train_measured_on,
-        "phases_measured": ops.phases_measured,
-        "outcome": {"state": "running"},
-    })
+    return base_names(
+        {
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            **describe_program(),
+            "seed": config.seed,
+            "device": ops.describe(),
+            "data": provenance,
+            "train_measured_on": train_measured_on,
+            "phases_measured": ops.phases_measured,
+            "outcome": {"state": "running"},
+        }
+    )
 
 
 def describe_program():
     """What computes, and where: {"commit", "versions", "machine"}."""
     return {
         "commit": _commit(),
-        "versions": {"kfcnet": _version("kfcnet"), "python": platform.python_version(),
-                     **{name: _version(name) for name in LIBRARIES}},
+        "versions": {
+            "kfcnet": _version("kfcnet"),
+            "python": platform.python_version(),
+            **{name: _version(name) for name in LIBRARIES},
+        },
         "machine": {"system": platform.system(), "cores": os.cpu_count()},
     }
 
@@ -173,8 +191,10 @@ def read_json(path):
 
 def lacks(path, entry):
     """The RecordError for a file without what every run records."""
-    return RecordError(f"{path} lacks the entry {entry} that every run's record has: restore the "
-                       "file, or move its folder away")
+    return RecordError(
+        f"{path} lacks the entry {entry} that every run's record has: restore the "
+        "file, or move its folder away"
+    )
 
 
 def write_text(path, text):
@@ -237,7 +257,7 @@ def _parse(path, columns=COLUMNS, cut_short=False):
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(f"cannot read {path}: {error}") from error
     if cut_short:
-        text = text[:text.rfind("\n") + 1]
+        text = text[: text.rfind("\n") + 1]
     elif not text.endswith("\n"):
         raise _unreadable(path, text.count("\n") + 1, "the line is cut short")
     lines = list(csv.reader(io.StringIO(text)))
@@ -275,20 +295,24 @@ def _text(name, value):
 
 
 def _unreadable(path, line, reason):
-    return RecordError(f"{path}, line {line}: {reason}; mend the line, start the run again with "
-                       "--overwrite, or move its folder away")
+    return RecordError(
+        f"{path}, line {line}: {reason}; mend the line, start the run again with "
+        "--overwrite, or move its folder away"
+    )
 
 
 def _cannot_write(path, error):
-    return WriteError(f"cannot write {path}: {error.strerror or error}; make room or name another "
-                      "place (a run then goes on with --resume)")
+    return WriteError(
+        f"cannot write {path}: {error.strerror or error}; make room or name another "
+        "place (a run then goes on with --resume)"
+    )
 
 
 def _write_all(file, content):
     """Write every byte: a raw write may stop early where the disk is nearly full."""
     view = memoryview(content)
     while len(view):
-        view = view[file.write(view):]
+        view = view[file.write(view) :]
 
 
 def _sync_folder(folder):
@@ -310,8 +334,12 @@ def _commit():
         return None
 
     def git(*arguments):
-        return subprocess.run(["git", "--no-optional-locks", "-C", str(root), *arguments],
-                              capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")

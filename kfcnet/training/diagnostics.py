@@ -21,19 +21,25 @@ def measure(optimizer, before, batch):
     network = optimizer.network.twin()  # what the optimizer recorded of its own stays as it is
     with network.using(before):
         predictive, objective, gradient = _derivatives(optimizer, network, before, batch)
-        row = {"iteration": optimizer.steps, "examples": optimizer.examples,
-               **_cosines(network, gradient, optimizer.direction),
-               **_clip_norms(optimizer, network, predictive)}
+        row = {
+            "iteration": optimizer.steps,
+            "examples": optimizer.examples,
+            **_cosines(network, gradient, optimizer.direction),
+            **_clip_norms(optimizer, network, predictive),
+        }
         move = ops.copy(network.theta)
         ops.axpy(-1.0, before, move)
         row["predicted_reduction"] = _predicted_reduction(
-            optimizer, network, predictive, gradient, move)
+            optimizer, network, predictive, gradient, move
+        )
     z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
     totals = optimizer.loss.evaluate(z, batch.targets).totals
     row["actual_reduction"] = objective - optimizer.objective(totals, network.theta, len(z))
     for block in optimizer.blocks:
-        row |= {f"{block.layer.name}_{name}": value
-                for name, value in _factors(block, optimizer.factor_damping).items()}
+        row |= {
+            f"{block.layer.name}_{name}": value
+            for name, value in _factors(block, optimizer.factor_damping).items()
+        }
     of_layers = [f"{layer.name}_{name}" for layer in network.weighted for name in LAYER_DIAGNOSTICS]
     return {name: row[name] for name in (*DIAGNOSTICS, *of_layers)}
 
@@ -54,8 +60,9 @@ def _cosines(network, gradient, direction):
     """The cosine between gradient and natural gradient, of all parameters and layer by layer."""
     ops = network.ops
     pairs = {"cosine": (gradient, direction)}
-    for layer, *views in zip(network.weighted, network.views(gradient), network.views(direction),
-                             strict=True):
+    for layer, *views in zip(
+        network.weighted, network.views(gradient), network.views(direction), strict=True
+    ):
         pairs[f"{layer.name}_cosine"] = [view.reshape(-1) for view in views]
     return {name: _cosine(ops, *pair) for name, pair in pairs.items()}
 
@@ -78,7 +85,8 @@ def _clip_norms(optimizer, network, predictive):
         tangent = network.tangent(part, m)
         ops.axpy(1.0, tangent, together)
         nus[f"{layer.name}_nu"] = rate**2 * _number(
-            ops, optimizer.quadratic(predictive, tangent, part))
+            ops, optimizer.quadratic(predictive, tangent, part)
+        )
     whole = optimizer.quadratic(predictive, together, optimizer.direction)
     return {"nu": rate**2 * _number(ops, whole), **nus}
 

@@ -25,7 +25,7 @@ def evaluate(network, loss, examples, indices=None, check=lambda: None):
     totals = np.zeros(2)
     for begin in range(0, len(indices), BATCH):
         check()
-        batch = examples.batch(indices[begin:begin + BATCH])
+        batch = examples.batch(indices[begin : begin + BATCH])
         evaluated = loss.evaluate(network.forward(batch.inputs), batch.targets)
         totals += network.ops.to_numpy(evaluated.totals)
     mean_loss, error = totals / len(indices)
@@ -35,9 +35,11 @@ def evaluate(network, loss, examples, indices=None, check=lambda: None):
 def batch_statistics(network):
     """{layer name: {"mean" (J,), "inv_std" (J,)}} of the network's batch normalisations."""
     to_numpy = network.ops.to_numpy
-    return {layer.name: dict(zip(("mean", "inv_std"), map(to_numpy, layer.population),
-                                 strict=True))
-            for layer in network.layers if getattr(layer, "population", None) is not None}
+    return {
+        layer.name: dict(zip(("mean", "inv_std"), map(to_numpy, layer.population), strict=True))
+        for layer in network.layers
+        if getattr(layer, "population", None) is not None
+    }
 
 
 class TrainedNetwork:
@@ -45,8 +47,9 @@ class TrainedNetwork:
 
     def __init__(self, config, checkpoint, device="cpu"):
         """config: that of the run; checkpoint: what `load_checkpoint` returned."""
-        ops = get_ops(device, config.dtype, config.ops.shards, config.ops.native,
-                      config.ops.tensor_cores)
+        ops = get_ops(
+            device, config.dtype, config.ops.shards, config.ops.native, config.ops.tensor_cores
+        )
         self.config, self.steps = config, checkpoint["optimizer"]["steps"]
         self.mean = checkpoint["data"]["mean"]
         self.data_checksum = checkpoint["origin"]["checksum of the data"]
@@ -69,13 +72,17 @@ class TrainedNetwork:
         """
         images = np.asarray(images)
         if images.shape[1:] != self.mean.shape or images.ndim != 4:
-            raise ValueError(f"images of shape {images.shape} given; the network takes "
-                             f"(M, {', '.join(map(str, self.mean.shape))})")
+            raise ValueError(
+                f"images of shape {images.shape} given; the network takes "
+                f"(M, {', '.join(map(str, self.mean.shape))})"
+            )
         if images.dtype != np.uint8:
             raise ValueError(f"images of {images.dtype} given; the network takes raw pixels, uint8")
         examples = self.examples(images, np.zeros(len(images), np.int32))
-        parts = [self._predictive(examples.batch(np.arange(begin, min(begin + BATCH, len(images)))))
-                 for begin in range(0, len(images), BATCH)]
+        parts = [
+            self._predictive(examples.batch(np.arange(begin, min(begin + BATCH, len(images)))))
+            for begin in range(0, len(images), BATCH)
+        ]
         none = np.empty((0, *self.network.layers[-1].output_shape), self.network.ops.dtype)
         return np.concatenate([none, *parts])
 
@@ -87,9 +94,11 @@ class TrainedNetwork:
         """Raise DataError unless `dataset` is the one that the network was trained on."""
         found = dataset.provenance["sha256"]
         if found != self.data_checksum:
-            raise DataError(f"the run was trained on other data than the {dataset.name} found here "
-                            f"(checksum {self.data_checksum[:12]}, here {found[:12]}); name the "
-                            "place of its data by --data")
+            raise DataError(
+                f"the run was trained on other data than the {dataset.name} found here "
+                f"(checksum {self.data_checksum[:12]}, here {found[:12]}); name the "
+                "place of its data by --data"
+            )
 
     def examples(self, images, labels):
         """Images and labels as the network takes them."""

@@ -36,8 +36,7 @@ class Costs(NamedTuple):
 
     def multiple(self, statistics_period, inverse_period):
         """An epoch of KFC-pre as a multiple of one of SGD."""
-        update = (self.update + self.statistics / statistics_period
-                  + self.inverses / inverse_period)
+        update = self.update + self.statistics / statistics_period + self.inverses / inverse_period
         return update / self.batch_size / (self.sgd / self.sgd_batch_size)
 
 
@@ -64,8 +63,10 @@ def pick(config, limit=2.0, sgd_batch_size=128):
     no periods will do, DataError and DeviceError, TrainingFailed where a factor has no inverse.
     """
     if not isinstance(config.optimizer, KfcPreConfig):
-        raise ConfigError(f"optimizer.name: {config.optimizer.name} has no periods to pick by "
-                          "their cost; kfc_pre has")
+        raise ConfigError(
+            f"optimizer.name: {config.optimizer.name} has no periods to pick by "
+            "their cost; kfc_pre has"
+        )
     costs, shares = measure(config, data.load(config.data), sgd_batch_size)
     pairs = candidates(config.optimizer.inverse_delay)
     chosen = choose(costs, limit, pairs)
@@ -73,9 +74,11 @@ def pick(config, limit=2.0, sgd_batch_size=128):
     logger.info("%s", format_pairs(costs, pairs, chosen))
     if chosen is None:
         least = min(costs.multiple(*pair) for pair in pairs)
-        raise ConfigError(f"an epoch costs {least:.2f} times SGD's even with the longest periods, "
-                          f"and is to cost less than {limit:g} times:\nallow more, or set a larger "
-                          "optimizer.batch_size or a smaller optimizer.clip_fraction")
+        raise ConfigError(
+            f"an epoch costs {least:.2f} times SGD's even with the longest periods, "
+            f"and is to cost less than {limit:g} times:\nallow more, or set a larger "
+            "optimizer.batch_size or a smaller optimizer.clip_fraction"
+        )
     logger.info("picked for less than %g times SGD's: --set %s", limit, " ".join(settings(*chosen)))
     return with_periods(config, *chosen)
 
@@ -97,8 +100,10 @@ def choose(costs, limit, pairs):
 
 def settings(statistics_period, inverse_period):
     """The periods as --set takes them."""
-    return [f"optimizer.statistics_period={statistics_period}",
-            f"optimizer.inverse_period={inverse_period}"]
+    return [
+        f"optimizer.statistics_period={statistics_period}",
+        f"optimizer.inverse_period={inverse_period}",
+    ]
 
 
 def with_periods(config, statistics_period, inverse_period, *more):
@@ -116,11 +121,13 @@ def measure(config, dataset, sgd_batch_size):
     inverse_delay they cost no more than here.
     """
     shared = ("learning_rate", "momentum", "weight_decay", "max_norm")
-    sgd_settings = SgdConfig(batch_size=sgd_batch_size,
-                             **{key: getattr(config.optimizer, key) for key in shared})
+    sgd_settings = SgdConfig(
+        batch_size=sgd_batch_size, **{key: getattr(config.optimizer, key) for key in shared}
+    )
     plain, with_statistics, with_both = (
         with_periods(config, *pair, "optimizer.inverse_delay=0").optimizer
-        for pair in ((NEVER, NEVER), (1, NEVER), (1, 1)))
+        for pair in ((NEVER, NEVER), (1, NEVER), (1, 1))
+    )
     try:
         sgd = _Method(config.model_copy(update={"optimizer": sgd_settings}), dataset)
         kfc = _Method(config, dataset)
@@ -134,11 +141,19 @@ def measure(config, dataset, sgd_batch_size):
         seconds = [[method.turn(kind) for method, kind in turns] for _ in range(TURNS)]
         shares = kfc.shares_of_a_turn(plain)
     except np.linalg.LinAlgError as error:
-        raise TrainingFailed(f"while updates were timed a factor could not be inverted ({error})",
-                             "; a larger optimizer.damping may help") from None
+        raise TrainingFailed(
+            f"while updates were timed a factor could not be inverted ({error})",
+            "; a larger optimizer.damping may help",
+        ) from None
     sgd_update, statistics_update, full_update, update = map(median, zip(*seconds, strict=True))
-    costs = Costs(config.optimizer.batch_size, update, max(statistics_update - update, 0.0),
-                  max(full_update - statistics_update, 0.0), sgd_batch_size, sgd_update)
+    costs = Costs(
+        config.optimizer.batch_size,
+        update,
+        max(statistics_update - update, 0.0),
+        max(full_update - statistics_update, 0.0),
+        sgd_batch_size,
+        sgd_update,
+    )
     return costs, shares
 
 
@@ -172,23 +187,33 @@ class _Method:
         clock.count()
         taken = {name: phases[name] - before[name] for name in phases}
         whole = sum(taken.values())
-        return ({name: seconds / whole for name, seconds in taken.items() if seconds}
-                if taken["preconditioning"] else {})
+        return (
+            {name: seconds / whole for name, seconds in taken.items() if seconds}
+            if taken["preconditioning"]
+            else {}
+        )
 
 
 def format_costs(costs, shares):
     """What was measured, for people: milliseconds of each part."""
-    parts = [(f"update of SGD, M = {costs.sgd_batch_size}", costs.sgd),
-             (f"update of KFC-pre, M = {costs.batch_size}", costs.update),
-             *((f"  {name}", share * costs.update) for name, share in shares.items()),
-             ("statistics", costs.statistics), ("inverses", costs.inverses)]
-    return "\n".join([f"{'milliseconds':>38}",
-                      *(f"{name:<30}{1e3 * seconds:>8.1f}" for name, seconds in parts)])
+    parts = [
+        (f"update of SGD, M = {costs.sgd_batch_size}", costs.sgd),
+        (f"update of KFC-pre, M = {costs.batch_size}", costs.update),
+        *((f"  {name}", share * costs.update) for name, share in shares.items()),
+        ("statistics", costs.statistics),
+        ("inverses", costs.inverses),
+    ]
+    return "\n".join(
+        [f"{'milliseconds':>38}", *(f"{name:<30}{1e3 * seconds:>8.1f}" for name, seconds in parts)]
+    )
 
 
 def format_pairs(costs, pairs, chosen):
     """The table that periods are picked from."""
     lines = [f"{'statistics_period':>17}  {'inverse_period':>14}  {'epoch / epoch of SGD':>20}"]
-    lines += [f"{pair[0]:>17}  {pair[1]:>14}  {costs.multiple(*pair):>20.2f}"
-              + ("  picked" if pair == chosen else "") for pair in pairs]
+    lines += [
+        f"{pair[0]:>17}  {pair[1]:>14}  {costs.multiple(*pair):>20.2f}"
+        + ("  picked" if pair == chosen else "")
+        for pair in pairs
+    ]
     return "\n".join(lines)

@@ -96,14 +96,22 @@ def sweep(config, grid, stages, out, overrides=(), workers=1):
     stages = stages or [Stage(load_config(config, overrides).epochs, None)]
     results, remaining = [], points
     for number, stage in enumerate(stages, start=1):
-        remaining = remaining[:stage.keep]
-        tasks = [(_configure(config, overrides, point, stage.epochs), point.folder)
-                 for point in remaining]
-        print(f"stage {number} of {len(stages)}: {len(tasks)} runs to {stage.epochs:g} epochs",
-              file=sys.stderr)
+        remaining = remaining[: stage.keep]
+        tasks = [
+            (_configure(config, overrides, point, stage.epochs), point.folder)
+            for point in remaining
+        ]
+        print(
+            f"stage {number} of {len(stages)}: {len(tasks)} runs to {stage.epochs:g} epochs",
+            file=sys.stderr,
+        )
         _train_all(tasks, workers)
-        ranked = rank([Result(number, point, result_row(*task))
-                       for point, task in zip(remaining, tasks, strict=True)])
+        ranked = rank(
+            [
+                Result(number, point, result_row(*task))
+                for point, task in zip(remaining, tasks, strict=True)
+            ]
+        )
         results += ranked
         remaining = [result.point for result in ranked if result.row]
         write_tables(out, list(grid), stages, results)
@@ -113,8 +121,9 @@ def sweep(config, grid, stages, out, overrides=(), workers=1):
 def grid_points(grid, out):
     """Every combination of the grid's values, each with a folder named after them."""
     last = [key.rpartition(".")[2] for key in grid]
-    names = [short if last.count(short) == 1 else key
-             for key, short in zip(grid, last, strict=True)]
+    names = [
+        short if last.count(short) == 1 else key for key, short in zip(grid, last, strict=True)
+    ]
     points = []
     for values in itertools.product(*grid.values()):
         text = ",".join(f"{name}={show(value)}" for name, value in zip(names, values, strict=True))
@@ -127,8 +136,14 @@ def grid_points(grid, out):
 
 def rank(results):
     """Lowest training error first, the loss decides between equals; diverged runs last."""
-    return sorted(results, key=lambda result: (result.row["train_error"], result.row["train_loss"])
-                  if result.row else (np.inf, np.inf))
+    return sorted(
+        results,
+        key=lambda result: (
+            (result.row["train_error"], result.row["train_loss"])
+            if result.row
+            else (np.inf, np.inf)
+        ),
+    )
 
 
 def result_row(config, folder):
@@ -150,35 +165,65 @@ def write_tables(out, keys, stages, results):
     Seconds are in the first alone: the runs of a sweep may share the machine.
     """
     header = ["stage", "epochs", "rank", *keys, "state", *RESULTS]
-    rows = [[result.stage, stages[result.stage - 1].epochs, place, *map(show, values),
-             "finished" if result.row else "diverged",
-             *(result.row[name] if result.row else "" for name in RESULTS)]
-            for result, place, values in _placed(results)]
+    rows = [
+        [
+            result.stage,
+            stages[result.stage - 1].epochs,
+            place,
+            *map(show, values),
+            "finished" if result.row else "diverged",
+            *(result.row[name] if result.row else "" for name in RESULTS),
+        ]
+        for result, place, values in _placed(results)
+    ]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     write_text(out / "sweep.csv", text.getvalue())
     write_text(out / "sweep.md", markdown(keys, stages, results))
-    drawn = [(stages[result.stage - 1].epochs,
-              {key: value if isinstance(value, (int, float)) else show(value)
-               for key, value in result.point.settings.items()},
-              result.row and result.row["train_error"]) for result in results]
+    drawn = [
+        (
+            stages[result.stage - 1].epochs,
+            {
+                key: value if isinstance(value, (int, float)) else show(value)
+                for key, value in result.point.settings.items()
+            },
+            result.row and result.row["train_error"],
+        )
+        for result in results
+    ]
     run = read_run(results[0].point.folder)
     curves.save_figure(lambda: curves.draw_sweep(drawn, run), out / "sweep.png")
 
 
 def markdown(keys, stages, results):
     """The results as a table in Markdown, errors in percent."""
-    header = ["epochs", "rank", *keys, "training error", "training loss", "test error",
-              "test loss", "updates"]
+    header = [
+        "epochs",
+        "rank",
+        *keys,
+        "training error",
+        "training loss",
+        "test error",
+        "test loss",
+        "updates",
+    ]
     lines = [header, ["---:"] * len(header)]
     for result, place, values in _placed(results):
         row = result.row
-        measured = ([f"{row['train_error']:.2%}", f"{row['train_loss']:.4f}",
-                     f"{row['test_error']:.2%}", f"{row['test_loss']:.4f}",
-                     str(row["iteration"])] if row
-                    else ["diverged"] + 4 * [""])
-        lines.append([f"{stages[result.stage - 1].epochs:g}", str(place), *map(show, values),
-                      *measured])
+        measured = (
+            [
+                f"{row['train_error']:.2%}",
+                f"{row['train_loss']:.4f}",
+                f"{row['test_error']:.2%}",
+                f"{row['test_loss']:.4f}",
+                str(row["iteration"]),
+            ]
+            if row
+            else ["diverged"] + 4 * [""]
+        )
+        lines.append(
+            [f"{stages[result.stage - 1].epochs:g}", str(place), *map(show, values), *measured]
+        )
     return markdown_table(lines)
 
 
@@ -208,8 +253,10 @@ def _train_all(tasks, workers):
     # asks each of them once.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, os.setsid) as pool:
-        previous = {number: signal.signal(number, _stop_workers)
-                    for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {
+            number: signal.signal(number, _stop_workers)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             for future in [pool.submit(_train_one, *task) for task in tasks]:
                 future.result()

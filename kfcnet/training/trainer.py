@@ -23,17 +23,13 @@ from kfcnet.runs.checkpoint import save_checkpoint
 from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
 from kfcnet.runs.records import describe_run
 from kfcnet.training import diagnostics
-from kfcnet.training.clock import (
-    STEPS_BETWEEN_READS,
-    Signals,
-    StopRequested,
-    Stopwatch,
-    Timetable,
-)
+from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch, Timetable
 from kfcnet.training.evaluation import batch_statistics, evaluate
 
-WAYS_OUT = {"learning_rate": "a smaller optimizer.learning_rate",
-            "damping": "a larger optimizer.damping"}  # of a run that fails, where it has the key
+WAYS_OUT = {
+    "learning_rate": "a smaller optimizer.learning_rate",
+    "damping": "a larger optimizer.damping",
+}  # of a run that fails, where it has the key
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
 
@@ -95,14 +91,22 @@ class Trainer:
         """Raises ConfigError for a network that does not fit the data, DeviceError."""
         self.config, self.folder, self.dataset = config, folder, dataset
         try:
-            self.ops = get_ops(config.device, config.dtype, config.ops.shards, config.ops.native,
-                               config.ops.tensor_cores)
+            self.ops = get_ops(
+                config.device,
+                config.dtype,
+                config.ops.shards,
+                config.ops.native,
+                config.ops.tensor_cores,
+            )
         except ValueError as error:
             raise ConfigError(str(error)) from None
         self.train_set, self.test_set = (
             Examples(self.ops, images, labels, dataset.mean, config.data.input_scale)
-            for images, labels in ((dataset.train_images, dataset.train_labels),
-                                   (dataset.test_images, dataset.test_labels)))
+            for images, labels in (
+                (dataset.train_images, dataset.train_labels),
+                (dataset.test_images, dataset.test_labels),
+            )
+        )
         self.loss = LOSSES[config.loss](self.ops, config.seed)
         self.clock, self.signals = Stopwatch(self.ops), Signals()
         self.network, self.optimizer = self._build()
@@ -128,15 +132,19 @@ class Trainer:
             raise ConfigError(str(error)) from None
         shape = network.layers[-1].output_shape
         if shape != (self.dataset.classes,):
-            raise ConfigError(f"network: its output has shape {shape}, but {config.data.name} has "
-                              f"{self.dataset.classes} classes: end with a dense layer of so many "
-                              "units")
+            raise ConfigError(
+                f"network: its output has shape {shape}, but {config.data.name} has "
+                f"{self.dataset.classes} classes: end with a dense layer of so many "
+                "units"
+            )
         return network, optimizer
 
     def run(self, state=None):
         """Start, or go on from a checkpoint's `state`, up to the configured number of epochs."""
-        measured_on = (f"{len(self.measured):,} of {len(self.train_set):,} training images, "
-                       "the same at every evaluation")
+        measured_on = (
+            f"{len(self.measured):,} of {len(self.train_set):,} training images, "
+            "the same at every evaluation"
+        )
         record = describe_run(self.config, self.ops, self.dataset.provenance, measured_on)
         if state is None:
             self.folder.start(self.config, record)
@@ -189,8 +197,11 @@ class Trainer:
                     self._prepare(self.optimizer)
             while True:
                 self._step()
-                if (self.timetable.due(self.optimizer.steps) or self._save_is_due()
-                        or self.signals.caught):
+                if (
+                    self.timetable.due(self.optimizer.steps)
+                    or self._save_is_due()
+                    or self.signals.caught
+                ):
                     break
             self._read()
 
@@ -208,7 +219,8 @@ class Trainer:
         if is_examined:
             with self.clock.stopped():
                 self.folder.append_diagnostics(
-                    diagnostics.measure(self.optimizer, before, self._batch(step)))
+                    diagnostics.measure(self.optimizer, before, self._batch(step))
+                )
 
     @contextlib.contextmanager
     def _inverting(self):
@@ -217,8 +229,9 @@ class Trainer:
             yield
         except np.linalg.LinAlgError as error:
             self._read()
-            self._fail(self.optimizer.steps, f"a factor cannot be inverted ({error})",
-                       self.network.theta)
+            self._fail(
+                self.optimizer.steps, f"a factor cannot be inverted ({error})", self.network.theta
+            )
 
     def _batch(self, step):
         return self.train_set.batch(self.batches.indices(step))
@@ -253,34 +266,50 @@ class Trainer:
         self.nu = reading.nu
         self.steps_since_row += steps
         examples = steps * self.batches.batch_size
-        self.bar.set_postfix_str(f"epoch {self._epoch():.2f}, loss {reading.losses / examples:.4f},"
-                                 f" error {reading.errors / examples:.2%}", refresh=False)
+        self.bar.set_postfix_str(
+            f"epoch {self._epoch():.2f}, loss {reading.losses / examples:.4f},"
+            f" error {reading.errors / examples:.2%}",
+            refresh=False,
+        )
         self.bar.update(steps)
 
     def _evaluate(self):
         """Add a row to the metrics, measured with the averaged parameters."""
         self._examine(self.optimizer.average)
-        train, test = (evaluate(self.examined, self.loss, *examples, self.signals.check)
-                       for examples in ((self.train_set, self.measured), (self.test_set, None)))
+        train, test = (
+            evaluate(self.examined, self.loss, *examples, self.signals.check)
+            for examples in ((self.train_set, self.measured), (self.test_set, None))
+        )
         steps = self.optimizer.steps
         if not np.isfinite([*train, *test]).all():
-            self._fail(steps, "the loss of the averaged parameters is not finite",
-                       self.optimizer.average)
-        self.folder.append({
-            "iteration": steps, "epoch": self._epoch(), "examples": self.optimizer.examples,
-            "seconds": self.clock.seconds,
-            "train_loss": train[0], "train_error": train[1],
-            "test_loss": test[0], "test_error": test[1],
-            "learning_rate": self.optimizer.learning_rate,
-            "update_norm": self._update_norm(),
-            "clipped": self.clipped / max(self.steps_since_row, 1),
-            "nu": self.nu / self.steps_since_row if self.steps_since_row else math.nan,
-            **{f"seconds_{phase}": seconds for phase, seconds in self.clock.phases.items()}})
+            self._fail(
+                steps, "the loss of the averaged parameters is not finite", self.optimizer.average
+            )
+        self.folder.append(
+            {
+                "iteration": steps,
+                "epoch": self._epoch(),
+                "examples": self.optimizer.examples,
+                "seconds": self.clock.seconds,
+                "train_loss": train[0],
+                "train_error": train[1],
+                "test_loss": test[0],
+                "test_error": test[1],
+                "learning_rate": self.optimizer.learning_rate,
+                "update_norm": self._update_norm(),
+                "clipped": self.clipped / max(self.steps_since_row, 1),
+                "nu": self.nu / self.steps_since_row if self.steps_since_row else math.nan,
+                **{f"seconds_{phase}": seconds for phase, seconds in self.clock.phases.items()},
+            }
+        )
         self.last_row, self.clipped, self.nu, self.steps_since_row = steps, 0, 0, 0
         self.optimizer.tally.restart()
-        self.bar.write(f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s: "
-                       f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
-                       f"test loss {test[0]:.4f}, error {test[1]:.2%}", file=sys.stderr)
+        self.bar.write(
+            f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s: "
+            f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
+            f"test loss {test[0]:.4f}, error {test[1]:.2%}",
+            file=sys.stderr,
+        )
 
     def _update_norm(self):
         """The length of the latest move, NaN where the optimizer does not keep its moves."""
@@ -307,11 +336,16 @@ class Trainer:
         self._examine(theta)
         layer = self.examined.first_nonfinite(self._batch(step).inputs)
         reason = f"after update {step} {what}" + (
-            f"; non-finite numbers appear first in layer {layer}" if layer else "")
-        saved = (f"the last good checkpoint is {self.folder.checkpoint}, of update "
-                 f"{self.saved_steps}" if self.saved_steps else "there is no checkpoint yet")
-        hints = " or ".join(hint for key, hint in WAYS_OUT.items()
-                            if hasattr(self.config.optimizer, key))
+            f"; non-finite numbers appear first in layer {layer}" if layer else ""
+        )
+        saved = (
+            f"the last good checkpoint is {self.folder.checkpoint}, of update {self.saved_steps}"
+            if self.saved_steps
+            else "there is no checkpoint yet"
+        )
+        hints = " or ".join(
+            hint for key, hint in WAYS_OUT.items() if hasattr(self.config.optimizer, key)
+        )
         raise TrainingFailed(reason, f"; {saved}. {hints.capitalize()} may help")
 
     # Saving
@@ -328,15 +362,18 @@ class Trainer:
         if not all(np.isfinite(state[name]).all() for name in ("theta", "velocity", "average")):
             self._fail(steps, "the parameters are not finite", self.network.theta)
         self._examine(self.optimizer.average)
-        save_checkpoint(self.folder.checkpoint, {
-            "config": portable_config(self.config),
-            "origin": self._origin(),
-            "data": {"mean": self.dataset.mean, "examples": len(self.train_set)},
-            "optimizer": state,
-            "statistics": batch_statistics(self.examined),
-            "clock": {"seconds": self.clock.seconds, "phases": self.clock.phases},
-            "row": {"clipped": self.clipped, "nu": self.nu, "steps": self.steps_since_row},
-        })
+        save_checkpoint(
+            self.folder.checkpoint,
+            {
+                "config": portable_config(self.config),
+                "origin": self._origin(),
+                "data": {"mean": self.dataset.mean, "examples": len(self.train_set)},
+                "optimizer": state,
+                "statistics": batch_statistics(self.examined),
+                "clock": {"seconds": self.clock.seconds, "phases": self.clock.phases},
+                "row": {"clipped": self.clipped, "nu": self.nu, "steps": self.steps_since_row},
+            },
+        )
         self.saved_steps, self.saved_at = steps, time.monotonic()
 
     def _restore(self, state):
@@ -344,9 +381,11 @@ class Trainer:
         now = self._origin()
         for key, before in state["origin"].items():
             if now[key] != before:
-                raise RunFolderError(f"{key} is {now[key]} now and was {before} when the run in "
-                                     f"{self.folder.path} was saved: go on with it where it was "
-                                     "begun, or choose another folder with --out")
+                raise RunFolderError(
+                    f"{key} is {now[key]} now and was {before} when the run in "
+                    f"{self.folder.path} was saved: go on with it where it was "
+                    "begun, or choose another folder with --out"
+                )
         self.optimizer.load_state(state["optimizer"])
         self.clock.seconds = state["clock"]["seconds"]
         self.clock.phases.update(state["clock"]["phases"])
@@ -359,24 +398,34 @@ class Trainer:
     def _origin(self):
         """What must be the same for a run to go on as if it had never stopped."""
         device = self.ops.describe()
-        return {"device": device["device"], "use of the C extension": device.get("native", False),
-                "use of tensor cores": device.get("tensor_cores", False),
-                "checksum of the data": self.dataset.provenance["sha256"]}
+        return {
+            "device": device["device"],
+            "use of the C extension": device.get("native", False),
+            "use of tensor cores": device.get("tensor_cores", False),
+            "checksum of the data": self.dataset.provenance["sha256"],
+        }
 
     # Showing
 
     def _progress_bar(self):
         """On a terminal redrawn at once, in a log file now and then."""
-        return tqdm(total=self.timetable.steps, initial=self.optimizer.steps, unit="update",
-                    file=sys.stderr, dynamic_ncols=True,
-                    mininterval=0.2 if sys.stderr.isatty() else 30)
+        return tqdm(
+            total=self.timetable.steps,
+            initial=self.optimizer.steps,
+            unit="update",
+            file=sys.stderr,
+            dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 30,
+        )
 
     def _farewell(self, stop):
         name = signal.Signals(stop.number).name
         if not self.saved_steps:
             return f"stopped by {name} before the first update; start again with --resume"
-        return (f"stopped by {name} after update {self.saved_steps}; everything is saved in "
-                f"{self.folder.path}: go on with the same command and --resume")
+        return (
+            f"stopped by {name} after update {self.saved_steps}; everything is saved in "
+            f"{self.folder.path}: go on with the same command and --resume"
+        )
 
 
 def _measured_examples(config, ops, examples):
@@ -384,4 +433,4 @@ def _measured_examples(config, ops, examples):
     if ops.name != "cpu" or config.evaluation.train_examples >= examples:
         return np.arange(examples)
     order = np.argsort(words(0, SHUFFLE, 0, examples, stream=1), kind="stable")
-    return order[:config.evaluation.train_examples]
+    return order[: config.evaluation.train_examples]

@@ -17,13 +17,26 @@ from kfcnet.ops.cuda import kernels
 
 HERE = Path(__file__).resolve().parent
 COMPILER = os.environ.get("CXX", "g++")
-COMMON = ["-std=c++17", "-fPIC", "-g1", "-ffp-contract=off", "-fno-strict-aliasing",
-          "-fno-exceptions", "-Wall", f"-I{HERE}"]
+COMMON = [
+    "-std=c++17",
+    "-fPIC",
+    "-g1",
+    "-ffp-contract=off",
+    "-fno-strict-aliasing",
+    "-fno-exceptions",
+    "-Wall",
+    f"-I{HERE}",
+]
 CORE_FLAGS = [*COMMON, "-O2"]
 # The instrumentation calls hooks of watch.cpp; the sanitizers' own libraries are not linked.
 KERNEL_FLAGS = [
-    *COMMON, "-O1", "-Wno-unused", "-Wno-sign-compare", "-Wno-unknown-pragmas",
-    "-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0",
+    *COMMON,
+    "-O1",
+    "-Wno-unused",
+    "-Wno-sign-compare",
+    "-Wno-unknown-pragmas",
+    "-fsanitize=thread",
+    "--param=tsan-instrument-func-entry-exit=0",
     "-fsanitize=bounds,alignment,integer-divide-by-zero,shift,signed-integer-overflow",
     "-fno-sanitize-recover=all",
 ]
@@ -87,18 +100,27 @@ class Kernel:
         TypeError for an argument that it would misread.
         """
         if len(values) != len(self.arguments):
-            raise TypeError(f"{self.name} takes {len(self.arguments)} arguments, "
-                            f"{len(values)} given")
+            raise TypeError(
+                f"{self.name} takes {len(self.arguments)} arguments, {len(values)} given"
+            )
         checked = [self._checked(i, value) for i, value in enumerate(values)]
-        arrays = [_described(argument, value)
-                  for argument, value in zip(self.arguments, checked, strict=True)
-                  if isinstance(value, np.ndarray)]
+        arrays = [
+            _described(argument, value)
+            for argument, value in zip(self.arguments, checked, strict=True)
+            if isinstance(value, np.ndarray)
+        ]
         holders = [_holder(value) for value in checked]
         pointers = (ctypes.c_void_p * max(1, len(holders)))(*map(ctypes.addressof, holders))
         dimensions = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
         with _one_at_a_time:
-            failed = self._launch(dimensions, ctypes.c_size_t(shared), ctypes.c_uint(order),
-                                  pointers, (_Array * max(1, len(arrays)))(*arrays), len(arrays))
+            failed = self._launch(
+                dimensions,
+                ctypes.c_size_t(shared),
+                ctypes.c_uint(order),
+                pointers,
+                (_Array * max(1, len(arrays)))(*arrays),
+                len(arrays),
+            )
             if failed:
                 raise KernelError(f"{self.name}: {self._owner.fault()}")
 
@@ -124,8 +146,12 @@ class Kernel:
 
 
 class _Array(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("base", ctypes.c_void_p), ("bytes", ctypes.c_size_t),
-                ("element", ctypes.c_uint)]
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("base", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
+        ("element", ctypes.c_uint),
+    ]
 
 
 def _described(argument, array):
@@ -154,8 +180,9 @@ def _built(name, key, *arguments):
     if not target.exists():
         # Into a name of its own first: another process may be making the same file.
         part = target.with_name(f"{os.getpid()}-{threading.get_ident()}-{target.name}")
-        done = subprocess.run([COMPILER, *map(str, arguments), "-o", str(part)],
-                              capture_output=True, text=True)
+        done = subprocess.run(
+            [COMPILER, *map(str, arguments), "-o", str(part)], capture_output=True, text=True
+        )
         if done.returncode:
             raise KernelError(f"{COMPILER} cannot compile {name}:\n{done.stderr}")
         os.replace(part, target)
@@ -171,23 +198,33 @@ def _headers():
 def _core():
     """Object files of the harness itself."""
     sources = [HERE / name for name in ("fibers.cpp", "watch.cpp")]
-    return [_built(f"{source.stem}.o", [*CORE_FLAGS, source.read_text(), _headers()], *CORE_FLAGS,
-                   "-c", source) for source in sources]
+    return [
+        _built(
+            f"{source.stem}.o",
+            [*CORE_FLAGS, source.read_text(), _headers()],
+            *CORE_FLAGS,
+            "-c",
+            source,
+        )
+        for source in sources
+    ]
 
 
 @cache
 def _compiled(text, constants, label):
     """The shared library of a source text with its constants."""
     body = _DYNAMIC_SHARED.sub(r"\1* const \2 = static_cast<\1*>(cudacpu::dynamic_shared());", text)
-    unit = "\n".join([
-        '#include "cuda_cpu.h"',
-        *(f"#define {name} {value}" for name, value in constants),
-        "namespace {",  # internal linkage: else shared variables of inline functions would clash
-        body,
-        "}",
-        *(f"CUDACPU_EXPORT({name})" for name in kernels.parse(text, label)),
-        "",
-    ])
+    unit = "\n".join(
+        [
+            '#include "cuda_cpu.h"',
+            *(f"#define {name} {value}" for name, value in constants),
+            "namespace {",  # internal linkage: else shared variables of inline functions clash
+            body,
+            "}",
+            *(f"CUDACPU_EXPORT({name})" for name in kernels.parse(text, label)),
+            "",
+        ]
+    )
     key = [*KERNEL_FLAGS, unit, _headers()]
     unit_file = _folder() / f"{os.getpid()}-{threading.get_ident()}-{label}.cpp"
     unit_file.write_text(unit)

@@ -42,8 +42,10 @@ class Pool:
         return owner
 
     def holds(self, array):
-        return any(block.ctypes.data <= array.ctypes.data < block.ctypes.data + block.nbytes
-                   for block in self._blocks)
+        return any(
+            block.ctypes.data <= array.ctypes.data < block.ctypes.data + block.nbytes
+            for block in self._blocks
+        )
 
 
 def _borrowed(array):
@@ -137,8 +139,10 @@ class CpuRuntime:
     def launch(self, file, kernel, constants, grid, block, values, shared):
         compiled = library(file, tuple(sorted(constants.items()))).kernel(kernel)
         self.launches += 1
-        self._do(lambda *values: run_in_orders(compiled, grid, block, values, shared, self.orders),
-                 *values)
+        self._do(
+            lambda *values: run_in_orders(compiled, grid, block, values, shared, self.orders),
+            *values,
+        )
 
     # Graphs and the second stream
 

@@ -17,7 +17,7 @@ def _blocks(*arrays):
     images = [array.reshape(len(array), -1) for array in arrays]
     step = max(1, BLOCK // images[0].shape[1])
     for first in range(0, len(images[0]), step):
-        yield [image[first:first + step] for image in images]
+        yield [image[first : first + step] for image in images]
 
 
 def _for_pixels(values, x):
@@ -66,8 +66,9 @@ def standardize(x, mean, inv_std, y):
 
 def batch_norm_backward(dy, y, mean_dy, mean_dy_y, inv_std, dx):
     """dx = (dy - mean_dy - y * mean_dy_y) * inv_std."""
-    mean_dy, mean_dy_y, inv_std = (_for_pixels(values, y)
-                                   for values in (mean_dy, mean_dy_y, inv_std))
+    mean_dy, mean_dy_y, inv_std = (
+        _for_pixels(values, y) for values in (mean_dy, mean_dy_y, inv_std)
+    )
     for a, b, c in _blocks(dy, y, dx):
         np.multiply(b, mean_dy_y, out=c)
         np.subtract(a, c, out=c)

@@ -29,8 +29,11 @@ def fill_patches(x, rows, kernel, stride, padding):
         x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     s = x.strides
     windows = np.lib.stride_tricks.as_strided(
-        x, (M, Ho, Wo, kernel, kernel * J),
-        (s[0], stride * s[1], stride * s[2], s[1], s[3]), writeable=False)
+        x,
+        (M, Ho, Wo, kernel, kernel * J),
+        (s[0], stride * s[1], stride * s[2], s[1], s[3]),
+        writeable=False,
+    )
     rows[:, 0] = 1
     rows[:, 1:].reshape(windows.shape)[...] = windows  # splitting axes: still a view
 
@@ -43,8 +46,10 @@ def add_patches(rows, dx, kernel, stride, padding):
     patches = rows[:, 1:].reshape(M, Ho, Wo, kernel, kernel, J)
     for r in range(kernel):
         for c in range(kernel):
-            padded[:, r:r + stride * Ho:stride, c:c + stride * Wo:stride] += patches[:, :, :, r, c]
-    dx += padded[:, padding:padding + H, padding:padding + W]
+            padded[:, r : r + stride * Ho : stride, c : c + stride * Wo : stride] += patches[
+                :, :, :, r, c
+            ]
+    dx += padded[:, padding : padding + H, padding : padding + W]
 
 
 def chunks(x, kernel, stride, padding):
@@ -56,7 +61,7 @@ def chunks(x, kernel, stride, padding):
     scratch = np.empty((min(step, M) * T, P), x.dtype)
     for first in range(0, M, step):
         last = min(first + step, M)
-        yield first, last, scratch[:(last - first) * T]
+        yield first, last, scratch[: (last - first) * T]
 
 
 def unrolled(x, kernel, stride, padding, maps):
@@ -78,13 +83,21 @@ def unrolled(x, kernel, stride, padding, maps):
     s = padded.strides
     for first in range(0, M, step):
         n = min(step, M - first)
-        padded[padding:padding + H, :n, padding:padding + W] = np.swapaxes(x[first:first + n], 0, 1)
-        rows = scratch[:height * n * row_size].reshape(height, n, Wo, depth, kernel * J)
+        padded[padding : padding + H, :n, padding : padding + W] = np.swapaxes(
+            x[first : first + n], 0, 1
+        )
+        rows = scratch[: height * n * row_size].reshape(height, n, Wo, depth, kernel * J)
         rows[...] = np.lib.stride_tricks.as_strided(
-            padded, rows.shape, (stride * s[0], s[1], stride * s[2], s[0], s[3]), writeable=False)
+            padded, rows.shape, (stride * s[0], s[1], stride * s[2], s[0], s[3]), writeable=False
+        )
         t = rows.strides
-        yield first, first + n, np.lib.stride_tricks.as_strided(
-            rows, (S, Ho * n * Wo, depth * kernel * J), (t[0], t[2], t[4]), writeable=False)
+        yield (
+            first,
+            first + n,
+            np.lib.stride_tricks.as_strided(
+                rows, (S, Ho * n * Wo, depth * kernel * J), (t[0], t[2], t[4]), writeable=False
+            ),
+        )
 
 
 def _in_slices(weight, S):

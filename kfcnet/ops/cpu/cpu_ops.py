@@ -35,8 +35,10 @@ def _array_functions(native, dtype):
     if native not in ("auto", "on", "off"):
         raise ValueError(f"ops.native: {native!r} is not one of auto, on, off")
     if native == "on" and _native is None:
-        raise DeviceError("ops.native is on, but the C extension is not built: "
-                          "install again where a C compiler is, or set ops.native=auto")
+        raise DeviceError(
+            "ops.native is on, but the C extension is not built: "
+            "install again where a C compiler is, or set ops.native=auto"
+        )
     serves = native != "off" and _native is not None and dtype.name in _native.DTYPES
     return serves, SimpleNamespace(**(NUMPY_FUNCTIONS | (vars(_native) if serves else {})))
 
@@ -63,26 +65,37 @@ class CpuOps(Immediate):
 
     def describe(self):
         """Device and library versions, for the record of a run."""
-        return {"device": "cpu", "processor": processor_name(), "dtype": self.dtype.name,
-                "native": self.native, "shards": self.shards, "numpy": np.__version__,
-                "scipy": scipy.__version__}
+        return {
+            "device": "cpu",
+            "processor": processor_name(),
+            "dtype": self.dtype.name,
+            "native": self.native,
+            "shards": self.shards,
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        }
 
     def _run(self, function, *batched):
         """Call function(*slices) for every shard of the arrays' first axis; list of results."""
         M = len(batched[0])
         edges = [M * shard // self.shards for shard in range(self.shards + 1)]
-        slices = [[array[a:b] for array in batched]
-                  for a, b in zip(edges, edges[1:], strict=False) if b > a]
+        slices = [
+            [array[a:b] for array in batched]
+            for a, b in zip(edges, edges[1:], strict=False)
+            if b > a
+        ]
         if len(slices) == 1:
             return [function(*slices[0])]
         return list(self._threads.map(lambda arrays: function(*arrays), slices))
 
     def _sum(self, function, shape, *batched):
         """The sum over shards, in their order, of what function(*slices, out) writes into out."""
+
         def partial(*slices):
             out = self.empty(shape)
             function(*slices, out)
             return out
+
         first, *others = self._run(partial, *batched)
         for other in others:
             first += other
@@ -143,8 +156,9 @@ class CpuOps(Immediate):
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
         """out (I, P) = scale * dy^T [[x]]_H, summed over images and locations."""
         backward = self._convolution(kernel).conv_backward_weights
-        total = self._sum(lambda x, dy, out: backward(x, dy, out, kernel, stride, padding),
-                          out.shape, x, dy)
+        total = self._sum(
+            lambda x, dy, out: backward(x, dy, out, kernel, stride, padding), out.shape, x, dy
+        )
         np.multiply(total, scale, out=out)
 
     def _convolution(self, kernel):
@@ -176,7 +190,9 @@ class CpuOps(Immediate):
             geometry = (*x.shape[1:], kernel, padding)
             regions = self._sum(
                 lambda x, out: self._functions.patch_gram_regions(x, out, kernel, padding),
-                self._functions.patch_gram_regions_shape(*geometry), x)
+                self._functions.patch_gram_regions_shape(*geometry),
+                x,
+            )
             total = self.empty(shape)
             self._functions.patch_gram_assemble(regions, total, len(x), *geometry)
             return total
@@ -207,14 +223,16 @@ class CpuOps(Immediate):
 
     def max_pool_backward(self, dy, argmax, x_shape, size, stride):
         dx = self.empty((len(dy), *x_shape[1:]))
-        self._run(lambda *arrays: self._functions.max_pool_backward(*arrays, size, stride),
-                  dy, argmax, dx)
+        self._run(
+            lambda *arrays: self._functions.max_pool_backward(*arrays, size, stride), dy, argmax, dx
+        )
         return dx
 
     def max_pool_tangent(self, rx, argmax, size, stride):
         ry = self.empty(argmax.shape)
-        self._run(lambda *arrays: self._functions.max_pool_tangent(*arrays, size, stride),
-                  rx, argmax, ry)
+        self._run(
+            lambda *arrays: self._functions.max_pool_tangent(*arrays, size, stride), rx, argmax, ry
+        )
         return ry
 
     def avg_pool(self, x, size, stride):
@@ -269,8 +287,14 @@ class CpuOps(Immediate):
         mean_dy = self._sum(batch_norm.map_sums, shape, dy) / count
         mean_dy_y = self._sum(batch_norm.product_sums, shape, dy, y) / count
         dx = self.empty(y.shape)
-        self._run(lambda *arrays: batch_norm.batch_norm_backward(
-            *arrays[:2], mean_dy, mean_dy_y, inv_std, arrays[2]), dy, y, dx)
+        self._run(
+            lambda *arrays: batch_norm.batch_norm_backward(
+                *arrays[:2], mean_dy, mean_dy_y, inv_std, arrays[2]
+            ),
+            dy,
+            y,
+            dx,
+        )
         return dx
 
     def scale_channels(self, x, s):
@@ -347,9 +371,11 @@ class CpuOps(Immediate):
         """
         indices = _part(indices, batch, step)
         x = self.empty((len(indices), *images.shape[1:]))
+
         def normalise(indices, x):
             np.subtract(images[indices], mean, out=x, casting="unsafe")
             x *= self.dtype.type(scale)
+
         self._run(normalise, indices, x)
         return x
 
@@ -386,7 +412,7 @@ class CpuOps(Immediate):
         Raises numpy.linalg.LinAlgError where the shifted matrix is not positive definite.
         """
         damped = matrix.copy()
-        damped.flat[::len(matrix) + 1] += shift
+        damped.flat[:: len(matrix) + 1] += shift
         potrf, potri = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (damped,))
         factor, info = potrf(damped.T, lower=0, overwrite_a=True)
         if info == 0:
@@ -423,8 +449,19 @@ class CpuOps(Immediate):
         nu = learning_rate**2 * quadratic
         return np.sqrt(clip / np.maximum(nu, clip)), nu
 
-    def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        clip_scale, averaging_decay, nonfinite_step=None, weight_decay=None):
+    def momentum_update(
+        self,
+        theta,
+        velocity,
+        average,
+        direction,
+        learning_rate,
+        momentum,
+        clip_scale,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
         """One pass over the flat parameter vector:
 
         velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
@@ -440,8 +477,18 @@ class CpuOps(Immediate):
         theta += velocity
         _fold(average, theta, averaging_decay)
 
-    def nesterov_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        averaging_decay, nonfinite_step=None, weight_decay=None):
+    def nesterov_update(
+        self,
+        theta,
+        velocity,
+        average,
+        direction,
+        learning_rate,
+        momentum,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
         """Like `momentum_update`, but theta += momentum*velocity - learning_rate*direction, with
         the new velocity: the look-ahead form of Sutskever et al. (2013).
         """
@@ -469,8 +516,18 @@ class CpuOps(Immediate):
         average[:, 1:] += (1 - averaging_decay) * (shorter - incoming)
         incoming[...] = shorter
 
-    def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
-                       averaging_decay, nonfinite_step=None, weight_decay=None):
+    def adagrad_update(
+        self,
+        theta,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        epsilon,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
         """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
         if _is_set(nonfinite_step):
             return
@@ -479,8 +536,19 @@ class CpuOps(Immediate):
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
 
-    def rmsprop_update(self, theta, squares, average, gradient, learning_rate, square_decay,
-                       epsilon, averaging_decay, nonfinite_step=None, weight_decay=None):
+    def rmsprop_update(
+        self,
+        theta,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        square_decay,
+        epsilon,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
         """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
         if _is_set(nonfinite_step):
             return
@@ -489,9 +557,22 @@ class CpuOps(Immediate):
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
 
-    def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
-                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None,
-                    weight_decay=None):
+    def adam_update(
+        self,
+        theta,
+        velocity,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        momentum,
+        square_decay,
+        epsilon,
+        completed,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
         """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
 
         theta -= learning_rate * mean / (sqrt(mean square) + epsilon). completed: the steps before
@@ -504,8 +585,7 @@ class CpuOps(Immediate):
         _fold(velocity, gradient, momentum)
         _fold(squares, gradient * gradient, square_decay)
         mean_scale, square_scale = 1 - momentum**steps, 1 - square_decay**steps
-        theta -= learning_rate / mean_scale * velocity / (
-            np.sqrt(squares / square_scale) + epsilon)
+        theta -= learning_rate / mean_scale * velocity / (np.sqrt(squares / square_scale) + epsilon)
         _fold(average, theta, averaging_decay)
 
 

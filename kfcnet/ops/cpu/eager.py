@@ -47,6 +47,7 @@ class Immediate:
         Where it yields a function, that one is called: work of the host between two recordings.
         owners: objects in whose attributes it leaves arrays for others to use.
         """
+
         def run(*inputs):
             parts = as_generator(function)(*inputs)
             while True:

@@ -59,7 +59,8 @@ def window_areas(H, W, size, stride, dtype):
     """Pixels in each clipped window (Ho, Wo, 1)."""
     rows, columns = (
         np.minimum(size, side - stride * np.arange(pooled_size(side, size, stride)))
-        for side in (H, W))
+        for side in (H, W)
+    )
     return np.multiply.outer(rows, columns)[:, :, None].astype(dtype)
 
 
@@ -86,7 +87,7 @@ def _sum_along(x, axis, size, start):
     for offset in range(start, start + size):
         first, last = max(0, -offset), min(len(source), len(source) - offset)
         if first < last:
-            target[first:last] += source[first + offset:last + offset]
+            target[first:last] += source[first + offset : last + offset]
     return out
 
 

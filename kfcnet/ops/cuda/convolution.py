@@ -23,8 +23,10 @@ def chunk_maps(J):
 
 def too_much_shared(layer, needed, limit):
     """The error of a layer whose smallest tile is too large."""
-    return ValueError(f"convolution of {layer.kernel} x {layer.kernel} with stride {layer.stride}: "
-                      f"its inputs need {needed} bytes of shared memory, a block has {limit}")
+    return ValueError(
+        f"convolution of {layer.kernel} x {layer.kernel} with stride {layer.stride}: "
+        f"its inputs need {needed} bytes of shared memory, a block has {limit}"
+    )
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,32 @@ class ConvShape:
     def of(cls, x_shape, out_maps, kernel, stride, padding):
         """The convolution that takes x (M, H, W, J)."""
         _, H, W, J = x_shape
-        return cls(H, W, J, out_maps, kernel, stride, padding,
-                   *output_sides(x_shape, kernel, stride, padding))
+        return cls(
+            H,
+            W,
+            J,
+            out_maps,
+            kernel,
+            stride,
+            padding,
+            *output_sides(x_shape, kernel, stride, padding),
+        )
 
     @property
     def transposed(self):
         """The convolution that takes derivatives of the outputs back to the inputs."""
-        return replace(self, height=self.out_height, width=self.out_width,
-                       out_height=self.height, out_width=self.width,
-                       in_maps=self.out_maps, out_maps=self.in_maps, stride=1,
-                       padding=self.kernel - 1 - self.padding, dilation=self.stride)
+        return replace(
+            self,
+            height=self.out_height,
+            width=self.out_width,
+            out_height=self.height,
+            out_width=self.width,
+            in_maps=self.out_maps,
+            out_maps=self.in_maps,
+            stride=1,
+            padding=self.kernel - 1 - self.padding,
+            dilation=self.stride,
+        )
 
     @property
     def is_dense(self):
@@ -82,10 +100,17 @@ class ConvShape:
 
     @cached_property
     def constants(self):
-        return {"HEIGHT": self.height, "WIDTH": self.width, "IN_MAPS": self.in_maps,
-                "OUT_MAPS": self.out_maps, "KERNEL_SIZE": self.kernel, "STRIDE": self.stride,
-                "PADDING": self.padding, "OUT_HEIGHT": self.out_height,
-                "OUT_WIDTH": self.out_width}
+        return {
+            "HEIGHT": self.height,
+            "WIDTH": self.width,
+            "IN_MAPS": self.in_maps,
+            "OUT_MAPS": self.out_maps,
+            "KERNEL_SIZE": self.kernel,
+            "STRIDE": self.stride,
+            "PADDING": self.padding,
+            "OUT_HEIGHT": self.out_height,
+            "OUT_WIDTH": self.out_width,
+        }
 
 
 @dataclass(frozen=True)
@@ -138,8 +163,11 @@ class ForwardTile:
         return ceil_div(self.layer.out_maps, self.maps)
 
     def tiles(self, M):
-        return (ceil_div(M, self.images) * ceil_div(self.layer.out_height, self.height)
-                * ceil_div(self.layer.out_width, self.width))
+        return (
+            ceil_div(M, self.images)
+            * ceil_div(self.layer.out_height, self.height)
+            * ceil_div(self.layer.out_width, self.width)
+        )
 
     @property
     def threads(self):
@@ -157,11 +185,18 @@ class ForwardTile:
     @cached_property
     def constants(self):
         constants = self.layer.constants | {
-            "DILATION": self.layer.dilation, "PACKED_SIZE": self.packed_size,
-            "CHUNK_MAPS": self.chunk, "TILE_IMAGES": self.images, "TILE_HEIGHT": self.height,
-            "TILE_WIDTH": self.width, "TILE_MAPS": self.maps, "WARPS_PIXELS": self.warps_pixels,
-            "WARPS_MAPS": self.warps_maps, "WEIGHT_STAGES": self.stages,
-            "FRAGMENTS": int(self.thread_pixels is None)}
+            "DILATION": self.layer.dilation,
+            "PACKED_SIZE": self.packed_size,
+            "CHUNK_MAPS": self.chunk,
+            "TILE_IMAGES": self.images,
+            "TILE_HEIGHT": self.height,
+            "TILE_WIDTH": self.width,
+            "TILE_MAPS": self.maps,
+            "WARPS_PIXELS": self.warps_pixels,
+            "WARPS_MAPS": self.warps_maps,
+            "WEIGHT_STAGES": self.stages,
+            "FRAGMENTS": int(self.thread_pixels is None),
+        }
         return constants | ({"THREAD_PIXELS": self.thread_pixels} if self.thread_pixels else {})
 
     @cached_property
@@ -195,14 +230,31 @@ def _forward_tile(layer, images, height, width, tensor_cores):
     pixels = images * height * width
     if not tensor_cores:
         thread_pixels = 4 if pixels >= 32 else 2
-        return ForwardTile(layer, images, height, width, maps=32,
-                           warps_pixels=pixels // (8 * thread_pixels), warps_maps=1,
-                           thread_pixels=thread_pixels, stages=2)
+        return ForwardTile(
+            layer,
+            images,
+            height,
+            width,
+            maps=32,
+            warps_pixels=pixels // (8 * thread_pixels),
+            warps_maps=1,
+            thread_pixels=thread_pixels,
+            stages=2,
+        )
     maps, warps_maps = (16, 1) if layer.out_maps <= 16 else (32, 1)
     if pixels == 64 and layer.out_maps >= 64:
         maps, warps_maps = 64, 2
-    return ForwardTile(layer, images, height, width, maps, max(1, pixels // 32), warps_maps,
-                       thread_pixels=None, stages=3)
+    return ForwardTile(
+        layer,
+        images,
+        height,
+        width,
+        maps,
+        max(1, pixels // 32),
+        warps_maps,
+        thread_pixels=None,
+        stages=3,
+    )
 
 
 @dataclass(frozen=True)
@@ -294,13 +346,21 @@ class WeightsTile:
     @cached_property
     def constants(self):
         constants = self.layer.constants | {
-            "DILATION": 1, "CHUNK_MAPS": self.chunk, "TILE_IMAGES": 1, "TILE_HEIGHT": self.height,
-            "TILE_WIDTH": self.width, "WARPS_COLUMNS": self.warps_columns,
-            "WARPS_DEPTH": self.warps_depth}
+            "DILATION": 1,
+            "CHUNK_MAPS": self.chunk,
+            "TILE_IMAGES": 1,
+            "TILE_HEIGHT": self.height,
+            "TILE_WIDTH": self.width,
+            "WARPS_COLUMNS": self.warps_columns,
+            "WARPS_DEPTH": self.warps_depth,
+        }
         if self.tensor_cores:
             return constants | {"MAP_TILES": self.maps // 16, "COLUMN_TILES": self.groups}
-        return constants | {"LANE_ROWS": 8, "ROW_LANES": self.row_lanes,
-                            "SLOTS": self.groups * self.row_lanes // 32}
+        return constants | {
+            "LANE_ROWS": 8,
+            "ROW_LANES": self.row_lanes,
+            "SLOTS": self.groups * self.row_lanes // 32,
+        }
 
 
 @cache

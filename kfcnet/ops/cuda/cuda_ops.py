@@ -55,8 +55,10 @@ class CudaOps(Products, Inversions, Graphs):
 
     def describe(self):
         """Device and library versions, for the record of a run."""
-        return self.runtime.describe() | {"dtype": self.dtype.name,
-                                          "tensor_cores": self.tensor_cores}
+        return self.runtime.describe() | {
+            "dtype": self.dtype.name,
+            "tensor_cores": self.tensor_cores,
+        }
 
     def launch(self, file, kernel, grid, *values, block=BLOCK, shared=0, **constants):
         """Run a kernel of kernels/<file>.cu, compiled with `constants`, on checked arguments.
@@ -149,9 +151,20 @@ class CudaOps(Products, Inversions, Graphs):
 
     def _pool(self, file, kernel, result, x_shape, size, stride, *arrays):
         _, H, W, J = x_shape
-        self._each(file, kernel, result.size // _lanes(J), *arrays, len(result),
-                   HEIGHT=H, WIDTH=W, MAPS=J, SIZE=size, STRIDE=stride,
-                   OUT_HEIGHT=pooled_size(H, size, stride), OUT_WIDTH=pooled_size(W, size, stride))
+        self._each(
+            file,
+            kernel,
+            result.size // _lanes(J),
+            *arrays,
+            len(result),
+            HEIGHT=H,
+            WIDTH=W,
+            MAPS=J,
+            SIZE=size,
+            STRIDE=stride,
+            OUT_HEIGHT=pooled_size(H, size, stride),
+            OUT_WIDTH=pooled_size(W, size, stride),
+        )
 
     # Normalisation
 
@@ -175,9 +188,16 @@ class CudaOps(Products, Inversions, Graphs):
         constants = {"MAPS": J, "SIZE": size, "POWER": f"{float(power)!r}f"}
         if across:
             tile = max(1, 1024 // J)
-            self.launch("response_norm_across", "response_norm_across" + which,
-                        ceil_div(M * H * W, tile), *arrays, M * H * W, alpha,
-                        TILE_PIXELS=tile, **constants)
+            self.launch(
+                "response_norm_across",
+                "response_norm_across" + which,
+                ceil_div(M * H * W, tile),
+                *arrays,
+                M * H * W,
+                alpha,
+                TILE_PIXELS=tile,
+                **constants,
+            )
             return
         rows, groups = _response_norm_tile(H, W, J, size)
         lanes = _lanes(J)
@@ -185,43 +205,87 @@ class CudaOps(Products, Inversions, Graphs):
         if which == "_backward":
             grid = M, ceil_div(H, rows), ceil_div(J // lanes, groups)
             block = 256 if H * W >= 100 else 128
-        self.launch("response_norm_within", "response_norm_within" + which, grid, *arrays, M, alpha,
-                    block=block, HEIGHT=H, WIDTH=W, TILE_ROWS=rows, TILE_GROUPS=groups, **constants)
+        self.launch(
+            "response_norm_within",
+            "response_norm_within" + which,
+            grid,
+            *arrays,
+            M,
+            alpha,
+            block=block,
+            HEIGHT=H,
+            WIDTH=W,
+            TILE_ROWS=rows,
+            TILE_GROUPS=groups,
+            **constants,
+        )
 
     def batch_norm(self, x, epsilon):
         J = x.shape[-1]
         rows, slices = x.size // J, _batch_norm_slices(x.size // J)
         partials, mean, inv_std = self.empty((2, slices, J)), self.empty((J,)), self.empty((J,))
-        self._moments("batch_norm", slices, (x,), (x, partials, mean, inv_std), partials, rows,
-                      epsilon)
+        self._moments(
+            "batch_norm", slices, (x,), (x, partials, mean, inv_std), partials, rows, epsilon
+        )
         return self.batch_norm_apply(x, mean, inv_std), mean, inv_std
 
     def batch_norm_apply(self, x, mean, inv_std):
         y = self.empty(x.shape)
         J = x.shape[-1]
-        self._fours("batch_norm", "batch_norm_apply", x.size, x, mean, inv_std, y, x.size // J,
-                    MAPS=J)
+        self._fours(
+            "batch_norm", "batch_norm_apply", x.size, x, mean, inv_std, y, x.size // J, MAPS=J
+        )
         return y
 
     def batch_norm_backward(self, dy, y, inv_std):
         J = y.shape[-1]
         rows, slices = y.size // J, _batch_norm_slices(y.size // J)
         partials, mean_dy, mean_dy_y = self.empty((2, slices, J)), self.empty(J), self.empty(J)
-        self._moments("batch_norm_backward", slices, (dy, y), (partials, mean_dy, mean_dy_y),
-                      partials, rows)
+        self._moments(
+            "batch_norm_backward", slices, (dy, y), (partials, mean_dy, mean_dy_y), partials, rows
+        )
         dx = self.empty(y.shape)
-        self._fours("batch_norm", "batch_norm_backward", y.size, dy, y, inv_std, mean_dy, mean_dy_y,
-                    dx, rows, MAPS=J)
+        self._fours(
+            "batch_norm",
+            "batch_norm_backward",
+            y.size,
+            dy,
+            y,
+            inv_std,
+            mean_dy,
+            mean_dy_y,
+            dx,
+            rows,
+            MAPS=J,
+        )
         return dx
 
     def _moments(self, which, slices, inputs, outputs, partials, rows, *numbers):
         """Sums over slices of the rows, then the moments from them in order."""
         J = partials.shape[-1]
         across, block = ceil_div(J, 32), (32, 8)
-        self.launch("batch_norm", which + "_slices", (slices, across), *inputs, partials, rows,
-                    slices, block=block, MAPS=J)
-        self.launch("batch_norm", which + "_moments", across, *outputs, rows, slices, *numbers,
-                    block=block, MAPS=J)
+        self.launch(
+            "batch_norm",
+            which + "_slices",
+            (slices, across),
+            *inputs,
+            partials,
+            rows,
+            slices,
+            block=block,
+            MAPS=J,
+        )
+        self.launch(
+            "batch_norm",
+            which + "_moments",
+            across,
+            *outputs,
+            rows,
+            slices,
+            *numbers,
+            block=block,
+            MAPS=J,
+        )
 
     def scale_channels(self, x, s):
         y = self.empty(x.shape)
@@ -244,8 +308,21 @@ class CudaOps(Products, Inversions, Graphs):
     def dropout(self, x, keep, seed, step, stream):
         y, mask = self.empty(x.shape), self.empty(x.shape, np.uint8)
         threshold = math.ceil(keep * 2**24)  # uniforms are multiples of 2^-24
-        self._fours("dropout", "dropout", x.size, x, self._step(step), y, mask, x.size, seed,
-                    philox.DROPOUT, stream, threshold, 1 / keep)
+        self._fours(
+            "dropout",
+            "dropout",
+            x.size,
+            x,
+            self._step(step),
+            y,
+            mask,
+            x.size,
+            seed,
+            philox.DROPOUT,
+            stream,
+            threshold,
+            1 / keep,
+        )
         return y, mask
 
     def dropout_backward(self, dy, mask, keep):
@@ -259,30 +336,70 @@ class CudaOps(Products, Inversions, Graphs):
         M, C = z.shape
         p, dz, totals = self.empty(z.shape), self.empty(z.shape), self.empty(2)
         block = _softmax_block(C)
-        self.launch("softmax_cross_entropy", "softmax_cross_entropy", 1, z,
-                    self._on_device(labels, np.int32), p, dz, totals, M, block=block, CLASSES=C,
-                    BLOCK=block)
+        self.launch(
+            "softmax_cross_entropy",
+            "softmax_cross_entropy",
+            1,
+            z,
+            self._on_device(labels, np.int32),
+            p,
+            dz,
+            totals,
+            M,
+            block=block,
+            CLASSES=C,
+            BLOCK=block,
+        )
         return p, dz, totals
 
     def sampled_gradient(self, p, uniforms):
         M, C = p.shape
         dz = self.empty(p.shape)
-        self._each("softmax_cross_entropy", "sampled_gradient", M * C, p, uniforms, dz, M,
-                   CLASSES=C, BLOCK=_softmax_block(C))
+        self._each(
+            "softmax_cross_entropy",
+            "sampled_gradient",
+            M * C,
+            p,
+            uniforms,
+            dz,
+            M,
+            CLASSES=C,
+            BLOCK=_softmax_block(C),
+        )
         return dz
 
     def softmax_fisher(self, p, r, scale):
         M, C = p.shape
         result, block = self.empty(1), _softmax_block(C)
-        self.launch("softmax_cross_entropy", "softmax_fisher", 1, p, r, result, M, scale,
-                    block=block, CLASSES=C, BLOCK=block)
+        self.launch(
+            "softmax_cross_entropy",
+            "softmax_fisher",
+            1,
+            p,
+            r,
+            result,
+            M,
+            scale,
+            block=block,
+            CLASSES=C,
+            BLOCK=block,
+        )
         return result
 
     def softmax_fisher_product(self, p, r):
         M, C = p.shape
         product = self.empty(p.shape)
-        self._each("softmax_cross_entropy", "softmax_fisher_product", M * C, p, r, product, M,
-                   CLASSES=C, BLOCK=_softmax_block(C))
+        self._each(
+            "softmax_cross_entropy",
+            "softmax_fisher_product",
+            M * C,
+            p,
+            r,
+            product,
+            M,
+            CLASSES=C,
+            BLOCK=_softmax_block(C),
+        )
         return product
 
     def uniforms(self, count, seed, purpose, step, stream=0):
@@ -302,17 +419,39 @@ class CudaOps(Products, Inversions, Graphs):
         M, size = batch or len(indices), math.prod(images.shape[1:])
         x = self.empty((M, *images.shape[1:]))
         grid = M, ceil_div(size // _lanes(size), BLOCK)
-        self.launch("gather", "gather", grid, self._on_device(images, np.uint8), mean,
-                    self._on_device(indices, np.int64), self._step(step), x, len(images), M,
-                    len(indices), scale, IMAGE_SIZE=size)
+        self.launch(
+            "gather",
+            "gather",
+            grid,
+            self._on_device(images, np.uint8),
+            mean,
+            self._on_device(indices, np.int64),
+            self._step(step),
+            x,
+            len(images),
+            M,
+            len(indices),
+            scale,
+            IMAGE_SIZE=size,
+        )
         return x
 
     def take(self, labels, indices, batch=None, step=0):
         M = batch or len(indices)
         targets = self.empty(M, np.int32)
-        self._each("gather", "take", M, self._on_device(labels, np.int32),
-                   self._on_device(indices, np.int64), self._step(step), targets, len(labels), M,
-                   len(indices), IMAGE_SIZE=1)
+        self._each(
+            "gather",
+            "take",
+            M,
+            self._on_device(labels, np.int32),
+            self._on_device(indices, np.int64),
+            self._step(step),
+            targets,
+            len(labels),
+            M,
+            len(indices),
+            IMAGE_SIZE=1,
+        )
         return targets
 
     # Vectors and matrices
@@ -356,55 +495,203 @@ class CudaOps(Products, Inversions, Graphs):
     # Updates
 
     def tally(self, totals, clip_scale, nu, step, sums, nonfinite_step):
-        self.launch("training_state", "tally", 1, totals, clip_scale, nu, step, sums,
-                    nonfinite_step, block=1)
+        self.launch(
+            "training_state",
+            "tally",
+            1,
+            totals,
+            clip_scale,
+            nu,
+            step,
+            sums,
+            nonfinite_step,
+            block=1,
+        )
 
     def clip_scale(self, quadratic, learning_rate, clip):
         scale, nu = self.empty(1), self.empty(1)
-        self.launch("reduce", "clip_scale", 1, quadratic, self._scalar(learning_rate), scale, nu,
-                    clip, block=1)
+        self.launch(
+            "reduce",
+            "clip_scale",
+            1,
+            quadratic,
+            self._scalar(learning_rate),
+            scale,
+            nu,
+            clip,
+            block=1,
+        )
         return scale, nu
 
-    def momentum_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        clip_scale, averaging_decay, nonfinite_step=None, weight_decay=None):
-        self._fours("momentum_update", "momentum_update", theta.size, direction,
-                    weight_decay, self._scalar(learning_rate), self._scalar(momentum), clip_scale,
-                    self._scalar(averaging_decay), nonfinite_step, theta, velocity, average,
-                    theta.size)
+    def momentum_update(
+        self,
+        theta,
+        velocity,
+        average,
+        direction,
+        learning_rate,
+        momentum,
+        clip_scale,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        self._fours(
+            "momentum_update",
+            "momentum_update",
+            theta.size,
+            direction,
+            weight_decay,
+            self._scalar(learning_rate),
+            self._scalar(momentum),
+            clip_scale,
+            self._scalar(averaging_decay),
+            nonfinite_step,
+            theta,
+            velocity,
+            average,
+            theta.size,
+        )
 
-    def nesterov_update(self, theta, velocity, average, direction, learning_rate, momentum,
-                        averaging_decay, nonfinite_step=None, weight_decay=None):
-        self._fours("momentum_update", "nesterov_update", theta.size, direction,
-                    weight_decay, self._scalar(learning_rate), self._scalar(momentum),
-                    self._scalar(averaging_decay), nonfinite_step, theta, velocity, average,
-                    theta.size)
+    def nesterov_update(
+        self,
+        theta,
+        velocity,
+        average,
+        direction,
+        learning_rate,
+        momentum,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        self._fours(
+            "momentum_update",
+            "nesterov_update",
+            theta.size,
+            direction,
+            weight_decay,
+            self._scalar(learning_rate),
+            self._scalar(momentum),
+            self._scalar(averaging_decay),
+            nonfinite_step,
+            theta,
+            velocity,
+            average,
+            theta.size,
+        )
 
     def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
         rows, columns = weight.shape
-        self.launch("max_norm", "max_norm", rows, self._scalar(averaging_decay), nonfinite_step,
-                    weight, average, rows, columns, limit, block=128)
+        self.launch(
+            "max_norm",
+            "max_norm",
+            rows,
+            self._scalar(averaging_decay),
+            nonfinite_step,
+            weight,
+            average,
+            rows,
+            columns,
+            limit,
+            block=128,
+        )
 
-    def adagrad_update(self, theta, squares, average, gradient, learning_rate, epsilon,
-                       averaging_decay, nonfinite_step=None, weight_decay=None):
-        self._fours("adaptive_update", "adagrad_update", theta.size, gradient,
-                    weight_decay, self._scalar(learning_rate), self._scalar(averaging_decay),
-                    nonfinite_step, theta, squares, average, theta.size, epsilon)
+    def adagrad_update(
+        self,
+        theta,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        epsilon,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        self._fours(
+            "adaptive_update",
+            "adagrad_update",
+            theta.size,
+            gradient,
+            weight_decay,
+            self._scalar(learning_rate),
+            self._scalar(averaging_decay),
+            nonfinite_step,
+            theta,
+            squares,
+            average,
+            theta.size,
+            epsilon,
+        )
 
-    def rmsprop_update(self, theta, squares, average, gradient, learning_rate, square_decay,
-                       epsilon, averaging_decay, nonfinite_step=None, weight_decay=None):
-        self._fours("adaptive_update", "rmsprop_update", theta.size, gradient,
-                    weight_decay, self._scalar(learning_rate), self._scalar(averaging_decay),
-                    nonfinite_step, theta, squares, average, theta.size, 1 - square_decay,
-                    epsilon)
+    def rmsprop_update(
+        self,
+        theta,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        square_decay,
+        epsilon,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        self._fours(
+            "adaptive_update",
+            "rmsprop_update",
+            theta.size,
+            gradient,
+            weight_decay,
+            self._scalar(learning_rate),
+            self._scalar(averaging_decay),
+            nonfinite_step,
+            theta,
+            squares,
+            average,
+            theta.size,
+            1 - square_decay,
+            epsilon,
+        )
 
-    def adam_update(self, theta, velocity, squares, average, gradient, learning_rate, momentum,
-                    square_decay, epsilon, completed, averaging_decay, nonfinite_step=None,
-                    weight_decay=None):
-        self._fours("adaptive_update", "adam_update", theta.size, gradient,
-                    weight_decay, self._scalar(learning_rate), self._scalar(averaging_decay),
-                    self._step(completed), nonfinite_step, theta, velocity, squares, average,
-                    theta.size, 1 - momentum, _log(momentum), 1 - square_decay, _log(square_decay),
-                    epsilon)
+    def adam_update(
+        self,
+        theta,
+        velocity,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        momentum,
+        square_decay,
+        epsilon,
+        completed,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        self._fours(
+            "adaptive_update",
+            "adam_update",
+            theta.size,
+            gradient,
+            weight_decay,
+            self._scalar(learning_rate),
+            self._scalar(averaging_decay),
+            self._step(completed),
+            nonfinite_step,
+            theta,
+            velocity,
+            squares,
+            average,
+            theta.size,
+            1 - momentum,
+            _log(momentum),
+            1 - square_decay,
+            _log(square_decay),
+            epsilon,
+        )
 
 
 def _lanes(count):
@@ -426,8 +713,10 @@ def _response_norm_tile(H, W, J, size):
     bytes_of_row = 4 * W * groups * lanes
     rows = min(H, 16, 48 * 1024 // bytes_of_row - (size - 1))
     if rows < 1:
-        raise ValueError(f"response normalisation of size {size} on maps of {H} x {W}: one row of "
-                         "windows does not fit into 48 KB of shared memory")
+        raise ValueError(
+            f"response normalisation of size {size} on maps of {H} x {W}: one row of "
+            "windows does not fit into 48 KB of shared memory"
+        )
     return rows, groups
 
 
@@ -437,6 +726,7 @@ def _softmax_block(classes):
     odd = classes | 1  # so that rows begin in different banks
     block = min(512, floats // odd // 32 * 32)
     if block < 32:
-        raise ValueError(f"softmax over {classes} classes: the kernel does {floats // 32 - 1} at "
-                         "most")
+        raise ValueError(
+            f"softmax over {classes} classes: the kernel does {floats // 32 - 1} at most"
+        )
     return block

@@ -24,8 +24,7 @@ def triangle(count):
 def patch_slices(layer, M, tile):
     """Slices of the rows of the patch matrix: two blocks a multiprocessor, none too short."""
     pairs = triangle(ceil_div(layer.patch, tile))
-    return max(1, min(16, ceil_div(2 * MULTIPROCESSORS, pairs),
-                      ceil_div(M * layer.locations, 256)))
+    return max(1, min(16, ceil_div(2 * MULTIPROCESSORS, pairs), ceil_div(M * layer.locations, 256)))
 
 
 def row_slices(count, maps, tile_rows):
@@ -139,11 +138,18 @@ class OffsetsTile:
         names = ("HEIGHT", "WIDTH", "IN_MAPS", "KERNEL_SIZE", "PADDING", "OUT_HEIGHT", "OUT_WIDTH")
         shape = self.layer.constants
         return {name: shape[name] for name in names} | {
-            "CHUNK_MAPS": self.chunk, "TILE_HEIGHT": self.height, "TILE_WIDTH": self.width,
-            "BUFFER_PIXELS": self.buffer_pixels, "LANE_ROWS": self.lanes[0],
-            "ROW_LANES": self.lanes[1], "SLOTS": 2, "WARPS_COLUMNS": self.warps_columns,
-            "WARPS_DEPTH": self.warps_depth, "SUM_BLOCK": self.sum_block,
-            "ITEM_SIZE": self.item_size}
+            "CHUNK_MAPS": self.chunk,
+            "TILE_HEIGHT": self.height,
+            "TILE_WIDTH": self.width,
+            "BUFFER_PIXELS": self.buffer_pixels,
+            "LANE_ROWS": self.lanes[0],
+            "ROW_LANES": self.lanes[1],
+            "SLOTS": 2,
+            "WARPS_COLUMNS": self.warps_columns,
+            "WARPS_DEPTH": self.warps_depth,
+            "SUM_BLOCK": self.sum_block,
+            "ITEM_SIZE": self.item_size,
+        }
 
 
 def _piece_lengths(side, out_side, kernel, padding):
@@ -154,8 +160,10 @@ def _piece_lengths(side, out_side, kernel, padding):
 
 def region_areas(layer):
     """Pixels of every region: rows of the image by columns."""
-    return np.outer(_piece_lengths(layer.height, layer.out_height, layer.kernel, layer.padding),
-                    _piece_lengths(layer.width, layer.out_width, layer.kernel, layer.padding))
+    return np.outer(
+        _piece_lengths(layer.height, layer.out_height, layer.kernel, layer.padding),
+        _piece_lengths(layer.width, layer.out_width, layer.kernel, layer.padding),
+    )
 
 
 @cache
@@ -167,7 +175,8 @@ def offsets_tile(layer, limit):
     most = 28 if layer.few_maps else 12
     height, width = (
         min(most, int(max(_piece_lengths(side, out_side, layer.kernel, layer.padding))))
-        for side, out_side in ((layer.height, layer.out_height), (layer.width, layer.out_width)))
+        for side, out_side in ((layer.height, layer.out_height), (layer.width, layer.out_width))
+    )
     while True:
         tile = OffsetsTile(layer, height, width)
         if tile.shared <= limit:
@@ -175,4 +184,5 @@ def offsets_tile(layer, limit):
         if height == width == 1:
             raise too_much_shared(layer, tile.shared, limit)
         height, width = (
-            (ceil_div(height, 2), width) if height >= width else (height, ceil_div(width, 2)))
+            (ceil_div(height, 2), width) if height >= width else (height, ceil_div(width, 2))
+        )

@@ -33,15 +33,20 @@ class Program:
     def __init__(self, runtime, function, within, owners=()):
         """within: makes the context that the function runs in."""
         self._runtime, self._function, self._within, self._owners = (
-            runtime, function, within, owners)
+            runtime,
+            function,
+            within,
+            owners,
+        )
         self._recordings = {}  # {what the inputs are: Recording}
 
     def __call__(self, *inputs):
         """The function's result for the contents of the inputs."""
         key = _nature(inputs)
         if key not in self._recordings:
-            self._recordings[key] = Recording(self._runtime, self._function, self._within,
-                                              self._owners)
+            self._recordings[key] = Recording(
+                self._runtime, self._function, self._within, self._owners
+            )
         return self._recordings[key](*inputs)
 
 
@@ -50,7 +55,11 @@ class Recording:
 
     def __init__(self, runtime, function, within, owners):
         self._runtime, self._function, self._within, self._owners = (
-            runtime, function, within, owners)
+            runtime,
+            function,
+            within,
+            owners,
+        )
         self._inputs = None  # copies of the inputs, where the graphs find them
         self._left = []  # for each part of the function [{attribute: value} of each owner]
         self._parts = []  # (graph, what the host does then)
@@ -206,8 +215,10 @@ class Graphs:
     # Time
 
     _marks = True
-    phases_measured = ("by events on the device between graphs; a recorded step counts as gradient "
-                       "whole, with its statistics, preconditioning and clip")
+    phases_measured = (
+        "by events on the device between graphs; a recorded step counts as gradient "
+        "whole, with its statistics, preconditioning and clip"
+    )
 
     def mark(self):
         """A moment, when the device comes to it; None within a program."""

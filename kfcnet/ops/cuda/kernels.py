@@ -20,9 +20,16 @@ _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^\n]*
 _ARGUMENT = re.compile(r"(?:const )?((?:unsigned |long )*\w+)(\*?) (?:__restrict__ )?(\w+)$")
 _SHAPE = re.compile(r"(or null: *)?\(([^:]*)\)")
 _MOST = 2**31 - 1  # elements of an array: kernels calculate places in int
-_TYPES = {"float": np.float32, "double": np.float64, "int": np.int32, "unsigned": np.uint32,
-          "unsigned int": np.uint32, "unsigned char": np.uint8, "long long": np.int64,
-          "unsigned long long": np.uint64}
+_TYPES = {
+    "float": np.float32,
+    "double": np.float64,
+    "int": np.int32,
+    "unsigned": np.uint32,
+    "unsigned int": np.uint32,
+    "unsigned char": np.uint8,
+    "long long": np.int64,
+    "unsigned long long": np.uint64,
+}
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,9 @@ def parse(text, where):
         end = text.index("\n", text.index("{", match.end()))
         split = [line.partition("//") for line in text[match.end() : end].splitlines()]
         arguments = [(code.strip(" ,(){"), note.strip()) for code, _, note in split]
-        found[match[1]] = tuple(_argument(code, note, f"{where}: {match[1]}")
-                                for code, note in arguments if code)
+        found[match[1]] = tuple(
+            _argument(code, note, f"{where}: {match[1]}") for code, note in arguments if code
+        )
     return found
 
 
@@ -150,7 +158,9 @@ def _check_array(where, argument, value, names, array_type):
         raise ValueError(f"{where}: the array is not C-contiguous")
     wanted = argument.elements(names)
     if value.size != wanted:
-        raise ValueError(f"{where}: {wanted} elements are needed, the array of shape {value.shape} "
-                         f"has {value.size}")
+        raise ValueError(
+            f"{where}: {wanted} elements are needed, the array of shape {value.shape} "
+            f"has {value.size}"
+        )
     if wanted > _MOST:
         raise ValueError(f"{where}: {wanted} elements, kernels reach {_MOST}: use a smaller batch")

@@ -8,12 +8,7 @@ on what a block of the device can hold, so that the order of every sum is always
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kfcnet.ops.cuda.convolution import (
-    MULTIPROCESSORS,
-    ConvShape,
-    forward_tile,
-    weights_tile,
-)
+from kfcnet.ops.cuda.convolution import MULTIPROCESSORS, ConvShape, forward_tile, weights_tile
 from kfcnet.ops.cuda.gram import (
     ITEMS,
     MANY_SLICES,
@@ -36,9 +31,14 @@ class RegisterTile(NamedTuple):
 
     @property
     def constants(self):
-        return {"TILE_ROWS": self.rows, "TILE_COLUMNS": self.columns, "TILE_DEPTH": self.depth,
-                "THREAD_ROWS": self.thread, "THREAD_COLUMNS": self.thread,
-                "DEPTH_GROUPS": self.groups}
+        return {
+            "TILE_ROWS": self.rows,
+            "TILE_COLUMNS": self.columns,
+            "TILE_DEPTH": self.depth,
+            "THREAD_ROWS": self.thread,
+            "THREAD_COLUMNS": self.thread,
+            "DEPTH_GROUPS": self.groups,
+        }
 
     @property
     def threads(self):
@@ -62,9 +62,14 @@ class TensorCoreTile(NamedTuple):
 
     @property
     def constants(self):
-        return {"TILE_ROWS": self.rows, "TILE_COLUMNS": self.columns, "TILE_DEPTH": self.depth,
-                "WARP_ROWS": self.warp_rows, "WARP_COLUMNS": self.warp_columns,
-                "STAGES": self.stages}
+        return {
+            "TILE_ROWS": self.rows,
+            "TILE_COLUMNS": self.columns,
+            "TILE_DEPTH": self.depth,
+            "WARP_ROWS": self.warp_rows,
+            "WARP_COLUMNS": self.warp_columns,
+            "STAGES": self.stages,
+        }
 
     @property
     def threads(self):
@@ -77,8 +82,12 @@ class TensorCoreTile(NamedTuple):
         return 4 * self.stages * (left + right)
 
 
-REGISTER_TILES = (RegisterTile(128, 128, 16, 8), RegisterTile(64, 64, 16, 4),
-                  RegisterTile(32, 32, 64, 4, groups=4), RegisterTile(16, 16, 128, 4, groups=8))
+REGISTER_TILES = (
+    RegisterTile(128, 128, 16, 8),
+    RegisterTile(64, 64, 16, 4),
+    RegisterTile(32, 32, 64, 4, groups=4),
+    RegisterTile(16, 16, 128, 4, groups=8),
+)
 PATCHES_TILE = 64  # rows and columns of Omega that a block of gram_patches makes
 ROWS_TILE, ROWS_WARPS = 64, 8  # rows that a block of gram_rows takes at a time, its warps
 TENSOR_CORE_TILES = (TensorCoreTile(128, 128, 16, 64, 32), TensorCoreTile(64, 64, 32, 32, 32))
@@ -93,8 +102,9 @@ def _fills_tensor_cores(rows, columns):
 
 def _tile(tiles, rows, columns):
     """The largest tile that gives every multiprocessor one, else the smallest."""
-    filling = (tile for tile in tiles
-               if rows * columns >= MULTIPROCESSORS * tile.rows * tile.columns)
+    filling = (
+        tile for tile in tiles if rows * columns >= MULTIPROCESSORS * tile.rows * tile.columns
+    )
     return next(filling, tiles[-1])
 
 
@@ -123,25 +133,49 @@ class Products:
         rows, depth = a.shape[::-1] if transpose_a else a.shape
         depth_of_b, columns = b.shape[::-1] if transpose_b else b.shape
         if depth != depth_of_b:
-            raise ValueError(f"matmul: depths {depth} and {depth_of_b} of {a.shape} and {b.shape} "
-                             "differ")
+            raise ValueError(
+                f"matmul: depths {depth} and {depth_of_b} of {a.shape} and {b.shape} differ"
+            )
         out = self.empty((rows, columns)) if out is None else out
         self._product(a, b, out, (rows, columns, depth), transpose_a, transpose_b)
         return out
 
-    def _product(self, a, b, c, sizes, transpose_a=False, transpose_b=False, a_shift=0, b_shift=0,
-                 scale=1.0, tensor_cores=False):
+    def _product(
+        self,
+        a,
+        b,
+        c,
+        sizes,
+        transpose_a=False,
+        transpose_b=False,
+        a_shift=0,
+        b_shift=0,
+        scale=1.0,
+        tensor_cores=False,
+    ):
         """c = scale * op(a) op(b). A shift puts a column of ones before an operand as it is stored
         (-1), or leaves its first column out (1): the homogeneous coordinate."""
         rows, columns, _ = sizes
         tensor_cores = tensor_cores and _fills_tensor_cores(rows, columns)
         kernel = "matmul_tf32" if tensor_cores else "matmul_register"
         tile = _tile(TENSOR_CORE_TILES if tensor_cores else REGISTER_TILES, rows, columns)
-        self.launch(kernel, kernel, (ceil_div(columns, tile.columns), ceil_div(rows, tile.rows)),
-                    a, b, c, *sizes, scale, block=tile.threads,
-                    shared=tile.shared(transpose_a, transpose_b), TRANSPOSE_A=int(transpose_a),
-                    TRANSPOSE_B=int(transpose_b), A_SHIFT=a_shift, B_SHIFT=b_shift,
-                    **tile.constants)
+        self.launch(
+            kernel,
+            kernel,
+            (ceil_div(columns, tile.columns), ceil_div(rows, tile.rows)),
+            a,
+            b,
+            c,
+            *sizes,
+            scale,
+            block=tile.threads,
+            shared=tile.shared(transpose_a, transpose_b),
+            TRANSPOSE_A=int(transpose_a),
+            TRANSPOSE_B=int(transpose_b),
+            A_SHIFT=a_shift,
+            B_SHIFT=b_shift,
+            **tile.constants,
+        )
 
     # Convolution. Over 1 x 1 patches it is the product of all pixels with the weights.
 
@@ -149,17 +183,27 @@ class Products:
         layer = ConvShape.of(x_shape, len(weight), kernel, stride, padding)
         if layer.is_dense:
             return weight
-        return Weights(weight, self._packed(layer, weight),
-                       self._packed(layer.transposed, weight, "_flipped") if backward else None)
+        return Weights(
+            weight,
+            self._packed(layer, weight),
+            self._packed(layer.transposed, weight, "_flipped") if backward else None,
+        )
 
     def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
         layer = ConvShape.of(x.shape, len(weight), kernel, stride, padding)
         y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
         if layer.is_dense:
             sizes = y.size // layer.out_maps, layer.out_maps, layer.in_maps + bias
-            self._product(x, weight, y, sizes, transpose_b=True,
-                          a_shift=-1 if bias else 0, b_shift=0 if bias else 1,
-                          tensor_cores=self.tensor_cores)
+            self._product(
+                x,
+                weight,
+                y,
+                sizes,
+                transpose_b=True,
+                a_shift=-1 if bias else 0,
+                b_shift=0 if bias else 1,
+                tensor_cores=self.tensor_cores,
+            )
             if relu:
                 self._fours("relu", "relu", y.size, y, y, y.size)
         else:
@@ -174,8 +218,9 @@ class Products:
             sizes = dx.size // layer.in_maps, layer.in_maps, layer.out_maps
             self._product(dy, weight, dx, sizes, b_shift=1, tensor_cores=self.tensor_cores)
         else:
-            packed, array = ((weight.backward, weight.array) if isinstance(weight, Weights) else
-                             (None, weight))
+            packed, array = (
+                (weight.backward, weight.array) if isinstance(weight, Weights) else (None, weight)
+            )
             if packed is None:
                 packed = self._packed(layer.transposed, array, "_flipped")
             self._convolve(layer.transposed, dy, packed, dx)
@@ -188,23 +233,49 @@ class Products:
         """The weights in the order in which the blocks of `_convolve` read them."""
         tile = self._tile_of(layer)
         packed = self.empty(tile.packed_size)
-        self._each("conv_pack", "conv_pack" + flipped, packed.size, weight, packed, packed.size,
-                   **tile.packing_constants)
+        self._each(
+            "conv_pack",
+            "conv_pack" + flipped,
+            packed.size,
+            weight,
+            packed,
+            packed.size,
+            **tile.packing_constants,
+        )
         return packed
 
     def _convolve(self, layer, x, packed, y, bias=0, relu=0):
         tile = self._tile_of(layer)
         kernel = "conv_forward_tf32" if self.tensor_cores else "conv_forward_register"
-        self.launch(kernel, kernel, (tile.tiles(len(x)), tile.map_tiles), x, packed, y, len(x),
-                    block=tile.threads, shared=tile.shared, BIAS=bias, RELU=relu,
-                    **tile.constants)
+        self.launch(
+            kernel,
+            kernel,
+            (tile.tiles(len(x)), tile.map_tiles),
+            x,
+            packed,
+            y,
+            len(x),
+            block=tile.threads,
+            shared=tile.shared,
+            BIAS=bias,
+            RELU=relu,
+            **tile.constants,
+        )
 
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
         layer = ConvShape.of(x.shape, dy.shape[-1], kernel, stride, padding)
         if layer.is_dense:
             sizes = layer.out_maps, layer.patch, dy.size // layer.out_maps
-            self._product(dy, x, out, sizes, transpose_a=True, b_shift=-1, scale=scale,
-                          tensor_cores=self.tensor_cores)
+            self._product(
+                dy,
+                x,
+                out,
+                sizes,
+                transpose_a=True,
+                b_shift=-1,
+                scale=scale,
+                tensor_cores=self.tensor_cores,
+            )
         else:
             self._sum_over_pixels(layer, x, dy, scale, out)
 
@@ -214,10 +285,30 @@ class Products:
         grid = tile.grid(len(x))
         partials = self.empty((grid[0], *out.shape))
         kernel = f"conv_backward_weights_{'tf32' if self.tensor_cores else 'register'}"
-        self.launch(kernel, kernel, grid, x, dy, partials, len(x), grid[0], block=tile.threads,
-                    shared=tile.shared, **tile.constants)
-        self.launch("conv_backward_weights_sum", "conv_backward_weights_sum",
-                    ceil_div(out.size, 32), partials, out, grid[0], out.size, scale, block=(32, 8))
+        self.launch(
+            kernel,
+            kernel,
+            grid,
+            x,
+            dy,
+            partials,
+            len(x),
+            grid[0],
+            block=tile.threads,
+            shared=tile.shared,
+            **tile.constants,
+        )
+        self.launch(
+            "conv_backward_weights_sum",
+            "conv_backward_weights_sum",
+            ceil_div(out.size, 32),
+            partials,
+            out,
+            grid[0],
+            out.size,
+            scale,
+            block=(32, 8),
+        )
 
     # Kronecker factors, always in fp32: TF32 would add its rounding to what is inverted.
 
@@ -231,37 +322,85 @@ class Products:
         positions = ceil_div(len(x) * layer.height * layer.width, ITEMS)
         items = tile.items(len(x), positions)
         partials = self.empty((items, tile.item_size))
-        self.launch("gram_offsets", "gram_offsets_slices", tile.grid(items), x, partials, len(x),
-                    positions, items, block=tile.threads, shared=tile.shared, **tile.constants)
-        self.launch("gram_offsets", "gram_offsets_sum", ceil_div(tile.item_size, tile.sum_block),
-                    partials, out, len(x), positions, items, scale, decay, block=tile.sum_block,
-                    **tile.constants)
+        self.launch(
+            "gram_offsets",
+            "gram_offsets_slices",
+            tile.grid(items),
+            x,
+            partials,
+            len(x),
+            positions,
+            items,
+            block=tile.threads,
+            shared=tile.shared,
+            **tile.constants,
+        )
+        self.launch(
+            "gram_offsets",
+            "gram_offsets_sum",
+            ceil_div(tile.item_size, tile.sum_block),
+            partials,
+            out,
+            len(x),
+            positions,
+            items,
+            scale,
+            decay,
+            block=tile.sum_block,
+            **tile.constants,
+        )
 
     def _gram_of_patches(self, layer, x, scale, decay, out):
         tile = PATCHES_TILE
         slices = patch_slices(layer, len(x), tile)
         partials = self.empty((slices, layer.patch, layer.patch))
         pairs = triangle(ceil_div(layer.patch, tile))
-        self.launch("gram_patches", "gram_patches_slices", (pairs, slices), x, partials, len(x),
-                    slices, block=(tile // 4) ** 2, TILE=tile, DEPTH=16, **layer.constants)
+        self.launch(
+            "gram_patches",
+            "gram_patches_slices",
+            (pairs, slices),
+            x,
+            partials,
+            len(x),
+            slices,
+            block=(tile // 4) ** 2,
+            TILE=tile,
+            DEPTH=16,
+            **layer.constants,
+        )
         self._sum_gram(partials, scale, decay, out)
 
     def gram(self, rows, scale, decay, out):
         count, maps = rows.shape
         slices = row_slices(count, maps, ROWS_TILE)
         partials = self.empty((slices, maps, maps))
-        self.launch("gram_rows", "gram_rows_slices", (slices, triangle(ceil_div(maps, 32))), rows,
-                    partials, count, slices, block=32 * ROWS_WARPS, shared=16 * 32 * ROWS_TILE,
-                    MAPS=maps, WARPS=ROWS_WARPS, TILE_ROWS=ROWS_TILE)
+        self.launch(
+            "gram_rows",
+            "gram_rows_slices",
+            (slices, triangle(ceil_div(maps, 32))),
+            rows,
+            partials,
+            count,
+            slices,
+            block=32 * ROWS_WARPS,
+            shared=16 * 32 * ROWS_TILE,
+            MAPS=maps,
+            WARPS=ROWS_WARPS,
+            TILE_ROWS=ROWS_TILE,
+        )
         self._sum_gram(partials, scale, decay, out)
 
     def _sum_gram(self, partials, scale, decay, out):
         """out = decay*out + scale * the sum of the slices in a fixed order, and mirrored."""
         slices, side, _ = partials.shape
-        kernel, blocks = (("gram_sum_lanes", ceil_div(side * side, 32)) if slices > MANY_SLICES
-                          else ("gram_sum", triangle(ceil_div(side, 32))))
-        self.launch("gram_sum", kernel, blocks, partials, out, side, slices, scale, decay,
-                    block=(32, 8))
+        kernel, blocks = (
+            ("gram_sum_lanes", ceil_div(side * side, 32))
+            if slices > MANY_SLICES
+            else ("gram_sum", triangle(ceil_div(side, 32)))
+        )
+        self.launch(
+            "gram_sum", kernel, blocks, partials, out, side, slices, scale, decay, block=(32, 8)
+        )
 
     def patches(self, x, kernel, stride, padding):
         layer = ConvShape.of(x.shape, 1, kernel, stride, padding)

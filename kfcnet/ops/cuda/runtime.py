@@ -24,16 +24,20 @@ def _cupy():
     try:
         import cupy
     except ImportError as error:
-        raise DeviceError(f"the GPU is used through CuPy, which cannot be imported ({error}): pip "
-                          'install "kfcnet[cuda13]", or "kfcnet[cuda12]" for a driver before '
-                          "CUDA 13") from None
+        raise DeviceError(
+            f"the GPU is used through CuPy, which cannot be imported ({error}): pip "
+            'install "kfcnet[cuda13]", or "kfcnet[cuda12]" for a driver before '
+            "CUDA 13"
+        ) from None
     try:
         found, reason = cupy.cuda.is_available(), ""
     except cupy.cuda.runtime.CUDARuntimeError as error:  # CuPy 13 without a driver
         found, reason = False, f" ({error})"
     if not found:
-        raise DeviceError(f"CuPy {cupy.__version__} finds no NVIDIA GPU or no driver that it can "
-                          f"use{reason}: nvidia-smi shows both; otherwise use the device cpu")
+        raise DeviceError(
+            f"CuPy {cupy.__version__} finds no NVIDIA GPU or no driver that it can "
+            f"use{reason}: nvidia-smi shows both; otherwise use the device cpu"
+        )
     return cupy
 
 
@@ -43,8 +47,10 @@ def _libraries():
     try:
         from cupy.cuda import cublas, cusolver, device
     except ImportError as error:
-        raise DeviceError(f"matrices are factorized by cuSOLVER, which CuPy cannot load ({error}): "
-                          'pip install "kfcnet[cuda13]" or "kfcnet[cuda12]" brings it') from None
+        raise DeviceError(
+            f"matrices are factorized by cuSOLVER, which CuPy cannot load ({error}): "
+            'pip install "kfcnet[cuda13]" or "kfcnet[cuda12]" brings it'
+        ) from None
     return cublas, cusolver, device
 
 
@@ -73,8 +79,10 @@ class CupyRuntime:
         self.name = cupy.cuda.runtime.getDeviceProperties(self.device.id)["name"].decode()
         self.capability = int(self.device.compute_capability)
         if self.capability < OLDEST:
-            raise DeviceError(f"{self.name} has compute capability {self.capability / 10}; the "
-                              f"kernels need {OLDEST / 10}: use another GPU or the device cpu")
+            raise DeviceError(
+                f"{self.name} has compute capability {self.capability / 10}; the "
+                f"kernels need {OLDEST / 10}: use another GPU or the device cpu"
+            )
         self.tensor_cores = self.capability >= TENSOR_CORES_FROM
         self.shared_limit = (99 if self.tensor_cores else 48) * 1024
         self._stream, self._side = _streams()
@@ -84,10 +92,15 @@ class CupyRuntime:
 
     def describe(self):
         runtime = self._cupy.cuda.runtime
-        return {"device": "cuda", "processor": self.name,
-                "compute_capability": f"{self.capability / 10}",
-                "cupy": self._cupy.__version__, "cuda_driver": runtime.driverGetVersion(),
-                "cuda_runtime": runtime.runtimeGetVersion(), "numpy": np.__version__}
+        return {
+            "device": "cuda",
+            "processor": self.name,
+            "compute_capability": f"{self.capability / 10}",
+            "cupy": self._cupy.__version__,
+            "cuda_driver": runtime.driverGetVersion(),
+            "cuda_runtime": runtime.runtimeGetVersion(),
+            "numpy": np.__version__,
+        }
 
     # Arrays
 
@@ -98,15 +111,17 @@ class CupyRuntime:
         try:
             yield
         except cupy.cuda.memory.OutOfMemoryError as error:
-            raise DeviceError(f"{self.name} is out of memory: {error}. A smaller "
-                              "optimizer.batch_size needs less") from None
+            raise DeviceError(
+                f"{self.name} is out of memory: {error}. A smaller optimizer.batch_size needs less"
+            ) from None
         except RuntimeError as error:
             if not type(error).__module__.startswith("cupy_backends."):  # CUDA and its libraries
                 raise
             launched = ", ".join(self._launched) or "none"
-            raise DeviceError(f"{self.name}: {error}. Kernels since the host last waited: "
-                              f"{launched}. With CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
-                              ) from None
+            raise DeviceError(
+                f"{self.name}: {error}. Kernels since the host last waited: "
+                f"{launched}. With CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
+            ) from None
 
     def empty(self, shape, dtype):
         with self._errors():
@@ -160,12 +175,16 @@ class CupyRuntime:
         """Queue a launch; `values` are checked and cast. Raises DeviceError, ValueError."""
         for value in values:
             if isinstance(value, self.array_type) and value.device != self.device:
-                raise ValueError(f"{kernel}: an array lies on GPU {value.device.id}, the kernel "
-                                 f"runs on GPU {self.device.id}")
+                raise ValueError(
+                    f"{kernel}: an array lies on GPU {value.device.id}, the kernel "
+                    f"runs on GPU {self.device.id}"
+                )
         if max(grid[1:], default=0) > MOST_BLOCKS:
             size = " x ".join(map(str, grid))
-            raise ValueError(f"{kernel}: a grid of {size} blocks, a GPU takes {MOST_BLOCKS} from "
-                             "the second number on: use a smaller batch")
+            raise ValueError(
+                f"{kernel}: a grid of {size} blocks, a GPU takes {MOST_BLOCKS} from "
+                "the second number on: use a smaller batch"
+            )
         function = self._kernel(file, kernel, tuple(constants.items()))
         if shared > STATIC_SHARED:
             function.max_dynamic_shared_size_bytes = shared
@@ -186,8 +205,10 @@ class CupyRuntime:
         try:
             module.compile()
         except self._cupy.cuda.compiler.CompileException as error:
-            raise DeviceError(f"kernels/{file}.cu does not compile for sm_{self.capability} with "
-                              f"{' '.join(options)}:\n{error}") from None
+            raise DeviceError(
+                f"kernels/{file}.cu does not compile for sm_{self.capability} with "
+                f"{' '.join(options)}:\n{error}"
+            ) from None
         return module
 
     # Graphs and the second stream
@@ -284,13 +305,27 @@ class CupyRuntime:
         handle, (m, n), k = device.get_cublas_handle(), out.shape, len(b)
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         cublas.setStream(handle, self._stream.ptr)
-        cublas.setMathMode(handle, cublas.CUBLAS_TF32_TENSOR_OP_MATH if tensor_cores
-                           else cublas.CUBLAS_DEFAULT_MATH)
+        cublas.setMathMode(
+            handle,
+            cublas.CUBLAS_TF32_TENSOR_OP_MATH if tensor_cores else cublas.CUBLAS_DEFAULT_MATH,
+        )
         # In columns, as the library sees the same memory: out^T = b^T op(a)^T.
-        cublas.sgemm(handle, cublas.CUBLAS_OP_N,
-                     cublas.CUBLAS_OP_T if transpose_a else cublas.CUBLAS_OP_N, n, m, k,
-                     one.ctypes.data, b.data.ptr, n, a.data.ptr, m if transpose_a else k,
-                     zero.ctypes.data, out.data.ptr, n)
+        cublas.sgemm(
+            handle,
+            cublas.CUBLAS_OP_N,
+            cublas.CUBLAS_OP_T if transpose_a else cublas.CUBLAS_OP_N,
+            n,
+            m,
+            k,
+            one.ctypes.data,
+            b.data.ptr,
+            n,
+            a.data.ptr,
+            m if transpose_a else k,
+            zero.ctypes.data,
+            out.data.ptr,
+            n,
+        )
         cublas.setMathMode(handle, cublas.CUBLAS_DEFAULT_MATH)
 
     # Factorization
@@ -306,12 +341,15 @@ class CupyRuntime:
             factor, inverse = matrix.copy(), cupy.eye(n, dtype=matrix.dtype)
             factor.ravel()[:: n + 1] += shift
             info = cupy.zeros(2, np.int32)
-            work = cupy.empty(cusolver.spotrf_bufferSize(handle, lower, n, factor.data.ptr, n),
-                              matrix.dtype)
-            cusolver.spotrf(handle, lower, n, factor.data.ptr, n, work.data.ptr, work.size,
-                            info.data.ptr)
-            cusolver.spotrs(handle, lower, n, n, factor.data.ptr, n, inverse.data.ptr, n,
-                            info[1:].data.ptr)
+            work = cupy.empty(
+                cusolver.spotrf_bufferSize(handle, lower, n, factor.data.ptr, n), matrix.dtype
+            )
+            cusolver.spotrf(
+                handle, lower, n, factor.data.ptr, n, work.data.ptr, work.size, info.data.ptr
+            )
+            cusolver.spotrs(
+                handle, lower, n, n, factor.data.ptr, n, inverse.data.ptr, n, info[1:].data.ptr
+            )
             inverse = (inverse + inverse.T) / 2  # rounding leaves it a little asymmetric
             failed = (info != 0).any() | ~cupy.isfinite(inverse).all()
             return inverse, failed.astype(np.int32).reshape(1)
