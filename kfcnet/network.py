@@ -83,13 +83,12 @@ class Network:
             raise ValueError(f"network: two layers are named {max(names, key=names.count)!r}")
         self.weighted[0].needs_input_gradient = False
         for layer, following in itertools.pairwise(self.layers):
-            if layer in self.weighted and isinstance(following, ReLU) and not layer.is_per_map:
-                layer.relu = following.done = True
+            if isinstance(following, ReLU) and layer in self.weighted and layer.can_apply_relu:
+                layer.applies_relu = following.fused = True
         ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         self.theta = ops.asarray(self._initial(seed))
         self.gradient = ops.zeros(self.theta.shape)
-        self.passes = 0  # forward passes so far: the layers remember the latest
         self.bind(self.theta)
 
     def _initial(self, seed):
@@ -112,18 +111,15 @@ class Network:
         for layer, view in zip(self.weighted, self.views(flat), strict=True):
             layer.weight = view
 
-    def twin(self):
-        """This network with a memory of its own for what its layers keep of a forward pass.
+    def copy(self):
+        """A copy with its own buffers: a pass through it leaves this network's layers alone.
 
-        It begins with the same parameters; `bind` changes those of the twin alone.
+        It begins with the same parameters; `bind` changes those of the copy alone.
         """
         other = copy.copy(self)
         other.layers = [copy.copy(layer) for layer in self.layers]
-        other.weighted = [
-            twin
-            for twin, layer in zip(other.layers, self.layers, strict=True)
-            if layer in self.weighted
-        ]
+        pairs = zip(other.layers, self.layers, strict=True)
+        other.weighted = [own for own, layer in pairs if layer in self.weighted]
         return other
 
     @contextlib.contextmanager
@@ -138,7 +134,6 @@ class Network:
     def forward(self, x, training=False, step=0):
         """x (M, H, W, C) -> z (M, classes)."""
         mode = Mode(training, step)
-        self.passes += 1
         for layer in self.layers:
             x = layer.forward(x, mode)
         return x
@@ -179,7 +174,6 @@ class Network:
     def measure_statistics(self, x):
         """Set every batch normalisation's statistics for evaluation to those of x (M, H, W, C)."""
         normalisations = [layer for layer in self.layers if isinstance(layer, BatchNorm)]
-        self.passes += 1
         for layer in normalisations:
             layer.measuring = True
         for layer in self.layers:
@@ -189,7 +183,6 @@ class Network:
 
     def first_nonfinite(self, x):
         """Name of the first layer whose parameters or outputs on x are not finite, or None."""
-        self.passes += 1
         for layer in self.layers:
             x = layer.forward(x, Mode())
             if not np.isfinite(self.ops.to_numpy(x)).all():

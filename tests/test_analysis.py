@@ -85,7 +85,7 @@ def test_layers_without_kronecker_factors_are_left_out(ops64, rng):
     assert list(correlations(net, loss, x, radius=1)) == ["conv1"]
     result = distances(fisher_blocks(net, loss, x, "conv1"))
     assert np.isfinite(list(result.values())).all()
-    scale = next(layer.name for layer in net.weighted if layer.is_per_map)
+    scale = next(layer.name for layer in net.weighted if layer.fisher_block == "scale_shift")
     with pytest.raises(ValueError, match=f"'{scale}'; there are conv1, dense1"):
         fisher_blocks(net, loss, x, scale)
 
@@ -100,14 +100,14 @@ def test_correlations_are_those_of_sampled_derivatives_and_centred_activations(o
     conv1, conv2 = net.weighted[:2]
     got = result["conv2"]
     assert [array.shape for array in got] == [(4, 5, 5), (4, 4), (3, 5, 5), (3, 3)]
-    derivatives = conv2.output_gradients
+    derivatives = conv2.derivatives
     activations = conv2.inputs - conv2.inputs.mean((0, 1, 2))
     assert_close(got.derivatives[1, 3, 1], correlation_loops(derivatives, 1, 1, -1))
     assert_close(got.activations[2, 2, 3], correlation_loops(activations, 2, 0, 1))
     assert_close(got.derivative_maps, map_correlation(derivatives))
     assert_close(got.activation_maps, map_correlation(activations))
     assert_close(
-        result["conv1"].derivatives[2, 4, 2], correlation_loops(conv1.output_gradients, 2, 2, 0)
+        result["conv1"].derivatives[2, 4, 2], correlation_loops(conv1.derivatives, 2, 2, 0)
     )
 
 
@@ -129,9 +129,7 @@ def block_loops(net, loss, x, kernel, stride, padding, label):
     weighted = []  # (p / M, derivatives of one example (Ho, Wo, I), activations (H, W, J))
     for c in range(C):
         net.backward(p - np.eye(C)[[c] * M])
-        weighted += [
-            (p[m, c] / M, layer.output_gradients[m].copy(), layer.inputs[m]) for m in range(M)
-        ]
+        weighted += [(p[m, c] / M, layer.derivatives[m].copy(), layer.inputs[m]) for m in range(M)]
     names = [None, *itertools.product(range(kernel), range(kernel), range(J))]
 
     def pixel(name, t):

@@ -155,7 +155,7 @@ def test_gamma_of_white_derivatives_is_near_the_identity(ops64):
     _, _, net, x = linear_convolution_fisher(ops64, (3, 1, 1), shape=(2000, 4, 5, 2))
     z = net.forward(x)
     net.backward(SquaredError(ops64).sampled_gradient(z, step=1))
-    Gamma = derivative_factor(net.weighted[0].output_gradients)
+    Gamma = derivative_factor(net.weighted[0].derivatives)
     assert_close(Gamma, np.eye(3), 0.02)
 
 
@@ -168,7 +168,7 @@ def test_one_example_of_a_dense_layer_gives_its_exact_fisher_block(ops64, rng):
     for label in range(4):
         net.backward(p - np.eye(4)[[label]])
         net.compute_gradient()
-        Gamma += p[0, label] * derivative_factor(net.weighted[0].output_gradients)
+        Gamma += p[0, label] * derivative_factor(net.weighted[0].derivatives)
         fisher += p[0, label] * np.outer(net.gradient, net.gradient)
     assert_close(np.kron(Gamma, input_factor(x.reshape(1, 3))), fisher)
 
@@ -189,11 +189,11 @@ def test_three_thousand_samples_converge_to_the_enumerated_gamma(ops64, rng):
     exact = np.zeros((3, 3))
     for labels in itertools.product(range(4), repeat=3):
         net.backward(p - np.eye(4)[list(labels)])
-        exact += p[[0, 1, 2], labels].prod() * derivative_factor(net.weighted[0].output_gradients)
+        exact += p[[0, 1, 2], labels].prod() * derivative_factor(net.weighted[0].derivatives)
     sampled = np.zeros((3, 3))
     for step in range(1000):  # three examples each
         net.backward(loss.sampled_gradient(p, step))
-        sampled += derivative_factor(net.weighted[0].output_gradients) / 1000
+        sampled += derivative_factor(net.weighted[0].derivatives) / 1000
     assert_close(sampled, exact, 0.05)
 
 

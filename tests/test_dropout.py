@@ -66,7 +66,7 @@ def test_the_true_and_the_sampled_pass_go_back_through_the_masks_of_the_forward_
         net.backward(dz[:count], per_example)
         net.compute_gradient()
         ds = (dz @ last[:, 1:] * masks[1] * (s > 0))[:count]
-        assert_close(net.weighted[0].output_gradients.reshape(count, HIDDEN), ds)
+        assert_close(net.weighted[0].derivatives.reshape(count, HIDDEN), ds)
         assert_close(net.weighted[0].inputs.reshape(M, J), a)
         assert_close(net.views(net.gradient)[0][:, 1:], ds.T @ a[:count] / count)
         assert_close(net.views(net.gradient)[1][:, 1:], dz[:count].T @ h[:count] / count)
@@ -103,6 +103,6 @@ def test_a_step_draws_its_masks_once_and_every_step_draws_others(ops64, rng):
     ops64.dropout = noted
     for _ in range(3):
         opt.step(batch)
-        masks.append(net.layers[0].mask.copy())
+        masks.append(net.layers[0].saved.copy())
     assert drawn == [(step, stream) for step in range(3) for stream in (0, 3)]
     assert not any(np.array_equal(a, b) for a, b in zip(masks, masks[1:], strict=False))

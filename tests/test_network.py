@@ -91,10 +91,10 @@ def test_a_part_of_the_batch_goes_backward_by_itself(ops64, inputs):
     labels = LOSSES["softmax"][1]
     _, dz, _ = loss.evaluate(net.forward(inputs, training=True, step=4), labels)
     net.backward(dz)
-    whole = [layer.output_gradients.copy() for layer in net.weighted]
+    whole = [layer.derivatives.copy() for layer in net.weighted]
     net.backward(dz[:2])
     for layer, derivatives in zip(net.weighted, whole, strict=True):
-        assert_close(layer.output_gradients, derivatives[:2])
+        assert_close(layer.derivatives, derivatives[:2])
     net.compute_gradient()
     part = net.gradient.copy()
     _, dz, _ = loss.evaluate(net.forward(inputs[:2], training=True, step=4), labels[:2])
@@ -201,23 +201,23 @@ def test_first_nonfinite_names_the_layer(ops64, inputs):
     assert net.first_nonfinite(inputs) == "conv2"
 
 
-def test_a_twin_leaves_what_the_layers_remember_alone(ops64, rng, inputs):
+def test_a_copy_leaves_what_the_layers_remember_alone(ops64, rng, inputs):
     net = network(ops64)
     net.forward(inputs, training=True, step=4)
     direction = rng.standard_normal(len(net.theta))
     expected = net.tangent(direction, 3)
-    twin = net.twin()
-    twin.bind(2 * net.theta)
-    assert not np.allclose(twin.forward(inputs[:2] + 1), net.forward(inputs[:2] + 1))
+    other = net.copy()
+    other.bind(2 * net.theta)
+    assert not np.allclose(other.forward(inputs[:2] + 1), net.forward(inputs[:2] + 1))
     net.forward(inputs, training=True, step=4)
-    twin.forward(inputs[:2] + 1)
+    other.forward(inputs[:2] + 1)
     assert np.array_equal(net.tangent(direction, 3), expected)
 
 
 def test_relu_behind_a_weighted_layer_is_taken_in_its_pass_with_the_same_result(ops, rng):
     fused, apart = network(ops), network(ops)
     for layer in apart.layers:
-        layer.relu = layer.done = False
+        layer.applies_relu = layer.fused = False
     x = ops.asarray(rng.standard_normal((3, *INPUT_SHAPE)))
-    assert [layer.relu for layer in fused.weighted] == [False, False, True, False]
+    assert [layer.applies_relu for layer in fused.weighted] == [False, False, True, False]
     assert np.array_equal(*(ops.to_numpy(net.forward(x)) for net in (fused, apart)))

@@ -280,7 +280,7 @@ def test_the_estimate_has_the_factors_of_the_batch(classifier):
     p, Gamma = loss.predictive(net.forward(x)), 0.0
     for draw in range(3):
         net.backward(loss.sampled_gradient(p, draw))
-        Gamma = Gamma + derivative_factor(net.weighted[0].output_gradients) / 3
+        Gamma = Gamma + derivative_factor(net.weighted[0].derivatives) / 3
     assert_close(K.factors[0][1], Gamma, 1e-12)
 
 
@@ -334,7 +334,7 @@ def test_factors_agree_with_those_of_curvlinops(ops64, rng):
     for label in range(4):
         net.backward(np.sqrt(p[:, [label]]) * (p - np.eye(4)[label]))
         Gammas = [
-            Gamma + derivative_factor(layer.output_gradients)
+            Gamma + derivative_factor(layer.derivatives)
             for Gamma, layer in zip(Gammas, net.weighted, strict=True)
         ]
     ours = KroneckerFisher(

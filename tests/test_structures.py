@@ -47,9 +47,9 @@ def filled(ops, structure, index, **arguments):
 
 def example_gradients(layer):
     """The gradients of each example's own loss as rows (M, I*P), from explicit patches."""
-    M, I = len(layer.output_gradients), layer.weight_shape[0]
+    M, I = len(layer.derivatives), layer.weight_shape[0]
     rows = patches_loops(layer.inputs[:M], *layer.window).reshape(M, -1, layer.weight_shape[1])
-    derivatives = layer.output_gradients.reshape(M, -1, I)
+    derivatives = layer.derivatives.reshape(M, -1, I)
     return np.stack([(ds.T @ a).ravel() for ds, a in zip(derivatives, rows, strict=True)])
 
 

@@ -42,8 +42,10 @@ def correlations(network, loss, inputs, radius, step=0):
     network.backward(loss.sampled_gradient(predictive, step), per_example=True)
     result = {}
     for layer in network.weighted:
-        if layer.output_shape[:-1] and not layer.is_per_map:  # a dense layer has no locations
-            ds, a = to_numpy(layer.output_gradients), to_numpy(layer.inputs)
+        if (
+            layer.output_shape[:-1] and layer.fisher_block == "kronecker"
+        ):  # a dense layer has no locations
+            ds, a = to_numpy(layer.derivatives), to_numpy(layer.inputs)
             centred = a - a.mean(axis=(0, 1, 2), dtype=np.float64)
             result[layer.name] = Correlations(
                 spatial_correlation(ds, radius),
@@ -113,7 +115,7 @@ def fisher_blocks(network, loss, inputs, name):
 
     Raises ValueError where there is no such layer.
     """
-    layers = {layer.name: layer for layer in network.weighted if not layer.is_per_map}
+    layers = {layer.name: layer for layer in network.weighted if layer.fisher_block == "kronecker"}
     if name not in layers:
         raise ValueError(f"no layer with factors is named {name!r}; there are {', '.join(layers)}")
     moments = _Moments(network, loss, inputs, layers[name])
@@ -142,7 +144,7 @@ class _Moments:
         predictive = loss.predictive(network.forward(inputs))
         for dz in _output_roots(loss, predictive):
             network.backward(network.ops.asarray(dz), per_example=True)
-            derivatives.append(to_numpy(layer.output_gradients).reshape(self.M, -1, I))
+            derivatives.append(to_numpy(layer.derivatives).reshape(self.M, -1, I))
         self.derivatives = np.array(derivatives, np.float64)
         self.inputs = self.ops.asarray(to_numpy(layer.inputs))
         self.patches = self.ops.patches(self.inputs, *layer.window).reshape(self.M, -1, P)

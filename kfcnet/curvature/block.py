@@ -1,12 +1,27 @@
 """One layer's block of the approximate Fisher matrix."""
 
+import contextlib
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.curvature.damping import damped_inverses, precondition
+from kfcnet.curvature.damping import damped_inverses, damping_shifts, precondition, trace_norm_pi
 from kfcnet.curvature.factors import update_derivative_factor, update_input_factor
 from kfcnet.curvature.robust import InversionWarning, all_finite, damping_floor, inverted
+
+
+class Inversion(NamedTuple):
+    """Factors that are inverted with a damping c, lambda + gamma: the arrays as they were then.
+
+    result: gives the inverses of work that has begun beside training; None where none has.
+    """
+
+    c: float
+    factors: list
+    result: Callable | None
 
 
 class KroneckerBlock:
@@ -21,7 +36,7 @@ class KroneckerBlock:
 
     FACTORS = "Omega", "Gamma"  # what an inversion starts from
     INVERSES = "Omega_inv", "Gamma_inv"  # what it leaves
-    RECORDABLE = True  # whether `update_factors` does the same every time, with the same memory
+    CAPTURED = True  # whether `update_factors` may be part of a captured graph
 
     def __init__(self, layer, ops, weight_decay=0.0):
         I, P = layer.weight_shape
@@ -32,7 +47,7 @@ class KroneckerBlock:
 
     def update_factors(self, decay):
         """Fold in the layer's latest sampled pass; its m examples also choose the activations."""
-        derivatives = self.layer.output_gradients
+        derivatives = self.layer.derivatives
         inputs = self.layer.inputs[: len(derivatives)]
         update_input_factor(self.ops, inputs, self.layer.window, decay, self.Omega)
         update_derivative_factor(self.ops, derivatives, decay, self.Gamma)
@@ -43,41 +58,22 @@ class KroneckerBlock:
         step: said in the warning. Raises numpy.linalg.LinAlgError naming the layer where there are
         no inverses to keep.
         """
-        factors = [getattr(self, name) for name in self.FACTORS]
-        self._take(lambda: self._inverted(factors, damping), damping, step)
+        self.take_inverses(Inversion(self.total_damping(damping), self._factors(), None), step)
 
     def begin_inverses(self, damping, on_host, factors=None):
-        """Start inverting the factors, by default those of now; a Pending for `take_inverses`."""
-        c = self.weight_decay + damping
-        factors = factors or [getattr(self, name) for name in self.FACTORS]
-        return self.ops.begin(
-            lambda ops, *arrays: self.invert(ops, c, *arrays), *factors, on_host=on_host
+        """Begin to invert the factors, by default those of now, beside training: an Inversion."""
+        c = self.total_damping(damping)
+        pending = self.ops.begin(
+            partial(self.invert, c), *(factors or self._factors()), on_host=on_host
         )
+        return Inversion(c, pending.inputs, pending.result)
 
-    def take_inverses(self, pending, damping, step=None):
-        """Adopt what `begin_inverses` began; where it failed, what `update_inverses` would do."""
-
-        def result():
-            try:
-                return pending.result()
-            except np.linalg.LinAlgError:
-                return self._inverted(pending.inputs, damping)
-
-        self._take(result, damping, step)
-
-    def _inverted(self, factors, damping):
-        c = self.weight_decay + damping
-        return inverted(
-            self.ops,
-            lambda ops, *arrays: self.invert(ops, c, *arrays),
-            dict(zip(self.FACTORS, factors, strict=True)),
-        )
-
-    def _take(self, result, damping, step):
+    def take_inverses(self, inversion, step=None):
+        """Adopt the inverses of an Inversion; where it failed, what `update_inverses` says."""
         try:
-            inverses = result()
+            inverses = self._inverses(inversion)
         except np.linalg.LinAlgError as error:
-            text = f"{self.layer.name}: {error}{self._diagnosis(self.weight_decay + damping)}"
+            text = f"{self.layer.name}: {error}{self._diagnosis(inversion.c)}"
             if not self.has_inverses:
                 raise np.linalg.LinAlgError(text) from None
             at = "" if step is None else f"step {step}, "
@@ -85,12 +81,26 @@ class KroneckerBlock:
                 f"{at}{text}; the last good inverses stay", InversionWarning, stacklevel=3
             )
             return
-        # Into the same memory: a recorded step goes on reading it.
+        # Into the same memory: a captured graph goes on reading it.
         for name, inverse in zip(self.INVERSES, inverses, strict=True):
             self.ops.write(getattr(self, name), inverse)
         self.has_inverses = True
 
-    def invert(self, ops, c, Omega, Gamma):
+    def _inverses(self, inversion):
+        if inversion.result is not None:
+            with contextlib.suppress(np.linalg.LinAlgError):
+                return inversion.result()
+        factors = dict(zip(self.FACTORS, inversion.factors, strict=True))
+        return inverted(self.ops, partial(self.invert, inversion.c), factors)
+
+    def total_damping(self, damping):
+        """c of Eq. 21: the layer's weight decay lambda, and gamma."""
+        return self.weight_decay + damping
+
+    def _factors(self):
+        return [getattr(self, name) for name in self.FACTORS]
+
+    def invert(self, c, ops, Omega, Gamma):
         """The arrays of INVERSES from those of FACTORS, on any device; c = weight decay + damping.
 
         Raises numpy.linalg.LinAlgError where a damped factor is not positive definite.
@@ -120,6 +130,16 @@ class KroneckerBlock:
     def precondition(self, gradient, out=None):
         """The block's share of the natural gradient (Eq. 22): (I, P) -> (I, P)."""
         return precondition(self.ops, gradient, self.Omega_inv, self.Gamma_inv, out)
+
+    def shifts(self, damping):
+        """(pi, what Eq. 21 adds to Omega's diagonal, to Gamma's): floats."""
+        ops = self.ops
+        factors = self.project(ops, self.Omega, self.Gamma)
+        scalars = (
+            trace_norm_pi(ops, *factors),
+            *damping_shifts(ops, *factors, self.total_damping(damping)),
+        )
+        return tuple(float(ops.to_numpy(scalar)[0]) for scalar in scalars)
 
     def matrix(self):
         """The block (I*P, I*P) in theta's order, undamped, as a NumPy array; for small layers."""

@@ -50,7 +50,7 @@ class EigenbasisBlock(KroneckerBlock):
         self.input_basis, self.derivative_basis = ops.zeros((P, P)), ops.zeros((I, I))
         self.inverse_values = ops.zeros((I, P))
 
-    def invert(self, ops, c, Omega, Gamma):
+    def invert(self, c, ops, Omega, Gamma):
         input_values, input_basis = ops.eigh(Omega)
         derivative_values, derivative_basis = ops.eigh(Gamma)
         values = product_eigenvalues(derivative_values, input_values)

@@ -23,9 +23,8 @@ class FisherOperator(LinearOperator):
 
     with F_R the Fisher matrix of the predictive distribution, so that F is also the generalised
     Gauss-Newton matrix. A product is a tangent pass, F_R, and a backward pass. It belongs to the
-    parameters that the network has when the operator is made. It leaves theta and the gradient as
-    they were, but not what the layers keep of a pass. Batch normalisation's statistics count as
-    constants (kfcnet/layers/normalization.py).
+    parameters that the network has when the operator is made, and works on a copy of it. Batch
+    normalisation's statistics count as constants (kfcnet/layers/normalization.py).
     """
 
     def __init__(self, network, loss, inputs, weight_decay=0.0, damping=0.0, step=None):
@@ -36,30 +35,28 @@ class FisherOperator(LinearOperator):
         """
         n = len(network.theta)
         super().__init__(network.ops.dtype, (n, n))
-        self.network, self.loss, self.inputs, self.step = network, loss, inputs, step
-        self.theta = network.ops.copy(network.theta)
+        self.network, self.loss, self.inputs, self.step = network.copy(), loss, inputs, step
+        self.network.bind(network.ops.copy(network.theta))
         if np.ndim(weight_decay) == 0:
             weight_decay = np.full(n, float(weight_decay))
         self.weight_decay, self.damping = network.ops.asarray(weight_decay), damping
-        self._pass = None
 
     def _matvec(self, v):
         ops, network = self.network.ops, self.network
-        direction, product = ops.asarray(np.ravel(v)), ops.zeros(self.theta.shape)
-        with network.using(self.theta):
-            self._forward()
-            r = network.tangent(direction, len(self.inputs))
-            network.backward(self.loss.fisher_product(self.predictive, r), per_example=True)
-            network.compute_gradient(out=product)
+        direction, product = ops.asarray(np.ravel(v)), ops.zeros(network.theta.shape)
+        predictive = self._predictive  # of the forward pass, which comes first
+        r = network.tangent(direction, len(self.inputs))
+        network.backward(self.loss.fisher_product(predictive, r), per_example=True)
+        network.compute_gradient(out=product)
         ops.multiply_add(self.weight_decay, direction, product)
         ops.axpy(self.damping, direction, product)
         return ops.to_numpy(product)
 
-    def _forward(self):
-        """One forward pass, again only where the network has made others since."""
-        if self.network.passes != self._pass:
-            z = self.network.forward(self.inputs, self.step is not None, self.step or 0)
-            self.predictive, self._pass = self.loss.predictive(z), self.network.passes
+    @cached_property
+    def _predictive(self):
+        """The predictive distribution, from the one forward pass that all products share."""
+        z = self.network.forward(self.inputs, self.step is not None, self.step or 0)
+        return self.loss.predictive(z)
 
     def _adjoint(self):
         return self

@@ -30,7 +30,7 @@ class ScaleShiftBlock(KroneckerBlock):
 
     def update_factors(self, decay):
         """Fold in the second moment of the examples of the layer's latest sampled pass."""
-        ops, dy = self.ops, self.layer.output_gradients
+        ops, dy = self.ops, self.layer.derivatives
         by_scale = ops.zeros(dy.shape)
         ops.multiply_add(dy, self.layer.inputs[: len(dy)], by_scale)
         gradients = ops.zeros((len(dy), len(self.Omega)))
@@ -45,12 +45,15 @@ class ScaleShiftBlock(KroneckerBlock):
         side = max(x.shape[1:3])
         return self.ops.avg_pool(x, side, side).reshape(len(x), -1)
 
-    def invert(self, ops, c, Omega, Gamma):
+    def invert(self, c, ops, Omega, Gamma):
         return ops.spd_inverse(Omega, ops.asarray([c])), Gamma
 
     def _damping_floor(self, Omega, Gamma):
         floor, smallest = least_shift(self.ops, Omega)
         return floor, (smallest, 1.0)
+
+    def shifts(self, damping):
+        return 1.0, self.total_damping(damping), 0.0
 
     def precondition(self, gradient, out=None):
         """(J, 2) -> (J, 2)."""

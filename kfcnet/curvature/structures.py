@@ -88,7 +88,7 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
 
     FACTORS = "Omega", "Gamma", "input_basis", "derivative_basis", "moments"
     INVERSES = "input_basis", "derivative_basis", "inverse_values", "moments"
-    RECORDABLE = False  # it counts its passes
+    CAPTURED = False  # it counts its passes
 
     def __init__(self, layer, ops, weight_decay=0.0):
         super().__init__(layer, ops, weight_decay)
@@ -110,11 +110,11 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
         """The mean of (Q_G^T DW Q_O)^2 over the examples of the layer's latest sampled pass."""
         ops, layer = self.ops, self.layer
         squares, gradient = ops.zeros(self.moments.shape), ops.empty(self.moments.shape)
-        M = len(layer.output_gradients)
+        M = len(layer.derivatives)
         for m in range(M):
             ops.conv_backward_weights(
                 layer.inputs[m : m + 1],
-                layer.output_gradients[m : m + 1],
+                layer.derivatives[m : m + 1],
                 *layer.window,
                 scale=M**-0.5,
                 out=gradient,
@@ -123,7 +123,7 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
             ops.multiply_add(rotated, rotated, squares)
         return squares
 
-    def invert(self, ops, c, Omega, Gamma, input_basis, derivative_basis, moments):
+    def invert(self, c, ops, Omega, Gamma, input_basis, derivative_basis, moments):
         input_values, new_input_basis = ops.eigh(Omega)
         derivative_values, new_derivative_basis = ops.eigh(Gamma)
         if self.passes:
@@ -170,8 +170,12 @@ def build_block(structure, layer, ops, weight_decay=0.0):
         raise ValueError(
             f"optimizer.structure: {structure!r} is not one of {', '.join(STRUCTURES)}"
         )
-    block = ScaleShiftBlock if layer.is_per_map else STRUCTURES[structure]
-    return block(layer, ops, weight_decay)
+    return block_class(layer, STRUCTURES[structure])(layer, ops, weight_decay)
+
+
+def block_class(layer, kronecker):
+    """The class of a layer's block: the one that it names, which may be the given `kronecker`."""
+    return {"kronecker": kronecker, "scale_shift": ScaleShiftBlock}[layer.fisher_block]
 
 
 def location_counts(ops, layer):

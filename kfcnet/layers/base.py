@@ -13,10 +13,16 @@ class Mode(NamedTuple):
 class Layer:
     """A function of a mini-batch with its adjoint and its tangent.
 
-    `forward` keeps what the other two need. Both may then be called any number of times, and for
+    `forward` comes first. `backward` and `tangent` may then be called any number of times, and for
     the first m <= M examples of that mini-batch: the sampled pass and the clip use a part of it.
     Nothing that flows is divided by M; derivatives are those of each example's own loss.
+
+    Whatever a pass leaves for the passes after it is in `saved`, and nowhere else. `saved` is
+    bound anew and never changed in place, so that a captured graph can keep the one whose arrays
+    it writes to and bind it again at every replay.
     """
+
+    saved = None
 
     def __init__(self, ops, input_shape, name):
         self.ops, self.input_shape, self.name = ops, tuple(input_shape), name

@@ -1,5 +1,7 @@
 """Response normalisation and batch normalisation."""
 
+from typing import Any, NamedTuple
+
 from kfcnet.layers.base import Layer
 
 
@@ -8,6 +10,7 @@ class ResponseNorm(Layer):
 
     The neighbours are size x size pixels of the same map, or `size` maps of the same pixel where
     `across`; n counts the whole neighbourhood also where the border clips it, as cuda-convnet does.
+    `saved` is the input and the base of the power.
     """
 
     def __init__(self, ops, input_shape, name, size, scale, power, across=False):
@@ -15,17 +18,27 @@ class ResponseNorm(Layer):
         self.parameters = (size, scale / (size if across else size**2), power, across)
 
     def forward(self, x, mode):
-        self.x = x
-        y, self.d = self.ops.response_norm(x, *self.parameters)
+        y, d = self.ops.response_norm(x, *self.parameters)
+        self.saved = x, d
         return y
 
     def backward(self, dy):
-        m = len(dy)
-        return self.ops.response_norm_backward(dy, self.x[:m], self.d[:m], *self.parameters)
+        x, d = (array[: len(dy)] for array in self.saved)
+        return self.ops.response_norm_backward(dy, x, d, *self.parameters)
 
     def tangent(self, rx):
-        m = len(rx)
-        return self.ops.response_norm_tangent(rx, self.x[:m], self.d[:m], *self.parameters)
+        x, d = (array[: len(rx)] for array in self.saved)
+        return self.ops.response_norm_tangent(rx, x, d, *self.parameters)
+
+
+class Normalised(NamedTuple):
+    """What a pass through BatchNorm leaves: the output, 1 / deviation of every map (J,), and
+    whether that depends on the input.
+    """
+
+    y: Any
+    inv_std: Any
+    depends_on_input: bool
 
 
 class BatchNorm(Layer):
@@ -35,35 +48,35 @@ class BatchNorm(Layer):
     layer behind this one learns them. The gradient in training goes through the batch's statistics:
     `backward` then needs the whole mini-batch, not a part. The Fisher matrix is defined example by
     example, so the sampled pass and the tangent pass take the statistics as constants. Evaluation
-    uses the statistics last measured by `measure_statistics`, never those of the batch that is
-    being evaluated.
+    uses `population`, the statistics last measured by Network.measure_statistics, never those of
+    the batch that is being evaluated.
     """
 
     def __init__(self, ops, input_shape, name, epsilon=1e-5):
         super().__init__(ops, input_shape, name)
         self.epsilon = epsilon
-        self.population = None  # mean (J,), inverse deviation (J,)
+        self.population = None  # mean (J,), 1 / deviation (J,)
         self.measuring = False
 
     def forward(self, x, mode):
-        self.through_statistics = mode.training  # whether they depend on x
         if mode.training:
-            self.y, mean, self.inv_std = self.ops.batch_norm(x, self.epsilon)
+            y, mean, inv_std = self.ops.batch_norm(x, self.epsilon)
             if self.measuring:
-                self.population = mean, self.inv_std
-            return self.y
-        if self.population is None:
+                self.population = mean, inv_std
+        elif self.population is None:
             raise RuntimeError(f"{self.name}: evaluation needs Network.measure_statistics first")
-        mean, self.inv_std = self.population
-        self.y = self.ops.batch_norm_apply(x, mean, self.inv_std)
-        return self.y
+        else:
+            mean, inv_std = self.population
+            y = self.ops.batch_norm_apply(x, mean, inv_std)
+        self.saved = Normalised(y, inv_std, mode.training)
+        return y
 
     def backward(self, dy):
-        if not self.through_statistics:
+        if not self.saved.depends_on_input:
             return self.backward_per_example(dy)
-        return self.ops.batch_norm_backward(dy, self.y, self.inv_std)
+        return self.ops.batch_norm_backward(dy, self.saved.y, self.saved.inv_std)
 
     def backward_per_example(self, dy):
-        return self.ops.scale_channels(dy, self.inv_std)
+        return self.ops.scale_channels(dy, self.saved.inv_std)
 
     tangent = backward_per_example

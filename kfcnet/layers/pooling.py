@@ -16,18 +16,21 @@ class _Pool(Layer):
 
 
 class MaxPool(_Pool):
-    """The maximum of each window; derivative and tangent follow the first pixel that attains it."""
+    """The maximum of each window; derivative and tangent follow the first pixel that attains it.
+
+    `saved` is that pixel's place in every window.
+    """
 
     def forward(self, x, mode):
-        y, self.argmax = self.ops.max_pool(x, *self.window)
+        y, self.saved = self.ops.max_pool(x, *self.window)
         return y
 
     def backward(self, dy):
         shape = (len(dy), *self.input_shape)
-        return self.ops.max_pool_backward(dy, self.argmax[: len(dy)], shape, *self.window)
+        return self.ops.max_pool_backward(dy, self.saved[: len(dy)], shape, *self.window)
 
     def tangent(self, rx):
-        return self.ops.max_pool_tangent(rx, self.argmax[: len(rx)], *self.window)
+        return self.ops.max_pool_tangent(rx, self.saved[: len(rx)], *self.window)
 
 
 class AvgPool(_Pool):

@@ -1,27 +1,53 @@
 """The layers that have parameters. Curvature is made from what they leave behind."""
 
+from typing import Any, NamedTuple
+
 from kfcnet.layers.base import Layer
 from kfcnet.ops.shapes import output_sides
+
+
+class WeightedPass(NamedTuple):
+    """What a pass leaves in a layer with parameters.
+
+    inputs (M, H, W, J); weight: as the forward pass met it, in the form that the device reads;
+    derivatives (m, Ho, Wo, I): of the pre-activations, after a backward pass.
+    """
+
+    inputs: Any
+    weight: Any = None
+    derivatives: Any = None
 
 
 class Weighted(Layer):
     """A layer with parameters: `weight`, Wbar = (b, W), a view of the network's one vector.
 
-    After a pass `inputs` (M, H, W, J) and `output_gradients` (m, Ho, Wo, I) are what the gradient
-    and the Kronecker factors are made of; a dense layer has |T| = |Delta| = 1, so that nothing
-    downstream asks which kind it has. `is_per_map` layers alone have another curvature: see
-    ScaleShift.
+    After a pass `inputs` (M, H, W, J) and `derivatives` (m, Ho, Wo, I) are what the gradient and
+    the Kronecker factors are made of; a dense layer has |T| = |Delta| = 1, so that nothing
+    downstream asks which kind it has. `fisher_block` names the class of its block of the Fisher
+    matrix: see `block_class` in kfcnet/curvature/structures.py.
     """
 
-    is_per_map = False
+    fisher_block = "kronecker"
+    is_regularised = True  # whether a weight decay or max-norm that is one number holds for it
+    can_apply_relu = False  # whether it can apply the ReLU behind it in its own pass
+    applies_relu = False
     needs_input_gradient = True
-    relu = False  # whether the ReLU that follows is taken in the same pass
 
     def __init__(self, ops, input_shape, name, weight_shape, locations, mean, std):
         """weight_shape: of Wbar; locations: |T|; mean, std: of its initial Gaussian weights."""
         super().__init__(ops, input_shape, name)
         self.weight_shape, self.locations, self.mean, self.std = weight_shape, locations, mean, std
         self.weight = None
+
+    @property
+    def inputs(self):
+        """What the latest forward pass took in, (M, H, W, J)."""
+        return self.saved.inputs
+
+    @property
+    def derivatives(self):
+        """Those of the pre-activations in the latest backward pass, (m, Ho, Wo, I)."""
+        return self.saved.derivatives
 
     @property
     def factor_sizes(self):
@@ -42,6 +68,8 @@ class Conv2d(Weighted):
 
     Wbar is homogeneous, of shape (I, P), P = 1 + K*K*J.
     """
+
+    can_apply_relu = True
 
     def __init__(self, ops, input_shape, name, filters, kernel, stride=1, padding=0, std=0.01):
         """std: deviation of the initial Gaussian weights, or "he" for sqrt(2 / inputs).
@@ -67,33 +95,33 @@ class Conv2d(Weighted):
         )
         self.window = (kernel, stride, padding)
         self.output_shape = (Ho, Wo, filters)
-        self.weight_now = None  # the weights as the latest forward pass met them
 
     def forward(self, x, mode):
-        self.inputs = x
-        self.weight_now = self.ops.weights(
-            self.weight, x.shape, *self.window, backward=self.needs_input_gradient and mode.training
-        )
-        return self.ops.conv_forward(x, self.weight_now, *self.window, relu=self.relu)
+        backward = self.needs_input_gradient and mode.training
+        weight = self.ops.weights(self.weight, x.shape, *self.window, backward=backward)
+        self.saved = WeightedPass(x, weight)
+        return self.ops.conv_forward(x, weight, *self.window, relu=self.applies_relu)
 
     def backward(self, dy):
         """dy -> dx, or None in the network's first layer with weights, where nobody asks for it."""
-        self.output_gradients = dy
+        self.saved = self.saved._replace(derivatives=dy)
         if self.needs_input_gradient:
-            return self.ops.conv_backward_data(dy, self.weight_now, self.inputs.shape, *self.window)
+            return self.ops.conv_backward_data(
+                dy, self.saved.weight, self.inputs.shape, *self.window
+            )
 
     def gradient(self, out):
         """out (I, P): DWbar."""
-        m = len(self.output_gradients)
+        m = len(self.derivatives)
         self.ops.conv_backward_weights(
-            self.inputs[:m], self.output_gradients, *self.window, scale=1 / m, out=out
+            self.inputs[:m], self.derivatives, *self.window, scale=1 / m, out=out
         )
 
     def tangent(self, rx, direction, count):
         """R(s) = [[R(a)]] W^T + [[a]]_H Vbar^T for Vbar = direction (I, P)."""
         ry = self.ops.conv_forward(self.inputs[:count], direction, *self.window)
         if rx is not None:
-            through_input = self.ops.conv_forward(rx, self.weight_now, *self.window, bias=False)
+            through_input = self.ops.conv_forward(rx, self.saved.weight, *self.window, bias=False)
             self.ops.axpy(1.0, through_input, ry)
         return ry
 
@@ -127,11 +155,11 @@ class Dense(Conv2d):
 class ScaleShift(Weighted):
     """y = shift_j + scale_j * x for every map j: what batch normalisation learns where `affine`.
 
-    Wbar (J, 2) is one row (shift, scale) a map. Weight decay and max-norm leave it alone unless
-    they name it.
+    Wbar (J, 2) is one row (shift, scale) a map.
     """
 
-    is_per_map = True
+    fisher_block = "scale_shift"
+    is_regularised = False
 
     def __init__(self, ops, input_shape, name):
         self.shape = tuple(input_shape)
@@ -146,7 +174,7 @@ class ScaleShift(Weighted):
         return (2 * self.weight_shape[0],)
 
     def forward(self, x, mode):
-        self.inputs = x.reshape(len(x), *self.input_shape)
+        self.saved = WeightedPass(x.reshape(len(x), *self.input_shape))
         return self._apply(self.inputs, self.weight).reshape(len(x), *self.shape)
 
     def _apply(self, x, weight):
@@ -158,16 +186,16 @@ class ScaleShift(Weighted):
         return self.ops.scale_channels(x, self.ops.copy(weight[:, 1]))
 
     def backward(self, dy):
-        self.output_gradients = dy.reshape(len(dy), *self.input_shape)
+        self.saved = self.saved._replace(derivatives=dy.reshape(len(dy), *self.input_shape))
         if self.needs_input_gradient:
             return self._scale(dy, self.weight)
 
     def gradient(self, out):
         """out (J, 2): the entries of a 1 x 1 convolution's gradient that are parameters here."""
-        J, m = len(self.ones), len(self.output_gradients)
+        J, m = len(self.ones), len(self.derivatives)
         whole = self.ops.empty((J, 1 + J))
         self.ops.conv_backward_weights(
-            self.inputs[:m], self.output_gradients, 1, 1, 0, scale=1 / m, out=whole
+            self.inputs[:m], self.derivatives, 1, 1, 0, scale=1 / m, out=whole
         )
         out[:, 0] = whole[:, 0]
         out[:, 1] = whole.reshape(-1)[1 :: J + 2]  # the diagonal behind column 0
