@@ -8,10 +8,7 @@ from kfcnet.philox import SHUFFLE, words
 
 
 class Batch(NamedTuple):
-    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C).
-
-    An optimizer's step takes it, or anything with `size` and `draw`, such as a Feed.
-    """
+    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C)."""
 
     inputs: Any
     targets: Any
@@ -20,10 +17,6 @@ class Batch(NamedTuple):
     def size(self):
         """M."""
         return len(self.inputs)
-
-    def draw(self, step):
-        """The Batch of a step's number: this one."""
-        return self
 
 
 class BatchSequence:
@@ -90,17 +83,23 @@ class Examples:
         return Batch(inputs, self.ops.take(self.labels, indices, batch, step))
 
 
-class Feed:
-    """The mini-batches of a BatchSequence, each drawn on the device by the number of its step.
+class Loader:
+    """The mini-batches of a BatchSequence, by the number of their step.
 
-    The orders of the epochs that a mini-batch can touch lie there as a ring, so that nothing is
-    moved to the device between two starts of an epoch. Optimizers take it in place of a Batch.
+    `batch` takes one's indices to the device. `draw` finds them there, so that drawing can be part
+    of a captured graph: the orders of the epochs that a mini-batch can touch lie on the device as
+    a ring, and nothing is moved there between two starts of an epoch.
     """
 
-    def __init__(self, examples, sequence):
-        self.examples, self.sequence, self.size = examples, sequence, sequence.batch_size
+    def __init__(self, examples, batch_size, seed):
+        self.examples, self.size = examples, batch_size
+        self.sequence = BatchSequence(len(examples), batch_size, seed)
         self._held = [None] * (1 + -(-self.size // len(examples)))  # epochs, in their places
         self._ring = examples.ops.place(np.zeros(len(self._held) * len(examples), np.int64))
+
+    def batch(self, step):
+        """The Batch of a step; on a GPU the next one may overwrite it."""
+        return self.examples.batch(self.sequence.indices(step))
 
     def provide(self, step):
         """Let the ring hold what the batch of `step` needs; before every `draw`."""

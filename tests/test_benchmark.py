@@ -7,6 +7,7 @@ from kfcnet.benchmarks import cpu as cpu_benchmark
 from kfcnet.config import load_config
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.training.build import build
 
 
 @pytest.mark.slow
@@ -38,7 +39,7 @@ def test_the_peer_network_computes_the_same_outputs_and_takes_the_same_step():
 
     config = load_config("cifar_sgd", ["optimizer.learning_rate=0.001"])
     ops = CpuOps("float32", shards=1)
-    optimizer = cpu_benchmark.own_optimizer(config, ops)
+    optimizer = build(config, ops, cpu_benchmark.INPUT_SHAPE)
     network = optimizer.network
     network.theta *= 3  # larger outputs than the tiny initial ones
     peer = TorchPeer(config, network, threads=1)

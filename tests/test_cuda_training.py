@@ -113,12 +113,12 @@ def test_an_evaluation_packs_weights_for_the_forward_pass_alone(new_cuda, monkey
     dz = ops.copy(net.forward(x))
     assert launched.count("conv_pack") == 4 and "conv_pack_flipped" not in launched
     net.backward(dz)
-    after_evaluation = ops.to_numpy(net.weighted[0].output_gradients)
+    after_evaluation = ops.to_numpy(net.weighted[0].derivatives)
     assert launched.count("conv_pack_flipped") == 1
     net.forward(x, training=True)
     net.backward(dz)
     assert after_evaluation.any()
-    assert np.array_equal(after_evaluation, ops.to_numpy(net.weighted[0].output_gradients))
+    assert np.array_equal(after_evaluation, ops.to_numpy(net.weighted[0].derivatives))
 
 
 def launches_of(ops, monkeypatch):

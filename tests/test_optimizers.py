@@ -34,34 +34,41 @@ def test_nothing_moves_from_the_first_loss_that_is_not_finite_on(ops64, rng, nam
     opt.step(data[0])
     before = {key: opt.state()[key] for key in ("theta", "velocity", "average")}
     opt.step(data[1]), opt.step(data[2])
-    reading = opt.tally.read()
+    reading = opt.running_sums.read()
     assert reading.nonfinite_step == 1 and np.isnan(reading.losses)
     for key, array in before.items():
         np.testing.assert_array_equal(getattr(opt, key, opt.network.theta), array)
 
 
-def test_a_reading_is_what_the_steps_since_the_one_before_add_up_to(ops64, rng):
+def test_a_reading_is_what_the_steps_since_the_latest_restart_add_up_to(ops64, rng):
     opt, data = optimizer(ops64, "kfc_pre", clip=1e-3), batches(ops64, rng, 5)
     opt.prepare(data[:1])
     for part in (data[:2], data[2:]):
+        opt.running_sums.restart()
         steps = [opt.step(batch) for batch in part]
         totals = np.sum([step.totals for step in steps], axis=0)
         clipped = sum(step.clip_scale[0] < 1 for step in steps)
-        reading = opt.tally.read()
+        reading = opt.running_sums.read()
         assert_close(reading[:2], totals)
         assert (reading.clipped, reading.nonfinite_step) == (clipped, None) and clipped > 0
 
 
-def test_the_sum_of_nu_goes_on_over_readings_until_it_is_restarted(ops64, rng):
+def test_sums_go_on_over_readings_and_from_what_a_restart_gives(ops64, rng):
     opt, data = optimizer(ops64, "kfc_pre", clip=1e-9), batches(ops64, rng, 5)
     opt.prepare(data[:1])
     nus = [1e-9 / opt.step(batch).clip_scale[0] ** 2 for batch in data[:2]]  # each is clipped
-    assert_close(opt.tally.read().nu, sum(nus), 1e-9)
-    nus += [1e-9 / opt.step(data[2]).clip_scale[0] ** 2]
-    assert_close(opt.tally.read().nu, sum(nus), 1e-9)
-    opt.tally.restart()
-    nu = 1e-9 / opt.step(data[3]).clip_scale[0] ** 2
-    assert_close(opt.tally.read().nu, nu, 1e-9)
+    assert_close(opt.running_sums.read().nu, sum(nus), 1e-9)
+    step = opt.step(data[2])
+    nus += [1e-9 / step.clip_scale[0] ** 2]
+    reading = opt.running_sums.read()
+    assert_close(reading.nu, sum(nus), 1e-9)
+    assert reading.clipped == 3 and reading.losses > step.totals[0]
+    opt.running_sums.restart(5, 0.25)
+    step = opt.step(data[3])
+    reading = opt.running_sums.read()
+    assert_close(reading.nu, 0.25 + 1e-9 / step.clip_scale[0] ** 2, 1e-9)
+    assert_close(reading[:2], step.totals)
+    assert reading.clipped == 6
 
 
 @pytest.mark.parametrize("name, changes", [("sgd", {}), ("kfc_pre", {"clip": None})])
@@ -69,7 +76,7 @@ def test_what_does_not_clip_has_no_nu(ops64, rng, name, changes):
     opt, data = optimizer(ops64, name, **changes), batches(ops64, rng, 2)
     opt.prepare(data[:1])
     opt.step(data[1])
-    assert np.isnan(opt.tally.read().nu)
+    assert np.isnan(opt.running_sums.read().nu)
 
 
 def test_sgd_is_the_published_update(ops64, rng):
@@ -164,7 +171,7 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
                 fresh = [
                     (
                         input_factor(layer.inputs[:4], *layer.window),
-                        derivative_factor(layer.output_gradients),
+                        derivative_factor(layer.derivatives),
                     )
                     for layer in net.weighted
                 ]
@@ -195,7 +202,7 @@ def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
         opt.step(batch)
         assert_close(net.theta, theta, 1e-8)
     assert clipped > 0
-    assert_close(opt.tally.read().nu, nus, 1e-8)
+    assert_close(opt.running_sums.read().nu, nus, 1e-8)
     for block, (Omega, Gamma) in zip(opt.blocks, factors, strict=True):
         assert_close(block.Omega, Omega, 1e-8)
         assert_close(block.Gamma, Gamma, 1e-8)
@@ -454,7 +461,7 @@ def two_parameterisations(ops, rng):
         shifted[:, 0] -= c
         weights.append((np.linalg.inv(U).T @ shifted @ np.linalg.inv(Jm).T).ravel())
         layers.append(copy.copy(layer))
-        layers[-1].relu = False
+        layers[-1].applies_relu = False
         if not last:
             V, d = near_identity(len(U)), rng.standard_normal(len(U))
             layers += [

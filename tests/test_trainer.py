@@ -127,14 +127,14 @@ def test_evaluation_of_some_examples_is_the_mean_over_these(dataset):
 
 
 def test_clipped_is_the_share_of_clipped_steps_since_the_row_before(tmp_path, monkeypatch):
-    step, scales = KfcPre.step, []
+    advance, scales = KfcPre.advance, []
 
-    def watched(self, batch):
-        result = step(self, batch)
+    def watched(self, *arguments):
+        result = advance(self, *arguments)
         scales.append(float(result.clip_scale[0]))
         return result
 
-    monkeypatch.setattr(KfcPre, "step", watched)
+    monkeypatch.setattr(KfcPre, "advance", watched)
     train(small("evaluation.every=6"), tmp_path / "run")
     clipped = np.array(scales[1:]) < 1  # the first step is the warm-up's
     assert 0 < clipped.sum() < 12
@@ -209,12 +209,12 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path):
 
 
 def test_seconds_are_those_of_the_steps_and_of_nothing_else(tmp_path, takes):
-    takes(KfcPre, "step", 1)
+    takes(KfcPre, "advance", 1)
     for owner, name in (
         (trainer, "evaluate"),
         (trainer, "save_checkpoint"),
         (Trainer, "_warm_up"),
-        (Trainer, "_build"),
+        (trainer, "build_for"),
         (RunFolder, "append"),
     ):
         takes(owner, name, 1000)
@@ -276,15 +276,15 @@ def test_reading_rarely_changes_nothing(tmp_path, monkeypatch):
 
 def poison(monkeypatch, step, layer):
     """From update `step` on a weight of a layer is not a number."""
-    original = SGD.step
+    original = SGD.advance
 
-    def poisoned(self, batch):
-        result = original(self, batch)
+    def poisoned(self, *arguments):
+        result = original(self, *arguments)
         if self.steps == step:
             self.network.weighted[layer].weight[0, 1] = np.nan
         return result
 
-    monkeypatch.setattr(SGD, "step", poisoned)
+    monkeypatch.setattr(SGD, "advance", poisoned)
 
 
 @pytest.mark.parametrize("reads", [1, 4, 50])
@@ -327,7 +327,7 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 4
 
 
-@pytest.mark.parametrize("method", ["prepare", "step"])
+@pytest.mark.parametrize("method", ["prepare", "advance"])
 def test_a_factor_that_cannot_be_inverted_ends_the_run_with_a_way_out(
     method, tmp_path, monkeypatch
 ):

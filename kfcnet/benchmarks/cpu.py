@@ -12,11 +12,9 @@ import numpy as np
 
 from kfcnet.batches import Batch
 from kfcnet.config import load_config
-from kfcnet.losses import LOSSES
-from kfcnet.network import build_network
 from kfcnet.ops import get_ops
-from kfcnet.optimizers import build_optimizer
 from kfcnet.runs.records import markdown_table
+from kfcnet.training.build import build, build_model
 from kfcnet.training.clock import Stopwatch
 
 INPUT_SHAPE = (32, 32, 3)
@@ -55,13 +53,6 @@ def example_batch(ops, M, seed=0):
     )
 
 
-def own_optimizer(config, ops):
-    """The optimizer of a configuration over a fresh network for CIFAR-sized images."""
-    network = build_network(config.network, INPUT_SHAPE, ops, config.seed)
-    loss = LOSSES[config.loss](ops, config.seed)
-    return build_optimizer(config.optimizer, network, loss)
-
-
 def period(config):
     """Steps after which everything that a step may do has been done."""
     c = config.optimizer
@@ -78,7 +69,7 @@ def benchmark_cpu(sgd="cifar_sgd", kfc="cifar_kfc", rounds=5, native="auto", sha
     sgd_config, kfc_config = load_config(sgd), load_config(kfc)
     M = sgd_config.optimizer.batch_size
     batch = example_batch(ops, M)
-    optimizer = own_optimizer(sgd_config, ops)
+    optimizer = build(sgd_config, ops, INPUT_SHAPE)
     ours = Contestant("SGD", lambda: optimizer.step(batch), M)
     peer = _torch_contestant(sgd_config, ops, batch)
     contestants = [ours, *([peer] if peer else [])]
@@ -113,7 +104,7 @@ def benchmark_cpu(sgd="cifar_sgd", kfc="cifar_kfc", rounds=5, native="auto", sha
 def _kfc_contestant(config, ops):
     """KFC-pre over one whole period of its parts, so that every kind of step has its share."""
     M = config.optimizer.batch_size
-    batch, optimizer = example_batch(ops, M), own_optimizer(config, ops)
+    batch, optimizer = example_batch(ops, M), build(config, ops, INPUT_SHAPE)
     optimizer.prepare([batch])
     contestant = Contestant("KFC-pre", lambda: optimizer.step(batch), M)
     contestant.turn(2)
@@ -133,7 +124,7 @@ def _torch_contestant(config, ops, batch):
         return None
     from kfcnet.benchmarks.torch_peer import TorchPeer
 
-    network = build_network(config.network, INPUT_SHAPE, ops, config.seed)
+    network, _ = build_model(config, ops, INPUT_SHAPE)
     peer = TorchPeer(config, network, threads=ops.shards)
     inputs, labels = ops.to_numpy(batch.inputs), batch.targets
     expected = ops.to_numpy(network.forward(batch.inputs))

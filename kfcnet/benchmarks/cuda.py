@@ -14,12 +14,13 @@ from collections import Counter
 import numpy as np
 
 from kfcnet.batches import Batch
-from kfcnet.benchmarks.cpu import example_batch, own_optimizer, period
+from kfcnet.benchmarks.cpu import INPUT_SHAPE, example_batch, period
 from kfcnet.config import load_config
 from kfcnet.ops.cpu.eager import Immediate, Pending
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda.matmul import Weights
 from kfcnet.ops.shapes import output_sides
+from kfcnet.training.build import build, captured_step
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
@@ -212,17 +213,6 @@ def random_matrix(ops, rows, columns, purpose):
     return ops.normals(rows * columns, 0, purpose, 0).reshape(rows, columns)
 
 
-class StandingBatch:
-    """A mini-batch that lies still, as PyTorch's does: a recorded step reads it where it is."""
-
-    def __init__(self, batch):
-        self._batch, self.size = batch, batch.size
-
-    def draw(self, step):
-        """The Batch of every step."""
-        return self._batch
-
-
 def batch_on_device(ops, M):
     batch = example_batch(ops, M)
     return Batch(batch.inputs, ops.place(batch.targets))
@@ -231,7 +221,7 @@ def batch_on_device(ops, M):
 def primitive_rows(ops, config, name, replays=REPLAYS):
     """(rows, {convolution: seconds}) of every different call of a configuration's steps."""
     calls = Calls(ops)
-    optimizer = own_optimizer(config, calls)
+    optimizer = build(config, calls, INPUT_SHAPE)
     batch = batch_on_device(ops, config.optimizer.batch_size)
     optimizer.prepare([batch])
     optimizer.phase = calls.phase
@@ -257,18 +247,19 @@ def phase_milliseconds(rows):
 
 def step_row(ops, config, name, rounds=15, least=20):
     """Milliseconds and images a second of whole steps, over full periods of their parts."""
-    M, optimizer = config.optimizer.batch_size, own_optimizer(config, ops)
+    M, optimizer = config.optimizer.batch_size, build(config, ops, INPUT_SHAPE)
     batch = batch_on_device(ops, M)
     optimizer.prepare([batch])
-    standing = StandingBatch(batch)
+    # The mini-batch lies still, as PyTorch's does: a captured step reads it where it is.
+    take_step = captured_step(optimizer, lambda step: batch, M)
     steps = period(config) * math.ceil(least / period(config))
 
     def turn():
         for _ in range(steps):
-            optimizer.step(standing)
+            take_step()
 
     median = timed(ops, turn, rounds) / steps
-    if optimizer.tally.read().nonfinite_step is not None:
+    if optimizer.running_sums.read().nonfinite_step is not None:
         raise RuntimeError(f"{name}: the timed steps diverged: from then on they do nothing")
     return {"step": name, "batch": M, "milliseconds": 1e3 * median, "images_per_second": M / median}
 
@@ -288,7 +279,7 @@ def torch_rows(ops, config, device="cuda"):
     from kfcnet.benchmarks import torch_gpu
 
     M, batch = config.optimizer.batch_size, example_batch(ops, config.optimizer.batch_size)
-    network, inputs = own_optimizer(config, ops).network, ops.to_numpy(batch.inputs)
+    network, inputs = build(config, ops, INPUT_SHAPE).network, ops.to_numpy(batch.inputs)
     steps = torch_gpu.StepOnDevice(config, network, inputs, batch.targets, device)
     expected = ops.to_numpy(network.forward(batch.inputs[:8]))
     if not np.allclose(steps.forward(8), expected, rtol=0, atol=0.02 * np.abs(expected).max()):
@@ -321,9 +312,8 @@ def inversion_ratio(ops, config):
     """Time of the library's inversions of a network's factors over that of our sweeps, which are
     one graph. Both wait until it is known whether they succeeded.
     """
-    sides = [
-        side for layer in own_optimizer(config, ops).network.weighted for side in layer.factor_sizes
-    ]
+    layers = build(config, ops, INPUT_SHAPE).network.weighted
+    sides = [side for layer in layers for side in layer.factor_sizes]
     roots = [random_matrix(ops, side, side, 1) for side in sides]
     matrices = [ops.matmul(root, root, transpose_b=True) for root in roots]
     shifts = [ops.asarray([float(side)]) for side in sides]

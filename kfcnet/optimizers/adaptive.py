@@ -40,10 +40,10 @@ class Adagrad(_Adaptive):
             self.squares,
             self.average,
             self.network.gradient,
-            self.rate,
+            self.learning_rate_on_device,
             self.config.epsilon,
             averaging_decay,
-            self.tally.nonfinite_step,
+            self.running_sums.nonfinite_step,
             self.decay_vector,
         )
 
@@ -57,11 +57,11 @@ class RMSProp(_Adaptive):
             self.squares,
             self.average,
             self.network.gradient,
-            self.rate,
+            self.learning_rate_on_device,
             self.config.square_decay,
             self.config.epsilon,
             averaging_decay,
-            self.tally.nonfinite_step,
+            self.running_sums.nonfinite_step,
             self.decay_vector,
         )
 
@@ -76,12 +76,12 @@ class Adam(_Adaptive):
             self.squares,
             self.average,
             self.network.gradient,
-            self.rate,
+            self.learning_rate_on_device,
             self.config.momentum,
             self.config.square_decay,
             self.config.epsilon,
             self.step_counter,
             averaging_decay,
-            self.tally.nonfinite_step,
+            self.running_sums.nonfinite_step,
             self.decay_vector,
         )

@@ -1,4 +1,4 @@
-"""What all optimizers share: the parameters' velocity, their average, counters and state."""
+"""What optimizers share: the parameters' velocity, their average, counters and state."""
 
 import contextlib
 import math
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kfcnet.optimizers import schedules
-from kfcnet.optimizers.tally import Tally
+from kfcnet.optimizers.running_sums import RunningSums
 
 
 class Step(NamedTuple):
@@ -29,7 +29,7 @@ def by_layer(config, key, layers, absent):
     """
     names, setting = [layer.name for layer in layers], getattr(config, key)
     if not isinstance(setting, dict):
-        return [absent if layer.is_per_map else setting for layer in layers]
+        return [setting if layer.is_regularised else absent for layer in layers]
     unknown = [name for name in setting if name not in names]
     if unknown:
         raise ValueError(
@@ -43,8 +43,12 @@ class Optimizer:
     """One flat vector of parameters, moved along a direction with momentum, averaged as it moves.
 
     `average` is the exponential moving average of the iterates with a timescale counted in
-    examples; evaluation uses it. It starts at the initial parameters.
+    examples; evaluation uses it. It starts at the initial parameters. `learning_rate` is that of
+    the next update.
     """
+
+    needs_preparation = False
+    moves_by_velocity = True  # whether theta's latest move, but for max-norm, is `velocity`
 
     def __init__(self, network, loss, config):
         """config: the optimizer's part of a configuration, e.g. kfcnet.config.schema.SgdConfig().
@@ -59,22 +63,16 @@ class Optimizer:
         self.max_norms = by_layer(config, "max_norm", network.weighted, absent=None)
         self.decay_vector = self._decay_vector()
         self.steps = 0
+        self.step_counter = self.ops.counter(0)  # the same in device memory
         self.examples = 0
-        self.learning_rate = self._scheduled_rate()  # of the next update
-        # The same two in device memory, where a recorded step reads them.
-        self.step_counter, self.rate = self.ops.counter(0), self.ops.scalar(self.learning_rate)
-        self.latest_rate = None  # of the update before
-        self.tally = Tally(self.ops)
+        self.running_sums = RunningSums(self.ops)
         self.phase = lambda name: contextlib.nullcontext()
-
-    needs_preparation = False
-    moves_by_velocity = True  # whether theta's latest move, but for max-norm, is `velocity`
 
     def prepare(self, batches):
         """Whatever must be estimated from an iterable of batches before the first step: nothing."""
 
     def step(self, batch):
-        """Move the parameters along one mini-batch, a Batch or what draws one; returns a Step."""
+        """Move the parameters along one mini-batch, a Batch; returns a Step."""
         raise NotImplementedError
 
     def _decay_vector(self):
@@ -117,25 +115,6 @@ class Optimizer:
         penalty = self.ops.to_numpy(self.ops.weighted_dot(self.decay_vector, theta, theta))[0]
         return float(self.ops.to_numpy(totals)[0]) / M + float(penalty) / 2
 
-    def _move(self, direction, clip_scale, examples, weight_decay=None):
-        """Momentum, step and iterate average, in one pass over the flat vectors.
-
-        weight_decay (n,): where the direction lacks the penalty's part.
-        """
-        with self._moving(examples) as averaging_decay:
-            self.ops.momentum_update(
-                self.network.theta,
-                self.velocity,
-                self.average,
-                direction,
-                self.rate,
-                self.config.momentum,
-                clip_scale,
-                averaging_decay,
-                self.tally.nonfinite_step,
-                weight_decay,
-            )
-
     @contextlib.contextmanager
     def _moving(self, examples):
         """Around a move that folds theta into `average`: yields the decay that this takes, and
@@ -149,24 +128,13 @@ class Optimizer:
         ):
             if limit is not None:
                 self.ops.max_norm(
-                    weight, average, limit, averaging_decay, self.tally.nonfinite_step
+                    weight, average, limit, averaging_decay, self.running_sums.nonfinite_step
                 )
 
     def _count(self, examples):
         """One more update, of so many examples; the device has counted it."""
         self.steps += 1
         self.examples += examples
-        self.network.passes += 1  # a repeated recording makes its own without the network's help
-        self.latest_rate = self.learning_rate
-        self._set_rate(self._scheduled_rate())
-
-    def _set_rate(self, learning_rate):
-        if learning_rate != self.learning_rate:
-            self.learning_rate = learning_rate
-            self.ops.write(self.rate, learning_rate)
-
-    def _scheduled_rate(self):
-        return self.config.learning_rate * schedules.factor(self.config.schedule, self.examples)
 
     def state(self):
         """Everything a later process needs to go on bit for bit: NumPy arrays and numbers."""
@@ -181,7 +149,6 @@ class Optimizer:
         """Take over what `state` returned."""
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
         self.ops.write(self.step_counter, self.steps)
-        self._set_rate(self._scheduled_rate())
         for name, array in (
             ("theta", self.network.theta),
             ("velocity", self.velocity),
@@ -190,26 +157,91 @@ class Optimizer:
             self.ops.write(array, state[name])
 
 
-class GradientMethod(Optimizer):
-    """An optimizer whose step is a gradient and a move along it, nothing in between.
+class ScheduledOptimizer(Optimizer):
+    """An optimizer whose learning rate follows a schedule.
 
-    All of it is one program, which a device may record once and repeat.
+    The host need not read anything of the device within a step then, so that its `update` can be
+    captured as a graph: by `step` for a mini-batch that is at hand, or by others together with
+    what draws one on the device.
     """
 
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
-        self._program = self.ops.program(self._descend, *network.layers)
+        self.learning_rate = self._scheduled_rate()
+        self.learning_rate_on_device = self.ops.scalar(self.learning_rate)
+        self.previous_learning_rate = None  # of the latest update
+        self._captured_update = self.ops.program(self.update, *network.layers)
 
     def step(self, batch):
+        return self.advance(batch.size, self._captured_update, batch)
+
+    def advance(self, examples, update, *inputs):
+        """A step of so many examples by `update`, which calls `self.update`; returns a Step.
+
+        update: a function of the inputs and of what `decide` returned.
+        """
+        decisions = self.decide(examples)
         with self.phase("gradient"):
-            step = self._program(batch)
-        self._count(batch.size)
+            step = update(*inputs, *decisions)
+        self._count(examples)
         return step
 
-    def _descend(self, batch):
-        _, dz, totals = self._forward(batch.draw(self.step_counter))
+    def decide(self, examples):
+        """What the host decides about the next update, of so many examples: hashable values."""
+        return ()
+
+    def update(self, batch, *decisions):
+        """What the device does in a step: gradient, direction and move; returns a Step.
+
+        It may be a generator, which yields functions for the host to call: a graph ends there and
+        another one begins.
+        """
+        raise NotImplementedError
+
+    def _move(self, direction, clip_scale, examples, weight_decay=None):
+        """Momentum, step and iterate average, in one pass over the flat vectors.
+
+        weight_decay (n,): where the direction lacks the penalty's part.
+        """
+        with self._moving(examples) as averaging_decay:
+            self.ops.momentum_update(
+                self.network.theta,
+                self.velocity,
+                self.average,
+                direction,
+                self.learning_rate_on_device,
+                self.config.momentum,
+                clip_scale,
+                averaging_decay,
+                self.running_sums.nonfinite_step,
+                weight_decay,
+            )
+
+    def _count(self, examples):
+        super()._count(examples)
+        self.previous_learning_rate = self.learning_rate
+        self._set_learning_rate(self._scheduled_rate())
+
+    def _set_learning_rate(self, learning_rate):
+        if learning_rate != self.learning_rate:
+            self.learning_rate = learning_rate
+            self.ops.write(self.learning_rate_on_device, learning_rate)
+
+    def _scheduled_rate(self):
+        return self.config.learning_rate * schedules.factor(self.config.schedule, self.examples)
+
+    def load_state(self, state):
+        super().load_state(state)
+        self._set_learning_rate(self._scheduled_rate())
+
+
+class GradientMethod(ScheduledOptimizer):
+    """An optimizer whose update is a gradient and a move along it, nothing in between."""
+
+    def update(self, batch):
+        _, dz, totals = self._forward(batch)
         self._backward(dz)
-        self.tally.add(self.step_counter, totals)
+        self.running_sums.add(self.step_counter, totals)
         self._move_along_gradient(batch.size)
         self.ops.advance(self.step_counter)
         return Step(totals, None)

@@ -27,7 +27,6 @@ class HessianFree(LevenbergMarquardt):
     def step(self, batch):
         M, due = batch.size, self.steps + 1
         with self.phase("gradient"):
-            batch = batch.draw(self.step_counter)
             predictive, dz, totals = self._forward(batch)
         if self.config.preconditioner == "kfc":
             self._update_preconditioner(predictive, due)

@@ -36,7 +36,6 @@ class KFAC(LevenbergMarquardt):
     def step(self, batch):
         c, M, due = self.config, batch.size, self.steps + 1
         with self.phase("gradient"):
-            batch = batch.draw(self.step_counter)
             predictive, dz, totals = self._forward(batch)
         if due % c.statistics_period == 0:
             self._update_statistics(predictive, self._factor_decay(M))

@@ -3,11 +3,11 @@
 import math
 
 from kfcnet.curvature.structures import build_block
-from kfcnet.optimizers.base import Step
+from kfcnet.optimizers.base import ScheduledOptimizer, Step
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 
 
-class KfcPre(KroneckerOptimizer):
+class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
     """The algorithm that all of the paper's reported results come from. For each mini-batch:
 
         every T_s updates: Omega, Gamma <- running averages of the mini-batch's factors   Eq. 23
@@ -27,20 +27,22 @@ class KfcPre(KroneckerOptimizer):
     | gamma  | `damping`           | xi    | exp(-batch_size / `averaging_timescale`) |
     """
 
-    def __init__(self, network, loss, config):
-        super().__init__(network, loss, config)
-        self._program = self.ops.program(self._update, *network.layers)
+    def decide(self, examples):
+        """(decay of the statistics that are due or None, whether an inversion is due)."""
+        due = self.steps + 1
+        decay = None
+        if due % self.config.statistics_period == 0:
+            decay = self._factor_decay(examples)
+        self._take_due_inverses()
+        return decay, due % self.config.inverse_period == 0
 
-    def _update(self, batch, statistics_decay, invert):
-        """The algorithm; statistics_decay is None where no statistics are due.
-
-        It is a generator for `ops.program`, which a GPU records as graphs. What it yields is work
-        that the host does between two of them: inversions, and the statistics of blocks that are
-        not RECORDABLE.
+    def update(self, batch, statistics_decay, invert):
+        """The algorithm. The host inverts, and computes the statistics of blocks that cannot be
+        CAPTURED.
         """
-        predictive, dz, totals = self._forward(batch.draw(self.step_counter))
+        predictive, dz, totals = self._forward(batch)
         if statistics_decay is not None:
-            if all(block.RECORDABLE for block in self.blocks):
+            if all(block.CAPTURED for block in self.blocks):
                 self._update_statistics(predictive, statistics_decay)
             else:
                 yield lambda: self._update_statistics(predictive, statistics_decay)
@@ -53,7 +55,7 @@ class KfcPre(KroneckerOptimizer):
         if self.config.clip is not None:
             with self.phase("clip"):
                 clip_scale, nu = self._clip_scale(predictive)
-        self.tally.add(self.step_counter, totals, clip_scale, nu)
+        self.running_sums.add(self.step_counter, totals, clip_scale, nu)
         self._move(self.direction, clip_scale, batch.size)
         self.ops.advance(self.step_counter)
         return Step(totals, clip_scale)
@@ -75,16 +77,7 @@ class KfcPre(KroneckerOptimizer):
         m = math.ceil(c.clip_fraction * len(predictive))
         tangent = self.network.tangent(self.direction, m)
         along_n = self.quadratic(predictive, tangent, self.direction)  # nu is alpha^2 times that
-        return self.ops.clip_scale(along_n, self.rate, c.clip)
-
-    def step(self, batch):
-        c, due = self.config, self.steps + 1
-        decay = self._factor_decay(batch.size) if due % c.statistics_period == 0 else None
-        self._take_due_inverses()
-        with self.phase("gradient"):
-            step = self._program(batch, decay, due % c.inverse_period == 0)
-        self._count(batch.size)
-        return step
+        return self.ops.clip_scale(along_n, self.learning_rate_on_device, c.clip)
 
     def _invert(self):
         """Invert now, or begin to and adopt the inverses `inverse_delay` updates later."""

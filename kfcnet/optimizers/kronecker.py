@@ -24,7 +24,7 @@ class KroneckerOptimizer(Optimizer):
         self.factor_damping = config.damping
         self.factors_at = 0  # examples seen when the factors were last updated
         self.needs_preparation = True
-        self._begun = None  # (step of adoption, a Pending for each block)
+        self._begun = None  # (step of adoption, an Inversion of each block)
 
     def _block(self, layer, weight_decay):
         return build_block("kfc", layer, self.ops, weight_decay)
@@ -91,7 +91,7 @@ class KroneckerOptimizer(Optimizer):
         (_, pending), self._begun = self._begun, None
         with self.phase("inverses"):
             for block, work in zip(self.blocks, pending, strict=True):
-                block.take_inverses(work, self.factor_damping, self.steps)
+                block.take_inverses(work, self.steps)
 
     def _precondition(self, gradient, direction):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), for flat vectors (n,).
@@ -124,7 +124,7 @@ class KroneckerOptimizer(Optimizer):
         factors = {
             block.layer.name: {
                 name: self.ops.to_numpy(array).copy()
-                for name, array in zip(block.FACTORS, work.inputs, strict=True)
+                for name, array in zip(block.FACTORS, work.factors, strict=True)
             }
             for block, work in zip(self.blocks, pending, strict=True)
         }

@@ -8,6 +8,7 @@ with h the mini-batch's mean loss plus weight decay, g its gradient and F the ex
 import numpy as np
 
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
+from kfcnet.curvature.structures import block_class
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 
 
@@ -38,8 +39,8 @@ def adapted_damping(damping, ratio, factor):
 class LevenbergMarquardt(KroneckerOptimizer):
     """What K-FAC and Hessian-free optimization share: the objective and the damping's adaptation.
 
-    `damping` is that of the model; `learning_rate` is found anew in every step. Every step waits
-    for the device, which the numbers that decide come from.
+    `damping` is that of the model. Every step finds its own `learning_rate`, and waits for the
+    device, which the numbers that decide come from.
     """
 
     learning_rate = 0.0  # before the first step
@@ -49,12 +50,13 @@ class LevenbergMarquardt(KroneckerOptimizer):
         self.damping = config.damping
 
     def _block(self, layer, weight_decay):
-        if self.config.tikhonov == "exact" and not layer.is_per_map:
-            return EigenbasisBlock(layer, self.ops, weight_decay)
+        if self.config.tikhonov == "exact":
+            return block_class(layer, EigenbasisBlock)(layer, self.ops, weight_decay)
         return super()._block(layer, weight_decay)
 
-    def _scheduled_rate(self):
-        """There is no schedule: the rate stays what the latest step found."""
+    @property
+    def previous_learning_rate(self):
+        """That of the latest update."""
         return self.learning_rate
 
     def _read(self, *scalars):
@@ -78,7 +80,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
 
     def _apply(self, learning_rate, momentum, totals, examples):
         """velocity <- momentum*velocity - learning_rate*direction, and along it."""
-        self.tally.add(self.step_counter, totals)
+        self.running_sums.add(self.step_counter, totals)
         self.learning_rate = learning_rate
         with self._moving(examples) as averaging_decay:
             self.ops.momentum_update(
@@ -90,7 +92,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
                 momentum,
                 None,
                 averaging_decay,
-                self.tally.nonfinite_step,
+                self.running_sums.nonfinite_step,
             )
         self.ops.advance(self.step_counter)
         self._count(examples)

@@ -27,9 +27,9 @@ class SGD(GradientMethod):
                 self.velocity,
                 self.average,
                 self.network.gradient,
-                self.rate,
+                self.learning_rate_on_device,
                 self.config.momentum,
                 averaging_decay,
-                self.tally.nonfinite_step,
+                self.running_sums.nonfinite_step,
                 self.decay_vector,
             )

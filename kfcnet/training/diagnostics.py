@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 
-from kfcnet.curvature.damping import damping_shifts, trace_norm_pi
 from kfcnet.runs.records import DIAGNOSTICS, LAYER_DIAGNOSTICS
 
 
@@ -18,7 +17,7 @@ def measure(optimizer, before, batch):
     before: theta (n,) as the update met it; batch: its mini-batch.
     """
     ops = optimizer.ops
-    network = optimizer.network.twin()  # what the optimizer recorded of its own stays as it is
+    network = optimizer.network.copy()  # what captured graphs left in its layers stays there
     with network.using(before):
         predictive, objective, gradient = _derivatives(optimizer, network, before, batch)
         row = {
@@ -76,7 +75,7 @@ def _cosine(ops, x, y):
 
 def _clip_norms(optimizer, network, predictive):
     """nu of the whole step, and of each layer's part of it; tangents add up."""
-    ops, rate = optimizer.ops, optimizer.latest_rate
+    ops, rate = optimizer.ops, optimizer.previous_learning_rate
     m = math.ceil(getattr(optimizer.config, "clip_fraction", 1.0) * len(predictive))
     together, nus = ops.zeros(predictive[:m].shape), {}
     for index, layer in enumerate(network.weighted):
@@ -103,12 +102,7 @@ def _factors(block, damping):
     """pi, and the range of the eigenvalues of both damped factors (Eq. 21)."""
     ops = block.ops
     factors = block.project(ops, block.Omega, block.Gamma)
-    c = block.weight_decay + damping
-    if block.layer.is_per_map:
-        pi, shifts = 1.0, (c, 0.0)
-    else:
-        pi = _number(ops, trace_norm_pi(ops, *factors))
-        shifts = [_number(ops, shift) for shift in damping_shifts(ops, *factors, c)]
+    pi, *shifts = block.shifts(damping)
     result = {"pi": pi}
     for name, factor, shift in zip(("Omega", "Gamma"), factors, shifts, strict=True):
         matrix = ops.to_numpy(factor).astype(np.float64)

@@ -7,10 +7,8 @@ import numpy as np
 from kfcnet.batches import Examples
 from kfcnet.config import parse_config
 from kfcnet.data import DataError
-from kfcnet.losses import LOSSES
-from kfcnet.network import build_network
-from kfcnet.ops import get_ops
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
+from kfcnet.training.build import build_model, build_ops
 
 BATCH = 256  # images evaluated at a time
 
@@ -47,19 +45,16 @@ class TrainedNetwork:
 
     def __init__(self, config, checkpoint, device="cpu"):
         """config: that of the run; checkpoint: what `load_checkpoint` returned."""
-        ops = get_ops(
-            device, config.dtype, config.ops.shards, config.ops.native, config.ops.tensor_cores
-        )
+        ops = build_ops(config, device)
         self.config, self.steps = config, checkpoint["optimizer"]["steps"]
         self.mean = checkpoint["data"]["mean"]
         self.data_checksum = checkpoint["origin"]["checksum of the data"]
-        self.network = build_network(config.network, self.mean.shape, ops, config.seed)
+        self.network, self.loss = build_model(config, ops, self.mean.shape)
         self.network.theta[...] = ops.asarray(checkpoint["optimizer"]["average"])
         for layer in self.network.layers:
             if layer.name in checkpoint["statistics"]:
                 saved = checkpoint["statistics"][layer.name]
                 layer.population = ops.asarray(saved["mean"]), ops.asarray(saved["inv_std"])
-        self.loss = LOSSES[config.loss](ops, config.seed)
 
     def predict(self, images):
         """Class numbers int64 (M,) of raw images uint8 (M, H, W, C)."""

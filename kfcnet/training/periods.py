@@ -12,10 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from kfcnet import data
+from kfcnet.batches import Examples, Loader
 from kfcnet.config import ConfigError, dump_config, parse_config, read_config
 from kfcnet.config.schema import KfcPreConfig, SgdConfig
 from kfcnet.runs.folder import RunFolder
-from kfcnet.training.trainer import Trainer, TrainingFailed
+from kfcnet.training.build import build_for, build_ops
+from kfcnet.training.clock import Stopwatch
+from kfcnet.training.trainer import TrainingFailed
 
 PERIODS = (1, 2, 5, 10, 20, 50)
 TURNS, UPDATES = 5, 4  # each kind of update is timed in so many turns of so many
@@ -161,30 +164,37 @@ class _Method:
     """An optimizer on its way through a training set."""
 
     def __init__(self, config, dataset):
-        self.trainer = Trainer(config, None, dataset)
-        self.trainer.optimizer.prepare([self._batch()])
+        self.ops = build_ops(config)
+        self.optimizer, self.clock = build_for(dataset, config, self.ops), Stopwatch(self.ops)
+        self.optimizer.phase = self.clock.phase
+        examples = Examples(
+            self.ops,
+            dataset.train_images,
+            dataset.train_labels,
+            dataset.mean,
+            config.data.input_scale,
+        )
+        self.loader = Loader(examples, config.optimizer.batch_size, config.seed)
+        self.optimizer.prepare([self._batch()])
 
     def _batch(self):
-        trainer = self.trainer
-        return trainer.train_set.batch(trainer.batches.indices(trainer.optimizer.steps))
+        return self.loader.batch(self.optimizer.steps)
 
     def turn(self, settings):
         """Mean seconds of a few updates by an optimizer's settings; the device has done them."""
-        optimizer, ops = self.trainer.optimizer, self.trainer.ops
-        optimizer.config = settings
+        self.optimizer.config = settings
         start = time.perf_counter()
         for _ in range(UPDATES):
-            step = optimizer.step(self._batch())
-        ops.to_numpy(step.totals)
+            step = self.optimizer.step(self._batch())
+        self.ops.to_numpy(step.totals)
         return (time.perf_counter() - start) / UPDATES
 
     def shares_of_a_turn(self, settings):
         """{phase: its share of the time}; empty where they cannot be told apart."""
-        clock = self.trainer.clock
-        clock.count()
-        phases, before = clock.phases, dict(clock.phases)
+        self.clock.count()
+        phases, before = self.clock.phases, dict(self.clock.phases)
         self.turn(settings)
-        clock.count()
+        self.clock.count()
         taken = {name: phases[name] - before[name] for name in phases}
         whole = sum(taken.values())
         return (

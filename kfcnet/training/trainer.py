@@ -10,19 +10,16 @@ import numpy as np
 from tqdm import tqdm
 
 from kfcnet import data
-from kfcnet.batches import BatchSequence, Examples, Feed
-from kfcnet.config import ConfigError
+from kfcnet.batches import Examples, Loader
 from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
-from kfcnet.losses import LOSSES
-from kfcnet.network import build_network
-from kfcnet.ops import get_ops, which_device
-from kfcnet.optimizers import build_optimizer
+from kfcnet.ops import which_device
 from kfcnet.philox import SHUFFLE, words
 from kfcnet.runs.checkpoint import save_checkpoint
 from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
 from kfcnet.runs.records import describe_run
 from kfcnet.training import diagnostics
+from kfcnet.training.build import build_for, build_ops, captured_step
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch, Timetable
 from kfcnet.training.evaluation import batch_statistics, evaluate
 
@@ -90,16 +87,7 @@ class Trainer:
     def __init__(self, config, folder, dataset):
         """Raises ConfigError for a network that does not fit the data, DeviceError."""
         self.config, self.folder, self.dataset = config, folder, dataset
-        try:
-            self.ops = get_ops(
-                config.device,
-                config.dtype,
-                config.ops.shards,
-                config.ops.native,
-                config.ops.tensor_cores,
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        self.ops = build_ops(config)
         self.train_set, self.test_set = (
             Examples(self.ops, images, labels, dataset.mean, config.data.input_scale)
             for images, labels in (
@@ -107,37 +95,21 @@ class Trainer:
                 (dataset.test_images, dataset.test_labels),
             )
         )
-        self.loss = LOSSES[config.loss](self.ops, config.seed)
         self.clock, self.signals = Stopwatch(self.ops), Signals()
-        self.network, self.optimizer = self._build()
+        self.loader = Loader(self.train_set, config.optimizer.batch_size, config.seed)
+        self.optimizer = build_for(dataset, config, self.ops)
         self.optimizer.phase = self.clock.phase
-        # A step that a device has recorded goes on reading what the layers of the trained network
-        # kept from its forward pass: evaluation leaves them alone.
-        self.examined = self.network.twin()
-        self.batches = BatchSequence(len(self.train_set), config.optimizer.batch_size, config.seed)
-        self.feed = Feed(self.train_set, self.batches)
+        self.network, self.loss = self.optimizer.network, self.optimizer.loss
+        self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
+        # A captured step goes on reading what the layers of the trained network saved: evaluation
+        # leaves them alone.
+        self.evaluated = self.network.copy()
         self.timetable = Timetable(config, len(self.train_set))
         self.measured = _measured_examples(config, self.ops, len(self.train_set))
-        self.read_steps = self.clipped = self.nu = self.steps_since_row = 0
+        self.sums = self.optimizer.running_sums.read()  # of the steps since the latest row, as read
+        self.read_steps = self.steps_since_row = 0
         self.warm = False
         self.saved_steps, self.saved_at = None, time.monotonic()
-
-    def _build(self):
-        """A network at its initial parameters and an optimizer for it."""
-        config = self.config
-        try:
-            network = build_network(config.network, self.dataset.mean.shape, self.ops, config.seed)
-            optimizer = build_optimizer(config.optimizer, network, self.loss)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        shape = network.layers[-1].output_shape
-        if shape != (self.dataset.classes,):
-            raise ConfigError(
-                f"network: its output has shape {shape}, but {config.data.name} has "
-                f"{self.dataset.classes} classes: end with a dense layer of so many "
-                "units"
-            )
-        return network, optimizer
 
     def run(self, state=None):
         """Start, or go on from a checkpoint's `state`, up to the configured number of epochs."""
@@ -194,7 +166,7 @@ class Trainer:
         with self.clock:
             if self.optimizer.needs_preparation:
                 with self._inverting():
-                    self._prepare(self.optimizer)
+                    self._prepare()
             while True:
                 self._step()
                 if (
@@ -208,18 +180,18 @@ class Trainer:
     def _step(self):
         """One update; its results are read now or together with those of later ones."""
         step, wanted = self.optimizer.steps, self.config.diagnostics
-        is_examined = wanted is not None and (step + 1) % wanted.every == 0
-        before = self.ops.copy(self.network.theta) if is_examined else None
-        self.feed.provide(step)
+        is_diagnosed = wanted is not None and (step + 1) % wanted.every == 0
+        before = self.ops.copy(self.network.theta) if is_diagnosed else None
+        self.loader.provide(step)
         with self._inverting():
-            self.optimizer.step(self.feed)
+            self.take_step()
         unread = self.optimizer.steps - self.read_steps
-        if unread >= STEPS_BETWEEN_READS[self.ops.name] or is_examined:
+        if unread >= STEPS_BETWEEN_READS[self.ops.name] or is_diagnosed:
             self._read()
-        if is_examined:
+        if is_diagnosed:
             with self.clock.stopped():
                 self.folder.append_diagnostics(
-                    diagnostics.measure(self.optimizer, before, self._batch(step))
+                    diagnostics.measure(self.optimizer, before, self.loader.batch(step))
                 )
 
     @contextlib.contextmanager
@@ -233,51 +205,46 @@ class Trainer:
                 self.optimizer.steps, f"a factor cannot be inverted ({error})", self.network.theta
             )
 
-    def _batch(self, step):
-        return self.train_set.batch(self.batches.indices(step))
-
-    def _prepare(self, optimizer):
+    def _prepare(self):
         """Start the factors from the mini-batches that training will begin with."""
-        count = -(-self.config.optimizer.initial_examples // self.batches.batch_size)
-        optimizer.prepare(self._batch(step) for step in range(count))
+        count = -(-self.config.optimizer.initial_examples // self.loader.size)
+        self.optimizer.prepare(self.loader.batch(step) for step in range(count))
 
     def _warm_up(self):
-        """Let a throw-away copy of the network take one step, so that compilation is not timed."""
-        _, optimizer = self._build()
-        self.feed.provide(0)
+        """Let another network of the same kind take one step, so that compilation is not timed."""
+        optimizer = build_for(self.dataset, self.config, self.ops)
+        self.loader.provide(0)
         with contextlib.suppress(np.linalg.LinAlgError):  # the real step will report it
-            optimizer.prepare([self._batch(0)])
-            optimizer.step(self.feed)
+            optimizer.prepare([self.loader.batch(0)])
+            captured_step(optimizer, self.loader.draw, self.loader.size)()
         self.warm = True
 
     # Measuring
 
     def _read(self):
-        """Fetch what the steps since the last reading add up to, and whether it is finite."""
+        """Fetch what the steps since the latest row add up to, and whether it is finite."""
         steps = self.optimizer.steps - self.read_steps
         if not steps:
             return
-        reading = self.optimizer.tally.read()  # waits for the device
+        before, self.sums = self.sums, self.optimizer.running_sums.read()  # waits for the device
         self.clock.count()
         self.read_steps += steps
-        if reading.nonfinite_step is not None:
-            self._fail(reading.nonfinite_step, "the loss is not finite", self.network.theta)
-        self.clipped += reading.clipped
-        self.nu = reading.nu
         self.steps_since_row += steps
-        examples = steps * self.batches.batch_size
+        if self.sums.nonfinite_step is not None:
+            self._fail(self.sums.nonfinite_step, "the loss is not finite", self.network.theta)
+        examples = steps * self.loader.size
         self.bar.set_postfix_str(
-            f"epoch {self._epoch():.2f}, loss {reading.losses / examples:.4f},"
-            f" error {reading.errors / examples:.2%}",
+            f"epoch {self._epoch():.2f}, loss {(self.sums.losses - before.losses) / examples:.4f},"
+            f" error {(self.sums.errors - before.errors) / examples:.2%}",
             refresh=False,
         )
         self.bar.update(steps)
 
     def _evaluate(self):
         """Add a row to the metrics, measured with the averaged parameters."""
-        self._examine(self.optimizer.average)
+        self._bind_evaluated(self.optimizer.average)
         train, test = (
-            evaluate(self.examined, self.loss, *examples, self.signals.check)
+            evaluate(self.evaluated, self.loss, *examples, self.signals.check)
             for examples in ((self.train_set, self.measured), (self.test_set, None))
         )
         steps = self.optimizer.steps
@@ -297,19 +264,23 @@ class Trainer:
                 "test_error": test[1],
                 "learning_rate": self.optimizer.learning_rate,
                 "update_norm": self._update_norm(),
-                "clipped": self.clipped / max(self.steps_since_row, 1),
-                "nu": self.nu / self.steps_since_row if self.steps_since_row else math.nan,
+                "clipped": self.sums.clipped / max(self.steps_since_row, 1),
+                "nu": self.sums.nu / self.steps_since_row if self.steps_since_row else math.nan,
                 **{f"seconds_{phase}": seconds for phase, seconds in self.clock.phases.items()},
             }
         )
-        self.last_row, self.clipped, self.nu, self.steps_since_row = steps, 0, 0, 0
-        self.optimizer.tally.restart()
+        self.last_row, self.steps_since_row = steps, 0
+        self._restart_sums()
         self.bar.write(
             f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s: "
             f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
             f"test loss {test[0]:.4f}, error {test[1]:.2%}",
             file=sys.stderr,
         )
+
+    def _restart_sums(self, *earlier):
+        self.optimizer.running_sums.restart(*earlier)
+        self.sums = self.optimizer.running_sums.read()
 
     def _update_norm(self):
         """The length of the latest move, NaN where the optimizer does not keep its moves."""
@@ -318,12 +289,12 @@ class Trainer:
         velocity = self.optimizer.velocity
         return math.sqrt(self.ops.to_numpy(self.ops.dot(velocity, velocity))[0])
 
-    def _examine(self, theta):
+    def _bind_evaluated(self, theta):
         """Let the network that is evaluated use `theta`, batch normalisation its own statistics."""
-        self.examined.bind(theta)
-        if self.examined.has_batch_statistics:
+        self.evaluated.bind(theta)
+        if self.evaluated.has_batch_statistics:
             batch = self.train_set.batch(self.measured[:STATISTICS_EXAMPLES])
-            self.examined.measure_statistics(batch.inputs)
+            self.evaluated.measure_statistics(batch.inputs)
 
     def _epoch(self):
         return self.optimizer.examples / len(self.train_set)
@@ -333,8 +304,8 @@ class Trainer:
 
         theta: the parameters that the mini-batch of `step` met.
         """
-        self._examine(theta)
-        layer = self.examined.first_nonfinite(self._batch(step).inputs)
+        self._bind_evaluated(theta)
+        layer = self.evaluated.first_nonfinite(self.loader.batch(step).inputs)
         reason = f"after update {step} {what}" + (
             f"; non-finite numbers appear first in layer {layer}" if layer else ""
         )
@@ -361,7 +332,7 @@ class Trainer:
         state = self.optimizer.state()
         if not all(np.isfinite(state[name]).all() for name in ("theta", "velocity", "average")):
             self._fail(steps, "the parameters are not finite", self.network.theta)
-        self._examine(self.optimizer.average)
+        self._bind_evaluated(self.optimizer.average)
         save_checkpoint(
             self.folder.checkpoint,
             {
@@ -369,9 +340,13 @@ class Trainer:
                 "origin": self._origin(),
                 "data": {"mean": self.dataset.mean, "examples": len(self.train_set)},
                 "optimizer": state,
-                "statistics": batch_statistics(self.examined),
+                "statistics": batch_statistics(self.evaluated),
                 "clock": {"seconds": self.clock.seconds, "phases": self.clock.phases},
-                "row": {"clipped": self.clipped, "nu": self.nu, "steps": self.steps_since_row},
+                "row": {
+                    "clipped": self.sums.clipped,
+                    "nu": self.sums.nu,
+                    "steps": self.steps_since_row,
+                },
             },
         )
         self.saved_steps, self.saved_at = steps, time.monotonic()
@@ -390,9 +365,8 @@ class Trainer:
         self.clock.seconds = state["clock"]["seconds"]
         self.clock.phases.update(state["clock"]["phases"])
         row = state["row"]
-        self.clipped, self.steps_since_row = row["clipped"], row["steps"]
-        self.nu = row.get("nu", math.nan)  # older checkpoints do not have it
-        self.optimizer.tally.restart(self.nu)
+        self.steps_since_row = row["steps"]
+        self._restart_sums(row["clipped"], row.get("nu", math.nan))  # older ones have no nu
         self.saved_steps = self.read_steps = self.optimizer.steps
 
     def _origin(self):

@@ -1,0 +1,74 @@
+"""From a configuration to what trains: device, network, loss, optimizer, and its captured step."""
+
+from kfcnet.config import ConfigError
+from kfcnet.losses import LOSSES
+from kfcnet.network import build_network
+from kfcnet.ops import get_ops
+from kfcnet.ops.cpu.eager import as_generator
+from kfcnet.optimizers import build_optimizer
+from kfcnet.optimizers.base import ScheduledOptimizer
+
+
+def build_ops(config, device=None):
+    """The primitives of a configuration's device, or of another one.
+
+    Raises ConfigError for settings that the device does not have, DeviceError where it is missing.
+    """
+    c = config.ops
+    try:
+        return get_ops(
+            device or config.device, config.dtype, c.shards, c.native, tensor_cores=c.tensor_cores
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def build_model(config, ops, input_shape):
+    """(Network at its initial parameters, loss) of a configuration for inputs (H, W, C).
+
+    Raises ValueError naming the layer for an impossible network.
+    """
+    network = build_network(config.network, input_shape, ops, config.seed)
+    return network, LOSSES[config.loss](ops, config.seed)
+
+
+def build(config, ops, input_shape):
+    """The optimizer of a configuration, over a network and a loss of its own.
+
+    Raises ValueError for an impossible network, and for a setting that names a layer that is not
+    there.
+    """
+    return build_optimizer(config.optimizer, *build_model(config, ops, input_shape))
+
+
+def build_for(dataset, config, ops):
+    """`build` for a Dataset. Raises ConfigError for a network that does not fit it."""
+    try:
+        optimizer = build(config, ops, dataset.mean.shape)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    shape = optimizer.network.layers[-1].output_shape
+    if shape != (dataset.classes,):
+        raise ConfigError(
+            f"network: its output has shape {shape}, but {config.data.name} has "
+            f"{dataset.classes} classes: end with a dense layer of so many "
+            "units"
+        )
+    return optimizer
+
+
+def captured_step(optimizer, draw, size):
+    """step() -> Step: an update along draw(step counter), a Batch of `size` examples.
+
+    The mini-batch is drawn on the device; where the optimizer's update can be captured, drawing is
+    part of the same graph.
+    """
+    if not isinstance(optimizer, ScheduledOptimizer):
+        return lambda: optimizer.step(draw(optimizer.step_counter))
+
+    def update(*decisions):
+        batch = draw(optimizer.step_counter)
+        return (yield from as_generator(optimizer.update)(batch, *decisions))
+
+    captured = optimizer.ops.program(update, *optimizer.network.layers)
+    return lambda: optimizer.advance(size, captured)
