@@ -14,7 +14,7 @@ import pytest
 
 from kfcnet import cli
 from kfcnet.config import load_config, parse_config
-from kfcnet.curvature.robust import InversionWarning
+from kfcnet.curvature.inversion import InversionWarning
 from kfcnet.ops import get_ops
 from kfcnet.ops.errors import DeviceError
 

@@ -10,7 +10,7 @@ from networks import EVERY_LAYER, INPUT_SHAPE, batches, network, optimizer, sett
 
 from kfcnet.batches import Batch
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
-from kfcnet.curvature.robust import InversionWarning
+from kfcnet.curvature.inversion import InversionWarning
 from kfcnet.layers import Layer, ReLU
 from kfcnet.losses import SquaredError
 from kfcnet.network import Network, build_network

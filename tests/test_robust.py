@@ -11,7 +11,7 @@ from kfcnet.batches import Batch
 from kfcnet.curvature import damped_inverses, damping_floor
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
-from kfcnet.curvature.robust import InversionWarning, all_finite, inverted
+from kfcnet.curvature.inversion import InversionWarning, all_finite, inverted
 from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps

@@ -8,7 +8,8 @@ from checks import assert_close, patches_loops
 from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
 from kfcnet.batches import Batch
-from kfcnet.curvature.structures import STRUCTURES, build_block, location_counts
+from kfcnet.curvature.structures import STRUCTURES, build_block
+from kfcnet.curvature.sua import location_counts
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer

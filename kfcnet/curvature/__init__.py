@@ -4,16 +4,16 @@ The functions and operators of this package take and return NumPy arrays, float3
 keep the dtype; the modules below it do the same on any device.
 """
 
-import numpy as np
-
-from kfcnet.curvature import damping as _damping
-from kfcnet.curvature import factors as _factors
-from kfcnet.curvature import robust as _robust
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
+from kfcnet.curvature.numpy_api import (
+    damped_inverses,
+    damping_floor,
+    derivative_factor,
+    input_factor,
+    precondition,
+)
 from kfcnet.curvature.operators import FisherOperator, KroneckerFisher
-from kfcnet.ops.cpu import CpuOps
-from kfcnet.ops.shapes import output_sides
 
 __all__ = [
     "EigenbasisBlock",
@@ -26,75 +26,3 @@ __all__ = [
     "input_factor",
     "precondition",
 ]
-
-
-def _reference_ops(*arrays):
-    dtype = np.result_type(*arrays)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"arrays are {dtype}, not float32 or float64")
-    return CpuOps(dtype=dtype, shards=1)
-
-
-def _as_images(array, name):
-    """(M, H, W, J) as it is, (M, J) as M images of one pixel."""
-    array = np.asarray(array)
-    if array.ndim == 2:
-        return np.ascontiguousarray(array[:, None, None, :])
-    if array.ndim != 4:
-        raise ValueError(f"{name}: shape {array.shape} is neither (M, H, W, maps) nor (M, units)")
-    return np.ascontiguousarray(array)
-
-
-def input_factor(activations, kernel_size=1, stride=1, padding=0):
-    """Omega (P, P), P = 1 + K*K*J, from activations (M, H, W, J); from (M, J) Psi (1 + J, 1 + J).
-
-    Theorem 2: the sum over output locations, the mean over examples; row 0 is the homogeneous one,
-    then (offset, map), maps fastest. Raises ValueError for another shape and for a kernel that does
-    not fit into the padded image, TypeError for another dtype than float32 and float64.
-    """
-    x = _as_images(activations, "activations")
-    if min(output_sides(x.shape, kernel_size, stride, padding)) < 1:
-        raise ValueError(
-            f"kernel_size: {kernel_size} with padding {padding} does not fit into "
-            f"activations of {x.shape[1]} x {x.shape[2]}"
-        )
-    ops = _reference_ops(x)
-    P = 1 + kernel_size**2 * x.shape[-1]
-    Omega = ops.empty((P, P))
-    _factors.update_input_factor(ops, x, (kernel_size, stride, padding), 0.0, Omega)
-    return Omega
-
-
-def derivative_factor(derivatives):
-    """Gamma (I, I) from per-example derivatives (M, H, W, I), or (M, I): Theorem 2.
-
-    The mean over examples and over locations. Raises like `input_factor`.
-    """
-    ds = _as_images(derivatives, "derivatives")
-    ops = _reference_ops(ds)
-    Gamma = ops.empty((ds.shape[-1],) * 2)
-    _factors.update_derivative_factor(ops, ds, 0.0, Gamma)
-    return Gamma
-
-
-def damped_inverses(Omega, Gamma, c):
-    """(Omega_inv, Gamma_inv) of Eq. 21 with the trace-norm pi; c = weight decay + damping > 0.
-
-    Raises ValueError for c <= 0, numpy.linalg.LinAlgError where a factor is not positive definite.
-    """
-    if not c > 0:
-        raise ValueError(f"c: {c} is not positive")
-    return _damping.damped_inverses(_reference_ops(Omega, Gamma), Omega, Gamma, c)
-
-
-def damping_floor(Omega, Gamma):
-    """The least c of `damped_inverses` that is safe for these factors in their precision.
-
-    Zero eigenvalues need a shift above rounding, and rounding can make them a little negative.
-    """
-    return _robust.damping_floor(_reference_ops(Omega, Gamma), Omega, Gamma)[0]
-
-
-def precondition(gradient, Omega_inv, Gamma_inv):
-    """The natural gradient Gamma_inv @ gradient @ Omega_inv of Eq. 22; gradient (I, P)."""
-    return _damping.precondition(_reference_ops(gradient), gradient, Omega_inv, Gamma_inv)

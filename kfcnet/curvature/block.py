@@ -2,26 +2,19 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.curvature.damping import damped_inverses, damping_shifts, precondition, trace_norm_pi
+from kfcnet.curvature.damping import (
+    damped_inverses,
+    damping_floor,
+    damping_shifts,
+    precondition,
+    trace_norm_pi,
+)
 from kfcnet.curvature.factors import update_derivative_factor, update_input_factor
-from kfcnet.curvature.robust import InversionWarning, all_finite, damping_floor, inverted
-
-
-class Inversion(NamedTuple):
-    """Factors that are inverted with a damping c, lambda + gamma: the arrays as they were then.
-
-    result: gives the inverses of work that has begun beside training; None where none has.
-    """
-
-    c: float
-    factors: list
-    result: Callable | None
+from kfcnet.curvature.inversion import Inversion, InversionWarning, all_finite, inverted
 
 
 class KroneckerBlock:

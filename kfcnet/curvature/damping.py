@@ -1,5 +1,7 @@
 """Factored Tikhonov damping of a Kronecker product, and the natural gradient it gives."""
 
+import numpy as np
+
 
 def trace_norm_pi(ops, Omega, Gamma):
     """pi of Eq. 8 in the trace norm: sqrt((tr Omega / dim) / (tr Gamma / dim)), a device scalar.
@@ -33,3 +35,25 @@ def damped_inverses(ops, Omega, Gamma, c):
 def precondition(ops, gradient, Omega_inv, Gamma_inv, out=None):
     """Gamma_inv @ gradient @ Omega_inv (Eq. 22), the natural gradient of Wbar (I, P)."""
     return ops.matmul(ops.matmul(Gamma_inv, gradient), Omega_inv, out=out)
+
+
+def damping_floor(ops, Omega, Gamma):
+    """(c, smallest eigenvalues of Omega and of Gamma): the least c of Eq. 21 that is safe."""
+    (input_shift, input_value), (derivative_shift, derivative_value) = (
+        min_shift(ops, factor) for factor in (Omega, Gamma)
+    )
+    pi = float(ops.to_numpy(trace_norm_pi(ops, Omega, Gamma))[0])
+    floor = max(input_shift / pi, derivative_shift * pi) ** 2
+    return floor, (input_value, derivative_value)
+
+
+def min_shift(ops, factor):
+    """(s, smallest eigenvalue): the least s from which on factor + s*I can safely be inverted.
+
+    In arithmetic of precision eps a Cholesky factorization of an n x n matrix succeeds once its
+    smallest eigenvalue is above about n*eps times its largest one. The eigenvalues are computed in
+    float64 on the CPU, eps is that of ops.dtype.
+    """
+    values = np.linalg.eigvalsh(ops.to_numpy(factor).astype(np.float64))
+    rounding = len(values) * np.finfo(ops.dtype).eps * max(values[-1], 0)
+    return float(max(-values[0], 0) + rounding), float(values[0])

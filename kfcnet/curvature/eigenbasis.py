@@ -7,6 +7,7 @@ are those of Q_G (x) Q_O, and its eigenvalues d_G d_O^T, an array of the shape o
 import numpy as np
 
 from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.curvature.matrices import hadamard
 
 
 def product_eigenvalues(derivative_values, input_values):
@@ -30,8 +31,8 @@ def rotate(ops, gradient, input_basis, derivative_basis):
 
 def eigen_solve(ops, gradient, input_basis, derivative_basis, inverse_values, out=None):
     """Q_G ((Q_G^T gradient Q_O) * inverse_values) Q_O^T, inverse_values and gradient (I, P)."""
-    scaled = ops.zeros(gradient.shape)
-    ops.multiply_add(inverse_values, rotate(ops, gradient, input_basis, derivative_basis), scaled)
+    rotated = rotate(ops, gradient, input_basis, derivative_basis)
+    scaled = hadamard(ops, inverse_values, rotated)
     return ops.matmul(ops.matmul(derivative_basis, scaled), input_basis, transpose_b=True, out=out)
 
 

@@ -12,7 +12,8 @@ from scipy.sparse.linalg import LinearOperator
 
 from kfcnet.curvature.damping import damping_shifts
 from kfcnet.curvature.eigenbasis import damped_reciprocals, eigen_solve, product_eigenvalues
-from kfcnet.curvature.structures import EigenvalueCorrectedBlock, build_block
+from kfcnet.curvature.ekfac import EigenvalueCorrectedBlock
+from kfcnet.curvature.structures import build_block
 from kfcnet.ops.cpu import CpuOps
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from kfcnet.curvature.block import KroneckerBlock
-from kfcnet.curvature.robust import least_shift
+from kfcnet.curvature.damping import min_shift
 
 
 class ScaleShiftBlock(KroneckerBlock):
@@ -49,7 +49,7 @@ class ScaleShiftBlock(KroneckerBlock):
         return ops.spd_inverse(Omega, ops.asarray([c])), Gamma
 
     def _damping_floor(self, Omega, Gamma):
-        floor, smallest = least_shift(self.ops, Omega)
+        floor, smallest = min_shift(self.ops, Omega)
         return floor, (smallest, 1.0)
 
     def shifts(self, damping):

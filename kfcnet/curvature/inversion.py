@@ -1,9 +1,22 @@
-"""Inversions that may fail: what is tried, and what is said when nothing helps."""
+"""Inversions of a block's factors, which may fail: what is tried, and what is said then."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.curvature.damping import trace_norm_pi
 from kfcnet.ops.cpu import CpuOps
+
+
+class Inversion(NamedTuple):
+    """Factors that are inverted with a damping c, lambda + gamma: the arrays as they were then.
+
+    result: gives the inverses of work that has begun beside training; None where none has.
+    """
+
+    c: float
+    factors: list
+    result: Callable | None
 
 
 class InversionWarning(RuntimeWarning):
@@ -34,25 +47,3 @@ def inverted(ops, invert, factors):
         if not all(all_finite(ops, result) for result in results):
             raise
         return results
-
-
-def damping_floor(ops, Omega, Gamma):
-    """(c, smallest eigenvalues of Omega and of Gamma): the least c of Eq. 21 that is safe."""
-    (input_shift, input_value), (derivative_shift, derivative_value) = (
-        least_shift(ops, factor) for factor in (Omega, Gamma)
-    )
-    pi = float(ops.to_numpy(trace_norm_pi(ops, Omega, Gamma))[0])
-    floor = max(input_shift / pi, derivative_shift * pi) ** 2
-    return floor, (input_value, derivative_value)
-
-
-def least_shift(ops, factor):
-    """(s, smallest eigenvalue): the least s from which on factor + s*I can safely be inverted.
-
-    In arithmetic of precision eps a Cholesky factorization of an n x n matrix succeeds once its
-    smallest eigenvalue is above about n*eps times its largest one. The eigenvalues are computed in
-    float64 on the CPU, eps is that of ops.dtype.
-    """
-    values = np.linalg.eigvalsh(ops.to_numpy(factor).astype(np.float64))
-    rounding = len(values) * np.finfo(ops.dtype).eps * max(values[-1], 0)
-    return float(max(-values[0], 0) + rounding), float(values[0])
