@@ -30,6 +30,7 @@ setup(
     packages=[*find_packages(include=["kfcnet", "kfcnet.*"]), *FOLDERS],
     package_dir=FOLDERS,
     package_data={
+        "kfcnet": ["py.typed"],
         "kfcnet.data": ["*.h5"],
         "kfcnet.kernels": ["*.cu", "*.cuh", "*.h", "README.md"],
         "kfcnet.configs": ["*.yaml"],

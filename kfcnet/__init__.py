@@ -5,6 +5,15 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kfcnet.config import load_config
+    from kfcnet.network import build_network
+    from kfcnet.ops import get_ops
+    from kfcnet.optimizers import build_optimizer
+    from kfcnet.training.evaluation import load_run
+    from kfcnet.training.trainer import train
 
 _HOMES = {
     "load_config": "config",
@@ -15,7 +24,7 @@ _HOMES = {
     "get_ops": "ops",
 }
 
-__all__ = list(_HOMES)
+__all__ = ["build_network", "build_optimizer", "get_ops", "load_config", "load_run", "train"]
 
 
 def __getattr__(name):

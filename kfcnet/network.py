@@ -4,6 +4,8 @@ import contextlib
 import copy
 import itertools
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +36,9 @@ LAYERS = {
 }
 
 
-def build_network(specifications, input_shape, ops, seed=0):
+def build_network(
+    specifications: Iterable, input_shape: tuple[int, int, int], ops: Any, seed: int = 0
+) -> "Network":
     """The network of a configuration's layer list.
 
     specifications: mappings or pydantic models with the key `layer`, a name out of LAYERS, an
@@ -99,19 +103,19 @@ class Network:
             view[:, 1:] = layer.mean + layer.std * draw.reshape(size)
         return flat
 
-    def views(self, flat):
+    def views(self, flat: Any) -> list:
         """The parts of a flat vector as matrices (I, P), one a weighted layer, in layer order."""
         return [
             flat[part].reshape(layer.weight_shape)
             for part, layer in zip(self._slices, self.weighted, strict=True)
         ]
 
-    def bind(self, flat):
+    def bind(self, flat: Any) -> None:
         """Let the layers use the parameters in `flat` (n,) from now on."""
         for layer, view in zip(self.weighted, self.views(flat), strict=True):
             layer.weight = view
 
-    def copy(self):
+    def copy(self) -> "Network":
         """A copy with its own buffers: a pass through it leaves this network's layers alone.
 
         It begins with the same parameters; `bind` changes those of the copy alone.
@@ -131,14 +135,14 @@ class Network:
         finally:
             self.bind(self.theta)
 
-    def forward(self, x, training=False, step=0):
+    def forward(self, x: Any, training: bool = False, step: Any = 0) -> Any:
         """x (M, H, W, C) -> z (M, classes)."""
         mode = Mode(training, step)
         for layer in self.layers:
             x = layer.forward(x, mode)
         return x
 
-    def backward(self, dz, per_example=False):
+    def backward(self, dz: Any, per_example: bool = False) -> None:
         """Send dz (m, classes) down through the layers; m <= M, the first of the forward pass.
 
         Each weighted layer keeps the derivatives of its pre-activations. per_example: the
@@ -150,13 +154,13 @@ class Network:
             if dz is None:
                 return
 
-    def compute_gradient(self, out=None):
+    def compute_gradient(self, out: Any = None) -> None:
         """Fill `gradient`, or `out` (n,), with the mean gradient of the latest backward pass."""
         views = self.views(self.gradient if out is None else out)
         for layer, view in zip(self.weighted, views, strict=True):
             layer.gradient(view)
 
-    def tangent(self, direction, count):
+    def tangent(self, direction: Any, count: int) -> Any:
         """R(z) (count, classes): the derivative of the first logits along direction (n,)."""
         rx, views = None, dict(zip(self.weighted, self.views(direction), strict=True))
         for layer in self.layers:
@@ -167,11 +171,11 @@ class Network:
         return rx
 
     @property
-    def has_batch_statistics(self):
+    def has_batch_statistics(self) -> bool:
         """Whether evaluation needs `measure_statistics` after the parameters have changed."""
         return any(isinstance(layer, BatchNorm) for layer in self.layers)
 
-    def measure_statistics(self, x):
+    def measure_statistics(self, x: Any) -> None:
         """Set every batch normalisation's statistics for evaluation to those of x (M, H, W, C)."""
         normalisations = [layer for layer in self.layers if isinstance(layer, BatchNorm)]
         for layer in normalisations:
@@ -181,7 +185,7 @@ class Network:
         for layer in normalisations:
             layer.measuring = False
 
-    def first_nonfinite(self, x):
+    def first_nonfinite(self, x: Any) -> str | None:
         """Name of the first layer whose parameters or outputs on x are not finite, or None."""
         for layer in self.layers:
             x = layer.forward(x, Mode())
@@ -189,7 +193,7 @@ class Network:
                 return layer.name
         return None
 
-    def summary(self):
+    def summary(self) -> str:
         """A table of the layers: name, output shape, parameters, sizes of the Kronecker factors."""
         lines = [f"{'layer':<18}{'output':<16}{'parameters':>11}  factors"]
         for layer in self.layers:

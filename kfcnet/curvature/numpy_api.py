@@ -4,6 +4,7 @@ They take and return NumPy arrays, float32 or float64, and keep the dtype.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from kfcnet.curvature import damping, factors
 from kfcnet.ops.cpu import CpuOps
@@ -27,7 +28,9 @@ def _as_images(array, name):
     return np.ascontiguousarray(array)
 
 
-def input_factor(activations, kernel_size=1, stride=1, padding=0):
+def input_factor(
+    activations: ArrayLike, kernel_size: int = 1, stride: int = 1, padding: int = 0
+) -> NDArray:
     """Omega (P, P), P = 1 + K*K*J, from activations (M, H, W, J); from (M, J) Psi (1 + J, 1 + J).
 
     Theorem 2: the sum over output locations, the mean over examples; row 0 is the homogeneous one,
@@ -47,7 +50,7 @@ def input_factor(activations, kernel_size=1, stride=1, padding=0):
     return Omega
 
 
-def derivative_factor(derivatives):
+def derivative_factor(derivatives: ArrayLike) -> NDArray:
     """Gamma (I, I) from per-example derivatives (M, H, W, I), or (M, I): Theorem 2.
 
     The mean over examples and over locations. Raises like `input_factor`.
@@ -59,7 +62,7 @@ def derivative_factor(derivatives):
     return Gamma
 
 
-def damped_inverses(Omega, Gamma, c):
+def damped_inverses(Omega: NDArray, Gamma: NDArray, c: float) -> tuple[NDArray, NDArray]:
     """(Omega_inv, Gamma_inv) of Eq. 21 with the trace-norm pi; c = weight decay + damping > 0.
 
     Raises ValueError for c <= 0, numpy.linalg.LinAlgError where a factor is not positive definite.
@@ -69,7 +72,7 @@ def damped_inverses(Omega, Gamma, c):
     return damping.damped_inverses(_reference_ops(Omega, Gamma), Omega, Gamma, c)
 
 
-def damping_floor(Omega, Gamma):
+def damping_floor(Omega: NDArray, Gamma: NDArray) -> float:
     """The least c of `damped_inverses` that is safe for these factors in their precision.
 
     Zero eigenvalues need a shift above rounding, and rounding can make them a little negative.
@@ -77,6 +80,6 @@ def damping_floor(Omega, Gamma):
     return damping.damping_floor(_reference_ops(Omega, Gamma), Omega, Gamma)[0]
 
 
-def precondition(gradient, Omega_inv, Gamma_inv):
+def precondition(gradient: NDArray, Omega_inv: NDArray, Gamma_inv: NDArray) -> NDArray:
     """The natural gradient Gamma_inv @ gradient @ Omega_inv of Eq. 22; gradient (I, P)."""
     return damping.precondition(_reference_ops(gradient), gradient, Omega_inv, Gamma_inv)

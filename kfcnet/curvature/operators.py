@@ -5,15 +5,20 @@ so that a layer's Kronecker block is Gamma (x) Omega. Being scipy.sparse.linalg.
 they can be handed to conjugate gradients, Lanczos or a stochastic trace estimator.
 """
 
+from collections.abc import Iterable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse.linalg import LinearOperator
 
+from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.damping import damping_shifts
 from kfcnet.curvature.eigenbasis import damped_reciprocals, eigen_solve, product_eigenvalues
 from kfcnet.curvature.ekfac import EigenvalueCorrectedBlock
 from kfcnet.curvature.structures import build_block
+from kfcnet.network import Network
 from kfcnet.ops.cpu import CpuOps
 
 
@@ -28,7 +33,15 @@ class FisherOperator(LinearOperator):
     normalisation's statistics count as constants (kfcnet/layers/normalization.py).
     """
 
-    def __init__(self, network, loss, inputs, weight_decay=0.0, damping=0.0, step=None):
+    def __init__(
+        self,
+        network: Network,
+        loss: Any,
+        inputs: Any,
+        weight_decay: ArrayLike = 0.0,
+        damping: float = 0.0,
+        step: int | None = None,
+    ) -> None:
         """inputs: (M, H, W, C). weight_decay: a number for all parameters, or one for each (n,).
 
         step: train with the dropout masks of this step and the batch's own statistics; by default
@@ -70,7 +83,7 @@ class KroneckerFisher(LinearOperator):
     (P, P), Gamma (I, I), symmetric and positive semi-definite, in layer order.
     """
 
-    def __init__(self, factors):
+    def __init__(self, factors: Iterable[tuple[ArrayLike, ArrayLike]]) -> None:
         """Raises ValueError where a factor is not square, TypeError where it is not of floats."""
         self.factors = [tuple(map(np.asarray, pair)) for pair in factors]
         for factor in (factor for pair in self.factors for factor in pair):
@@ -84,7 +97,7 @@ class KroneckerFisher(LinearOperator):
         self._ops = CpuOps(dtype, shards=1)
 
     @classmethod
-    def of(cls, blocks):
+    def of(cls, blocks: Iterable[KroneckerBlock]) -> "KroneckerFisher":
         """From the blocks of an optimizer: copies of what they keep of their running averages.
 
         Raises ValueError where a block has eigenvalues of its own, and so is no Kronecker product.
@@ -106,7 +119,9 @@ class KroneckerFisher(LinearOperator):
         )
 
     @classmethod
-    def estimate(cls, network, loss, inputs, draws=1):
+    def estimate(
+        cls, network: Network, loss: Any, inputs: Any, draws: int = 1
+    ) -> "KroneckerFisher":
         """From a mini-batch (M, H, W, C), the mean over `draws` sampled targets of each example."""
         blocks = [build_block("kfc", layer, network.ops) for layer in network.weighted]
         predictive = loss.predictive(network.forward(inputs))
@@ -137,7 +152,7 @@ class KroneckerFisher(LinearOperator):
         """A number for all layers as a list, or a list as it is."""
         return list(np.broadcast_to(damping, len(self.factors)))
 
-    def damped(self, damping):
+    def damped(self, damping: ArrayLike) -> "KroneckerFisher":
         """The factored Tikhonov damping of Eq. 21, itself a KroneckerFisher.
 
         damping: weight decay + damping, a number or one for each layer.
@@ -156,11 +171,11 @@ class KroneckerFisher(LinearOperator):
             for factor, shift in zip((Omega, Gamma), shifts, strict=True)
         ]
 
-    def inverse(self):
+    def inverse(self) -> "KroneckerFisher":
         """The inverse, itself a KroneckerFisher; raises numpy.linalg.LinAlgError where singular."""
         return KroneckerFisher([tuple(map(np.linalg.inv, pair)) for pair in self.factors])
 
-    def solve(self, v, damping=0.0):
+    def solve(self, v: ArrayLike, damping: ArrayLike = 0.0) -> NDArray:
         """(K + damping*I)^-1 v, the exact Tikhonov damping; a number, or one for each layer.
 
         Raises numpy.linalg.LinAlgError where the damped matrix is singular.
@@ -185,15 +200,15 @@ class KroneckerFisher(LinearOperator):
         """Every layer's eigenvalues (I, P)."""
         return [product_eigenvalues(d_G, d_O) for (d_O, _), (d_G, _) in self._eigen]
 
-    def eigenvalues(self):
+    def eigenvalues(self) -> NDArray:
         """All n, from the smallest on: the products of one of Gamma's and one of Omega's."""
         return np.sort(np.concatenate([block.ravel() for block in self._eigenvalues]))
 
-    def trace(self):
+    def trace(self) -> float:
         """Sum over layers of tr(Omega) tr(Gamma)."""
         return float(sum(np.trace(Omega) * np.trace(Gamma) for Omega, Gamma in self.factors))
 
-    def log_determinant(self, damping=0.0):
+    def log_determinant(self, damping: ArrayLike = 0.0) -> float:
         """log det(K + damping*I), a number or one for each layer; -inf where singular.
 
         Undamped it is the sum over layers of I log det(Omega) + P log det(Gamma).
@@ -208,7 +223,7 @@ class KroneckerFisher(LinearOperator):
                 )
             )
 
-    def frobenius_norm(self):
+    def frobenius_norm(self) -> float:
         """The root of the sum over layers of |Omega|^2 |Gamma|^2."""
         squares = [np.square(Omega).sum() * np.square(Gamma).sum() for Omega, Gamma in self.factors]
         return float(np.sqrt(sum(squares)))

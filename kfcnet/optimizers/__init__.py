@@ -1,6 +1,9 @@
 """Optimizers: step(batch), the averaged parameters, and a state to resume from."""
 
+from typing import Any
+
 from kfcnet.batches import Batch
+from kfcnet.network import Network
 from kfcnet.optimizers.adaptive import Adagrad, Adam, RMSProp
 from kfcnet.optimizers.base import Optimizer, Step
 from kfcnet.optimizers.hessian_free import HessianFree
@@ -34,7 +37,7 @@ __all__ = [
 ]
 
 
-def build_optimizer(config, network, loss):
+def build_optimizer(config: Any, network: Network, loss: Any) -> Optimizer:
     """The optimizer that config.name asks for; raises ValueError for an unknown name."""
     if config.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name: {config.name!r} is not one of {', '.join(OPTIMIZERS)}")

@@ -2,10 +2,12 @@
 
 import contextlib
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kfcnet.batches import Batch
 from kfcnet.optimizers import schedules
 from kfcnet.optimizers.running_sums import RunningSums
 
@@ -68,10 +70,10 @@ class Optimizer:
         self.running_sums = RunningSums(self.ops)
         self.phase = lambda name: contextlib.nullcontext()
 
-    def prepare(self, batches):
+    def prepare(self, batches: Iterable[Batch]) -> None:
         """Whatever must be estimated from an iterable of batches before the first step: nothing."""
 
-    def step(self, batch):
+    def step(self, batch: Batch) -> Step:
         """Move the parameters along one mini-batch, a Batch; returns a Step."""
         raise NotImplementedError
 
@@ -136,7 +138,7 @@ class Optimizer:
         self.steps += 1
         self.examples += examples
 
-    def state(self):
+    def state(self) -> dict:
         """Everything a later process needs to go on bit for bit: NumPy arrays and numbers."""
         arrays = {"theta": self.network.theta, "velocity": self.velocity, "average": self.average}
         return {
@@ -145,7 +147,7 @@ class Optimizer:
             **{name: self.ops.to_numpy(array).copy() for name, array in arrays.items()},
         }
 
-    def load_state(self, state):
+    def load_state(self, state: dict) -> None:
         """Take over what `state` returned."""
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
         self.ops.write(self.step_counter, self.steps)

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from kfcnet.batches import Examples
 from kfcnet.config import parse_config
-from kfcnet.data import DataError
+from kfcnet.config.schema import Config
+from kfcnet.data import DataError, Dataset
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.training.build import build_model, build_ops
 
@@ -43,7 +45,7 @@ def batch_statistics(network):
 class TrainedNetwork:
     """A network with the averaged parameters of a run, for images as the data set has them."""
 
-    def __init__(self, config, checkpoint, device="cpu"):
+    def __init__(self, config: Config, checkpoint: dict, device: str = "cpu") -> None:
         """config: that of the run; checkpoint: what `load_checkpoint` returned."""
         ops = build_ops(config, device)
         self.config, self.steps = config, checkpoint["optimizer"]["steps"]
@@ -56,11 +58,11 @@ class TrainedNetwork:
                 saved = checkpoint["statistics"][layer.name]
                 layer.population = ops.asarray(saved["mean"]), ops.asarray(saved["inv_std"])
 
-    def predict(self, images):
+    def predict(self, images: ArrayLike) -> NDArray[np.int64]:
         """Class numbers int64 (M,) of raw images uint8 (M, H, W, C)."""
         return self.probabilities(images).argmax(axis=1)
 
-    def probabilities(self, images):
+    def probabilities(self, images: ArrayLike) -> NDArray:
         """Predictive distributions (M, classes) of raw images uint8 (M, H, W, C).
 
         Raises ValueError for images of another shape or kind than the network was trained on.
@@ -81,11 +83,11 @@ class TrainedNetwork:
         none = np.empty((0, *self.network.layers[-1].output_shape), self.network.ops.dtype)
         return np.concatenate([none, *parts])
 
-    def evaluate(self, images, labels):
+    def evaluate(self, images: NDArray, labels: NDArray) -> tuple[float, float]:
         """(mean loss in nats, share of wrong classes) on images (M, H, W, C), labels int32 (M,)."""
         return evaluate(self.network, self.loss, self.examples(images, labels))
 
-    def check_data(self, dataset):
+    def check_data(self, dataset: Dataset) -> None:
         """Raise DataError unless `dataset` is the one that the network was trained on."""
         found = dataset.provenance["sha256"]
         if found != self.data_checksum:
@@ -95,7 +97,7 @@ class TrainedNetwork:
                 "place of its data by --data"
             )
 
-    def examples(self, images, labels):
+    def examples(self, images: NDArray, labels: NDArray) -> Examples:
         """Images and labels as the network takes them."""
         return Examples(self.network.ops, images, labels, self.mean, self.config.data.input_scale)
 
@@ -104,7 +106,7 @@ class TrainedNetwork:
         return self.network.ops.to_numpy(evaluated.predictive)
 
 
-def load_run(path, device="cpu"):
+def load_run(path: str | Path, device: str = "cpu") -> TrainedNetwork:
     """The TrainedNetwork of the run in folder `path`: averaged weights, ready to `predict`.
 
     Needs nothing but the run's checkpoint. Raises CheckpointError where it cannot be used.

@@ -5,12 +5,14 @@ import math
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from kfcnet import data
 from kfcnet.batches import Examples, Loader
+from kfcnet.config.schema import Config
 from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.ops import which_device
@@ -54,7 +56,7 @@ class TrainingInterrupted(Exception):
         return type(self), (self.number, str(self))
 
 
-def train(config, out, resume=False, overwrite=False):
+def train(config: Config, out: str | Path, resume: bool = False, overwrite: bool = False) -> None:
     """Train as `config` says, leaving a run in the folder `out`.
 
     resume: go on from the checkpoint in `out` as if the run had never stopped; without a
