@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from kfcnet.runs.records import COLUMNS, PHASES, WriteError, read_json, read_met
 from kfcnet.training import clock, trainer
 from kfcnet.training.clock import Timetable
 from kfcnet.training.evaluation import evaluate
-from kfcnet.training.trainer import Trainer, TrainingFailed, train
+from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingWarning, train
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -344,6 +345,29 @@ def test_a_learning_rate_far_too_large_is_reported_as_such(tmp_path):
     config = small("optimizer={name: sgd, learning_rate: 1e30, batch_size: 120}")
     with pytest.raises(TrainingFailed, match="non-finite numbers"):
         train(config, tmp_path / "run")
+
+
+def test_a_run_that_ends_above_its_first_loss_says_so(tmp_path):
+    with pytest.warns(TrainingWarning, match="loss is .* at the start. A smaller .*learning_rate"):
+        train(small("optimizer.learning_rate=30", "optimizer.clip=null"), tmp_path / "run")
+
+
+def test_a_run_that_ends_at_chance_says_so(tmp_path, monkeypatch):
+    losses = iter(np.linspace(2.4, 2.3, 100))
+    monkeypatch.setattr(trainer, "evaluate", lambda *_: (next(losses), 0.9))
+    with pytest.warns(TrainingWarning, match="error is 90.00%.*no better than.*most frequent"):
+        train(small(), tmp_path / "run")
+
+
+def test_a_run_that_learns_has_nothing_to_say(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(small("optimizer.learning_rate=0.1", "epochs=2"), tmp_path / "run")
+
+
+def test_a_batch_above_the_training_set_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="optimizer.batch_size: 1,438 is above the 1,437 train"):
+        train(small("optimizer.batch_size=1438"), tmp_path / "run")
 
 
 def test_a_full_disk_at_a_checkpoint_is_an_error_naming_the_file(tmp_path, monkeypatch):

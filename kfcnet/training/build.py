@@ -42,7 +42,13 @@ def build(config, ops, input_shape):
 
 
 def build_for(dataset, config, ops):
-    """`build` for a Dataset. Raises ConfigError for a network that does not fit it."""
+    """`build` for a Dataset. Raises ConfigError for a network or a batch that does not fit it."""
+    examples, batch_size = len(dataset.train_labels), config.optimizer.batch_size
+    if batch_size > examples:
+        raise ConfigError(
+            f"optimizer.batch_size: {batch_size:,} is above the {examples:,} training examples of "
+            f"{config.data.name}: take a smaller one"
+        )
     try:
         optimizer = build(config, ops, dataset.mean.shape)
     except ValueError as error:

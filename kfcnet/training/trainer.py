@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from kfcnet.ops import which_device
 from kfcnet.philox import SHUFFLE, words
 from kfcnet.runs.checkpoint import save_checkpoint
 from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
-from kfcnet.runs.records import describe_run
+from kfcnet.runs.records import describe_run, read_metrics
 from kfcnet.training import diagnostics
 from kfcnet.training.build import build_for, build_ops, captured_step
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch, Timetable
@@ -43,6 +44,10 @@ class TrainingFailed(RuntimeError):
     def __init__(self, reason, way_out=""):
         super().__init__(reason + way_out)
         self.reason = reason
+
+
+class TrainingWarning(UserWarning):
+    """A run came to its end and learned nothing; the text says what may help."""
 
 
 class TrainingInterrupted(Exception):
@@ -138,6 +143,28 @@ class Trainer:
                 self.folder.finish("failed", self.optimizer.steps, reason=error.reason)
                 raise
         self.folder.finish("finished", self.optimizer.steps)
+        self._warn_if_nothing_was_learned()
+
+    def _warn_if_nothing_was_learned(self):
+        metrics = read_metrics(self.folder.metrics)
+        first, last = metrics["train_loss"][[0, -1]]
+        labels = self.dataset.train_labels[self.measured]
+        chance = 1 - np.bincount(labels).max() / len(labels)
+        if last > first:
+            what = f"the training loss is {last:.4g} at the end and was {first:.4g} at the start"
+        elif metrics["train_error"][-1] >= chance:
+            what = (
+                f"the training error is {metrics['train_error'][-1]:.2%} at the end, no better "
+                "than always naming the most frequent class"
+            )
+        else:
+            return
+        warnings.warn(f"{what}. {self._ways_out()} may help", TrainingWarning, stacklevel=2)
+
+    def _ways_out(self):
+        """Settings that the optimizer has and that may save a run that fails."""
+        hints = [hint for key, hint in WAYS_OUT.items() if hasattr(self.config.optimizer, key)]
+        return " or ".join(hints).capitalize()
 
     def _loop(self):
         """Evaluate, save, train to the next stop; a signal ends it with everything saved.
@@ -167,8 +194,11 @@ class Trainer:
             self._warm_up()
         with self.clock:
             if self.optimizer.needs_preparation:
+                self.bar.set_description("first estimate of the factors")
                 with self._inverting():
                     self._prepare()
+                self.bar.set_description()
+            self.bar.unpause()  # the time left is estimated from updates alone
             while True:
                 self._step()
                 if (
@@ -236,7 +266,8 @@ class Trainer:
             self._fail(self.sums.nonfinite_step, "the loss is not finite", self.network.theta)
         examples = steps * self.loader.size
         self.bar.set_postfix_str(
-            f"epoch {self._epoch():.2f}, loss {(self.sums.losses - before.losses) / examples:.4f},"
+            f"epoch {self._epoch():.2f}; mini-batches: "
+            f"loss {(self.sums.losses - before.losses) / examples:.4f},"
             f" error {(self.sums.errors - before.errors) / examples:.2%}",
             refresh=False,
         )
@@ -274,8 +305,8 @@ class Trainer:
         self.last_row, self.steps_since_row = steps, 0
         self._restart_sums()
         self.bar.write(
-            f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s: "
-            f"training loss {train[0]:.4f}, error {train[1]:.2%}; "
+            f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s; averaged "
+            f"parameters: training loss {train[0]:.4f}, error {train[1]:.2%}; "
             f"test loss {test[0]:.4f}, error {test[1]:.2%}",
             file=sys.stderr,
         )
@@ -316,10 +347,7 @@ class Trainer:
             if self.saved_steps
             else "there is no checkpoint yet"
         )
-        hints = " or ".join(
-            hint for key, hint in WAYS_OUT.items() if hasattr(self.config.optimizer, key)
-        )
-        raise TrainingFailed(reason, f"; {saved}. {hints.capitalize()} may help")
+        raise TrainingFailed(reason, f"; {saved}. {self._ways_out()} may help")
 
     # Saving
 
