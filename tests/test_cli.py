@@ -234,6 +234,16 @@ def test_scripts_run_from_any_folder(script):
     assert done.returncode == 0 and done.stdout.startswith(f"usage: {script}.py")
 
 
+def test_the_package_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "kfcnet", "train", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.startswith("usage: kfcnet train")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_ctrl_c_says_how_to_go_on():
     command = [sys.executable, ROOT / "scripts/train.py", *SHORT, "epochs=10000", "--out", "run"]
