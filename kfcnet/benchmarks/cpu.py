@@ -154,7 +154,7 @@ def markdown(report):
 
 
 def format_report(report):
-    """The report as a text for people."""
+    """The report as a text."""
     lines = [f"{key}: {value}" for key, value in report["device"].items()]
     lines += ["", f"{'step':<18}{'batch':>6}{'ms':>10}{'images/s':>11}"]
     lines += [

@@ -67,7 +67,7 @@ class Calls:
         return call
 
     def begin(self, function, *arrays, on_host=False):
-        """What would run beside the steps, at once."""
+        """Run at once what would run on the side stream."""
         result = function(self, *arrays)
         return Pending(arrays, lambda: result)
 
@@ -131,7 +131,7 @@ class Call:
         return timed(self.ops, self.ops.program(repeat), replays) / count
 
     def row(self, steps, replays=REPLAYS):
-        """What was measured; the calls were made in so many steps."""
+        """The measured rates of a call that was noted in `steps` steps."""
         seconds = self.seconds(replays)
         tf32 = self.ops.tensor_cores and self.name not in ALWAYS_FP32
         return {
@@ -384,7 +384,7 @@ def ratios(name, row, steps, ours, theirs):
 
 
 def format_report(report):
-    """The report as a text for people."""
+    """The report as a text."""
     lines = [f"{key}: {value}" for key, value in report["device"].items()]
     lines += ["", *(f"{key}: {value:.1f}" for key, value in report["ceilings"].items())]
     lines += ["", f"{'step':<30}{'batch':>6}{'ms':>10}{'images/s':>12}"]

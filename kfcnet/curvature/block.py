@@ -39,7 +39,7 @@ class KroneckerBlock:
         self.has_inverses = False
 
     def update_factors(self, decay):
-        """Fold in the layer's latest sampled pass; its m examples also choose the activations."""
+        """Update the running averages with the layer's latest sampled pass, of m examples."""
         derivatives = self.layer.derivatives
         inputs = self.layer.inputs[: len(derivatives)]
         update_input_factor(self.ops, inputs, self.layer.window, decay, self.Omega)
@@ -54,7 +54,7 @@ class KroneckerBlock:
         self.take_inverses(Inversion(self.total_damping(damping), self._factors(), None), step)
 
     def begin_inverses(self, damping, on_host, factors=None):
-        """Begin to invert the factors, by default those of now, beside training: an Inversion."""
+        """Start an Inversion, by default of the present factors, that runs beside training."""
         c = self.total_damping(damping)
         pending = self.ops.begin(
             partial(self.invert, c), *(factors or self._factors()), on_host=on_host
@@ -62,7 +62,7 @@ class KroneckerBlock:
         return Inversion(c, pending.inputs, pending.result)
 
     def take_inverses(self, inversion, step=None):
-        """Adopt the inverses of an Inversion; where it failed, what `update_inverses` says."""
+        """Adopt the inverses of an Inversion; a failure is treated as in `update_inverses`."""
         try:
             inverses = self._inverses(inversion)
         except np.linalg.LinAlgError as error:
@@ -105,7 +105,7 @@ class KroneckerBlock:
         return Omega, Gamma
 
     def _diagnosis(self, c):
-        """What is known about factors that cannot be inverted, for people."""
+        """A text on factors that cannot be inverted: their eigenvalues, and the damping to take."""
         if not (all_finite(self.ops, self.Omega) and all_finite(self.ops, self.Gamma)):
             return ""
         factors = self.project(self.ops, self.Omega, self.Gamma)

@@ -1,4 +1,4 @@
-"""Inversions of a block's factors, which may fail: what is tried, and what is said then."""
+"""Inversions of a block's factors, and what is done where one fails."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,9 +9,9 @@ from kfcnet.ops.cpu import CpuOps
 
 
 class Inversion(NamedTuple):
-    """Factors that are inverted with a damping c, lambda + gamma: the arrays as they were then.
+    """An inversion of factors, as they were when it began, with the damping c = lambda + gamma.
 
-    result: gives the inverses of work that has begun beside training; None where none has.
+    result: returns the inverses where the work runs while training goes on, else None.
     """
 
     c: float
@@ -29,7 +29,7 @@ def all_finite(ops, array):
 
 
 def inverted(ops, invert, factors):
-    """invert(ops, *arrays) -> arrays, once more in float64 on the CPU where the first try fails.
+    """invert(ops, *arrays) -> arrays; tried again in float64 on the CPU where it fails.
 
     factors: {name: array}. Raises numpy.linalg.LinAlgError where one of them is not finite, or the
     second try fails too.

@@ -103,7 +103,7 @@ class Conv2d(Weighted):
         return self.ops.conv_forward(x, weight, *self.window, relu=self.applies_relu)
 
     def backward(self, dy):
-        """dy -> dx, or None in the network's first layer with weights, where nobody asks for it."""
+        """dy -> dx, or None in the first layer with weights, where it is not needed."""
         self.saved = self.saved._replace(derivatives=dy)
         if self.needs_input_gradient:
             return self.ops.conv_backward_data(

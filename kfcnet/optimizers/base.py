@@ -13,7 +13,7 @@ from kfcnet.optimizers.running_sums import RunningSums
 
 
 class Step(NamedTuple):
-    """What a step leaves to read: device arrays, read when somebody wants to know.
+    """The results of a step: device arrays, to be read only when they are needed.
 
     totals (2,): sum of the losses in nats and number of errors over the batch, before the move.
     clip_scale (1,): what the update was multiplied with, or None where nothing clips.
@@ -71,7 +71,7 @@ class Optimizer:
         self.phase = lambda name: contextlib.nullcontext()
 
     def prepare(self, batches: Iterable[Batch]) -> None:
-        """Whatever must be estimated from an iterable of batches before the first step: nothing."""
+        """Estimate from batches what the first step needs; here nothing."""
 
     def step(self, batch: Batch) -> Step:
         """Move the parameters along one mini-batch, a Batch; returns a Step."""
@@ -119,8 +119,8 @@ class Optimizer:
 
     @contextlib.contextmanager
     def _moving(self, examples):
-        """Around a move that folds theta into `average`: yields the decay that this takes, and
-        holds the weights' norms to their limits afterwards.
+        """The context of a move: yields the decay with which theta is averaged, and limits the
+        weights' norms afterwards.
         """
         averaging_decay = math.exp(-examples / self.config.averaging_timescale)
         yield averaging_decay
@@ -134,12 +134,12 @@ class Optimizer:
                 )
 
     def _count(self, examples):
-        """One more update, of so many examples; the device has counted it."""
+        """Count one update of `examples` examples on the host; the device has counted it."""
         self.steps += 1
         self.examples += examples
 
     def state(self) -> dict:
-        """Everything a later process needs to go on bit for bit: NumPy arrays and numbers."""
+        """What a later process needs to resume bit for bit: NumPy arrays and numbers."""
         arrays = {"theta": self.network.theta, "velocity": self.velocity, "average": self.average}
         return {
             "steps": self.steps,
@@ -148,7 +148,7 @@ class Optimizer:
         }
 
     def load_state(self, state: dict) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
         self.ops.write(self.step_counter, self.steps)
         for name, array in (
@@ -162,9 +162,9 @@ class Optimizer:
 class ScheduledOptimizer(Optimizer):
     """An optimizer whose learning rate follows a schedule.
 
-    The host need not read anything of the device within a step then, so that its `update` can be
-    captured as a graph: by `step` for a mini-batch that is at hand, or by others together with
-    what draws one on the device.
+    Within a step the host then reads nothing from the device, so that `update` can be captured as
+    a graph: by `step` for a given mini-batch, or elsewhere together with the code that draws one
+    on the device.
     """
 
     def __init__(self, network, loss, config):
@@ -178,7 +178,7 @@ class ScheduledOptimizer(Optimizer):
         return self.advance(batch.size, self._captured_update, batch)
 
     def advance(self, examples, update, *inputs):
-        """A step of so many examples by `update`, which calls `self.update`; returns a Step.
+        """Take a step of `examples` examples by `update`, which calls `self.update`: a Step.
 
         update: a function of the inputs and of what `decide` returned.
         """
@@ -189,14 +189,14 @@ class ScheduledOptimizer(Optimizer):
         return step
 
     def decide(self, examples):
-        """What the host decides about the next update, of so many examples: hashable values."""
+        """What the host decides about the next update, of `examples` examples: hashable values."""
         return ()
 
     def update(self, batch, *decisions):
-        """What the device does in a step: gradient, direction and move; returns a Step.
+        """The part of a step that the device computes: gradient, direction, move; returns a Step.
 
-        It may be a generator, which yields functions for the host to call: a graph ends there and
-        another one begins.
+        It may be a generator that yields functions: the host calls them, and a captured graph is
+        cut there.
         """
         raise NotImplementedError
 
@@ -249,7 +249,7 @@ class GradientMethod(ScheduledOptimizer):
         return Step(totals, None)
 
     def _move_along_gradient(self, examples):
-        """Move the parameters along the gradient of h: network.gradient, the mean over so many
+        """Move the parameters along the gradient of h: network.gradient, the mean over `examples`
         examples, and that of the penalty, which the update adds in the same pass.
         """
         raise NotImplementedError

@@ -50,13 +50,13 @@ class KroneckerOptimizer(Optimizer):
         self.add_decay(self.network.theta, self.network.gradient)
 
     def _update_statistics(self, predictive, decay):
-        """Fold the part of the mini-batch that statistics are taken from into the factors."""
+        """Update the factors from the first part of the mini-batch."""
         with self.phase("statistics"):
             m = math.ceil(self.config.statistics_fraction * len(predictive))
             self._sample_factors(predictive[:m], self.step_counter, decay)
 
     def _sample_factors(self, predictive, step, decay):
-        """Fold the factors of one backward pass at sampled targets into the running averages."""
+        """Update the running averages with the factors of one backward pass at sampled targets."""
         self.network.backward(self.loss.sampled_gradient(predictive, step), per_example=True)
         for block in self.blocks:
             block.update_factors(decay)
@@ -73,8 +73,9 @@ class KroneckerOptimizer(Optimizer):
             block.update_inverses(self.factor_damping, self.steps)
 
     def _begin_inverses(self, adoption, on_host, factors=None):
-        """Start inverting beside training, to adopt the inverses at step `adoption` and no sooner:
-        a run then repeats bit for bit however long the work takes.
+        """Start inversions that run while training goes on, and are adopted at step `adoption`.
+
+        The step is fixed, so that a run repeats bit for bit however long they take.
         """
         factors = factors or [None] * len(self.blocks)
         self._begun = (
@@ -117,7 +118,7 @@ class KroneckerOptimizer(Optimizer):
         }
 
     def _begun_state(self):
-        """What inverses under way were begun from; empty where there are none."""
+        """The factors of pending inversions; empty where there are none."""
         if self._begun is None:
             return {}
         adoption, pending = self._begun

@@ -1,4 +1,4 @@
-"""What the steps of an optimizer add up on the device until somebody reads it."""
+"""Running sums over the steps of an optimizer, kept on the device."""
 
 from typing import NamedTuple
 

@@ -8,7 +8,7 @@ import math
 
 
 def factor(schedule, examples):
-    """What multiplies the learning rate of the update made after so many examples, 0 to 1.
+    """The factor of the learning rate after `examples` examples, 0 to 1.
 
     The decay of the schedule's `name`, times a linear rise from `warm_up_start` over the first
     `warm_up` examples.

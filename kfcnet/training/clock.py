@@ -1,4 +1,4 @@
-"""What the training loop goes by: schedule, clock and signals."""
+"""What the training loop reads: schedule, clock and signals."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ class Timetable:
     """When a run is evaluated and when it ends, counted in updates."""
 
     def __init__(self, config, examples):
-        """examples: the size of the training set; an epoch is so many examples."""
+        """examples: the size of the training set, which is an epoch."""
         updates_per_epoch = examples / config.optimizer.batch_size
         self.steps = math.ceil(config.epochs * updates_per_epoch - 1e-9)
         in_epochs = config.evaluation.unit == "epochs"
@@ -29,7 +29,7 @@ class Timetable:
 class Stopwatch:
     """Seconds of training, in all and by phase; it runs inside its `with` blocks.
 
-    Phases are measured where the work is done, by marks of the device.
+    Phases are measured on the device that does the work, between its events.
     """
 
     def __init__(self, ops):

@@ -21,7 +21,7 @@ from kfcnet.training.clock import Stopwatch
 from kfcnet.training.trainer import TrainingFailed
 
 PERIODS = (1, 2, 5, 10, 20, 50)
-TURNS, UPDATES = 5, 4  # each kind of update is timed in so many turns of so many
+TURNS, UPDATES = 5, 4  # each kind of update is timed in TURNS turns of UPDATES updates
 NEVER = 10**9  # a period that no update comes to
 
 logger = logging.getLogger(__name__)
@@ -135,9 +135,9 @@ def measure(config, dataset, sgd_batch_size):
         sgd = _Method(config.model_copy(update={"optimizer": sgd_settings}), dataset)
         kfc = _Method(config, dataset)
         turns = [(sgd, sgd_settings), (kfc, with_statistics), (kfc, with_both), (kfc, plain)]
-        # What is compiled and recorded in three turns is not timed: from the second one on the
+        # What is compiled and captured in three turns is not timed: from the second one on the
         # factors are as old at a turn's first statistics as they will be, and a GPU runs an update
-        # of a new kind as it stands at its first call and records it at the second.
+        # of a new kind eagerly at its first call and captures it at the second.
         for _ in range(3):
             for method, kind in turns:
                 method.turn(kind)
@@ -205,7 +205,7 @@ class _Method:
 
 
 def format_costs(costs, shares):
-    """What was measured, for people: milliseconds of each part."""
+    """The measured costs as a text: milliseconds of each part."""
     parts = [
         (f"update of SGD, M = {costs.sgd_batch_size}", costs.sgd),
         (f"update of KFC-pre, M = {costs.batch_size}", costs.update),
