@@ -351,3 +351,26 @@ def test_vanishing_derivatives_keep_the_inverses_finite(rng):
     Omega_inv, Gamma_inv = damped_inverses(random_spd(rng, 5), np.zeros((3, 3)), 0.04)
     assert np.isfinite(Omega_inv).all()
     assert_close(Gamma_inv, np.eye(3) / 0.2)
+
+
+@pytest.mark.parametrize(
+    "window, match",
+    [((0, 1, 0), "kernel_size: 0"), ((3, 0, 1), "stride: 0"), ((3, 1, -1), "padding: -1")],
+)
+def test_a_window_that_is_none_is_refused_by_name(window, match):
+    with pytest.raises(ValueError, match=match):
+        input_factor(np.ones((2, 5, 4, 3)), *window)
+
+
+@pytest.mark.parametrize("factor", [input_factor, derivative_factor])
+def test_factors_need_an_example(factor):
+    with pytest.raises(ValueError, match=r"shape \(0, 5, 4, 3\) is empty"):
+        factor(np.ones((0, 5, 4, 3)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_factors_take_either_byte_order(rng, dtype):
+    x = rng.standard_normal((3, 5, 4, 2)).astype(dtype)
+    swapped = x.astype(x.dtype.newbyteorder())
+    assert np.array_equal(input_factor(swapped, 3, 2, 1), input_factor(x, 3, 2, 1))
+    assert derivative_factor(swapped).dtype == dtype

@@ -182,6 +182,16 @@ def test_the_paper_network_has_its_89578_parameters(ops64):
     "layers, message",
     [
         ([dict(layer="conv", filters=2, kernel=9)], "does not fit"),
+        *(
+            ([dict(layer="dense", units=4), second], f"{second['layer']}1 takes images")
+            for second in (
+                dict(layer="conv", filters=2, kernel=3),
+                dict(layer="max_pool", size=2, stride=2),
+                dict(layer="avg_pool", size=2, stride=2),
+                dict(layer="response_norm", size=3, scale=1.0, power=0.75),
+                dict(layer="response_norm", size=3, scale=1.0, power=0.75, across=True),
+            )
+        ),
         ([dict(layer="sigmoid")], "sigmoid"),
         ([dict(layer="relu")], "no layer has weights"),
         ([dict(layer="dense", units=2, name="a"), dict(layer="dense", units=2, name="a")], "'a'"),

@@ -19,13 +19,15 @@ def _reference_ops(*arrays):
 
 
 def _as_images(array, name):
-    """(M, H, W, J) as it is, (M, J) as M images of one pixel."""
+    """(M, H, W, J) as it is, (M, J) as M images of one pixel; in the byte order of the machine."""
     array = np.asarray(array)
-    if array.ndim == 2:
-        return np.ascontiguousarray(array[:, None, None, :])
-    if array.ndim != 4:
+    if array.ndim not in (2, 4):
         raise ValueError(f"{name}: shape {array.shape} is neither (M, H, W, maps) nor (M, units)")
-    return np.ascontiguousarray(array)
+    if not array.size:
+        raise ValueError(f"{name}: an array of shape {array.shape} is empty")
+    if array.ndim == 2:
+        array = array[:, None, None, :]
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
 
 
 def input_factor(
@@ -34,10 +36,18 @@ def input_factor(
     """Omega (P, P), P = 1 + K*K*J, from activations (M, H, W, J); from (M, J) Psi (1 + J, 1 + J).
 
     Theorem 2: the sum over output locations, the mean over examples; row 0 is the homogeneous one,
-    then (offset, map), maps fastest. Raises ValueError for another shape and for a kernel that does
-    not fit into the padded image, TypeError for another dtype than float32 and float64.
+    then (offset, map), maps fastest. Raises ValueError for another shape, no example, a window that
+    is none or does not fit into the padded image, TypeError for another dtype than float32 and
+    float64.
     """
     x = _as_images(activations, "activations")
+    for name, value, least in (
+        ("kernel_size", kernel_size, 1),
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name}: {value} is below {least}")
     if min(output_sides(x.shape, kernel_size, stride, padding)) < 1:
         raise ValueError(
             f"kernel_size: {kernel_size} with padding {padding} does not fit into "

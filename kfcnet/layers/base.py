@@ -10,6 +10,16 @@ class Mode(NamedTuple):
     step: int = 0
 
 
+def image_shape(input_shape, name):
+    """input_shape as (H, W, maps). Raises ValueError for the shape (units,) of a dense layer."""
+    if len(input_shape) != 3:
+        raise ValueError(
+            f"{name} takes images (H, W, maps), but its input has shape {tuple(input_shape)}: "
+            "put it before the first dense layer"
+        )
+    return input_shape
+
+
 class Layer:
     """A function of a mini-batch with its adjoint and its tangent.
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from kfcnet.layers.base import Layer
+from kfcnet.layers.base import Layer, image_shape
 
 
 class ResponseNorm(Layer):
@@ -14,7 +14,8 @@ class ResponseNorm(Layer):
     """
 
     def __init__(self, ops, input_shape, name, size, scale, power, across=False):
-        super().__init__(ops, input_shape, name)
+        """Raises ValueError behind a dense layer."""
+        super().__init__(ops, image_shape(input_shape, name), name)
         self.parameters = (size, scale / (size if across else size**2), power, across)
 
     def forward(self, x, mode):

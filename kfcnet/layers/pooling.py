@@ -1,16 +1,16 @@
 """Pooling with cuda-convnet's windows: from the image's corner, clipped at its far borders."""
 
-from kfcnet.layers.base import Layer
+from kfcnet.layers.base import Layer, image_shape
 from kfcnet.ops.shapes import pooled_size
 
 
 class _Pool(Layer):
     def __init__(self, ops, input_shape, name, size, stride):
-        """Raises ValueError where the stride would leave pixels, or a whole window, out."""
+        """Raises ValueError where the stride would leave out pixels, and behind a dense layer."""
         super().__init__(ops, input_shape, name)
         if stride > size:
             raise ValueError(f"{name}: a stride of {stride} is above the window's size, {size}")
-        H, W, J = self.input_shape
+        H, W, J = image_shape(self.input_shape, name)
         self.window = (size, stride)
         self.output_shape = (pooled_size(H, size, stride), pooled_size(W, size, stride), J)
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from kfcnet.layers.base import Layer
+from kfcnet.layers.base import Layer, image_shape
 from kfcnet.ops.shapes import output_sides
 
 
@@ -74,9 +74,10 @@ class Conv2d(Weighted):
     def __init__(self, ops, input_shape, name, filters, kernel, stride=1, padding=0, std=0.01):
         """std: deviation of the initial Gaussian weights, or "he" for sqrt(2 / inputs).
 
-        Raises ValueError where the kernel does not fit into the padded image.
+        Raises ValueError where the kernel does not fit into the padded image, and behind a dense
+        layer.
         """
-        H, W, J = input_shape
+        H, W, J = image_shape(input_shape, name)
         Ho, Wo = output_sides((1, H, W, J), kernel, stride, padding)
         if min(Ho, Wo) < 1:
             raise ValueError(
