@@ -1,6 +1,7 @@
 """Configurations: every key is checked, errors name it in full, text survives a round trip."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
@@ -14,7 +15,13 @@ from kfcnet.config import (
     read_config,
     yaml_text,
 )
-from kfcnet.config.schema import KfcPreConfig, OpsConfig
+from kfcnet.config.schema import (
+    KfcPreConfig,
+    LayerConfig,
+    OpsConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+)
 
 FOLDER = Path(__file__).parents[1] / "configs"
 TEXT = """
@@ -139,6 +146,7 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
     ("network.4.name=conv1", "network: 2 layers are named conv1"),
     ("network.0.name=a/b", "network.0.name: must be letters, digits and _ only, got 'a/b'"),
     ("network.0.std=hee", "network.0.std: must be a number or he, got 'hee'"),
+    ("network.0.std={a: 1}", "network.0.std: must be a number, got {'a': 1}"),
     ("network.0.std=0", "network.0.std: must be above 0, got 0"),
     ("network.0.filters=1.5", "network.0.filters: must be a whole number, got 1.5"),
     ("network.0.padding=-1", "network.0.padding: must be at least 0, got -1"),
@@ -158,6 +166,9 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
     ("optimizer.statistics_fraction=0", "optimizer.statistics_fraction: must be above 0, got 0"),
     ("optimizer.weight_decay=[1]", "optimizer.weight_decay: must be a number, got [1]"),
     ("optimizer.weight_decay.conv1=x", "optimizer.weight_decay.conv1: must be a number, got 'x'"),
+    ("optimizer.weight_decay={mapping: 1, conv1: x}",
+     "optimizer.weight_decay.conv1: must be a number, got 'x'"),
+    ("optimizer.weight_decay={1: 1}", "optimizer.weight_decay.1: must be text, got 1"),
     ("optimizer.weight_decay.conv9=1", "optimizer.weight_decay.conv9: the network has no such"),
     ("optimizer.max_norm=0", "optimizer.max_norm: must be above 0, got 0"),
     ("optimizer.max_norm.conv9=1", "optimizer.max_norm.conv9: the network has no such"),
@@ -168,6 +179,8 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
     ("optimizer.schedule={name: step, at: []}", "optimizer.schedule.at: must be a list of at"),
     ("optimizer.schedule={name: step, at: [0]}", "optimizer.schedule.at.0: must be above 0"),
     ("optimizer.schedule={name: constant, at: [1]}", "optimizer.schedule.at: unknown key"),
+    ("optimizer.schedule={name: step, at: 1, step: 2}",
+     "optimizer.schedule.at: must be a list, got 1"),
     ("optimizer.schedule={name: cosine, warm_up: 5, examples: 4}",
      "optimizer.schedule.examples: 4 is not above warm_up, 5"),
     ("optimizer.inverse_period=4", "optimizer.inverse_period: 4 is below statistics_period, 5"),
@@ -190,6 +203,18 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
 ])  # fmt: skip
 def test_bad_settings_are_refused_by_the_name_of_their_key(override, message):
     assert message in error_of(override)
+
+
+@pytest.mark.parametrize("key, union", [
+    ("optimizer", OptimizerConfig), ("network.1", LayerConfig),
+    ("optimizer.schedule", ScheduleConfig),
+])  # fmt: skip
+def test_an_unknown_key_is_answered_with_the_keys_of_the_model_that_was_chosen(key, union):
+    for model in get_args(get_args(union)[0]):
+        tag, field = next(iter(model.model_fields.items()))
+        message = error_of(f"{key}={{{tag}: {field.default}, zzz: 1}}")
+        known = ", ".join(model.model_fields)
+        assert message.splitlines()[0] == f"my.yaml: {key}.zzz: unknown key; known: {known}"
 
 
 @pytest.mark.parametrize("section", ["data", "network", "optimizer", "epochs"])

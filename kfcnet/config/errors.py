@@ -1,71 +1,17 @@
 """What is wrong with a configuration, in words: validation errors with the full key of each."""
 
-from typing import Any
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
 
-from pydantic import ValidationError
-
-from kfcnet.config.schema import (
-    AdagradConfig,
-    AdamConfig,
-    AvgPoolConfig,
-    BatchNormConfig,
-    Config,
-    ConstantConfig,
-    ConvConfig,
-    CosineConfig,
-    DataConfig,
-    DenseConfig,
-    DiagnosticsConfig,
-    DropoutConfig,
-    EvaluationConfig,
-    HessianFreeConfig,
-    KfacConfig,
-    KfcPreConfig,
-    MaxPoolConfig,
-    OpsConfig,
-    ReluConfig,
-    ResponseNormConfig,
-    RmspropConfig,
-    SgdConfig,
-    StepConfig,
-    suggestion,
-)
-
-_SECTIONS = {
-    "data": DataConfig,
-    "evaluation": EvaluationConfig,
-    "ops": OpsConfig,
-    "diagnostics": DiagnosticsConfig,
-}
-
-# After a choice, the location of an error also names the model that was chosen.
-_CHOICES = {
-    "sgd": SgdConfig,
-    "kfc_pre": KfcPreConfig,
-    "kfac": KfacConfig,
-    "hessian_free": HessianFreeConfig,
-    "adagrad": AdagradConfig,
-    "rmsprop": RmspropConfig,
-    "adam": AdamConfig,
-    "conv": ConvConfig,
-    "dense": DenseConfig,
-    "relu": ReluConfig,
-    "max_pool": MaxPoolConfig,
-    "avg_pool": AvgPoolConfig,
-    "response_norm": ResponseNormConfig,
-    "batch_norm": BatchNormConfig,
-    "dropout": DropoutConfig,
-    "constant": ConstantConfig,
-    "step": StepConfig,
-    "cosine": CosineConfig,
-}
+from pydantic import BaseModel, Tag, ValidationError
 
 
-def explain(error: ValidationError, document: dict, source: str) -> str:
+def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """One or two lines: unknown keys first, a missing key last (it may only be misspelt)."""
     order = {"extra_forbidden": 0, "missing": 2}
     errors = sorted(error.errors(), key=lambda item: order.get(item["type"], 1))
-    lines = [f"{source}: {_explain_one(item, document)}" for item in errors]
+    lines = [f"{source}: {_explain_one(item, model)}" for item in errors]
     if errors[0]["type"] == "extra_forbidden" and len(errors) == 2:
         missing = errors[1]["type"] == "missing" and errors[1]["loc"][-1]
         if missing and lines[0].endswith(f"did you mean {missing}?"):
@@ -75,14 +21,11 @@ def explain(error: ValidationError, document: dict, source: str) -> str:
     return "\n".join(lines)
 
 
-def _explain_one(error: dict, document: dict) -> str:
+def _explain_one(error: dict, model: type[BaseModel]) -> str:
     kind, context, got = error["type"], error.get("ctx", {}), show(error["input"])
-    key = _key(error["loc"], document)
+    key, fields = _locate(error["loc"], model)
     if kind == "extra_forbidden":
-        model = Config
-        for step in error["loc"][:-1]:
-            model = (_SECTIONS | _CHOICES).get(step, model)
-        return f"{key}: unknown key" + suggestion(str(error["loc"][-1]), model.model_fields)
+        return f"{key}: unknown key" + suggestion(str(error["loc"][-1]), fields)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         key = f"{key}.{context['discriminator'].strip(chr(39))}"
         if kind == "union_tag_not_found":
@@ -117,20 +60,47 @@ def _explain_one(error: dict, document: dict) -> str:
     return f"{key}: must be {wanted}, got {got}"
 
 
-def _key(location: tuple, document: Any) -> str:
-    """Full dotted key of an error: its location without the names of chosen models."""
-    keys = []
-    for depth, step in enumerate(location):
-        last = depth == len(location) - 1
-        if isinstance(document, dict) and step in document:
-            keys, document = [*keys, step], document[step]
-        elif isinstance(document, list | tuple) and isinstance(step, int) and step < len(document):
-            keys, document = [*keys, step], document[step]
-        elif last and isinstance(document, dict) and step not in _CHOICES and step != "mapping":
+def _locate(location: tuple, model: type[BaseModel]) -> tuple[str, Iterable[str]]:
+    """Full dotted key of an error in a configuration of `model`, and the keys known beside it.
+
+    pydantic's location also has the tag of each chosen member of a discriminated union.
+    """
+    keys, part, choices = [], model, {}
+    for step in location:
+        if step in choices:
+            part, choices = choices[step], {}
+        elif step != "[key]":  # the key of a mapping is wrong, not its value
             keys.append(step)
-    return ".".join(map(str, keys))
+            fields = getattr(part, "model_fields", {})
+            if step in fields:
+                choices = _choices(fields[step].annotation)
+                part = choices.pop(None, part)
+    return ".".join(map(str, keys)), getattr(part, "model_fields", {})
+
+
+def _choices(annotation: Any) -> dict[str | None, Any]:
+    """{tag: member} of the discriminated union in a field's annotation.
+
+    A model outside of a union has no tag; its key is None.
+    """
+    if hasattr(annotation, "model_fields"):
+        first = next(iter(annotation.model_fields.values()))
+        values = get_args(first.annotation)  # a tag is a Literal with one value
+        return {values[0] if len(values) == 1 else None: annotation}
+    choices = {}
+    for part in get_args(annotation):
+        choices |= {part.tag: annotation} if isinstance(part, Tag) else _choices(part)
+    return choices
 
 
 def show(value: Any) -> str:
+    """The value as Python writes it, cut after 40 characters."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What to put behind an unknown name: the most similar known one, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

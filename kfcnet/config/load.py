@@ -49,7 +49,7 @@ def parse_config(text: str, source: str = "config", overrides: Iterable[str] = (
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(explain(error, document, source)) from None
+        raise ConfigError(explain(error, Config, source)) from None
 
 
 def dump_config(config: Config) -> str:

@@ -4,9 +4,7 @@ Every key is checked: an unknown one, a wrong type or a value out of range is a 
 which `kfcnet.config` puts into one or two lines that name the key.
 """
 
-import difflib
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +18,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+
+from kfcnet.config.errors import suggestion
 
 
 class _Model(BaseModel):
@@ -487,10 +487,3 @@ def _weighted_names(layers) -> list[str]:
         elif isinstance(layer, BatchNormConfig) and layer.affine:
             names.append(f"{layer.name}_affine")
     return names
-
-
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """What to put behind a name that is not known: the likeliest one, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
