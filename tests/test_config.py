@@ -15,13 +15,9 @@ from kfcnet.config import (
     read_config,
     yaml_text,
 )
-from kfcnet.config.schema import (
-    KfcPreConfig,
-    LayerConfig,
-    OpsConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-)
+from kfcnet.config.layers import LayerConfig
+from kfcnet.config.optimizers import OptimizerConfig, ScheduleConfig
+from kfcnet.config.schema import KfcPreConfig, OpsConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
 TEXT = """

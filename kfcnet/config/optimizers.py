@@ -1,0 +1,255 @@
+"""The optimizers and the schedules of their learning rates, one model for each."""
+
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, field_validator
+
+from kfcnet.config.fields import Decay, Fraction, Model, NonNegative, PositiveFloat, PositiveInt
+
+WeightDecay = Annotated[
+    Annotated[NonNegative, Tag("number")] | Annotated[dict[str, NonNegative], Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
+]
+
+
+# Longest Euclidean norm of a unit's incoming weights.
+MaxNorm = Annotated[
+    Annotated[PositiveFloat, Tag("number")] | Annotated[dict[str, PositiveFloat], Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
+]
+
+
+class _ScheduleConfig(Model):
+    """The learning rate's course, in examples; it begins with a linear rise over `warm_up`."""
+
+    name: str
+    warm_up: NonNegative = 0.0
+    warm_up_start: Fraction = 0.01  # share of the learning rate that the rise starts from
+
+
+class ConstantConfig(_ScheduleConfig):
+    name: Literal["constant"] = "constant"
+
+
+class StepConfig(_ScheduleConfig):
+    """Multiplied by `factor` after each of the numbers of examples in `at`."""
+
+    name: Literal["step"] = "step"
+    at: Annotated[tuple[PositiveFloat, ...], Field(strict=False, min_length=1)]
+    factor: Fraction = 0.1
+
+
+class CosineConfig(_ScheduleConfig):
+    """Half a period of a cosine from the warm-up's end to `examples`, then `final` of the rate."""
+
+    name: Literal["cosine"] = "cosine"
+    examples: PositiveFloat
+    final: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @field_validator("examples")
+    @classmethod
+    def _ends_after_the_warm_up(cls, examples, info):
+        if examples <= info.data.get("warm_up", 0):
+            raise ValueError(f"{examples:g} is not above warm_up, {info.data['warm_up']:g}")
+        return examples
+
+
+ScheduleConfig = Annotated[ConstantConfig | StepConfig | CosineConfig, Field(discriminator="name")]
+
+
+class _OptimizerConfig(Model):
+    """What all optimizers share. Timescales are in examples."""
+
+    name: str
+    batch_size: PositiveInt = 128
+    weight_decay: WeightDecay = 0.0  # one number, or layer name -> number; biases never decay
+    max_norm: MaxNorm | None = None  # likewise; layers that a mapping leaves out are free
+    averaging_timescale: PositiveFloat = 50000.0
+
+
+class _RateConfig(_OptimizerConfig):
+    """A learning rate, and its course."""
+
+    learning_rate: PositiveFloat
+    schedule: ScheduleConfig = ConstantConfig()
+
+
+class StatisticsConfig(_OptimizerConfig):
+    """Where Kronecker factors come from, and when. Periods are in updates.
+
+    Fractions are shares of the mini-batch. The factors start from `initial_examples` examples.
+    """
+
+    batch_size: PositiveInt = 512
+    statistics_timescale: Annotated[PositiveFloat | None, Field(validate_default=True)] = None
+    statistics_period: PositiveInt = 5
+    statistics_fraction: Fraction = 0.25
+    initial_examples: PositiveInt = 5000
+    inverse_period: Annotated[PositiveInt, Field(validate_default=True)] = 20
+
+    @field_validator("statistics_timescale")
+    @classmethod
+    def _default_timescale(cls, timescale, info):
+        return info.data.get("averaging_timescale") if timescale is None else timescale
+
+    @field_validator("inverse_period")
+    @classmethod
+    def _statistics_come_first(cls, period, info):
+        if period < info.data.get("statistics_period", period):
+            raise ValueError(
+                f"{period} is below statistics_period, {info.data['statistics_period']}: "
+                "the same factors would be inverted twice"
+            )
+        return period
+
+
+class SgdConfig(_RateConfig):
+    """SGD with momentum, plain or Nesterov's, and averaged parameters."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: Decay = 0.9
+    nesterov: bool = False
+
+
+class AdagradConfig(_RateConfig):
+    """Steps divided by the root of the sum of all squared gradients."""
+
+    name: Literal["adagrad"] = "adagrad"
+    epsilon: PositiveFloat = 1e-8
+
+
+class RmspropConfig(_RateConfig):
+    """Steps divided by the root of a running mean of the squared gradients."""
+
+    name: Literal["rmsprop"] = "rmsprop"
+    square_decay: Decay = 0.9
+    epsilon: PositiveFloat = 1e-8
+
+
+class AdamConfig(_RateConfig):
+    """Running means of the gradient and of its square, corrected for starting at zero."""
+
+    name: Literal["adam"] = "adam"
+    momentum: Decay = 0.9
+    square_decay: Decay = 0.999
+    epsilon: PositiveFloat = 1e-8
+
+
+class KfcPreConfig(StatisticsConfig, _RateConfig):
+    """SGD with momentum on the natural gradient of KFC, with clipped updates.
+
+    `structure` is what is kept of each layer's curvature (kfcnet/curvature/structures.py). Updates
+    are clipped on a share `clip_fraction` of the mini-batch; `clip: null` leaves them unclipped.
+    With an `inverse_delay` factors are inverted beside training, by the device or the host as
+    `inverse_on` says, and the inverses adopted so many updates later; not with structure `ekfc`.
+    """
+
+    name: Literal["kfc_pre"] = "kfc_pre"
+    structure: Literal["kfc", "diagonal", "sua", "white", "ekfc"] = "kfc"
+    momentum: Decay = 0.9
+    damping: NonNegative = 1e-3
+    clip: PositiveFloat | None = 0.3
+    clip_fraction: Fraction = 0.25
+    inverse_delay: Annotated[int, Field(ge=0)] = 0
+    inverse_on: Literal["device", "host"] = "device"
+
+    @field_validator("inverse_delay")
+    @classmethod
+    def _can_wait(cls, delay, info):
+        if delay and info.data.get("structure") == "ekfc":
+            raise ValueError(f"{delay} with structure ekfc would lose the moments seen meanwhile")
+        if delay > info.data.get("inverse_period", delay):
+            raise ValueError(
+                f"{delay} is above inverse_period, {info.data['inverse_period']}: "
+                "the next inversion would begin before this one is adopted"
+            )
+        return delay
+
+
+class _TrustConfig(StatisticsConfig):
+    """A quadratic model of the objective, damped as far as it deserves trust.
+
+    `damping` is its first value, adapted by the Levenberg-Marquardt rule: multiplied or divided by
+    `damping_decay` for each update since the rule was last applied, but never below
+    `least_damping`: a model that is right about its own small mini-batch is trusted ever more, and
+    steps come to follow the noise. The exact Fisher matrix is that of a share `fisher_fraction` of
+    the mini-batch. `tikhonov` damps the factors of KFC's matrix (Eq. 21), or exactly their product.
+    """
+
+    tikhonov: Literal["factored", "exact"] = "factored"
+    damping: PositiveFloat = 150.0
+    damping_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    least_damping: NonNegative = 0.0
+    fisher_fraction: Fraction = 0.25
+
+
+class KfacConfig(_TrustConfig):
+    """K-FAC with KFC's factors: exact step sizes and momentum, and damping that adapts itself.
+
+    The defaults are those of Martens & Grosse (2015) for autoencoders, in brackets their names; the
+    paper says that it ran K-FAC, and not with which values.
+
+        damping 150 (lambda_0), damping_decay 19/20 (w_1 = (19/20)^T_1, w_2^2 = (19/20)^T_2),
+        damping_period 5 (T_1), factor_damping_period 20 (T_2), inverse_period 20 (T_3),
+        statistics_fraction 1/8 (tau_1), fisher_fraction 1/4 (tau_2), statistics_period 1,
+        statistics_timescale 10,000 examples: their 0.95 an update, in mini-batches of 512.
+
+    `factor_damping` is the first value of gamma^2, what the factors are damped with beside weight
+    decay; by default it starts like `damping`, as theirs does, and `least_damping` bounds both,
+    which they do not. Mini-batches do not grow and the iterates' average is that of the other
+    optimizers; theirs grow, and average with a decay of 0.99 an update.
+    """
+
+    name: Literal["kfac"] = "kfac"
+    factor_damping: PositiveFloat | None = None
+    damping_period: PositiveInt = 5
+    statistics_timescale: PositiveFloat | None = 10000.0
+    statistics_period: PositiveInt = 1
+    statistics_fraction: Fraction = 0.125
+    factor_damping_period: Annotated[PositiveInt, Field(validate_default=True)] = 20
+
+    @field_validator("factor_damping_period")
+    @classmethod
+    def _inverts_anyway(cls, period, info):
+        if period % info.data.get("inverse_period", period):
+            raise ValueError(
+                f"{period} is not a multiple of inverse_period, {info.data['inverse_period']}"
+            )
+        return period
+
+
+class HessianFreeConfig(_TrustConfig):
+    """Hessian-free optimization: SciPy's conjugate gradients on the exact Fisher matrix.
+
+    They are preconditioned with the inverse of KFC's matrix or not at all, start from `warm_start`
+    times the previous update, and end after `cg_iterations` or where the residual is below
+    `cg_tolerance` times the gradient. KFC's matrix is damped like the model itself, except that
+    weight decay damps the biases too. The paper only names the idea (section 3.2). damping_decay
+    2/3 and the line search follow Martens (2010), warm_start 0.95 Martens & Sutskever (2012); the
+    other values are chosen here.
+    """
+
+    name: Literal["hessian_free"] = "hessian_free"
+    batch_size: PositiveInt = 2048
+    damping: PositiveFloat = 1.0
+    damping_decay: Annotated[float, Field(gt=0, lt=1)] = 2 / 3
+    tikhonov: Literal["factored", "exact"] = "exact"
+    statistics_timescale: PositiveFloat | None = 10000.0
+    statistics_period: PositiveInt = 1
+    inverse_period: PositiveInt = 1
+    preconditioner: Literal["kfc", "none"] = "kfc"
+    cg_iterations: PositiveInt = 50
+    cg_tolerance: Annotated[float, Field(ge=1e-5, lt=1)] = 1e-3
+    warm_start: Annotated[float, Field(ge=0, le=1)] = 0.95
+
+
+OptimizerConfig = Annotated[
+    SgdConfig
+    | KfcPreConfig
+    | KfacConfig
+    | HessianFreeConfig
+    | AdagradConfig
+    | RmspropConfig
+    | AdamConfig,
+    Field(discriminator="name"),
+]
