@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kfcnet import philox
+from kfcnet.config.names import affine_name, layer_names
 from kfcnet.layers import (
     AvgPool,
     BatchNorm,
@@ -45,14 +46,14 @@ def build_network(
     optional `name`, and the layer's arguments. input_shape: (H, W, C). Raises ValueError naming
     the layer for an unknown kind, a wrong argument or an impossible shape.
     """
-    layers, counts, shape = [], {}, input_shape
-    for index, specification in enumerate(specifications):
-        arguments = dict(getattr(specification, "model_dump", lambda s=specification: s)())
+    layers, shape = [], input_shape
+    mappings = [dict(getattr(layer, "model_dump", lambda s=layer: s)()) for layer in specifications]
+    names = layer_names(mappings)
+    for index, (arguments, name) in enumerate(zip(mappings, names, strict=True)):
         kind = arguments.pop("layer")
         if kind not in LAYERS:
             raise ValueError(f"network.{index}: {kind!r} is not one of {', '.join(LAYERS)}")
-        counts[kind] = counts.get(kind, 0) + 1
-        name = arguments.pop("name", None) or f"{kind}{counts[kind]}"
+        arguments.pop("name", None)
         if kind == "dropout":
             arguments |= {"seed": seed, "stream": index}
         is_affine = kind == "batch_norm" and arguments.pop("affine", False)
@@ -61,7 +62,7 @@ def build_network(
         except (TypeError, ValueError) as error:
             raise ValueError(f"network.{index} ({kind}): {error}") from None
         if is_affine:
-            layers.append(ScaleShift(ops, shape, f"{name}_affine"))
+            layers.append(ScaleShift(ops, shape, affine_name(name)))
         shape = layers[-1].output_shape
     return Network(layers, ops, seed)
 

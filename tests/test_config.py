@@ -18,6 +18,8 @@ from kfcnet.config import (
 from kfcnet.config.layers import LayerConfig
 from kfcnet.config.optimizers import OptimizerConfig, ScheduleConfig
 from kfcnet.config.schema import KfcPreConfig, OpsConfig
+from kfcnet.network import build_network
+from kfcnet.ops.cpu import CpuOps
 
 FOLDER = Path(__file__).parents[1] / "configs"
 TEXT = """
@@ -91,6 +93,29 @@ def test_layers_without_a_name_are_numbered_by_kind():
     assert names == ["conv1", None, None, "middle", "conv3", "dense1"]
 
 
+def test_a_network_names_its_layers_as_its_config_does():
+    layers = "[{layer: conv, filters: 2, kernel: 1}, {layer: max_pool, size: 2, stride: 2}, "
+    layers += "{layer: batch_norm, affine: true}, {layer: relu, name: rectified}, "
+    layers += "{layer: max_pool, size: 2, stride: 2}, {layer: dense, units: 10}]"
+    config = parse(f"network={layers}", "optimizer.weight_decay.batch_norm1_affine=1")
+    built = build_network(config.network, (8, 8, 1), CpuOps("float32"))
+    assert [layer.name for layer in built.layers] == [
+        "conv1", "max_pool1", "batch_norm1", "batch_norm1_affine", "rectified", "max_pool2",
+        "dense1",
+    ]  # fmt: skip
+    weighted = [name for layer in config.network if (name := layer.weighted_name)]
+    assert [layer.name for layer in built.weighted] == weighted
+
+
+def test_a_pool_is_written_with_a_name_only_where_it_was_given_one():
+    def written(*overrides):
+        return yaml_text.parse(dump_config(parse(*overrides)))["network"][2]
+
+    assert written() == {"layer": "max_pool", "size": 2, "stride": 2}
+    assert written("network.2.name=pool") == {"name": "pool", **written()}
+    assert parse("network.2.name=pool").network[2].name == "pool"
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         parse().epochs = 4
@@ -140,6 +165,10 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
     ("network=[]", "network: must be a list of at least one item, got []"),
     ("network=[{layer: relu}]", "network: no conv or dense layer"),
     ("network.4.name=conv1", "network: 2 layers are named conv1"),
+    ("network.2.name=conv1", "network: 2 layers are named conv1"),
+    ("network.2.name=relu1", "network: 2 layers are named relu1"),
+    ("network=[{layer: batch_norm, affine: true}, {layer: relu, name: batch_norm1_affine}]",
+     "network: 2 layers are named batch_norm1_affine"),
     ("network.0.name=a/b", "network.0.name: must be letters, digits and _ only, got 'a/b'"),
     ("network.0.std=hee", "network.0.std: must be a number or he, got 'hee'"),
     ("network.0.std={a: 1}", "network.0.std: must be a number, got {'a': 1}"),

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_serializer
 
 from kfcnet.config.fields import Fraction, LayerName, Model, PositiveFloat, PositiveInt
+from kfcnet.config.names import affine_name
 
 
 def _known_rule(rule: str) -> str:
@@ -21,9 +22,36 @@ Deviation = Annotated[
 ]
 
 
-class ConvConfig(Model):
-    layer: Literal["conv"] = "conv"
+class _LayerConfig(Model):
+    """What all layers share. A `name` that is not given is not written into a run's config.yaml."""
+
+    layer: str
     name: LayerName | None = None
+
+    @property
+    def weighted_name(self) -> str | None:
+        """Name of the layer that holds this one's parameters; None where there are none."""
+        return None
+
+    @model_serializer(mode="wrap")
+    def _without_an_absent_name(self, serialize):
+        return {
+            key: value for key, value in serialize(self).items() if (key, value) != ("name", None)
+        }
+
+
+class NamedLayerConfig(_LayerConfig):
+    """A layer that a run's config.yaml names always; Config gives it its default name."""
+
+
+class _WeightedConfig(NamedLayerConfig):
+    @property
+    def weighted_name(self) -> str | None:
+        return self.name
+
+
+class ConvConfig(_WeightedConfig):
+    layer: Literal["conv"] = "conv"
     filters: PositiveInt
     kernel: PositiveInt
     stride: PositiveInt = 1
@@ -31,19 +59,17 @@ class ConvConfig(Model):
     std: Deviation = "he"
 
 
-class DenseConfig(Model):
+class DenseConfig(_WeightedConfig):
     layer: Literal["dense"] = "dense"
-    name: LayerName | None = None
     units: PositiveInt
     std: Deviation = "he"
 
 
-class ReluConfig(Model):
+class ReluConfig(_LayerConfig):
     layer: Literal["relu"] = "relu"
 
 
-class _PoolConfig(Model):
-    layer: str
+class _PoolConfig(_LayerConfig):
     size: Annotated[int, Field(ge=1, le=16)]  # a place in the window must fit in one byte
     stride: PositiveInt
 
@@ -63,7 +89,7 @@ class AvgPoolConfig(_PoolConfig):
     layer: Literal["avg_pool"] = "avg_pool"
 
 
-class ResponseNormConfig(Model):
+class ResponseNormConfig(_LayerConfig):
     """y = x (1 + scale/n sum_window x^2)^-power, n = size^2 within a map, size across maps."""
 
     layer: Literal["response_norm"] = "response_norm"
@@ -73,16 +99,19 @@ class ResponseNormConfig(Model):
     across: bool = False
 
 
-class BatchNormConfig(Model):
+class BatchNormConfig(NamedLayerConfig):
     """`affine` learns a scale and a shift of every map, in a layer named after this, `_affine`."""
 
     layer: Literal["batch_norm"] = "batch_norm"
-    name: LayerName | None = None
     epsilon: PositiveFloat = 1e-5
     affine: bool = False
 
+    @property
+    def weighted_name(self) -> str | None:
+        return affine_name(self.name) if self.affine else None
 
-class DropoutConfig(Model):
+
+class DropoutConfig(_LayerConfig):
     layer: Literal["dropout"] = "dropout"
     keep: Fraction
 

@@ -20,9 +20,11 @@ from kfcnet.config.layers import (
     DropoutConfig,
     LayerConfig,
     MaxPoolConfig,
+    NamedLayerConfig,
     ReluConfig,
     ResponseNormConfig,
 )
+from kfcnet.config.names import layer_names
 from kfcnet.config.optimizers import (
     AdagradConfig,
     AdamConfig,
@@ -131,22 +133,24 @@ class Config(Model):
     @field_validator("network")
     @classmethod
     def _name_layers(cls, network):
-        """Name the layers that may have a name and do not: conv1, conv2, ..., dense1, ..."""
-        counts, layers = Counter(), []
-        for layer in network:
-            if isinstance(layer, ConvConfig | DenseConfig | BatchNormConfig):
-                counts[layer.layer] += 1
-                name = layer.name or f"{layer.layer}{counts[layer.layer]}"
-                layer = layer.model_copy(update={"name": name})
-            layers.append(layer)
-        weighted = _weighted_names(layers)
+        """Give every NamedLayerConfig its name, and refuse a name that two layers share."""
+        names = layer_names(layer.model_dump() for layer in network)
+        network = tuple(
+            layer.model_copy(update={"name": name})
+            if isinstance(layer, NamedLayerConfig)
+            else layer
+            for layer, name in zip(network, names, strict=True)
+        )
+        weighted = _weighted_names(network)
         if not weighted:
             raise ValueError("no conv or dense layer, so there is nothing to train")
-        names = [layer.name for layer in layers if isinstance(layer, BatchNormConfig)]
-        for name, uses in Counter(weighted + names).items():
+        affine = [
+            name for layer in network if (name := layer.weighted_name) not in (None, layer.name)
+        ]
+        for name, uses in Counter(names + affine).items():
             if uses > 1:
                 raise ValueError(f"{uses} layers are named {name}; names must differ")
-        return tuple(layers)
+        return network
 
     @model_validator(mode="after")
     def _mappings_name_layers(self):
@@ -172,12 +176,5 @@ class Config(Model):
         return self
 
 
-def _weighted_names(layers) -> list[str]:
-    """Names of the layers that have parameters, as kfcnet.network.build_network gives them."""
-    names = []
-    for layer in layers:
-        if isinstance(layer, ConvConfig | DenseConfig):
-            names.append(layer.name)
-        elif isinstance(layer, BatchNormConfig) and layer.affine:
-            names.append(f"{layer.name}_affine")
-    return names
+def _weighted_names(network) -> list[str]:
+    return [layer.weighted_name for layer in network if layer.weighted_name]
