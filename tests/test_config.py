@@ -6,8 +6,10 @@ from typing import get_args
 import pytest
 import yaml
 
+from kfcnet.cli import main
 from kfcnet.config import (
     ConfigError,
+    aliases,
     config_names,
     dump_config,
     load_config,
@@ -212,8 +214,8 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
     ("optimizer.statistics_period=21", "optimizer.inverse_period: 20 is below statistics"),
     ("optimizer={name: kfc_pre, learning_rate: 1, inverse_delay: 21}",
      "optimizer.inverse_delay: 21 is above inverse_period, 20"),
-    ("optimizer={name: kfc_pre, learning_rate: 1, structure: ekfc, inverse_delay: 1}",
-     "optimizer.inverse_delay: 1 with structure ekfc would lose the moments seen meanwhile"),
+    ("optimizer={name: kfc_pre, learning_rate: 1, structure: ekfac, inverse_delay: 1}",
+     "optimizer.inverse_delay: 1 with structure ekfac would lose the moments seen meanwhile"),
     ("evaluation={every: 1.5, unit: updates}", "evaluation: every must be a whole number"),
     ("data=null", "data: must be keys and values, got None"),
     ("epochs=0", "epochs: must be above 0, got 0"),
@@ -315,3 +317,59 @@ def test_a_runs_config_is_read_with_overrides(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(parse()))
     assert read_config(path) == parse() and read_config(path, ["seed=3"]) == parse("seed=3")
+
+
+OLD_SPELLINGS = [
+    ("{name: kfc_pre, learning_rate: 1, structure: ekfc}", "structure", "ekfac",
+     "optimizer.structure: ekfc is called ekfac now"),
+    ("{structure: white, name: kfc_pre, learning_rate: 1}", "structure", "white_derivatives",
+     "optimizer.structure: white is called white_derivatives now"),
+    ("{name: kfac, least_damping: 0.25}", "min_damping", 0.25,
+     "optimizer.least_damping is called min_damping now"),
+    ("{name: hessian_free, least_damping: 0.25}", "min_damping", 0.25,
+     "optimizer.least_damping is called min_damping now"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def notices(caplog):
+    """The lines that this test has logged, as if no configuration had been read before."""
+    aliases._tell.cache_clear()
+    yield caplog
+    aliases._tell.cache_clear()
+
+
+@pytest.mark.parametrize("optimizer, key, value, notice", OLD_SPELLINGS)
+def test_an_older_spelling_means_the_present_one_and_is_told_once(
+    optimizer, key, value, notice, notices, tmp_path
+):
+    text = yaml_text.dump({**yaml_text.parse(TEXT), "optimizer": yaml_text.parse(optimizer)})
+    config = parse(text=text)
+    assert getattr(config.optimizer, key) == value
+    present = parse(text=dump_config(config))
+    assert present == config and dump_config(present) == dump_config(config)
+    (tmp_path / "config.yaml").write_text(text)
+    assert read_config(tmp_path / "config.yaml") == parse(f"optimizer={optimizer}") == config
+    assert notices.messages == [notice]
+
+
+def test_an_override_reaches_a_setting_under_either_name(notices):
+    old, new = "{name: kfac, least_damping: 1}", "{name: kfac, min_damping: 1}"
+    for optimizer in old, new:
+        for key in "least_damping", "min_damping":
+            assert parse(f"optimizer={optimizer}", f"optimizer.{key}=2").optimizer.min_damping == 2
+    assert parse("optimizer.structure=white").optimizer.structure == "white_derivatives"
+    assert len(notices.messages) == 2
+
+
+def test_a_setting_under_both_of_its_names_is_refused():
+    message = error_of("optimizer={name: kfac, least_damping: 1, min_damping: 1}")
+    assert message == "my.yaml: optimizer.least_damping is called min_damping now: give one of them"
+
+
+def test_the_command_line_shows_the_notice(notices, capsys):
+    arguments = ["--config", "digits_kfc", "--set", "optimizer.structure=ekfc", "--print-config"]
+    assert main(["train", *arguments]) == 0
+    output = capsys.readouterr()
+    assert "structure: ekfac" in output.out
+    assert output.err == "optimizer.structure: ekfc is called ekfac now\n"

@@ -70,7 +70,7 @@ def test_same_seed_gives_the_same_bits(new_cuda):
         ("kfc_pre", dict(inverse_period=3)),
         ("kfc_pre", dict(inverse_delay=1)),
         ("kfc_pre", dict(inverse_delay=3, inverse_on="host")),
-        ("kfc_pre", dict(structure="ekfc")),
+        ("kfc_pre", dict(structure="ekfac")),
         ("sgd", {}),
         ("sgd", dict(nesterov=True)),
         ("adagrad", {}),

@@ -319,11 +319,11 @@ def test_factor_damping_is_the_best_of_three_candidates(ops64, rng, start, facto
 def test_neither_damping_falls_below_the_least(ops64, rng, least):
     """The model's after a timid step, the factors' where the smallest candidate is the best."""
     first, *rest = batches(ops64, rng, 3, M=64)
-    model = kfac(ops64, damping=100.0, least_damping=least, damping_period=2, damping_decay=0.5)
+    model = kfac(ops64, damping=100.0, min_damping=least, damping_period=2, damping_decay=0.5)
     factors = kfac(
         ops64,
         factor_damping=100.0,
-        least_damping=least,
+        min_damping=least,
         damping_period=NEVER,
         factor_damping_period=2,
         inverse_period=2,

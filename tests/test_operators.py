@@ -290,7 +290,7 @@ def test_an_optimizers_blocks_give_the_structure_that_they_keep(ops64, rng):
     net = network(ops64, layers, SMALL_SHAPE)
     net.forward(rng.standard_normal((5, *SMALL_SHAPE)), training=True)
     net.backward(rng.standard_normal((5, 3)), per_example=True)
-    for structure in "kfc", "diagonal", "sua", "white":
+    for structure in "kfc", "diagonal", "sua", "white_derivatives":
         blocks = [build_block(structure, layer, ops64) for layer in net.weighted]
         for block in blocks:
             block.update_factors(decay=0)
@@ -301,8 +301,8 @@ def test_an_optimizers_blocks_give_the_structure_that_they_keep(ops64, rng):
 
 
 def test_a_block_that_is_no_kronecker_product_is_refused(classifier):
-    blocks = [build_block("ekfc", layer, layer.ops) for layer in classifier[0].weighted]
-    with pytest.raises(ValueError, match="conv1: a block of structure ekfc"):
+    blocks = [build_block("ekfac", layer, layer.ops) for layer in classifier[0].weighted]
+    with pytest.raises(ValueError, match="conv1: a block of structure ekfac"):
         KroneckerFisher.of(blocks)
 
 

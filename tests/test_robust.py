@@ -118,7 +118,7 @@ def test_an_indefinite_factor_is_reported_with_its_eigenvalue_and_the_damping_it
     assert np.isfinite(block.Omega_inv).all()
 
 
-@pytest.mark.parametrize("structure", ["ekfc", "exactly damped"])
+@pytest.mark.parametrize("structure", ["ekfac", "exactly damped"])
 def test_eigenvalues_of_zero_without_damping_are_refused_not_divided_by(ops64, rng, structure):
     block = fresh_block(ops64, rng, structure)
     block.weight_decay = 0.0
@@ -142,7 +142,7 @@ def test_a_later_failure_keeps_all_of_the_last_good_inverses_and_warns(
     block.update_inverses(0.1)
     good = {key: getattr(block, key).copy() for key in block.INVERSES}
     getattr(block, name)[0, 0] = value
-    if structure == "ekfc" and np.isfinite(value):
+    if structure == "ekfac" and np.isfinite(value):
         block.update_inverses(0.1)  # its eigenvalues are moments, which are never negative
         assert np.isfinite(block.inverse_values).all()
         return

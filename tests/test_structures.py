@@ -88,7 +88,7 @@ def test_diagonal_is_the_diagonal_of_kfc(ops64, index):
 
 
 def test_white_derivatives_keep_the_trace_of_gamma_and_all_of_omega(ops64):
-    block = filled(ops64, "white", 1)
+    block = filled(ops64, "white_derivatives", 1)
     scale = np.trace(block.Gamma) / 3
     assert_close(block.matrix(), np.kron(scale * np.eye(3), block.Omega))
 
@@ -158,7 +158,7 @@ def test_sua_of_a_dense_layer_is_kfc(ops64):
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["conv1", "conv2", "dense1"])
 def test_eigenvalue_corrected_kfc_is_no_farther_from_the_exact_block_than_kfc(ops64, index):
     """With the same samples for the exact block, the basis and the eigenvalues."""
-    corrected, kfc = (filled(ops64, name, index) for name in ("ekfc", "kfc"))
+    corrected, kfc = (filled(ops64, name, index) for name in ("ekfac", "kfc"))
     gradients = example_gradients(corrected.layer)
     exact = gradients.T @ gradients / len(gradients)
     distances = [np.linalg.norm(block.matrix() - exact) for block in (corrected, kfc)]
@@ -167,7 +167,7 @@ def test_eigenvalue_corrected_kfc_is_no_farther_from_the_exact_block_than_kfc(op
 
 
 def test_the_moments_are_the_diagonal_of_the_exact_block_in_the_basis(ops64):
-    block = filled(ops64, "ekfc", 1)
+    block = filled(ops64, "ekfac", 1)
     gradients = example_gradients(block.layer)
     basis = np.kron(block.derivative_basis, block.input_basis)
     assert_close(block.moments.ravel(), np.square(gradients @ basis).mean(axis=0))
@@ -176,14 +176,14 @@ def test_the_moments_are_the_diagonal_of_the_exact_block_in_the_basis(ops64):
 
 
 def test_before_the_first_pass_the_moments_are_the_eigenvalues_of_kfc(ops64):
-    block = build_block("ekfc", sampled_pass(ops64).weighted[1], ops64)
+    block = build_block("ekfac", sampled_pass(ops64).weighted[1], ops64)
     block.update_factors(0.0)
     block.update_inverses(0.1)
     assert_close(block.matrix(), np.kron(block.Gamma, block.Omega))
 
 
 def test_moments_are_the_mean_of_the_first_passes_and_then_a_running_average(ops64):
-    block = build_block("ekfc", sampled_pass(ops64).weighted[1], ops64)
+    block = build_block("ekfac", sampled_pass(ops64).weighted[1], ops64)
     block.update_factors(0.0)
     block.update_inverses(0.1)
     basis = np.kron(block.derivative_basis, block.input_basis)
@@ -199,7 +199,7 @@ def test_moments_are_the_mean_of_the_first_passes_and_then_a_running_average(ops
 
 
 def test_a_new_basis_takes_the_moments_along_as_the_old_block_seen_in_it(ops64):
-    block = filled(ops64, "ekfc", 1)
+    block = filled(ops64, "ekfac", 1)
     old = block.matrix()
     block.layer = sampled_pass(ops64, seed=9).weighted[1]
     super(type(block), block).update_factors(0.5)  # the factors alone
@@ -263,7 +263,9 @@ def test_training_with_any_structure_lowers_the_loss(ops64, rng, structure):
 
 
 def test_an_unknown_structure_is_refused_with_the_known_ones(ops64):
-    with pytest.raises(ValueError, match="'full' is not one of kfc, diagonal, sua, white, ekfc"):
+    with pytest.raises(
+        ValueError, match="'full' is not one of kfc, diagonal, sua, white_derivatives, ekfac"
+    ):
         build_optimizer(
             settings("kfc_pre", structure="full"), network(ops64), SoftmaxCrossEntropy(ops64)
         )

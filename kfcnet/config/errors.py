@@ -7,6 +7,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, Tag, ValidationError
 
 
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and fits on two lines."""
+
+
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """One or two lines: unknown keys first, a missing key last (it may only be misspelt)."""
     order = {"extra_forbidden": 0, "missing": 2}

@@ -11,13 +11,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kfcnet.config import yaml_text
-from kfcnet.config.errors import explain, show
+from kfcnet.config import aliases, yaml_text
+from kfcnet.config.errors import ConfigError, explain, show
 from kfcnet.config.schema import Config
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key and fits on two lines."""
 
 
 def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -44,8 +40,10 @@ def parse_config(text: str, source: str = "config", overrides: Iterable[str] = (
     document = _parse_yaml(text, source)
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected keys and values, got {show(document)}")
+    aliases.rename(document, source)
     for override in overrides:
         _apply_override(document, override)
+        aliases.rename(document, source)
     try:
         return Config.model_validate(document)
     except ValidationError as error:
@@ -108,6 +106,7 @@ def _apply_override(document: dict, override: str) -> None:
     keys = path.strip().split(".")
     if not separator or not all(keys):
         raise ConfigError(f"--set {override}: expected key.key=value")
+    keys = aliases.present_path(keys)
     value, place = _parse_yaml(text, f"--set {path}"), document
     for depth, key in enumerate(keys):
         index = _index(place, key, f"--set {path}: {'.'.join(keys[:depth])}")

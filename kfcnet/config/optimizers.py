@@ -141,11 +141,11 @@ class KfcPreConfig(StatisticsConfig, _RateConfig):
     `structure` is what is kept of each layer's curvature (kfcnet/curvature/structures.py). Updates
     are clipped on a share `clip_fraction` of the mini-batch; `clip: null` leaves them unclipped.
     With an `inverse_delay` factors are inverted beside training, by the device or the host as
-    `inverse_on` says, and the inverses adopted so many updates later; not with structure `ekfc`.
+    `inverse_on` says, and the inverses adopted so many updates later; not with structure `ekfac`.
     """
 
     name: Literal["kfc_pre"] = "kfc_pre"
-    structure: Literal["kfc", "diagonal", "sua", "white", "ekfc"] = "kfc"
+    structure: Literal["kfc", "diagonal", "sua", "white_derivatives", "ekfac"] = "kfc"
     momentum: Decay = 0.9
     damping: NonNegative = 1e-3
     clip: PositiveFloat | None = 0.3
@@ -156,8 +156,8 @@ class KfcPreConfig(StatisticsConfig, _RateConfig):
     @field_validator("inverse_delay")
     @classmethod
     def _can_wait(cls, delay, info):
-        if delay and info.data.get("structure") == "ekfc":
-            raise ValueError(f"{delay} with structure ekfc would lose the moments seen meanwhile")
+        if delay and info.data.get("structure") == "ekfac":
+            raise ValueError(f"{delay} with structure ekfac would lose the moments seen meanwhile")
         if delay > info.data.get("inverse_period", delay):
             raise ValueError(
                 f"{delay} is above inverse_period, {info.data['inverse_period']}: "
@@ -171,7 +171,7 @@ class _TrustConfig(StatisticsConfig):
 
     `damping` is its first value, adapted by the Levenberg-Marquardt rule: multiplied or divided by
     `damping_decay` for each update since the rule was last applied, but never below
-    `least_damping`: a model that is right about its own small mini-batch is trusted ever more, and
+    `min_damping`: a model that is right about its own small mini-batch is trusted ever more, and
     steps come to follow the noise. The exact Fisher matrix is that of a share `fisher_fraction` of
     the mini-batch. `tikhonov` damps the factors of KFC's matrix (Eq. 21), or exactly their product.
     """
@@ -179,7 +179,7 @@ class _TrustConfig(StatisticsConfig):
     tikhonov: Literal["factored", "exact"] = "factored"
     damping: PositiveFloat = 150.0
     damping_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    least_damping: NonNegative = 0.0
+    min_damping: NonNegative = 0.0
     fisher_fraction: Fraction = 0.25
 
 
@@ -195,7 +195,7 @@ class KfacConfig(_TrustConfig):
         statistics_timescale 10,000 examples: their 0.95 an update, in mini-batches of 512.
 
     `factor_damping` is the first value of gamma^2, what the factors are damped with beside weight
-    decay; by default it starts like `damping`, as theirs does, and `least_damping` bounds both,
+    decay; by default it starts like `damping`, as theirs does, and `min_damping` bounds both,
     which they do not. Mini-batches do not grow and the iterates' average is that of the other
     optimizers; theirs grow, and average with a decay of 0.99 an update.
     """

@@ -219,7 +219,7 @@ class _Moments:
         update_input_factor(self.ops, self.inputs, self.layer.window, 0.0, block.Omega)
         update_derivative_factor(self.ops, self.derivatives, 0.0, block.Gamma)
         block.Gamma *= len(self.derivatives)  # a sum over the columns of B, not a mean
-        if structure == "ekfc":
+        if structure == "ekfac":
             _, block.input_basis = np.linalg.eigh(block.Omega)
             _, block.derivative_basis = np.linalg.eigh(block.Gamma)
             basis = np.kron(block.derivative_basis, block.input_basis)

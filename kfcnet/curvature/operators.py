@@ -105,7 +105,7 @@ class KroneckerFisher(LinearOperator):
         for block in blocks:
             if isinstance(block, EigenvalueCorrectedBlock):
                 raise ValueError(
-                    f"{block.layer.name}: a block of structure ekfc is no Kronecker "
+                    f"{block.layer.name}: a block of structure ekfac is no Kronecker "
                     "product; its `matrix` is the block itself"
                 )
         return cls(

@@ -16,8 +16,8 @@ STRUCTURES = {
     "kfc": KroneckerBlock,
     "diagonal": DiagonalBlock,
     "sua": SuaBlock,
-    "white": WhiteDerivativesBlock,
-    "ekfc": EigenvalueCorrectedBlock,
+    "white_derivatives": WhiteDerivativesBlock,
+    "ekfac": EigenvalueCorrectedBlock,
 }
 
 

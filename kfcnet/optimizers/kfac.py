@@ -63,7 +63,7 @@ class KFAC(LevenbergMarquardt):
             )
         factor = c.damping_decay**c.factor_damping_period
         # The current one comes last: where it is the best, its inverses are in place.
-        candidates = max(current * factor, c.least_damping), current / factor, current
+        candidates = max(current * factor, c.min_damping), current / factor, current
         proposals = {
             candidate: self._propose(predictive, candidate, invert=True) for candidate in candidates
         }

@@ -75,7 +75,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
             factor = self.config.damping_decay**updates
             ratio = actual_change / predicted_change
             self.damping = max(
-                adapted_damping(self.damping, ratio, factor), self.config.least_damping
+                adapted_damping(self.damping, ratio, factor), self.config.min_damping
             )
 
     def _apply(self, learning_rate, momentum, totals, examples):
