@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+from kfcnet.config.schema import DataConfig
 from kfcnet.data import cache, cifar10, digits, files, svhn, synthetic
 from kfcnet.data.dataset import DataError, Dataset, make_dataset
 
@@ -11,11 +12,11 @@ __all__ = ["DataError", "Dataset", "load"]
 PUBLISHED = {"cifar10": cifar10, "svhn": svhn}
 
 
-def load(config, download=True):
-    """The data set that `config` (name, path, extra, examples) asks for, as a `Dataset`.
+def load(config: DataConfig, download: bool = True) -> Dataset:
+    """The data set of a configuration; `download`: from the network where no directory has it.
 
-    Raises DataError, with the ways out in its text, where it is absent or damaged. No other data
-    set ever stands in for it.
+    Raises DataError where it is absent or damaged; the text says what to do. Another data set is
+    never used in its place.
     """
     if config.name in PUBLISHED:
         return _load_published(config, PUBLISHED[config.name], download)
@@ -33,7 +34,7 @@ def _load_published(config, source, download):
     records = files.verify(found, source.TITLE)
     path = _cache_path(config.name, [records])
     arrays, sha256 = cache.cached(path, lambda: found.distribution.read(found.paths))
-    files.say_unpublished(found, records, source.TITLE)
+    files.warn_unpublished(found, records, source.TITLE)
     provenance = {"files": records, "sha256": sha256}
     return make_dataset(config.name, arrays, source.CLASSES, provenance)
 
@@ -46,6 +47,6 @@ def _load_synthetic(examples):
 
 
 def _cache_path(name, origin):
-    """Caches are named after all that decides their contents."""
+    """Path of a cache. Its name contains a hash of everything that determines the contents."""
     text = json.dumps([cache.FORMAT, origin], sort_keys=True)
     return files.home() / "cache" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.h5"

@@ -1,12 +1,15 @@
 """Data sets as HDF5 files: uint8, chunked, with a checksum that every reading verifies.
 
-A cache is named after the checksums of what it was made from, so it cannot be stale: other files
-have another cache. A damaged one is made again from its source.
+The name of a cache contains a hash of its source's checksums, so it cannot be stale: other files
+have another cache. A damaged cache is built again from its source.
 """
 
 import io
 import logging
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from kfcnet.data.checksum import sha256_of
 from kfcnet.data.dataset import Arrays, DataError
@@ -17,8 +20,8 @@ CHUNK_BYTES = 1 << 20
 logger = logging.getLogger(__name__)
 
 
-def cached(path, build):
-    """The arrays stored at `path` and their SHA-256; where there are none, `build()` them first.
+def cached(path: Path, build: Callable[[], Arrays]) -> tuple[Arrays, str]:
+    """The arrays stored at `path` and their SHA-256; `build()` makes them where there are none.
 
     Raises DataError if the cache cannot be written.
     """
@@ -31,7 +34,7 @@ def cached(path, build):
     return arrays, write(path, arrays)
 
 
-def read(path):
+def read(path: Path) -> tuple[Arrays, str]:
     """Arrays of the HDF5 file at `path` and their SHA-256; raises DataError if it is damaged."""
     import h5py
 
@@ -46,19 +49,19 @@ def read(path):
     return arrays, expected
 
 
-def write(path, arrays, compression=None, **attributes):
-    """Store arrays at `path` in one atomic move; returns their SHA-256.
+def write(path: Path, arrays: Arrays, compression: str | None = None, **attributes: Any) -> str:
+    """Store arrays at `path` atomically; returns their SHA-256.
 
-    `attributes` are kept beside the checksum. Raises DataError if that fails (a full disk, a
-    directory that cannot be written); then nothing is left behind.
+    `attributes` are stored beside the checksum. Raises DataError if writing fails (a full disk, a
+    read-only directory) and then leaves no file behind.
     """
-    # No fsync: after a power failure the checksum tells, and the cache is made again.
+    # No fsync: after a power failure the checksum does not match, and the cache is built again.
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     sha256 = sha256_of(arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _SteadyFile(partial, "w+") as raw:
+            with _DeferredErrorFile(partial, "w+") as raw:
                 _write_arrays(raw, arrays, compression, {"sha256": sha256, **attributes})
                 raw.raise_failure()
             os.replace(partial, path)
@@ -72,11 +75,11 @@ def write(path, arrays, compression=None, **attributes):
     return sha256
 
 
-class _SteadyFile(io.FileIO):
-    """A file that keeps a failed write to itself until asked.
+class _DeferredErrorFile(io.FileIO):
+    """A file whose failed writes raise nothing until `raise_failure`.
 
-    The HDF5 library does not survive a full disk: objects it could not flush crash the process
-    when it ends. So it is never told; whoever closed its file asks here.
+    The HDF5 library does not survive a full disk: objects that it could not flush crash the process
+    at exit. So the library sees no error; the caller raises it once the HDF5 file is closed.
     """
 
     failure = None
@@ -97,7 +100,7 @@ class _SteadyFile(io.FileIO):
             self.failure = self.failure or error
 
     def raise_failure(self):
-        """Raise the first OSError that was kept."""
+        """Raise the first OSError of a write, if there was one."""
         if self.failure:
             raise self.failure
 

@@ -1,13 +1,14 @@
-"""Checksums: MD5 of files, as data sets publish them, and SHA-256 of the arrays they hold."""
+"""Checksums: MD5 of files, as data sets publish it, and SHA-256 of arrays."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
-from kfcnet.data.dataset import DataError
+from kfcnet.data.dataset import Arrays, DataError
 
 
-def md5_of(path):
+def md5_of(path: Path) -> str:
     """MD5 of a file, in hexadecimal digits. Raises DataError if it cannot be read."""
     digest = hashlib.md5(usedforsecurity=False)
     try:
@@ -19,8 +20,8 @@ def md5_of(path):
     return digest.hexdigest()
 
 
-def sha256_of(arrays):
-    """SHA-256 of names, types, shapes and contents of `Arrays`, in hexadecimal digits."""
+def sha256_of(arrays: Arrays) -> str:
+    """SHA-256 of the names, dtypes, shapes and contents of `Arrays`, in hexadecimal digits."""
     digest = hashlib.sha256()
     for name, array in arrays._asdict().items():
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

@@ -1,7 +1,7 @@
 """CIFAR-10 (Krizhevsky 2009): 32x32 colour images, 10 classes, 50,000 to train and 10,000 to test.
 
-Both published distributions are read, as archive or unpacked. Their content is the same: batches of
-10,000 images, each image a red, a green and a blue plane of 32 rows.
+Both published distributions can be read, as an archive or unpacked. Both contain the same batches
+of 10,000 images; an image is a red, a green and a blue plane of 32 rows.
 """
 
 import pickle
@@ -10,6 +10,7 @@ from functools import partial
 
 import numpy as np
 
+from kfcnet.config.schema import DataConfig
 from kfcnet.data.dataset import Arrays, DataError, check_labels
 from kfcnet.data.files import Distribution
 from kfcnet.data.unpickle import load_batch
@@ -30,8 +31,8 @@ PYTHON_FILES = {
 }
 
 
-def distributions(config):
-    """Every form the data set may be found in, the preferred one first."""
+def distributions(config: DataConfig) -> list[Distribution]:
+    """The published forms of the data set, the preferred one first."""
     return [
         Distribution(
             files={"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
@@ -58,12 +59,14 @@ def distributions(config):
 
 
 def _read_archive(paths, names, parse):
-    """The batches `names` of a .tar.gz, read in memory: nothing is unpacked to the disk."""
+    """The batches `names` of a .tar.gz file; nothing is unpacked to the disk."""
     [path] = paths
     try:
         with tarfile.open(path) as archive:
             batches = {}
-            for member in archive:  # in the archive's order: going back would unzip it again
+            for (
+                member
+            ) in archive:  # in the archive's order: a step back would decompress from the start
                 name = member.name.rpartition("/")[2]
                 if name in names:
                     batches[name] = parse(archive.extractfile(member), f"{path}: {name}")
@@ -113,6 +116,6 @@ def _as_images(planes, labels, source):
 
 
 def _join(batches):
-    """Batches of (images, labels), the last one for testing -> Arrays."""
+    """Batches of (images, labels), the last one the test set -> Arrays."""
     images, labels = zip(*batches, strict=True)
     return Arrays(np.concatenate(images[:-1]), np.concatenate(labels[:-1]), images[-1], labels[-1])

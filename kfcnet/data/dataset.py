@@ -1,44 +1,46 @@
-"""What every data set is once loaded, and the error that says why one could not be."""
+"""The data set in memory, and the error for one that cannot be loaded."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from os import PathLike
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class DataError(Exception):
-    """A data set is absent, damaged or cannot be stored; the text names the file and a way out."""
+    """A data set is absent, damaged or cannot be stored; the text names the file and what to do."""
 
 
 class Arrays(NamedTuple):
     """Images uint8 (N, H, W, C) and labels uint8 (N,) of the training and of the test set."""
 
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.uint8]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory: raw pixels, and the training mean that a network's input is taken from.
+    """A data set in memory: pixels as they were published, labels and the mean training image.
 
-    `provenance` is what a run records about its data: base names, sizes and checksums of the files
-    it came from, and the SHA-256 of the arrays themselves. It is made of JSON types alone.
+    `provenance` is what a run records about its data: base names, sizes and checksums of the files,
+    and the SHA-256 of the arrays. It consists of JSON types only.
     """
 
     name: str
-    train_images: np.ndarray  # uint8 (N, H, W, C)
-    train_labels: np.ndarray  # int32 (N,)
-    test_images: np.ndarray  # uint8 (N', H, W, C)
-    test_labels: np.ndarray  # int32 (N',)
-    mean: np.ndarray  # float32 (H, W, C), in pixel values
+    train_images: NDArray[np.uint8]  # (N, H, W, C)
+    train_labels: NDArray[np.int32]  # (N,)
+    test_images: NDArray[np.uint8]  # (N', H, W, C)
+    test_labels: NDArray[np.int32]  # (N',)
+    mean: NDArray[np.float32]  # (H, W, C), in pixel values
     classes: int
-    provenance: dict = field(repr=False)
+    provenance: dict[str, Any] = field(repr=False)
 
 
-def make_dataset(name, arrays, classes, provenance):
-    """The `Dataset` of arrays that have been checked; computes the training mean."""
+def make_dataset(name: str, arrays: Arrays, classes: int, provenance: dict[str, Any]) -> Dataset:
+    """The `Dataset` of checked arrays; computes the mean training image."""
     return Dataset(
         name=name,
         train_images=arrays.train_images,
@@ -56,16 +58,17 @@ def make_dataset(name, arrays, classes, provenance):
     )
 
 
-def pixel_mean(images):
+def pixel_mean(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Mean image: uint8 (N, H, W, C) -> float32 (H, W, C).
 
-    The sum is one of integers and therefore exact; only the quotient is rounded, in float64 and
-    then once more to float32.
+    The sum of integers is exact; only the quotient is rounded, to float64 and then to float32.
     """
     return (images.sum(axis=0, dtype=np.int64) / len(images)).astype(np.float32)
 
 
-def check_labels(labels, lowest, highest, source):
+def check_labels(
+    labels: NDArray[Any], lowest: int, highest: int, source: str | PathLike[str]
+) -> None:
     """Raise DataError naming the first label outside lowest..highest; `source` names the file."""
     wrong = np.flatnonzero((labels < lowest) | (labels > highest))
     if wrong.size:

@@ -1,4 +1,4 @@
-"""The embedded data set: real handwritten digits, 8x8 pixels of 0 to 16, one channel.
+"""The embedded data set: handwritten digits, 8x8 pixels with values 0 to 16, one channel.
 
 The test part of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak 1998, UCI Machine
 Learning Repository, licence CC BY 4.0) as packaged by scikit-learn. `digits.h5` beside this file
@@ -8,7 +8,7 @@ was written by scripts/export_digits.py and carries source and licence as attrib
 from pathlib import Path
 
 from kfcnet.data import cache
-from kfcnet.data.dataset import DataError, make_dataset
+from kfcnet.data.dataset import DataError, Dataset, make_dataset
 
 FILE = Path(__file__).with_name("digits.h5")
 SOURCE = (
@@ -19,8 +19,8 @@ LICENCE = "CC BY 4.0"
 TRAIN_EXAMPLES, TEST_EXAMPLES = 1437, 360
 
 
-def load():
-    """The digits: 1,437 images for training, 360 for testing. Raises DataError if damaged."""
+def load() -> Dataset:
+    """The digits: 1,437 training images, 360 test images. Raises DataError if damaged."""
     try:
         arrays, sha256 = cache.read(FILE)
     except DataError as error:

@@ -1,24 +1,25 @@
-"""Downloading a published file: resumed where it was cut, checked, and never seen half-written."""
+"""Download of a published file: resumed after a cut, verified, and stored in one step."""
 
 import http.client
 import os
 import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 from kfcnet.data.checksum import md5_of
 from kfcnet.data.dataset import DataError
 
 BLOCK_BYTES = 1 << 16
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as cut."""
+"""Seconds without a byte, after which a connection counts as lost."""
 
 
-def fetch(url, path, md5):
-    """Download `url` to `path`; the file's MD5 must be `md5`. A terminal sees a progress bar.
+def fetch(url: str, path: Path, md5: str) -> None:
+    """Download `url`, whose MD5 must be `md5`, to `path`; a terminal shows a progress bar.
 
-    The bytes gather in `path`.part, from which a later call goes on, and become `path` in one step
-    when they are complete. Raises DataError if they cannot be had or are not the published ones.
+    An incomplete download stays in `path`.part, and a later call resumes it. The complete file is
+    renamed to `path`. Raises DataError if the download fails or has another MD5.
     """
     partial = path.with_name(path.name + ".part")
     try:
@@ -33,7 +34,7 @@ def fetch(url, path, md5):
 
 
 def _fetch_all(url, partial):
-    """Connect again after a cut, as long as every connection brings something."""
+    """Reconnect after a cut, as long as every connection yields at least one byte."""
     while True:
         begin = _size(partial)
         expected = _fetch_rest(url, partial, begin)
@@ -44,13 +45,13 @@ def _fetch_all(url, partial):
 
 
 def _fetch_rest(url, partial, begin):
-    """Append what follows the first `begin` bytes; returns the whole file's size in bytes."""
+    """Append the bytes from `begin` on; returns the size of the whole file in bytes."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={begin}-"} if begin else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-            return begin  # nothing follows: the checksum says whether that is the file
+            return begin  # there are no more bytes; the checksum is tested next
         raise
     with response:
         begin, total = _extent(response, begin)
@@ -61,7 +62,7 @@ def _fetch_rest(url, partial, begin):
 
 
 def _extent(response, begin):
-    """First byte and size of the whole file, in bytes, as the answer's headers say."""
+    """First byte of the response and size of the whole file, in bytes, from the headers."""
     if response.status == http.HTTPStatus.PARTIAL_CONTENT:
         extent = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
         if extent is None or int(extent[1]) != begin:
@@ -73,7 +74,7 @@ def _extent(response, begin):
 
 
 def _copy(response, file, begin, total):
-    """Copy what comes until the end or until the connection is cut."""
+    """Copy the response to the file, up to its end or a cut."""
     from tqdm import tqdm
 
     name = os.path.basename(file.name).removesuffix(".part")
@@ -92,7 +93,7 @@ def _copy(response, file, begin, total):
 
 
 def _read(response):
-    """The next bytes, none at the end or when the connection is cut."""
+    """The next bytes; none at the end or after a cut."""
     try:
         return response.read1(BLOCK_BYTES)
     except (OSError, http.client.HTTPException):

@@ -1,35 +1,36 @@
-"""Finding the published files of a data set, and checking that they are the published ones."""
+"""Search for the files of a data set, and the check that they are the published ones."""
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kfcnet.data.checksum import md5_of
-from kfcnet.data.dataset import DataError
+from kfcnet.data.dataset import Arrays, DataError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """One published form of a data set: some files that lie together in one directory.
+    """One published form of a data set: files in one directory.
 
     files: base name -> published MD5 (None where none is published)
     read: paths, in the order of `files` -> Arrays; raises DataError where one is malformed
     folder: directory that the published archive unpacks to
-    archive: the files must be the published ones; other files are taken if they are well formed
-    url: what a base name is appended to for downloading; empty if it is not downloaded
-    spare: base name of a file that training can do without -> the setting that leaves it out
+    archive: the files must be the published ones; files of other forms need only be well formed
+    url: address of the directory to download from; empty where there is no download
+    spare: base name of an optional file -> the setting that leaves it out
     """
 
-    files: dict
-    read: Callable
+    files: Mapping[str, str | None]
+    read: Callable[[list[Path]], Arrays]
     folder: str = ""
     archive: bool = False
     url: str = ""
-    spare: dict = field(default_factory=dict)
+    spare: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,23 +41,30 @@ class Found:
     directory: Path
 
     @property
-    def paths(self):
+    def paths(self) -> list[Path]:
         return [self.directory / name for name in self.distribution.files]
 
     @property
-    def missing(self):
+    def missing(self) -> list[Path]:
         return [path for path in self.paths if not os.path.isfile(path)]
 
 
-def home():
-    """Where downloads and caches go: $KFCNET_DATA where it is set, else data/ here."""
+def home() -> Path:
+    """Directory of downloads and caches: $KFCNET_DATA where it is set, else data/ here."""
     return Path(os.environ.get("KFCNET_DATA") or "data").expanduser()
 
 
-def locate(name, title, distributions, path=None, download=True):
-    """The files of a data set: in `path` alone if given, else in data/, $KFCNET_DATA, the network.
+def locate(
+    name: str,
+    title: str,
+    distributions: Sequence[Distribution],
+    path: Path | None = None,
+    download: bool = True,
+) -> Found:
+    """A distribution of the data set that is complete in one directory.
 
-    Returns a `Found` that misses nothing. Raises DataError naming the ways out.
+    It is searched in `path` alone where it is given, else in data/ and $KFCNET_DATA, and then
+    downloaded. Raises DataError, which says what to do.
     """
     if path is not None:
         return _locate_at(Path(path).expanduser(), name, title, distributions)
@@ -74,8 +82,8 @@ def locate(name, title, distributions, path=None, download=True):
     return wanted
 
 
-def search(place, name, distributions):
-    """Distributions with at least one file in directory `place` or a usual folder inside it."""
+def search(place: Path, name: str, distributions: Sequence[Distribution]) -> Iterator[Found]:
+    """Distributions with at least one file in directory `place` or in a usual folder inside it."""
     for distribution in distributions:
         inner = distribution.folder
         for folder in dict.fromkeys(["", inner, name, f"{name}/{inner}"]):
@@ -84,8 +92,8 @@ def search(place, name, distributions):
                 yield found
 
 
-def verify(found, title):
-    """What a run records of each file: base name, bytes, MD5, whether that is the published one.
+def verify(found: Found, title: str) -> list[dict[str, Any]]:
+    """The record of each file: base name, bytes, MD5, and whether it is the published MD5.
 
     Raises DataError for an archive that is not the published one.
     """
@@ -109,8 +117,8 @@ def verify(found, title):
     return records
 
 
-def say_unpublished(found, records, title):
-    """One line for files that were taken although their sums are not the published ones."""
+def warn_unpublished(found: Found, records: Sequence[dict[str, Any]], title: str) -> None:
+    """Log one line about files that are used although their checksums are not published ones."""
     names = [record["name"] for record in records if not record["published"]]
     if names:
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -125,7 +133,7 @@ def say_unpublished(found, records, title):
 
 
 def _locate_at(path, name, title, distributions):
-    """The only place looked at: a directory, or one of the files themselves."""
+    """The files at a given path, a directory or one of the files."""
     if os.path.isfile(path):
         found = [c for c in search(path.parent, name, distributions) if path in c.paths]
     else:
@@ -147,8 +155,8 @@ def _locate_at(path, name, title, distributions):
 
 
 def _download(found, title):
-    """Fetch what is missing. Raises DataError with the ways out if that fails."""
-    from kfcnet.data.download import fetch  # here, for its imports are slow and seldom needed
+    """Download the missing files. Raises DataError, which says what to do, if that fails."""
+    from kfcnet.data.download import fetch  # here: its imports are slow and rarely needed
 
     distribution = found.distribution
     for path in found.missing:

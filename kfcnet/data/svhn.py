@@ -1,10 +1,11 @@
 """SVHN, Street View House Numbers (Netzer et al. 2011): cropped 32x32 colour digits.
 
-73,257 images to train on, 26,032 to test on, 531,131 easier ones that `extra` adds to training.
+73,257 training images and 26,032 test images; `extra` adds 531,131 easier training images.
 """
 
 import numpy as np
 
+from kfcnet.config.schema import DataConfig
 from kfcnet.data.dataset import Arrays, DataError, check_labels
 from kfcnet.data.files import Distribution
 
@@ -17,8 +18,8 @@ FILES = {
 EXTRA_FILES = {"extra_32x32.mat": "a93ce644f1a588dc4d68dda5feec44a7"}
 
 
-def distributions(config):
-    """The one form the data set is published in, with the extra file if the config asks for it."""
+def distributions(config: DataConfig) -> list[Distribution]:
+    """The one published form of the data set, with the extra file where `config.extra` is set."""
     return [
         Distribution(
             files={**FILES, **(EXTRA_FILES if config.extra else {})},
@@ -38,7 +39,7 @@ def _read(paths):
 
 
 def _read_file(path):
-    """MATLAB's X (32, 32, 3, N), y (N, 1) -> images (N, 32, 32, 3), labels (N,); 10 means 0."""
+    """MATLAB's X (32, 32, 3, N), y (N, 1) -> images (N, 32, 32, 3), labels (N,); label 10 is 0."""
     images, labels = _read_variables(path)
     if images.dtype != np.uint8 or images.shape != (32, 32, 3, labels.size) or not labels.size:
         raise DataError(

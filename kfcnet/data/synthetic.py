@@ -1,11 +1,12 @@
-"""Made-up images of CIFAR's shape with the statistics of natural ones, for benchmarks and trials.
+"""Synthetic images of CIFAR's shape with statistics of natural images, for benchmarks and trials.
 
-An image is the pattern of its class, moved by a few pixels, plus a pattern of its own. Both are
-random fields whose amplitude falls as 1/frequency in every direction (Field 1987), stronger in
-brightness than in the two colour contrasts. All of it comes from a fixed seed.
+An image is the sum of its class's pattern, shifted by a few pixels, and a pattern of its own. Both
+are random fields whose amplitude falls as 1/frequency in every direction (Field 1987), with more
+variance in brightness than in the two colour contrasts. The seed is fixed.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kfcnet.data.dataset import Arrays
 from kfcnet.philox import SYNTHETIC, normals, words
@@ -14,25 +15,25 @@ CLASSES = 10
 SIZE = 32
 SEED = 0
 VERSION = 1
-"""Goes into the cache's name: raise it when the images change."""
+"""Part of the cache's name: raise it when the images change."""
 
 BLOCK_IMAGES = 128
 PATTERNS, TRAIN, TEST, TRAIN_SHIFTS, TEST_SHIFTS = range(5)
-"""Streams of random numbers: a longer training set begins with the images of a shorter one."""
+"""Streams of random numbers: a larger training set starts with the images of a smaller one."""
 
 CLASS_SHARE = 0.1
-"""Share of an image's variance that its class decides."""
+"""Share of an image's variance that its class determines."""
 
 SHIFTS = 9
-"""A class's pattern moves by 0 to SHIFTS - 1 pixels down and right, cyclically."""
+"""A class's pattern is shifted cyclically by 0 to SHIFTS - 1 pixels down and right."""
 
 BRIGHTNESS, CONTRAST = 128.0, 50.0
 CHANNEL_DEVIATIONS = np.array([0.96, 0.22, 0.17])
 OPPONENT_AXES = np.array([[1, 1, 1], [1, -1, 0], [1, 1, -2]])  # brightness, red-green, blue-yellow
 
 
-def generate(examples):
-    """`examples` images to train on and a fifth as many (at least one) to test on, as Arrays."""
+def generate(examples: int) -> Arrays:
+    """`examples` training images and a fifth as many test images, at least one."""
     patterns = fields(0, PATTERNS)[:CLASSES]
     train = _images(patterns, examples, TRAIN, TRAIN_SHIFTS)
     test = _images(patterns, max(1, examples // 5), TEST, TEST_SHIFTS)
@@ -40,7 +41,7 @@ def generate(examples):
 
 
 def _images(patterns, count, stream, shift_stream):
-    """Images uint8 (count, 32, 32, 3) and their labels, which go round the classes."""
+    """Images uint8 (count, 32, 32, 3) and their labels 0, 1, ..., 9, 0, 1, ..."""
     labels = (np.arange(count) % CLASSES).astype(np.uint8)
     shifts = words(SEED, SYNTHETIC, 0, 2 * count, shift_stream).reshape(count, 2) % SHIFTS
     images = np.empty((count, SIZE, SIZE, 3), np.uint8)
@@ -54,7 +55,7 @@ def _images(patterns, count, stream, shift_stream):
 
 
 def _moved(images, shifts):
-    """Each of (n, 32, 32, 3) moved cyclically by its own (down, right) of (n, 2) pixels."""
+    """Images (n, 32, 32, 3), each shifted cyclically by its (down, right) of shifts (n, 2)."""
     pixels = np.arange(SIZE)
     rows = (pixels - shifts[:, :1].astype(int)) % SIZE
     columns = (pixels - shifts[:, 1:].astype(int)) % SIZE
@@ -62,7 +63,7 @@ def _moved(images, shifts):
     return images[which, rows[:, :, np.newaxis], columns[:, np.newaxis, :]]
 
 
-def fields(block, stream):
+def fields(block: int, stream: int) -> NDArray[np.float64]:
     """Random fields with a 1/f amplitude spectrum: float64 (BLOCK_IMAGES, 32, 32, 3).
 
     Every colour channel has mean zero and variance about one.
@@ -75,10 +76,10 @@ def fields(block, stream):
     return np.sqrt(3) * opponent @ axes
 
 
-def amplitudes():
-    """Gain 1/f of every frequency, (32, 17), scaled so that white noise keeps its variance."""
+def amplitudes() -> NDArray[np.float64]:
+    """Gain 1/f of every frequency, (32, 17), scaled to preserve the variance of white noise."""
     rows, columns = np.fft.fftfreq(SIZE), np.fft.fftfreq(SIZE)
     frequency = np.hypot(rows[:, np.newaxis], columns)
-    frequency[0, 0] = 1 / SIZE  # an image's brightness varies as much as its slowest wave
+    frequency[0, 0] = 1 / SIZE  # the mean brightness varies as much as the lowest frequency
     gain = 1 / frequency
     return (gain / np.sqrt(np.mean(gain**2)))[:, : SIZE // 2 + 1]

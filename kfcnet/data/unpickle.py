@@ -1,17 +1,19 @@
-"""Reading the pickles of CIFAR-10 without giving them anything to call.
+"""Reading the pickles of CIFAR-10 without running code from the file.
 
-A pickle may name any function of any module and have it called. The files of CIFAR-10 need three
-names of NumPy; each stands here for an inert record of what the file says, every other name is
-refused, and NumPy itself never sees the file's state: the bytes become an array at the end.
+A pickle can name any function of any module and have it called. The files of CIFAR-10 need three
+names of NumPy. Here each of them is a passive record of what the file says; every other name is
+refused. NumPy never sees the file's state: only the bytes become an array at the end.
 """
 
 import pickle
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class _DataType:
-    """Stands for numpy.dtype: keeps its name, ignores its state (byte order and the like)."""
+    """In place of numpy.dtype: keeps the name, ignores the state (byte order and the like)."""
 
     def __init__(self, name, *_):
         self.name = name.decode("latin1") if isinstance(name, bytes) else name
@@ -21,7 +23,7 @@ class _DataType:
 
 
 class _Array:
-    """Stands for numpy.ndarray: keeps shape, type, order and bytes."""
+    """In place of numpy.ndarray: keeps shape, type, order and bytes."""
 
     def __setstate__(self, state):
         _, self.shape, self.data_type, self.fortran_order, self.content = state
@@ -32,11 +34,11 @@ def _reconstruct(*_):
 
 
 def _encode(text, encoding):
-    """What Python 3 writes for bytes in an old pickle protocol."""
+    """The function that Python 3 writes for bytes in an old pickle protocol."""
     return str.encode(text, "latin1")
 
 
-_NAMES = {
+_NAMES: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): _Array,
@@ -52,7 +54,7 @@ class _Unpickler(pickle.Unpickler):
         return _NAMES[module, name]
 
 
-def load_batch(file):
+def load_batch(file: BinaryIO) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """One batch of CIFAR-10: open binary file -> (data uint8 (N, 3072), labels (N,)).
 
     Raises pickle.UnpicklingError for anything else.
