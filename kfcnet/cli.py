@@ -69,8 +69,8 @@ def _exit_status(error):
     from kfcnet.data import DataError
     from kfcnet.ops.errors import DeviceError
     from kfcnet.runs.checkpoint import CheckpointError
+    from kfcnet.runs.files import RecordError, WriteError
     from kfcnet.runs.folder import RunFolderError
-    from kfcnet.runs.records import RecordError, WriteError
     from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted
 
     if isinstance(error, (TrainingFailed, TrainingInterrupted)):
@@ -301,7 +301,7 @@ def benchmark(argv=None, prog=None):
     if chosen and options.device == "cuda":
         parser.error(f"--{next(iter(chosen))} is for --device cpu")
     from kfcnet.benchmarks import cpu as cpu_benchmark
-    from kfcnet.runs.records import write_json, write_text
+    from kfcnet.runs.files import write_json, write_text
 
     if options.device == "cuda":
         from kfcnet.benchmarks import cuda as cuda_benchmark

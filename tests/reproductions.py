@@ -3,8 +3,9 @@
 from kfcnet.reproduce import work
 from kfcnet.reproduce.ledger import Ledger
 from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, NetworkPlan, PanelPlan, Plan
+from kfcnet.runs.files import write_json
 from kfcnet.runs.folder import portable_config
-from kfcnet.runs.records import COLUMNS, PHASES, append_metrics, write_json
+from kfcnet.runs.metrics import COLUMNS, PHASES, append_metrics
 from kfcnet.training.sweep import Stage
 
 CONFIG = """

@@ -4,7 +4,7 @@ import numpy as np
 
 from kfcnet.config import parse_config
 from kfcnet.runs.checkpoint import load_checkpoint
-from kfcnet.runs.records import read_metrics
+from kfcnet.runs.metrics import read_metrics
 
 SMALL = """
 data: {name: digits, input_scale: 16}

@@ -4,9 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
-from kfcnet.runs import checkpoint, records
+from kfcnet.runs import checkpoint, files
 from kfcnet.runs.checkpoint import BLOCK, CheckpointError, load_checkpoint, save_checkpoint
-from kfcnet.runs.records import WriteError
+from kfcnet.runs.files import WriteError
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_a_failed_write_leaves_the_last_checkpoint_valid(saved, state, monkeypat
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(WriteError, match="checkpoint.h5: No space left on device"):
         save_checkpoint(saved, {"optimizer": {"steps": 8}})
     monkeypatch.undo()
@@ -104,8 +104,8 @@ def test_a_failed_write_leaves_the_last_checkpoint_valid(saved, state, monkeypat
 
 def test_the_temporary_file_lies_in_the_same_folder(saved, state, monkeypatch):
     moves = []
-    replace = records.os.replace
-    monkeypatch.setattr(records.os, "replace", lambda *pair: (moves.append(pair), replace(*pair)))
+    replace = files.os.replace
+    monkeypatch.setattr(files.os, "replace", lambda *pair: (moves.append(pair), replace(*pair)))
     save_checkpoint(saved, state)
     assert [source.parent for source, _ in moves] == [saved.parent]
 

@@ -8,9 +8,10 @@ import pytest
 from kfcnet.config import dump_config, load_config
 from kfcnet.figures import milestones
 from kfcnet.figures.milestones import compare, markdown, milestone_rows
+from kfcnet.runs.files import write_json
 from kfcnet.runs.labels import titles_and_labels
+from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics
 from kfcnet.runs.read import Run
-from kfcnet.runs.records import COLUMNS, append_metrics, create_metrics, write_json
 
 
 def run(errors, seconds_per_row, updates_per_row):

@@ -13,8 +13,8 @@ from runs import SGD, assert_same_run, small
 from kfcnet.config import ConfigError
 from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.figures import diagnostics as diagnostic_figures
+from kfcnet.runs.metrics import DIAGNOSTICS, LAYER_DIAGNOSTICS, read_metrics
 from kfcnet.runs.read import read_run
-from kfcnet.runs.records import DIAGNOSTICS, LAYER_DIAGNOSTICS, read_metrics
 from kfcnet.training import diagnostics, trainer
 from kfcnet.training.diagnostics import measure
 from kfcnet.training.trainer import Stopwatch, train

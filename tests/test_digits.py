@@ -5,7 +5,7 @@ import time
 import pytest
 
 from kfcnet.config import load_config
-from kfcnet.runs.records import read_metrics
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.training import trainer
 
 METHODS = "kfc", "kfac", "sgd", "adam", "rmsprop", "adagrad", "kfc_bn", "sgd_bn"

@@ -15,10 +15,10 @@ from matplotlib.transforms import Bbox
 
 from kfcnet.config import dump_config, load_config
 from kfcnet.figures import curves
-from kfcnet.runs import records
+from kfcnet.runs.files import RecordError, read_json, write_json
 from kfcnet.runs.labels import group_by_seed
+from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics, read_metrics
 from kfcnet.runs.read import read_run
-from kfcnet.runs.records import COLUMNS, RecordError
 
 LAYERS = [
     {"layer": "conv", "filters": 32},
@@ -54,8 +54,8 @@ def write_run(
             }
         )
     )
-    records.write_json(folder / "run.json", {"device": {"device": "cpu", "processor": processor}})
-    records.create_metrics(folder / "metrics.csv")
+    write_json(folder / "run.json", {"device": {"device": "cpu", "processor": processor}})
+    create_metrics(folder / "metrics.csv")
     for row in range(rows):
         done = row / max(rows - 1, 1)
         values = dict.fromkeys(COLUMNS, 0.0) | {
@@ -68,7 +68,7 @@ def write_run(
             "train_error": 0.0 if zero and row == rows - 1 else 0.9 * (final / 2) ** done,
             "test_error": 0.9 * (final / 0.9) ** done,
         }
-        records.append_metrics(folder / "metrics.csv", values)
+        append_metrics(folder / "metrics.csv", values)
     return folder
 
 
@@ -146,7 +146,7 @@ def test_a_figure_is_a_picture_with_every_curve_in_it(tmp_path):
 )
 def test_curves_lie_where_the_records_say(x, column, label, tmp_path):
     run = write_run(tmp_path / "run")
-    metrics = records.read_metrics(run / "metrics.csv")
+    metrics = read_metrics(run / "metrics.csv")
     _, *panels = drawn([run], x)
     for axes, quantity in zip(panels, ("loss", "error"), strict=True):
         assert axes.get_xlabel() == label
@@ -268,12 +268,12 @@ def test_a_seed_that_was_cut_takes_part_as_far_as_it_got_and_leaves_a_gap(tmp_pa
         write_run(tmp_path / "cut", seed=1, rows=4, final=0.1),
     ]
     error = drawn(runs, "updates")[2]
-    whole = records.read_metrics(runs[0] / "metrics.csv")
+    whole = read_metrics(runs[0] / "metrics.csv")
     _, test = lines_of(error)
     np.testing.assert_array_equal(np.delete(test.get_xdata(), 4), whole["iteration"])
     assert np.isnan([test.get_xdata()[4], test.get_ydata()[4]]).all()
     np.testing.assert_array_equal(test.get_ydata()[5:], whole["test_error"][4:])
-    cut = records.read_metrics(runs[1] / "metrics.csv")
+    cut = read_metrics(runs[1] / "metrics.csv")
     assert test.get_ydata()[3] == pytest.approx((whole["test_error"][3] + cut["test_error"][3]) / 2)
 
 
@@ -282,7 +282,7 @@ def test_a_seed_evaluated_less_often_is_joined_by_straight_lines(tmp_path):
     seldom = write_run(tmp_path / "seldom", seed=1)
     lines = (seldom / "metrics.csv").read_text().splitlines(keepends=True)
     (seldom / "metrics.csv").write_text("".join(lines[:1] + lines[1::2]))
-    values = records.read_metrics(often / "metrics.csv")["test_error"]
+    values = read_metrics(often / "metrics.csv")["test_error"]
     _, test = lines_of(drawn([often, seldom])[2])
     expected = (values[1] + (values[0] + values[2]) / 2) / 2
     assert test.get_ydata()[1] == pytest.approx(expected)
@@ -354,14 +354,14 @@ def test_the_published_error_is_drawn_for_its_own_data_set_only(data, published,
 
 def test_a_part_of_a_data_set_is_called_one_and_the_published_error_that_of_all(tmp_path):
     run = write_run(tmp_path / "run", data="svhn")
-    record = records.read_json(run / "run.json")
+    record = read_json(run / "run.json")
     for train, test, name, whole in (
         (8001, 1999, "SVHN, 10k subset", " on all of SVHN"),
         (73257, 26032, "SVHN", ""),
         (604388, 26032, "SVHN", ""),
     ):
         record["data"] = {"train_examples": train, "test_examples": test}
-        records.write_json(run / "run.json", record)
+        write_json(run / "run.json", record)
         figure = drawn([run])[0]
         assert title(figure).startswith(f"{name}, conv")
         assert [text for text in texts(figure) if "published" in text] == [
@@ -388,7 +388,7 @@ def test_a_run_of_one_row_and_a_diverged_run_can_be_drawn(tmp_path):
         "seconds": 900,
         "epoch": 99,
     }
-    records.append_metrics(bad / "metrics.csv", row)
+    append_metrics(bad / "metrics.csv", row)
     curves.plot_runs([bad], tmp_path / "bad.png")
     assert (tmp_path / "one.png").exists() and (tmp_path / "bad.png").exists()
 

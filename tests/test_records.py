@@ -7,8 +7,17 @@ import subprocess
 import numpy as np
 import pytest
 
-from kfcnet.runs import records
-from kfcnet.runs.records import COLUMNS, RecordError, WriteError
+from kfcnet.runs import files, provenance
+from kfcnet.runs.files import RecordError, WriteError
+from kfcnet.runs.metrics import (
+    COLUMNS,
+    append_metrics,
+    create_metrics,
+    first_crossing,
+    last_iteration,
+    read_metrics,
+    truncate_metrics,
+)
 
 
 def row(iteration, **values):
@@ -20,14 +29,14 @@ def row(iteration, **values):
 @pytest.fixture
 def metrics(tmp_path):
     path = tmp_path / "metrics.csv"
-    records.create_metrics(path)
+    create_metrics(path)
     for iteration in (0, 10, 20, 30):
-        records.append_metrics(path, row(iteration))
+        append_metrics(path, row(iteration))
     return path
 
 
 def test_metrics_come_back_with_all_their_digits(metrics):
-    read = records.read_metrics(metrics)
+    read = read_metrics(metrics)
     for name in COLUMNS:
         assert read[name].tolist() == [row(i)[name] for i in (0, 10, 20, 30)]
     assert read["iteration"].dtype == read["examples"].dtype == np.int64
@@ -62,20 +71,20 @@ def test_older_metrics_without_nu_are_read_and_gone_on_with(metrics):
     rows = [line.split(",") for line in metrics.read_text().splitlines()]
     at = rows[0].index("nu")
     metrics.write_text("".join(",".join(row[:at] + row[at + 1 :]) + "\n" for row in rows))
-    assert records.last_iteration(metrics) == 30
-    read = records.read_metrics(metrics)
+    assert last_iteration(metrics) == 30
+    read = read_metrics(metrics)
     assert list(read) == list(COLUMNS) and np.isnan(read["nu"]).all()
     assert read["seconds_clip"].tolist() == [row(i)["seconds_clip"] for i in (0, 10, 20, 30)]
-    records.truncate_metrics(metrics, 10)
-    records.append_metrics(metrics, row(20))
-    read = records.read_metrics(metrics)
+    truncate_metrics(metrics, 10)
+    append_metrics(metrics, row(20))
+    read = read_metrics(metrics)
     np.testing.assert_array_equal(read["nu"], [np.nan, np.nan, row(20)["nu"]])
     assert read["clipped"].tolist() == [row(i)["clipped"] for i in (0, 10, 20)]
 
 
 def test_metrics_keep_a_loss_that_is_not_finite(metrics):
-    records.append_metrics(metrics, row(40, train_loss=np.nan, test_loss=np.inf))
-    read = records.read_metrics(metrics)
+    append_metrics(metrics, row(40, train_loss=np.nan, test_loss=np.inf))
+    read = read_metrics(metrics)
     assert np.isnan(read["train_loss"][-1]) and np.isposinf(read["test_loss"][-1])
 
 
@@ -94,45 +103,45 @@ def test_an_unreadable_row_is_an_error_naming_file_and_line(metrics, line, broke
     lines[line - 1] = broken
     metrics.write_text("\n".join(lines) + "\n")
     with pytest.raises(RecordError, match=rf"metrics.csv, line {line}: .*{reason}.*folder away"):
-        records.read_metrics(metrics)
+        read_metrics(metrics)
 
 
 def test_a_line_cut_short_is_an_error_when_reading(metrics):
     metrics.write_bytes(metrics.read_bytes()[:-1])
     with pytest.raises(RecordError, match="line 5: the line is cut short"):
-        records.read_metrics(metrics)
+        read_metrics(metrics)
 
 
 def test_missing_and_binary_metrics_are_errors_naming_the_file(tmp_path):
     with pytest.raises(RecordError, match="absent.csv"):
-        records.read_metrics(tmp_path / "absent.csv")
+        read_metrics(tmp_path / "absent.csv")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecordError, match="binary.csv"):
-        records.read_metrics(tmp_path / "binary.csv")
+        read_metrics(tmp_path / "binary.csv")
     (tmp_path / "empty.csv").write_bytes(b"")
     with pytest.raises(RecordError, match="empty.csv, line 1"):
-        records.read_metrics(tmp_path / "empty.csv")
+        read_metrics(tmp_path / "empty.csv")
 
 
 def test_truncation_drops_the_rows_after_an_iteration_and_nothing_else(metrics):
     before = metrics.read_text().splitlines()
-    records.truncate_metrics(metrics, 19)
+    truncate_metrics(metrics, 19)
     assert metrics.read_text().splitlines() == before[:3]
 
 
 def test_truncation_drops_a_line_that_a_kill_cut_short(metrics):
     before = metrics.read_text()
     metrics.write_text(before + "40,1.25,51")
-    records.truncate_metrics(metrics, 40)
+    truncate_metrics(metrics, 40)
     assert metrics.read_text() == before
 
 
 def test_the_last_iteration_is_that_of_the_last_whole_row(metrics):
-    assert records.last_iteration(metrics) == 30
+    assert last_iteration(metrics) == 30
     metrics.write_text(metrics.read_text() + "40,1.25,51")
-    assert records.last_iteration(metrics) == 30
-    records.create_metrics(metrics)
-    assert records.last_iteration(metrics) == -1
+    assert last_iteration(metrics) == 30
+    create_metrics(metrics)
+    assert last_iteration(metrics) == -1
 
 
 class FullDisk:
@@ -160,13 +169,13 @@ class FullDisk:
 
 @pytest.fixture
 def full_disk(monkeypatch):
-    monkeypatch.setattr(records, "open", lambda *a, **k: FullDisk(open(*a, **k), 20), raising=False)
+    monkeypatch.setattr(files, "open", lambda *a, **k: FullDisk(open(*a, **k), 20), raising=False)
 
 
 def test_a_full_disk_leaves_the_metrics_as_they_were(metrics, full_disk):
     before = metrics.read_bytes()
     with pytest.raises(WriteError, match="metrics.csv: No space left on device"):
-        records.append_metrics(metrics, row(40))
+        append_metrics(metrics, row(40))
     assert metrics.read_bytes() == before
 
 
@@ -174,25 +183,25 @@ def test_a_full_disk_leaves_the_old_file_and_no_temporary_one(tmp_path, full_dis
     path = tmp_path / "run.json"
     path.write_text("{}")
     with pytest.raises(WriteError, match="run.json: No space left on device"):
-        records.write_json(path, {"long": "x" * 100})
+        files.write_json(path, {"long": "x" * 100})
     assert path.read_text() == "{}"
     assert os.listdir(tmp_path) == ["run.json"]
 
 
 def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "run.json"
-    records.write_json(path, {"old": 1})
+    files.write_json(path, {"old": 1})
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        records.write_json(path, {"new": 2})
-    assert records.read_json(path) == {"old": 1}
+        files.write_json(path, {"new": 2})
+    assert files.read_json(path) == {"old": 1}
 
 
 def test_unreadable_json_is_an_error_naming_file_and_line(tmp_path):
     path = tmp_path / "run.json"
     path.write_text('{"seed": 1,\n "device": }')
     with pytest.raises(RecordError, match="run.json, line 2"):
-        records.read_json(path)
+        files.read_json(path)
 
 
 def test_first_crossing_is_the_first_row_at_or_below_the_threshold():
@@ -202,9 +211,9 @@ def test_first_crossing_is_the_first_row_at_or_below_the_threshold():
         "seconds": np.array([0, 3.5, 7.25, 11]),
         "test_error": np.array([np.nan, 0.3, 0.19, 0.2]),
     }
-    assert records.first_crossing(read, "test_error", 0.19) == (1.0, 80, 7.25)
-    assert records.first_crossing(read, "test_error", 0.5) == (0.5, 40, 3.5)
-    assert records.first_crossing(read, "test_error", 0.1) is None
+    assert first_crossing(read, "test_error", 0.19) == (1.0, 80, 7.25)
+    assert first_crossing(read, "test_error", 0.5) == (0.5, 40, 3.5)
+    assert first_crossing(read, "test_error", 0.1) is None
 
 
 def test_no_path_of_the_machine_stays_in_a_record():
@@ -222,7 +231,7 @@ def test_no_path_of_the_machine_stays_in_a_record():
         "n": 3,
         "s": "a b",
     }
-    assert records.base_names(given) == {
+    assert provenance.base_names(given) == {
         "command": [
             "train.py",
             "--set",
@@ -241,8 +250,8 @@ def test_no_path_of_the_machine_stays_in_a_record():
 def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):
     package = tmp_path / "kfcnet" / "runs"
     package.mkdir(parents=True)
-    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
-    assert records._commit() is None
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    assert provenance._commit() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     if subprocess.run([*git, "init", "-q"]).returncode:
         pytest.skip("git is not installed")
@@ -252,8 +261,8 @@ def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout
-    assert records._commit() == head.strip()
+    assert provenance._commit() == head.strip()
     (tmp_path / "results/file").write_text("two")
-    assert records._commit() == head.strip()
+    assert provenance._commit() == head.strip()
     (tmp_path / "file").write_text("two")
-    assert records._commit() == head.strip() + "-dirty"
+    assert provenance._commit() == head.strip() + "-dirty"

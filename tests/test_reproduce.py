@@ -20,9 +20,9 @@ from kfcnet.reproduce import work
 from kfcnet.reproduce.ledger import Ledger, run_key
 from kfcnet.reproduce.plan import RATES, Curve, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.runs.files import RecordError, WriteError
 from kfcnet.runs.folder import RunFolderError, alone_in
 from kfcnet.runs.labels import group_by_seed
-from kfcnet.runs.records import RecordError, WriteError
 from kfcnet.training import trainer
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 

@@ -17,10 +17,11 @@ from runs import SGD, SMALL, assert_same_run, small
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.errors import DeviceError
-from kfcnet.runs import records
+from kfcnet.runs import files
 from kfcnet.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from kfcnet.runs.files import read_json
 from kfcnet.runs.folder import RunFolderError
-from kfcnet.runs.records import read_json, read_metrics
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.training import clock, trainer
 from kfcnet.training.trainer import Trainer, TrainingInterrupted, train
 
@@ -68,16 +69,16 @@ def kill_in(monkeypatch, owner, name, call, before=True):
 
 
 KILLS = {
-    "while the folder is begun": (records, "write_text", 1, True),
+    "while the folder is begun": (files, "write_text", 1, True),
     "at the first evaluation": (trainer, "evaluate", 1, True),
     "before the first checkpoint": (Trainer, "_step", 1, False),
-    "in the first checkpoint's write": (records.os, "replace", 4, True),
+    "in the first checkpoint's write": (files.os, "replace", 4, True),
     "between checkpoint and next step": (Trainer, "_step", 3, True),
     "after a step, before its checkpoint": (Trainer, "_step", 3, False),
     "after a row, before its checkpoint": (trainer.RunFolder, "append", 2, False),
     "before a row": (trainer.RunFolder, "append", 2, True),
-    "in a later checkpoint's write": (records.os, "replace", 10, True),
-    "after a later checkpoint's write": (records.os, "replace", 10, False),
+    "in a later checkpoint's write": (files.os, "replace", 10, True),
+    "after a later checkpoint's write": (files.os, "replace", 10, False),
     "before the last evaluation": (trainer, "evaluate", 7, True),
     "before the figure": (trainer.curves, "plot_runs", 1, True),
 }

@@ -11,7 +11,7 @@ from runs import SGD, small
 
 from kfcnet.config.schema import ConstantConfig, CosineConfig, StepConfig
 from kfcnet.optimizers.schedules import factor
-from kfcnet.runs.records import read_metrics
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import train
 
 

@@ -14,7 +14,7 @@ from runs import assert_same_run, small
 
 from kfcnet.config import ConfigError
 from kfcnet.runs.folder import RunFolderError
-from kfcnet.runs.records import read_metrics
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.training import sweep as sweeps
 from kfcnet.training.sweep import Point, Result, Stage, parse_grid, parse_stages, rank, sweep
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train

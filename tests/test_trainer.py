@@ -16,10 +16,11 @@ import kfcnet
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
 from kfcnet.optimizers import SGD, KfcPre
-from kfcnet.runs import records
+from kfcnet.runs import files
 from kfcnet.runs.checkpoint import load_checkpoint
+from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolder, RunFolderError
-from kfcnet.runs.records import COLUMNS, PHASES, WriteError, read_json, read_metrics
+from kfcnet.runs.metrics import COLUMNS, PHASES, read_metrics
 from kfcnet.training import clock, trainer
 from kfcnet.training.clock import Timetable
 from kfcnet.training.evaluation import evaluate
@@ -378,7 +379,7 @@ def test_a_full_disk_at_a_checkpoint_is_an_error_naming_the_file(tmp_path, monke
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(WriteError, match=r"cannot write .*: No space left on device.*--resume"):
         train(small("checkpoint_minutes=1e-9"), tmp_path / "run")
     monkeypatch.undo()

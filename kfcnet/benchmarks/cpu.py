@@ -13,7 +13,7 @@ import numpy as np
 from kfcnet.batches import Batch
 from kfcnet.config import load_config
 from kfcnet.ops import get_ops
-from kfcnet.runs.records import markdown_table
+from kfcnet.runs.files import markdown_table
 from kfcnet.training.build import build, build_model
 from kfcnet.training.clock import Stopwatch
 

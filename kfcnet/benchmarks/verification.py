@@ -17,7 +17,8 @@ from kfcnet.benchmarks.cuda import benchmark_cuda
 from kfcnet.config import load_config
 from kfcnet.figures.curves import save_figure
 from kfcnet.ops import get_ops
-from kfcnet.runs.records import read_metrics, write_json
+from kfcnet.runs.files import write_json
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]

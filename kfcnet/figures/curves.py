@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from kfcnet.runs.files import write_bytes
 from kfcnet.runs.labels import (
     FREE,
     data_set,
@@ -31,7 +32,6 @@ from kfcnet.runs.labels import (
     titles_and_labels,
 )
 from kfcnet.runs.read import read_run
-from kfcnet.runs.records import write_bytes
 
 X_AXES = {
     "seconds": "training time",

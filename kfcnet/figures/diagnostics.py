@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from kfcnet.figures import curves
 from kfcnet.runs.labels import titles_and_labels
+from kfcnet.runs.metrics import DIAGNOSTICS, read_metrics
 from kfcnet.runs.read import read_run
-from kfcnet.runs.records import DIAGNOSTICS, read_metrics
 
 
 def plot_diagnostics(folder, out):

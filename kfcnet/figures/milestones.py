@@ -6,9 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from kfcnet.figures import curves
+from kfcnet.runs.files import markdown_table, write_text
 from kfcnet.runs.labels import PARTS, titles_and_labels
+from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run
-from kfcnet.runs.records import first_crossing, markdown_table, write_text
 
 MILESTONES = (("test_error", 0.19), ("train_error", 0.10), ("train_error", 0.06))
 """The errors at which the paper compares its methods (sections 5.2 and 5.3)."""

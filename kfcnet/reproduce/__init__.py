@@ -14,9 +14,9 @@ from kfcnet.reproduce import assumptions, claims, figures, report, work
 from kfcnet.reproduce.ledger import Ledger
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError, alone_in
 from kfcnet.runs.labels import data_set
-from kfcnet.runs.records import WriteError
 from kfcnet.training.sweep import write_tables
 
 FIGURES = (

@@ -16,7 +16,8 @@ from kfcnet.curvature.assumptions import correlations, distances, fisher_blocks
 from kfcnet.reproduce.ledger import run_key
 from kfcnet.reproduce.work import placed, say
 from kfcnet.runs.checkpoint import load_checkpoint, save_checkpoint
-from kfcnet.runs.records import WriteError, describe_program
+from kfcnet.runs.files import WriteError
+from kfcnet.runs.provenance import describe_program
 from kfcnet.training.evaluation import load_run
 
 DERIVATIVES, ACTIVATIONS = "derivatives", "activations"

@@ -17,7 +17,7 @@ from kfcnet.ops import get_ops
 from kfcnet.reproduce.assumptions import neighbours
 from kfcnet.reproduce.values import Value, middle, ratio, reached
 from kfcnet.runs.labels import METHODS, PARTS, data_set, method
-from kfcnet.runs.records import PHASES
+from kfcnet.runs.metrics import PHASES
 
 ALEXNET = ConvConfig(name="conv2", filters=128, kernel=5, padding=2), (27, 27, 48)
 """The second layer of one of AlexNet's two columns, and its input (the paper's section 3)."""

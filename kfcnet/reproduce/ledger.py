@@ -10,8 +10,9 @@ import numpy as np
 
 from kfcnet.config import read_config
 from kfcnet.runs.checkpoint import CHECKPOINT
+from kfcnet.runs.files import missing_entry, read_json
 from kfcnet.runs.labels import settings
-from kfcnet.runs.records import lacks, last_iteration, read_json, read_metrics
+from kfcnet.runs.metrics import last_iteration, read_metrics
 from kfcnet.training.clock import Timetable
 
 
@@ -147,6 +148,6 @@ def _entry(path, *keys):
     value = read_json(path)
     for key in keys:
         if not isinstance(value, dict) or key not in value:
-            raise lacks(path, ".".join(keys))
+            raise missing_entry(path, ".".join(keys))
         value = value[key]
     return value

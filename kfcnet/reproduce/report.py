@@ -6,8 +6,9 @@ import io
 from kfcnet.reproduce.claims import ABOUT_ONE, SHARE, STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.progress import RATE
 from kfcnet.reproduce.values import Value
+from kfcnet.runs.files import markdown_table, write_text
 from kfcnet.runs.labels import data_set, device, is_part, method
-from kfcnet.runs.records import PHASES, markdown_table, write_text
+from kfcnet.runs.metrics import PHASES
 
 COLUMNS = ("claim", "paper", "here", "ratio", "note")
 

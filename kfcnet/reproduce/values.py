@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.runs.records import first_crossing
+from kfcnet.runs.metrics import first_crossing
 
 UNITS = {"minutes": ("seconds", 60), "updates": ("iteration", 1), "epochs": ("epoch", 1)}
 

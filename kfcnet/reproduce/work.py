@@ -9,8 +9,9 @@ from kfcnet.config import ConfigError, read_config
 from kfcnet.ops.errors import DeviceError
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.checkpoint import CheckpointError
+from kfcnet.runs.files import RecordError, WriteError
 from kfcnet.runs.folder import RunFolderError
-from kfcnet.runs.records import RecordError, WriteError, read_metrics
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted, train
 
 FORESEEN = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordError, RunFolderError)

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kfcnet.runs.records import write_bytes
+from kfcnet.runs.files import write_bytes
 
 CHECKPOINT = "checkpoint.h5"  # its name in the folder of a run
 MAGIC = b"kfcnet checkpoint 1\nsha256 "

@@ -6,16 +6,9 @@ from pathlib import Path
 
 from kfcnet.config import dump_config, parse_config
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
+from kfcnet.runs.files import read_json, write_json, write_text
 from kfcnet.runs.labels import flat
-from kfcnet.runs.records import (
-    append_metrics,
-    create_metrics,
-    last_iteration,
-    read_json,
-    truncate_metrics,
-    write_json,
-    write_text,
-)
+from kfcnet.runs.metrics import append_metrics, create_metrics, last_iteration, truncate_metrics
 
 FILES = (
     CHECKPOINT,

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kfcnet.config import ConfigError, parse_config, yaml_text
-from kfcnet.runs.records import RecordError, lacks, read_json, read_metrics
+from kfcnet.runs.files import RecordError, missing_entry, read_json
+from kfcnet.runs.metrics import read_metrics
 
 
 class Run(NamedTuple):
@@ -40,7 +41,7 @@ def read_run(folder):
     ):
         for key in keys:
             if not isinstance(content, dict) or key not in content:
-                raise lacks(folder / name, key)
+                raise missing_entry(folder / name, key)
     with contextlib.suppress(ConfigError):
         config = parse_config(text).model_dump(mode="json")
     return Run(read_metrics(folder / "metrics.csv"), config, record)

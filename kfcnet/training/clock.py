@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 
-from kfcnet.runs.records import PHASES
+from kfcnet.runs.metrics import PHASES
 
 STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 50}  # a reading waits for the device
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from kfcnet.runs.records import DIAGNOSTICS, LAYER_DIAGNOSTICS
+from kfcnet.runs.metrics import DIAGNOSTICS, LAYER_DIAGNOSTICS
 
 
 def measure(optimizer, before, batch):

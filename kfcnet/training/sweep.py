@@ -20,9 +20,10 @@ import numpy as np
 
 from kfcnet.config import ConfigError, load_config, read_config, yaml_text
 from kfcnet.figures import curves
+from kfcnet.runs.files import markdown_table, read_json, write_text
 from kfcnet.runs.folder import portable_config
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.read import read_run
-from kfcnet.runs.records import markdown_table, read_json, read_metrics, write_text
 from kfcnet.training.clock import Timetable
 from kfcnet.training.trainer import TrainingFailed, train
 

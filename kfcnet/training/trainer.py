@@ -20,7 +20,8 @@ from kfcnet.ops import which_device
 from kfcnet.philox import SHUFFLE, words
 from kfcnet.runs.checkpoint import save_checkpoint
 from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
-from kfcnet.runs.records import describe_run, read_metrics
+from kfcnet.runs.metrics import read_metrics
+from kfcnet.runs.provenance import describe_run
 from kfcnet.training import diagnostics
 from kfcnet.training.build import build_for, build_ops, captured_step
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch, Timetable

@@ -1,0 +1,121 @@
+"""Reading and writing the files of a run: a reader sees the old content or the new, never a part.
+
+What cannot be read or written raises an error that names the file and says what to do.
+"""
+
+import json
+import os
+from pathlib import Path
+
+
+class RecordError(RuntimeError):
+    """A record cannot be read or written; the text names the file, the line and what to do."""
+
+
+class WriteError(RecordError):
+    """A file cannot be written, for instance on a full disk; its old content is still whole."""
+
+
+def write_bytes(path, content):
+    """Replace the content of a file and flush it to the disk.
+
+    The bytes go to a temporary file in the same folder, which is then renamed: after a kill or on
+    a full disk the old file is still whole. Raises WriteError where the bytes cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        try:
+            with open(temporary, "wb", buffering=0) as file:
+                _write_all(file, content)
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def write_text(path, text):
+    """Replace the content of a file by a text, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def append_line(path, line):
+    """Add a line to a file and flush it to the disk.
+
+    Raises WriteError where it cannot be written; the file is then as it was before.
+    """
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                _write_all(file, f"{line}\n".encode())
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def markdown_table(rows):
+    """A table in Markdown. rows: lists of texts, the header and the rule below it first."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def write_json(path, value):
+    """Replace a JSON file. Raises WriteError where it cannot be written."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path):
+    """The content of a JSON file. Raises RecordError with file and line."""
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise unreadable(path, error.lineno, error.msg) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"cannot read {path}: {error}") from error
+
+
+def missing_entry(path, key):
+    """The RecordError for a file without an entry that every run's record has."""
+    return RecordError(
+        f"{path} lacks the entry {key} that every run's record has: restore the "
+        "file, or move its folder away"
+    )
+
+
+def unreadable(path, line, reason):
+    """The RecordError for a line of a file that cannot be read."""
+    return RecordError(
+        f"{path}, line {line}: {reason}; mend the line, start the run again with "
+        "--overwrite, or move its folder away"
+    )
+
+
+def _cannot_write(path, error):
+    return WriteError(
+        f"cannot write {path}: {error.strerror or error}; make room or name another "
+        "place (a run then goes on with --resume)"
+    )
+
+
+def _write_all(file, content):
+    """Write every byte: a raw write may stop early on a nearly full disk."""
+    view = memoryview(content)
+    while len(view):
+        view = view[file.write(view) :]
+
+
+def _sync_folder(folder):
+    """Flush a rename to the disk; only POSIX systems can open a folder for that."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
