@@ -1,12 +1,10 @@
 """Runs side by side: their curves against time and against updates, and when each got how far."""
 
-import csv
-import io
 from functools import partial
 from pathlib import Path
 
 from kfcnet.figures import curves
-from kfcnet.runs.files import markdown_table, write_text
+from kfcnet.runs.files import markdown_table, write_csv, write_text
 from kfcnet.runs.labels import PARTS, titles_and_labels
 from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run
@@ -31,11 +29,7 @@ def compare(folders, out, milestones=MILESTONES, by=BY):
         curves.save_figure(partial(curves.draw_runs, runs, x), out / f"curves_by_{x}.png")
     _, labels = titles_and_labels(runs, free=("epochs",))
     rows = milestone_rows(runs, labels, milestones, by)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(out / "milestones.csv", text.getvalue())
+    write_csv(out / "milestones.csv", [rows[0], *(row.values() for row in rows)])
     write_text(out / "milestones.md", markdown(rows))
     return rows
 

@@ -1,12 +1,9 @@
 """`numbers.csv` and `README.md`: the table, the figures, and where they come from."""
 
-import csv
-import io
-
 from kfcnet.reproduce.claims import ABOUT_ONE, SHARE, STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.progress import RATE
 from kfcnet.reproduce.values import Value
-from kfcnet.runs.files import markdown_table, write_text
+from kfcnet.runs.files import markdown_table, write_csv, write_text
 from kfcnet.runs.labels import data_set, device, is_part, method
 from kfcnet.runs.metrics import PHASES
 
@@ -15,9 +12,7 @@ COLUMNS = ("claim", "paper", "here", "ratio", "note")
 
 def write_numbers(rows, path):
     """The Rows as CSV. Raises WriteError where they cannot be written."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *_fields(rows)])
-    write_text(path, text.getvalue())
+    write_csv(path, [COLUMNS, *_fields(rows)])
 
 
 def write_readme(evidence, steps, rows, drawn, failures, path):

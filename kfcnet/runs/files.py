@@ -3,6 +3,8 @@
 What cannot be read or written raises an error that names the file and says what to do.
 """
 
+import csv
+import io
 import json
 import os
 from pathlib import Path
@@ -59,6 +61,13 @@ def append_line(path, line):
                 raise
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def write_csv(path, rows):
+    """Replace a CSV file by rows of values, the header first. Raises WriteError."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def markdown_table(rows):

@@ -4,8 +4,6 @@ Everything is told by the folders of the runs, so a sweep that was stopped goes 
 """
 
 import concurrent.futures
-import csv
-import io
 import itertools
 import json
 import multiprocessing
@@ -20,7 +18,7 @@ import numpy as np
 
 from kfcnet.config import ConfigError, load_config, read_config, yaml_text
 from kfcnet.figures import curves
-from kfcnet.runs.files import markdown_table, read_json, write_text
+from kfcnet.runs.files import markdown_table, read_json, write_csv, write_text
 from kfcnet.runs.folder import portable_config
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.read import read_run
@@ -177,9 +175,7 @@ def write_tables(out, keys, stages, results):
         ]
         for result, place, values in _placed(results)
     ]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(out / "sweep.csv", text.getvalue())
+    write_csv(out / "sweep.csv", [header, *rows])
     write_text(out / "sweep.md", markdown(keys, stages, results))
     drawn = [
         (
