@@ -21,8 +21,8 @@ from kfcnet.runs.checkpoint import load_checkpoint
 from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolder, RunFolderError
 from kfcnet.runs.metrics import COLUMNS, PHASES, read_metrics
+from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training import clock, trainer
-from kfcnet.training.clock import Timetable
 from kfcnet.training.evaluation import evaluate
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingWarning, train
 
@@ -242,7 +242,7 @@ def test_phases_are_parts_of_the_seconds(finished):
     assert all(metrics[f"seconds_{phase}"][-1] > 0 for phase in PHASES)
 
 
-# Timetable and readings
+# Evaluation schedule and readings
 
 
 @pytest.mark.parametrize(
@@ -255,15 +255,15 @@ def test_phases_are_parts_of_the_seconds(finished):
         (["epochs=0.5", "evaluation={every: 0.01, unit: epochs}"], 6, list(range(7))),
     ],
 )
-def test_the_timetable_in_updates(overrides, steps, due):
-    timetable = Timetable(small(*overrides), 1437)
-    assert timetable.steps == steps
-    assert [step for step in range(steps + 1) if timetable.due(step)] == due
+def test_the_schedule_in_updates(overrides, steps, due):
+    schedule = EvaluationSchedule(small(*overrides), 1437)
+    assert schedule.steps == steps
+    assert [step for step in range(steps + 1) if schedule.due(step)] == due
 
 
 def test_a_whole_number_of_epochs_needs_no_update_more():
     config = small("epochs=3", "optimizer.batch_size=479")
-    assert Timetable(config, 1437).steps == 9
+    assert EvaluationSchedule(config, 1437).steps == 9
 
 
 def test_reading_rarely_changes_nothing(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from kfcnet.runs.checkpoint import CHECKPOINT
 from kfcnet.runs.files import missing_entry, read_json
 from kfcnet.runs.labels import settings
 from kfcnet.runs.metrics import last_iteration, read_metrics
-from kfcnet.training.clock import Timetable
+from kfcnet.runs.schedule import EvaluationSchedule
 
 
 class Standing(NamedTuple):
@@ -35,7 +35,7 @@ class Standing(NamedTuple):
         return max(self.iteration, 0) * config.optimizer.batch_size / self.examples
 
     def steps(self, config):
-        return Timetable(config, self.examples).steps
+        return EvaluationSchedule(config, self.examples).steps
 
     def row(self, config):
         """The metrics {name: number} at the end of `config`'s epochs, or at the evaluation before;

@@ -1,7 +1,6 @@
-"""What the training loop reads: schedule, clock and signals."""
+"""What the training loop reads: clock and signals."""
 
 import contextlib
-import math
 import signal
 import threading
 import time
@@ -9,21 +8,6 @@ import time
 from kfcnet.runs.metrics import PHASES
 
 STEPS_BETWEEN_READS = {"cpu": 1, "cuda": 50}  # a reading waits for the device
-
-
-class Timetable:
-    """When a run is evaluated and when it ends, counted in updates."""
-
-    def __init__(self, config, examples):
-        """examples: the size of the training set, which is an epoch."""
-        updates_per_epoch = examples / config.optimizer.batch_size
-        self.steps = math.ceil(config.epochs * updates_per_epoch - 1e-9)
-        in_epochs = config.evaluation.unit == "epochs"
-        self.every = config.evaluation.every * (updates_per_epoch if in_epochs else 1)
-
-    def due(self, step):
-        """Whether to evaluate after `step` updates; always at the start and at the end."""
-        return step in (0, self.steps) or step // self.every > (step - 1) // self.every
 
 
 class Stopwatch:

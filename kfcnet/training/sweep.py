@@ -22,7 +22,7 @@ from kfcnet.runs.files import markdown_table, read_json, write_csv, write_text
 from kfcnet.runs.folder import portable_config
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.read import read_run
-from kfcnet.training.clock import Timetable
+from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training.trainer import TrainingFailed, train
 
 RESULTS = ("iteration", "epoch", "seconds", "train_error", "train_loss", "test_error", "test_loss")
@@ -152,7 +152,7 @@ def result_row(config, folder):
         return None
     metrics = read_metrics(path)
     examples = read_json(path.with_name("run.json"))["data"]["train_examples"]
-    found = np.flatnonzero(metrics["iteration"] == Timetable(config, examples).steps)
+    found = np.flatnonzero(metrics["iteration"] == EvaluationSchedule(config, examples).steps)
     if not len(found):
         return None
     return {name: column[found[0]].item() for name, column in metrics.items()}

@@ -22,9 +22,10 @@ from kfcnet.runs.checkpoint import save_checkpoint
 from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.provenance import describe_run
+from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training import diagnostics
 from kfcnet.training.build import build_for, build_ops, captured_step
-from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch, Timetable
+from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
 from kfcnet.training.evaluation import batch_statistics, evaluate
 
 WAYS_OUT = {
@@ -85,7 +86,7 @@ def train(config: Config, out: str | Path, resume: bool = False, overwrite: bool
 
 def _is_finished(config, state, folder):
     steps = state["optimizer"]["steps"]
-    wanted = Timetable(config, state["data"]["examples"]).steps
+    wanted = EvaluationSchedule(config, state["data"]["examples"]).steps
     return steps >= wanted and folder.last_row() == steps
 
 
@@ -112,7 +113,7 @@ class Trainer:
         # A captured step goes on reading what the layers of the trained network saved: evaluation
         # leaves them alone.
         self.evaluated = self.network.copy()
-        self.timetable = Timetable(config, len(self.train_set))
+        self.schedule = EvaluationSchedule(config, len(self.train_set))
         self.measured = _measured_examples(config, self.ops, len(self.train_set))
         self.sums = self.optimizer.running_sums.read()  # of the steps since the latest row, as read
         self.read_steps = self.steps_since_row = 0
@@ -176,11 +177,11 @@ class Trainer:
         try:
             while True:
                 steps = self.optimizer.steps
-                if self.timetable.due(steps) and self.last_row < steps:
+                if self.schedule.due(steps) and self.last_row < steps:
                     self._evaluate()
                 if self._save_is_due():
                     self._save()
-                if steps >= self.timetable.steps:
+                if steps >= self.schedule.steps:
                     break
                 self._train()
                 self.signals.check()
@@ -203,7 +204,7 @@ class Trainer:
             while True:
                 self._step()
                 if (
-                    self.timetable.due(self.optimizer.steps)
+                    self.schedule.due(self.optimizer.steps)
                     or self._save_is_due()
                     or self.signals.caught
                 ):
@@ -415,7 +416,7 @@ class Trainer:
     def _progress_bar(self):
         """On a terminal redrawn at once, in a log file now and then."""
         return tqdm(
-            total=self.timetable.steps,
+            total=self.schedule.steps,
             initial=self.optimizer.steps,
             unit="update",
             file=sys.stderr,

@@ -1,0 +1,18 @@
+"""When a run is evaluated, and when it ends."""
+
+import math
+
+
+class EvaluationSchedule:
+    """The updates after which a run is evaluated; `steps` is the last one, where the run ends."""
+
+    def __init__(self, config, examples):
+        """examples: the size of the training set, which is one epoch."""
+        updates_per_epoch = examples / config.optimizer.batch_size
+        self.steps = math.ceil(config.epochs * updates_per_epoch - 1e-9)
+        in_epochs = config.evaluation.unit == "epochs"
+        self.every = config.evaluation.every * (updates_per_epoch if in_epochs else 1)
+
+    def due(self, step):
+        """Whether to evaluate after `step` updates; always at the start and at the end."""
+        return step in (0, self.steps) or step // self.every > (step - 1) // self.every
