@@ -1,10 +1,10 @@
 """A small plan on the digits, and its runs, that tests of a reproduction share."""
 
 from kfcnet.reproduce import work
-from kfcnet.reproduce.ledger import Ledger
 from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, NetworkPlan, PanelPlan, Plan
 from kfcnet.runs.files import write_json
 from kfcnet.runs.folder import portable_config
+from kfcnet.runs.index import RunIndex
 from kfcnet.runs.metrics import COLUMNS, PHASES, append_metrics
 from kfcnet.training.sweep import Stage
 
@@ -46,13 +46,13 @@ def small_plan(folder):
 
 def do(plan, out, figure="fig1", places=()):
     """Work at a figure, as `reproduce` does; the failures."""
-    return work.train_missing(plan, figure, Ledger(out), dict(places))
+    return work.train_missing(plan, figure, RunIndex(out), dict(places))
 
 
-def write_run(ledger, plan, name, settings, errors, seed=0, pace=60.0, state="finished"):
+def write_run(index, plan, name, settings, errors, seed=0, pace=60.0, state="finished"):
     """A run of a curve that nobody trained, a row every half epoch with one of `errors`."""
     config = plan.configure(plan.curves[name], settings, seed, 1.0)
-    folder = ledger.home(config, name)
+    folder = index.new_folder(config, name)
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(portable_config(config))
     write_json(
@@ -87,7 +87,7 @@ def write_run(ledger, plan, name, settings, errors, seed=0, pace=60.0, state="fi
                 "test_loss": error,
             },
         )
-    ledger.add(folder)
+    index.add(folder)
     return folder
 
 

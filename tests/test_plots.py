@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 from kfcnet.config import dump_config, load_config
 from kfcnet.figures import curves
 from kfcnet.runs.files import RecordError, read_json, write_json
-from kfcnet.runs.labels import group_by_seed
+from kfcnet.runs.identity import group_by_seed
 from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics, read_metrics
 from kfcnet.runs.read import read_run
 

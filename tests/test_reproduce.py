@@ -15,14 +15,14 @@ from reproductions import do, rate, small_plan, write_run
 from runs import assert_same_run
 
 from kfcnet import cli, data, reproduce
-from kfcnet.config import ConfigError, load_config
+from kfcnet.config import load_config
 from kfcnet.reproduce import work
-from kfcnet.reproduce.ledger import Ledger, run_key
 from kfcnet.reproduce.plan import RATES, Curve, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
-from kfcnet.runs.files import RecordError, WriteError
+from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError, alone_in
-from kfcnet.runs.labels import group_by_seed
+from kfcnet.runs.identity import group_by_seed, run_key
+from kfcnet.runs.index import RunIndex
 from kfcnet.training import trainer
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
@@ -173,115 +173,19 @@ def test_batch_norm_configs_differ_by_the_normalisation_and_its_convolutions_sta
     )
 
 
-# Which run lies where
-
-
-def test_a_run_is_known_by_what_decides_its_course(plan):
-    curve = plan.curves["digits_sgd"]
-    key = run_key(plan.configure(curve))
-    free = plan._replace(overrides=("evaluation.every=3", "checkpoint_minutes=1"))
-    assert run_key(free.configure(curve, epochs=9)) == key
-    for other in (rate(0.1), (("data.input_scale", 3.0),), (("ops.shards", 1),)):
-        assert run_key(plan.configure(curve, other)) != key
-    assert run_key(plan.configure(curve, seed=1)) != key
-    assert run_key(plan._replace(device="cuda").configure(curve)) != key
-
-
-def test_runs_that_others_left_are_taken_in(plan, tmp_path):
-    out = tmp_path / "out"
-    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1.5)
-    other = config.model_copy(update={"device": "auto", "checkpoint_minutes": 7.0})
-    train(other, out / "by" / "hand")
-    standing = Ledger(out).standing(config)
-    assert standing.folder == out / "by" / "hand" and standing.is_over(config)
-    assert Ledger(out).standing(plan.configure(plan.curves["digits_kfc"], rate(0.3), 0, 1)) is None
-    assert do(plan, out) == {}
-    assert not list(out.glob(f"runs/*{run_key(config)}"))
-
-
-def test_of_several_runs_the_shortest_that_is_long_enough_is_used(plan, tmp_path):
-    ledger, curve = Ledger(tmp_path / "out"), plan.curves["digits_sgd"]
-    short = write_run(ledger, plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4])
-    short.rename(tmp_path / "out" / "swept")
-    long = write_run(ledger, plan, "digits_sgd", rate(0.3), [0.9, 0.6, 0.3, 0.2])
-    ledger = Ledger(tmp_path / "out")
-    for epochs, folder in ((0.5, tmp_path / "out" / "swept"), (1.5, long)):
-        standing = ledger.standing(plan.configure(curve, rate(0.3), 0, epochs))
-        assert standing.folder == folder
-    assert ledger.standing(plan.configure(curve, rate(0.3), 0, 9)) is None  # no checkpoint
-    (tmp_path / "out" / "swept" / "checkpoint.h5").write_text("")
-    standing = ledger.standing(plan.configure(curve, rate(0.3), 0, 9))
-    assert standing.folder == tmp_path / "out" / "swept"
-
-
-def test_a_reproduction_in_a_folder_below_keeps_its_runs_to_itself(plan, tmp_path):
-    below = tmp_path / "out" / "gpu"
-    folder = write_run(Ledger(below), plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4])
-    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1)
-    assert Ledger(below).standing(config).folder == folder
-    ledger = Ledger(tmp_path / "out")
-    assert ledger.standing(config) is None and not ledger.devices
-
-
-def test_an_unfinished_record_without_a_checkpoint_is_left_alone(plan, tmp_path):
-    out = tmp_path / "out"
-    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1.5)
-    train(config.model_copy(update={"epochs": 0.5}), out / "committed")
-    (out / "committed" / "checkpoint.h5").unlink()
-    before = (out / "committed" / "metrics.csv").read_bytes()
-    assert Ledger(out).standing(config) is None
-    do(plan, out)
-    assert Ledger(out).standing(config).folder == Ledger(out).home(config, "digits_sgd")
-    assert (out / "committed" / "metrics.csv").read_bytes() == before
-
-
-def test_a_run_begun_with_other_evaluations_goes_on_with_them(plan, tmp_path):
-    out = tmp_path / "out"
-    config = plan.configure(plan.curves["digits_kfc"], rate(0.3), 0, 0.25)
-    train(
-        config.model_copy(
-            update={"evaluation": config.evaluation.model_copy(update={"every": 0.25})}
-        ),
-        out / "fine",
-    )
-    do(plan, out)
-    assert len((out / "fine" / "metrics.csv").read_text().splitlines()) == 1 + 7
-    assert Ledger(out).standing(config).folder == out / "fine"
-
-
-@pytest.mark.parametrize(
-    "name, content, error",
-    [
-        ("config.yaml", "data: [", ConfigError),
-        ("config.yaml", "data: {}", ConfigError),
-        ("config.yaml", b"\xff", ConfigError),
-        ("run.json", "{", RecordError),
-        ("run.json", "[]", RecordError),
-        ("run.json", '{"device": {"device": "cpu"}}', RecordError),
-        ("metrics.csv", "iteration\n", RecordError),
-    ],
-)
-def test_an_unreadable_record_is_an_error_naming_the_file(name, content, error, plan, tmp_path):
-    out = tmp_path / "out"
-    folder = write_run(Ledger(out), plan, "digits_sgd", rate(0.3), [0.9, 0.5])
-    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(error, match=re.escape(str(folder / name))):
-        progress_of(plan, Ledger(out))
-
-
 # Tuning and final runs, told by folders
 
 
 def test_tuning_takes_the_best_runs_further_and_the_winner_to_the_end(plan, tmp_path):
-    ledger = Ledger(tmp_path / "out")
-    step = progress_of(plan, ledger)["digits_kfc"]
+    index = RunIndex(tmp_path / "out")
+    step = progress_of(plan, index)["digits_kfc"]
     assert [task.config.optimizer.learning_rate for task in step.pending] == [0.003, 0.3, 0.03]
     assert {task.config.epochs for task in step.pending} == {0.5}
     assert step.epochs_left == pytest.approx(3 * 0.5 + 2 * 0.5 + 0.5 + 1.5)
     finals = {0.003: [0.9, 0.8], 0.3: [0.9, 0.5, 0.4], 0.03: [0.9, 0.6, 0.3, 0.25]}
     for value, errors in finals.items():
-        write_run(ledger, plan, "digits_kfc", rate(value), errors)
-    step = progress_of(plan, ledger)["digits_kfc"]
+        write_run(index, plan, "digits_kfc", rate(value), errors)
+    step = progress_of(plan, index)["digits_kfc"]
     assert [
         (result.stage, result.point.settings["optimizer.learning_rate"]) for result in step.tuning
     ] == [(1, 0.3), (1, 0.03), (1, 0.003), (2, 0.03), (2, 0.3)]
@@ -292,18 +196,18 @@ def test_tuning_takes_the_best_runs_further_and_the_winner_to_the_end(plan, tmp_
 
 
 def test_a_diverged_run_comes_last_and_none_is_taken_further_if_all_diverge(plan, tmp_path):
-    ledger = Ledger(tmp_path / "out")
+    index = RunIndex(tmp_path / "out")
     for value, state in ((0.003, "finished"), (0.3, "failed"), (0.03, "failed")):
         write_run(
-            ledger,
+            index,
             plan,
             "digits_kfc",
             rate(value),
             [0.9, 0.8, 0.7] if state == "finished" else [0.9],
             state=state,
         )
-        write_run(ledger, plan, "digits_sgd", rate(value), [0.9], state="failed")
-    steps = progress_of(plan, ledger)
+        write_run(index, plan, "digits_sgd", rate(value), [0.9], state="failed")
+    steps = progress_of(plan, index)
     assert [bool(result.row) for result in steps["digits_kfc"].tuning] == [True, False, False, True]
     assert steps["digits_kfc"].rate == 0.003
     lost = steps["digits_sgd"]
@@ -312,24 +216,24 @@ def test_a_diverged_run_comes_last_and_none_is_taken_further_if_all_diverge(plan
 
 
 def test_a_seed_whose_record_is_older_than_a_setting_belongs_to_the_others(plan, tmp_path):
-    ledger = Ledger(tmp_path / "out")
+    index = RunIndex(tmp_path / "out")
     for value in (0.003, 0.3, 0.03):
-        write_run(ledger, plan, "digits_sgd", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
-    second = write_run(ledger, plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4, 0.2], seed=1)
+        write_run(index, plan, "digits_sgd", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
+    second = write_run(index, plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4, 0.2], seed=1)
     text = (second / "config.yaml").read_text()
     older = text.replace(", nesterov: false", "").replace("  nesterov: false\n", "")
     assert older != text
     (second / "config.yaml").write_text(older)
-    runs = progress_of(plan, Ledger(ledger.root))["digits_sgd"].runs()
+    runs = progress_of(plan, RunIndex(index.root))["digits_sgd"].runs()
     assert [len(group) for group in group_by_seed(runs)] == [2]
 
 
 def test_a_curve_may_take_the_learning_rate_of_another(plan, tmp_path):
-    ledger = Ledger(tmp_path / "out")
-    assert progress_of(plan, ledger)["tiny_max"].pending == []
+    index = RunIndex(tmp_path / "out")
+    assert progress_of(plan, index)["tiny_max"].pending == []
     for value in (0.003, 0.3, 0.03):
-        write_run(ledger, plan, "digits_sgd", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
-    (task,) = progress_of(plan, ledger)["tiny_max"].pending
+        write_run(index, plan, "digits_sgd", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
+    (task,) = progress_of(plan, index)["tiny_max"].pending
     assert (task.config.optimizer.learning_rate, task.config.epochs) == (0.3, 1)
 
 
@@ -339,13 +243,13 @@ def test_a_curve_may_take_the_learning_rate_of_another(plan, tmp_path):
 def test_sensitivity_is_tuning_and_no_final_run(plan, tmp_path):
     out = tmp_path / "out"
     assert do(plan, out, "sensitivity") == {}
-    steps = progress_of(plan.part("sensitivity"), Ledger(out))
+    steps = progress_of(plan.part("sensitivity"), RunIndex(out))
     assert {name: (len(step.tuning), len(step.finals)) for name, step in steps.items()} == {
         "digits_kfc": (5, 0),
         "digits_sgd": (5, 0),
     }
     assert [step.epochs_left for step in steps.values()] == [0, 0]
-    assert [len(step.pending) for step in progress_of(plan, Ledger(out)).values()] == [2, 2, 1]
+    assert [len(step.pending) for step in progress_of(plan, RunIndex(out)).values()] == [2, 2, 1]
 
 
 def test_first_seeds_come_before_second_ones_and_nothing_is_done_twice(plan, tmp_path, monkeypatch):
@@ -411,7 +315,7 @@ def test_diverging_is_a_result_and_no_failure(plan, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Trainer, "_loop", diverge)
     assert do(plan, tmp_path / "out") == {}
-    step = progress_of(plan, Ledger(tmp_path / "out"))["digits_kfc"]
+    step = progress_of(plan, RunIndex(tmp_path / "out"))["digits_kfc"]
     assert step.tuning[2].row is None and step.rate == 0.03 and len(step.finals) == 2
 
 
@@ -447,7 +351,7 @@ def test_absent_data_are_reported_once_for_each_curve(plan, tmp_path, monkeypatc
     failures = do(plan, tmp_path / "out", places={"svhn": tmp_path / "nowhere"})
     assert list(failures) == ["svhn_kfc"] and "nowhere" in failures["svhn_kfc"]
     assert capsys.readouterr().err.count("Going on without svhn") == 1
-    assert len(progress_of(plan, Ledger(tmp_path / "out"))["digits_sgd"].finals) == 2
+    assert len(progress_of(plan, RunIndex(tmp_path / "out"))["digits_sgd"].finals) == 2
 
 
 @pytest.mark.parametrize("is_done", [False, True])
@@ -577,7 +481,7 @@ def test_a_wrong_setting_is_an_error_before_anything_is_trained(tmp_path, capsys
 def runs_on_a_cpu(tmp_path):
     """A folder with a run on a CPU that the quick plan has in its first figure."""
     plan = PLANS["quick"]
-    write_run(Ledger(tmp_path), plan, "digits_kfac", (), [0.9] + 13 * [0.5])
+    write_run(RunIndex(tmp_path), plan, "digits_kfac", (), [0.9] + 13 * [0.5])
     return tmp_path
 
 

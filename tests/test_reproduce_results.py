@@ -11,11 +11,12 @@ from kfcnet import reproduce
 from kfcnet.figures.curves import read_run
 from kfcnet.reproduce import assumptions, claims, figures, report
 from kfcnet.reproduce.claims import Evidence
-from kfcnet.reproduce.ledger import Ledger, run_key
 from kfcnet.reproduce.plan import Errors, NetworkPlan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.values import Value, middle, ratio
 from kfcnet.runs.checkpoint import CheckpointError
+from kfcnet.runs.identity import run_key
+from kfcnet.runs.index import RunIndex
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -39,12 +40,12 @@ def test_ratios_and_medians_know_what_was_not_reached():
 @pytest.fixture
 def evidence(plan, tmp_path):
     """KFC-pre, four times as fast as SGD to 50% training error; other curves were not run."""
-    ledger = Ledger(tmp_path / "out")
+    index = RunIndex(tmp_path / "out")
     for seed in range(2):
-        write_run(ledger, plan, "digits_kfc", rate(0.3), [0.9, 0.5 - seed / 10, 0.2], seed, 60)
-        write_run(ledger, plan, "digits_sgd", rate(0.3), [0.9, 0.7, 0.4], seed, 120)
+        write_run(index, plan, "digits_kfc", rate(0.3), [0.9, 0.5 - seed / 10, 0.2], seed, 60)
+        write_run(index, plan, "digits_sgd", rate(0.3), [0.9, 0.7, 0.4], seed, 120)
     runs = {
-        name: [read_run(folder) for folder in sorted(ledger.root.glob(f"runs/{name}_*"))]
+        name: [read_run(folder) for folder in sorted(index.root.glob(f"runs/{name}_*"))]
         for name in ("digits_kfc", "digits_sgd")
     }
     return Evidence(plan, runs, {})
@@ -198,19 +199,19 @@ def test_a_threshold_that_was_not_reached_is_a_bound(evidence):
 
 
 def test_the_page_says_which_seeds_are_missing_or_went_on(plan, tmp_path):
-    ledger = Ledger(tmp_path / "out")
+    index = RunIndex(tmp_path / "out")
     plan = plan._replace(
         curves={"digits_kfc": plan.curves["digits_kfc"]._replace(rates=(), epochs=1.0, seeds=3)}
     )
 
     def said():
-        step = progress_of(plan, Ledger(ledger.root))["digits_kfc"]
+        step = progress_of(plan, RunIndex(index.root))["digits_kfc"]
         return report._other_ends(plan, step)
 
     for seed, rows in ((0, 3), (1, 4)):
-        write_run(ledger, plan, "digits_kfc", (), rows * [0.5], seed)
+        write_run(index, plan, "digits_kfc", (), rows * [0.5], seed)
     assert said() == "2 of 3 seeds so far, seed 1 went on to epoch 1.5 in place of 1"
-    write_run(ledger, plan, "digits_kfc", (), 3 * [0.5], 2)
+    write_run(index, plan, "digits_kfc", (), 3 * [0.5], 2)
     assert said() == "seed 1 went on to epoch 1.5 in place of 1"
 
 
@@ -227,15 +228,15 @@ def test_numbers_and_page_are_the_same_bytes_twice(evidence, tmp_path):
 
 def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan, tmp_path):
     out = tmp_path / "out"
-    ledger = Ledger(out)
+    index = RunIndex(out)
     for value in (0.003, 0.3, 0.03):
-        write_run(ledger, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
+        write_run(index, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
     curve = plan.curves["digits_kfc"]._replace(shortened="too slow for words")
     plan = plan._replace(
         curves={**plan.curves, "digits_kfc": curve}, overrides=("checkpoint_minutes=7",)
     )
-    write_run(ledger, plan, "digits_kfc", rate(0.3), [0.9, 0.6], seed=1, state="failed")
-    reproduce.draw(plan, ledger, out, {"some_run": "OSError: on fire"})
+    write_run(index, plan, "digits_kfc", rate(0.3), [0.9, 0.6], seed=1, state="failed")
+    reproduce.draw(plan, index, out, {"some_run": "OSError: on fire"})
     text = (out / "README.md").read_text()
     for words in (
         "![Curves](figures/fig1.png)",
@@ -263,11 +264,11 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
 
 
 def test_a_rate_between_others_is_at_no_edge(plan, tmp_path):
-    ledger = Ledger(tmp_path / "out")
+    index = RunIndex(tmp_path / "out")
     for value, error in ((0.003, 0.7), (0.3, 0.6), (0.03, 0.5)):
-        write_run(ledger, plan, "digits_kfc", rate(value), [0.9, error, error, error])
-    reproduce.draw(plan, ledger, ledger.root, {})
-    assert "| 0.03 | 50.00% |" in (ledger.root / "README.md").read_text()
+        write_run(index, plan, "digits_kfc", rate(value), [0.9, error, error, error])
+    reproduce.draw(plan, index, index.root, {})
+    assert "| 0.03 | 50.00% |" in (index.root / "README.md").read_text()
 
 
 @pytest.mark.parametrize("x", ["seconds", "updates"])
@@ -275,23 +276,23 @@ def test_the_page_gives_the_seconds_of_curves_that_are_drawn_over_time_alone(pla
     (panel,) = plan.figures["fig1"].panels
     figure = plan.figures["fig1"]._replace(panels=(panel._replace(x=x),))
     plan = plan._replace(figures={"fig1": figure})
-    ledger = Ledger(tmp_path / "out")
+    index = RunIndex(tmp_path / "out")
     for value in (0.003, 0.3, 0.03):
-        write_run(ledger, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
-    reproduce.draw(plan, ledger, ledger.root, {})
-    assert ("seconds per epoch" in (ledger.root / "README.md").read_text()) == (x == "seconds")
+        write_run(index, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
+    reproduce.draw(plan, index, index.root, {})
+    assert ("seconds per epoch" in (index.root / "README.md").read_text()) == (x == "seconds")
 
 
 def test_sensitivity_shows_the_errors_of_every_stage(plan, tmp_path):
-    ledger = Ledger(tmp_path / "out")
+    index = RunIndex(tmp_path / "out")
     for name, state, errors in (
         ("digits_kfc", "finished", [0.9, 0.8]),
         ("digits_sgd", "failed", [0.9]),
     ):
-        write_run(ledger, plan, name, rate(0.003), errors, state=state)
+        write_run(index, plan, name, rate(0.003), errors, state=state)
         for value in (0.3, 0.03):
-            write_run(ledger, plan, name, rate(value), [0.9, 0.8 - value, 0.7 - value])
-    steps = progress_of(plan.part("sensitivity"), ledger)
+            write_run(index, plan, name, rate(value), [0.9, 0.8 - value, 0.7 - value])
+    steps = progress_of(plan.part("sensitivity"), index)
     figure = figures.draw_sensitivity([(step.tuning, step.curve.stages) for step in steps.values()])
     first, second = figure.axes
     assert [axes.get_title() for axes in figure.axes] == [
@@ -312,7 +313,7 @@ def test_every_figure_is_the_same_bytes_twice(plan, tmp_path):
     files = []
     for _ in range(2):
         measure(plan, out)
-        reproduce.draw(plan, Ledger(out), out, {})
+        reproduce.draw(plan, RunIndex(out), out, {})
         files.append(
             {
                 path.relative_to(out): path.read_bytes()
@@ -332,7 +333,7 @@ def test_every_figure_is_the_same_bytes_twice(plan, tmp_path):
 def measure(plan, out):
     """Measure the networks of a plan, as `reproduce` does; the failures."""
     (out / "assumptions").mkdir(exist_ok=True)
-    return assumptions.measure_networks(plan, progress_of(plan, Ledger(out)), out, {})
+    return assumptions.measure_networks(plan, progress_of(plan, RunIndex(out)), out, {})
 
 
 @pytest.fixture
@@ -347,7 +348,7 @@ def measured(plan, tmp_path):
 
 def test_a_trained_network_is_measured_once_and_recorded(measured, monkeypatch):
     plan, out = measured
-    steps = progress_of(plan, Ledger(out))
+    steps = progress_of(plan, RunIndex(out))
     record = assumptions.read(plan, steps, out, plan.networks[0])
     (values,) = record["correlations"].values()
     assert values["derivatives"].shape == (2, 5, 5) and values["activations"].shape == (1, 5, 5)
@@ -361,7 +362,9 @@ def test_a_trained_network_is_measured_once_and_recorded(measured, monkeypatch):
     )
     monkeypatch.undo()
     do(longer, out, "assumptions")
-    assert assumptions.read(longer, progress_of(longer, Ledger(out)), out, plan.networks[0]) is None
+    assert (
+        assumptions.read(longer, progress_of(longer, RunIndex(out)), out, plan.networks[0]) is None
+    )
 
 
 def test_where_only_records_are_kept_a_later_seed_is_measured(measured):
@@ -374,7 +377,7 @@ def test_where_only_records_are_kept_a_later_seed_is_measured(measured):
     plan = plan._replace(curves={**plan.curves, "tiny_max": curve})
     do(plan, out, "assumptions")
     assert measure(plan, out) == {}
-    record = assumptions.read(plan, progress_of(plan, Ledger(out)), out, plan.networks[0])
+    record = assumptions.read(plan, progress_of(plan, RunIndex(out)), out, plan.networks[0])
     assert assumptions.key_of(record) == run_key(plan.configure(curve, rate(0.3), 1))
     assert json.loads(record["program"]).keys() == {"commit", "versions", "machine"}
     assert json.loads(record["device"])["device"] == "cpu" and len(record["data_sha256"]) == 64
@@ -389,7 +392,7 @@ def test_a_network_is_called_after_the_data_it_was_trained_on(measured):
     assert named.title == "SVHN, 1.8k subset, max pooling"
     assert network._replace(pooling="published").pooling_in_words == "pooling as published"
     assert reproduce.named((network,), {}) == (network,)
-    reproduce.draw(plan, Ledger(out), out, {})
+    reproduce.draw(plan, RunIndex(out), out, {})
     assert "digits 8x8, tiny network, max pooling" in (out / "README.md").read_text()
 
 
@@ -398,7 +401,7 @@ def test_a_damaged_record_of_assumptions_is_an_error_naming_it(measured):
     path = out / "assumptions" / "tiny_max.h5"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="tiny_max.h5 is damaged"):
-        reproduce.draw(plan, Ledger(out), out, {})
+        reproduce.draw(plan, RunIndex(out), out, {})
 
 
 def test_a_measurement_that_fails_is_reported(measured, monkeypatch):

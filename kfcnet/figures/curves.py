@@ -20,10 +20,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from kfcnet.runs.files import write_bytes
+from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import (
-    FREE,
     data_set,
-    group_by_seed,
     is_part,
     method,
     published_data_set,
@@ -160,7 +159,7 @@ def draw_panels(panels):
 def _draw_panel(axes, panel, seeds):
     """seeds: {label: numbers of seeds} of the curves so far, to which those of the panel go."""
     groups = group_by_seed(panel.runs)
-    _, labels = titles_and_labels([group[0] for group in groups], FREE)
+    _, labels = titles_and_labels([group[0] for group in groups], NOT_IDENTIFYING)
     scale, unit = _scale(panel.runs, panel.x)
     for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
         again = labels[:number].count(label)

@@ -11,11 +11,11 @@ from pathlib import Path
 from kfcnet.figures import curves
 from kfcnet.ops import get_ops, which_device
 from kfcnet.reproduce import assumptions, claims, figures, report, work
-from kfcnet.reproduce.ledger import Ledger
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError, alone_in
+from kfcnet.runs.index import RunIndex
 from kfcnet.runs.labels import data_set
 from kfcnet.training.sweep import write_tables
 
@@ -51,22 +51,22 @@ def reproduce(
     full, TrainingInterrupted after a signal.
     """
     out, places = Path(out), places or {}
-    ledger, failures = Ledger(out), {}
-    plan = _plan(ledger, device, only_draw, quick, seeds, overrides)
+    index, failures = RunIndex(out), {}
+    plan = _plan(index, device, only_draw, quick, seeds, overrides)
     _make_folder(out)
     if not only_draw:
         with alone_in(out):
-            failures |= work.train_missing(plan, figure, ledger, places)
+            failures |= work.train_missing(plan, figure, index, places)
             if figure == "all" or plan.figures[figure].kind == "networks":
                 _make_folder(out / "assumptions")
                 failures |= assumptions.measure_networks(
-                    plan, progress_of(plan, ledger), out, places
+                    plan, progress_of(plan, index), out, places
                 )
-    draw(plan, ledger, out, failures)
+    draw(plan, index, out, failures)
     return failures
 
 
-def _plan(ledger, device, only_draw, *options):
+def _plan(index, device, only_draw, *options):
     """The Plan for a device that the records in a folder leave room for.
 
     A page shows the runs of one device: that of another would have none of them.
@@ -79,20 +79,20 @@ def _plan(ledger, device, only_draw, *options):
     plan = make_plan(device, *options)
     # A wrong setting is found here, before anything is trained.
     names = {plan.configure(curve).data.name for curve in plan.curves.values()}
-    there = set().union(*(ledger.devices[name] for name in names))
+    there = set().union(*(index.devices[name] for name in names))
     if device in there or not there:
         return plan
     other = min(there)
     if is_open and only_draw:
         return make_plan(other, *options)
     raise RunFolderError(
-        f"{ledger.root} holds runs on {other}: name another folder with --out, or --device {other}"
+        f"{index.root} holds runs on {other}: name another folder with --out, or --device {other}"
     )
 
 
-def draw(plan, ledger, out, failures):
+def draw(plan, index, out, failures):
     """All figures, tables and the page, from the records alone."""
-    steps = progress_of(plan, ledger)
+    steps = progress_of(plan, index)
     for name, step in steps.items():
         if step.tuning:
             folder = _make_folder(out / "sweeps" / name)

@@ -13,10 +13,10 @@ import numpy as np
 from kfcnet import data
 from kfcnet.config import dump_config, parse_config
 from kfcnet.curvature.assumptions import correlations, distances, fisher_blocks
-from kfcnet.reproduce.ledger import run_key
 from kfcnet.reproduce.work import placed, say
 from kfcnet.runs.checkpoint import load_checkpoint, save_checkpoint
 from kfcnet.runs.files import WriteError
+from kfcnet.runs.identity import run_key
 from kfcnet.runs.provenance import describe_program
 from kfcnet.training.evaluation import load_run
 
@@ -32,16 +32,16 @@ def measure_networks(plan, steps, out, places):
     failures = {}
     for network in plan.networks:
         ready = [
-            (config, standing)
-            for config, standing in _finals(plan, steps, network)
-            if standing.is_over(config) and standing.can_go_on() and not standing.failed
+            (config, status)
+            for config, status in _finals(plan, steps, network)
+            if status.is_over(config) and status.can_go_on() and not status.failed
         ]
         if not ready or read(plan, steps, out, network):
             continue
-        config, standing = ready[0]
+        config, status = ready[0]
         say(f"{network.curve}: correlations on {network.images} images")
         try:
-            record = measure(plan, network, standing, config, places)
+            record = measure(plan, network, status, config, places)
             save_checkpoint(record_path(out, network), record)
         except WriteError:
             raise
@@ -50,9 +50,9 @@ def measure_networks(plan, steps, out, places):
     return failures
 
 
-def measure(plan, network, standing, config, places):
+def measure(plan, network, status, config, places):
     """The record of the network that a run in a folder ended with."""
-    run = load_run(standing.folder, plan.device)
+    run = load_run(status.folder, plan.device)
     dataset = data.load(placed(config.data, places))
     run.check_data(dataset)
     examples = run.examples(dataset.train_images, dataset.train_labels)
@@ -60,7 +60,7 @@ def measure(plan, network, standing, config, places):
     found = correlations(run.network, run.loss, inputs, network.radius)
     record = {
         "config": dump_config(config),
-        "steps": standing.iteration,
+        "steps": status.iteration,
         "images": len(inputs),
         "data_sha256": dataset.provenance["sha256"],
         "device": json.dumps(run.network.ops.describe()),
@@ -86,7 +86,7 @@ def read(plan, steps, out, network):
         return None
     record = load_checkpoint(path)
     current = [
-        (run_key(config), standing.iteration) for config, standing in _finals(plan, steps, network)
+        (run_key(config), status.iteration) for config, status in _finals(plan, steps, network)
     ]
     return record if (key_of(record), record["steps"]) in current else None
 
@@ -103,14 +103,14 @@ def record_path(out, network):
 
 
 def _finals(plan, steps, network):
-    """[(Config, Standing), ...] of the final runs that there are of a network's curve, by seed."""
+    """[(Config, RunStatus), ...] of the final runs that there are of a network's curve, by seed."""
     curve = plan.curves.get(network.curve)
     if curve is None:
         return []
     epochs, step = plan.final_epochs(curve), steps[curve.name]
     return [
-        (plan.configure(curve, step.settings, seed, epochs), standing)
-        for seed, standing in step.finals.items()
+        (plan.configure(curve, step.settings, seed, epochs), status)
+        for seed, status in step.finals.items()
     ]
 
 

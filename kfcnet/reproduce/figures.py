@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from kfcnet.figures import curves
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
-from kfcnet.runs.labels import FREE, data_set, device, method, network, setting, titles_and_labels
+from kfcnet.runs.identity import NOT_IDENTIFYING
+from kfcnet.runs.labels import data_set, device, method, network, setting, titles_and_labels
 from kfcnet.runs.read import read_run
 
 BARS = {
@@ -52,7 +53,7 @@ def draw_sensitivity(tunings):
     count = max(results[-1].stage for results, _ in tunings)
     figure = Figure(figsize=(7.2 if count > 1 else 4.5, 3.4))
     runs = [read_run(results[0].point.folder) for results, _ in tunings]
-    _, labels = titles_and_labels(runs, (*FREE, RATE))
+    _, labels = titles_and_labels(runs, (*NOT_IDENTIFYING, RATE))
     for number, axes in enumerate(figure.subplots(1, count, squeeze=False)[0], start=1):
         lines, ends = {}, []
         for (results, stages), label in zip(tunings, labels, strict=True):

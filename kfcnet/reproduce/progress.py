@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from kfcnet.config.schema import Config
 from kfcnet.figures.curves import read_run
-from kfcnet.reproduce.ledger import Standing
+from kfcnet.runs.index import RunStatus
 from kfcnet.training import sweep
 
 RATE = "optimizer.learning_rate"
@@ -16,13 +16,13 @@ class Task(NamedTuple):
 
     curve: str
     config: Config
-    standing: Standing | None
+    status: RunStatus | None
     folder: Path
     stage: str  # what the run is for
 
     @property
     def epochs_to_go(self):
-        return self.config.epochs - (self.standing.epochs(self.config) if self.standing else 0)
+        return self.config.epochs - (self.status.epochs(self.config) if self.status else 0)
 
     def describe(self):
         begin = self.config.epochs - self.epochs_to_go
@@ -41,7 +41,7 @@ class Progress(NamedTuple):
     """A curve's tuning and final runs so far.
 
     tuning: Results of the stages that are complete, best first within each; settings: of the best
-    run, None before the tuning is complete or where every run diverged; finals: the Standings of
+    run, None before the tuning is complete or where every run diverged; finals: the RunStatuses of
     the final runs there are, by seed; pending: Tasks that may be done now; epochs_left: of all that
     is still to be done, as far as can be said.
     """
@@ -55,7 +55,7 @@ class Progress(NamedTuple):
 
     def runs(self):
         """The final runs as their records tell them, in the order of their seeds."""
-        return [read_run(standing.folder) for standing in self.finals.values()]
+        return [read_run(status.folder) for status in self.finals.values()]
 
     @property
     def rate(self):
@@ -63,20 +63,20 @@ class Progress(NamedTuple):
         return dict(self.settings or ()).get(RATE)
 
 
-def progress_of(plan, ledger):
+def progress_of(plan, index):
     """{name: Progress} of the curves of a Plan."""
     done = {}
     for curve in sorted(plan.curves.values(), key=lambda curve: bool(curve.rate_of)):
-        done[curve.name] = _progress(plan, curve, ledger, done.get(curve.rate_of))
+        done[curve.name] = _progress(plan, curve, index, done.get(curve.rate_of))
     return {name: done[name] for name in plan.curves}
 
 
-def _progress(plan, curve, ledger, tuned):
+def _progress(plan, curve, index, tuned):
     """tuned: the Progress of the curve whose learning rate this one takes; or None."""
     if tuned:
         results, settings, pending = [], tuned.settings, []
     else:
-        results, settings, pending = _tune(plan, curve, ledger)
+        results, settings, pending = _tune(plan, curve, index)
     epochs_left = _epochs_of_tuning_left(curve, results, pending) if not tuned else 0
     epochs, finals = plan.final_epochs(curve), {}
     if settings is None:
@@ -85,16 +85,16 @@ def _progress(plan, curve, ledger, tuned):
         epochs_left += 0 if is_lost else max(0, curve.seeds * epochs - tuning_ends)
         return Progress(curve, results, None, {}, pending, epochs_left)
     for seed in range(curve.seeds):
-        task = _task(plan, curve, ledger, settings, seed, epochs, "final run")
-        if not (task.standing and task.standing.is_over(task.config)):
+        task = _task(plan, curve, index, settings, seed, epochs, "final run")
+        if not (task.status and task.status.is_over(task.config)):
             pending.append(task)
             epochs_left += task.epochs_to_go
-        if task.standing and task.standing.iteration > 0:
-            finals[seed] = task.standing
+        if task.status and task.status.iteration > 0:
+            finals[seed] = task.status
     return Progress(curve, results, settings, finals, pending, epochs_left)
 
 
-def _tune(plan, curve, ledger):
+def _tune(plan, curve, index):
     """(Results of the complete stages, settings of the best run or None, Tasks of the next)."""
     candidates = [((RATE, rate),) for rate in curve.rates]
     if not candidates:
@@ -103,20 +103,18 @@ def _tune(plan, curve, ledger):
     for number, stage in enumerate(curve.stages, start=1):
         what = f"tuning {number} of {len(curve.stages)}"
         tasks = [
-            _task(plan, curve, ledger, settings, 0, stage.epochs, what)
+            _task(plan, curve, index, settings, 0, stage.epochs, what)
             for settings in candidates[: stage.keep]
         ]
-        pending = [
-            task for task in tasks if not (task.standing and task.standing.is_over(task.config))
-        ]
+        pending = [task for task in tasks if not (task.status and task.status.is_over(task.config))]
         if pending:
             return results, None, pending
         ranked = sweep.rank(
             [
                 sweep.Result(
                     number,
-                    sweep.Point(dict(settings), task.standing.folder),
-                    task.standing.row(task.config),
+                    sweep.Point(dict(settings), task.status.folder),
+                    task.status.row(task.config),
                 )
                 for settings, task in zip(candidates, tasks, strict=False)
             ]
@@ -126,11 +124,11 @@ def _tune(plan, curve, ledger):
     return results, candidates[0] if candidates else None, []
 
 
-def _task(plan, curve, ledger, settings, seed, epochs, stage):
+def _task(plan, curve, index, settings, seed, epochs, stage):
     config = plan.configure(curve, settings, seed, epochs)
-    standing = ledger.standing(config)
-    folder = standing.folder if standing else ledger.home(config, curve.name)
-    return Task(curve.name, config, standing, folder, stage)
+    status = index.status(config)
+    folder = status.folder if status else index.new_folder(config, curve.name)
+    return Task(curve.name, config, status, folder, stage)
 
 
 def _epochs_of_tuning_left(curve, results, pending):

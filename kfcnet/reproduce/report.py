@@ -202,11 +202,11 @@ def _other_ends(plan, step):
         for seed, config in enumerate(configs)
     )
     parts = [f"{done} of {len(configs)} seeds so far"] if done < len(configs) else []
-    for seed, standing in step.finals.items():
-        at = f"epoch {standing.epochs(configs[seed]):.3g}"
-        if not standing.is_over(configs[seed]):
+    for seed, status in step.finals.items():
+        at = f"epoch {status.epochs(configs[seed]):.3g}"
+        if not status.is_over(configs[seed]):
             parts.append(f"seed {seed} is at {at} of {epochs:g}")
-        elif standing.iteration > standing.steps(configs[seed]):
+        elif status.iteration > status.steps(configs[seed]):
             parts.append(f"seed {seed} went on to {at} in place of {epochs:g}")
     return ", ".join(parts)
 
@@ -216,8 +216,8 @@ def _failed(failures, begun):
     lines += [
         f"- {name}: seed {seed} diverged after epoch {run.metrics['epoch'][-1]:.3g}"
         for name, step in begun.items()
-        for (seed, standing), run in zip(step.finals.items(), step.runs(), strict=True)
-        if standing.failed
+        for (seed, status), run in zip(step.finals.items(), step.runs(), strict=True)
+        if status.failed
     ]
     return "## What failed\n\n" + "\n".join(lines) + "\n" if lines else ""
 
@@ -225,7 +225,7 @@ def _failed(failures, begun):
 def _provenance(begun, root):
     lines = []
     for step in begun.values():
-        for (seed, standing), run in zip(step.finals.items(), step.runs(), strict=True):
+        for (seed, status), run in zip(step.finals.items(), step.runs(), strict=True):
             record = run.record
             versions = [
                 f"{name} {record['versions'][name]}"
@@ -243,7 +243,7 @@ def _provenance(begun, root):
                     device(run),
                     commit[:10] + (" with changes" if dirty else ""),
                     ", ".join(versions),
-                    f"`{standing.folder.relative_to(root).as_posix()}`",
+                    f"`{status.folder.relative_to(root).as_posix()}`",
                 ]
             )
     if not lines:

@@ -18,7 +18,7 @@ FORESEEN = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordErr
 """Errors whose texts say what to do."""
 
 
-def train_missing(plan, figure, ledger, places):
+def train_missing(plan, figure, index, places):
     """Train what `figure` needs and what is not there; returns {run: why} of what failed.
 
     places: {name of a data set: where it lies}. A run that fails is reported and the others go on;
@@ -27,19 +27,19 @@ def train_missing(plan, figure, ledger, places):
 
     Raises WriteError for a disk that is full, TrainingInterrupted after a signal.
     """
-    plan, failures, costs, unusable = plan.part(figure), {}, Costs(), UnusableData(places, ledger)
+    plan, failures, costs, unusable = plan.part(figure), {}, Costs(), UnusableData(places, index)
     for curve in plan.curves.values():
         config = plan.configure(curve).data
         # Data that were named are looked at even where no run is left to train on them.
         if config.name in places and (reason := unusable.reason(config)):
             failures[curve.name] = reason
     while True:
-        now = progress_of(plan, ledger)
+        now = progress_of(plan, index)
         pending = [
             task
             for step in now.values()
             for task in step.pending
-            if ledger.name(task.folder) not in failures and task.curve not in failures
+            if index.relative(task.folder) not in failures and task.curve not in failures
         ]
         if not pending:
             return failures
@@ -53,10 +53,10 @@ def train_missing(plan, figure, ledger, places):
         started = time.monotonic()
         reason = _try(task, places)
         costs.add(task, time.monotonic() - started)
-        ledger.add(task.folder)
-        standing = ledger.standing(task.config)
-        if not (standing and standing.is_over(task.config)):
-            failures[ledger.name(task.folder)] = reason or "it ended before its end"
+        index.add(task.folder)
+        status = index.status(task.config)
+        if not (status and status.is_over(task.config)):
+            failures[index.relative(task.folder)] = reason or "it ended before its end"
 
 
 def _try(task, places):
@@ -82,15 +82,15 @@ def _try(task, places):
 class UnusableData:
     """Which data sets cannot be had or are not those of the runs so far, each looked for once."""
 
-    def __init__(self, places, ledger):
-        self.places, self.ledger, self.reasons = places, ledger, {}
+    def __init__(self, places, index):
+        self.places, self.index, self.reasons = places, index, {}
 
     def reason(self, config):
         """Why the data of a DataConfig cannot be used; None where they can."""
         if config not in self.reasons:
             try:
                 dataset = data.load(placed(config, self.places))
-                reason = self.ledger.mixture(config, dataset.provenance["sha256"])
+                reason = self.index.why_not_with(config, dataset.provenance["sha256"])
             except data.DataError as error:
                 reason = str(error)
             if reason:
@@ -102,7 +102,7 @@ class UnusableData:
 def _train(task, places):
     """Take a run to its end, evaluated as it was begun."""
     config = task.config
-    if task.standing:
+    if task.status:
         config = read_config(task.folder / "config.yaml", [f"epochs={config.epochs}"])
     config = config.model_copy(update={"data": placed(config.data, places)})
     try:
@@ -149,8 +149,8 @@ def _curves(number):
 
 def _recorded_cost(step):
     """Seconds an epoch, evaluations left out, of one of a curve's runs; None without any."""
-    standings = [*step.finals.values(), *(task.standing for task in step.pending)]
-    folders = [standing.folder for standing in standings if standing and standing.iteration > 0]
+    statuses = [*step.finals.values(), *(task.status for task in step.pending)]
+    folders = [status.folder for status in statuses if status and status.iteration > 0]
     folders += [result.point.folder for result in step.tuning if result.row]
     if not folders:
         return None

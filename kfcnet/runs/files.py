@@ -90,6 +90,16 @@ def read_json(path):
         raise RecordError(f"cannot read {path}: {error}") from error
 
 
+def read_entry(path, *keys):
+    """The value under nested keys in a JSON file. Raises RecordError where there is none."""
+    value = read_json(path)
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise missing_entry(path, ".".join(keys))
+        value = value[key]
+    return value
+
+
 def missing_entry(path, key):
     """The RecordError for a file without an entry that every run's record has."""
     return RecordError(

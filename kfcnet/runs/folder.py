@@ -7,7 +7,7 @@ from pathlib import Path
 from kfcnet.config import dump_config, parse_config
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.runs.files import read_json, write_json, write_text
-from kfcnet.runs.labels import flat
+from kfcnet.runs.identity import changed_setting
 from kfcnet.runs.metrics import append_metrics, create_metrics, last_iteration, truncate_metrics
 
 FILES = (
@@ -20,11 +20,6 @@ FILES = (
     "config.yaml",
 )
 """In the order in which they are removed: without its checkpoint a folder holds no run."""
-
-FREE_KEYS = ("epochs", "data.path", "checkpoint_minutes")
-"""Settings that may change when a run goes on: its end, where its data lie, how often it is saved.
-The others of labels.FREE leave its course alone too, but not what its records hold.
-"""
 
 
 class RunFolderError(RuntimeError):
@@ -88,13 +83,13 @@ class RunFolder:
         if not (self.resume and self.checkpoint.exists()):
             return None
         state = load_checkpoint(self.checkpoint)
-        before, now = map(_settings, (parse_config(state["config"], str(self.checkpoint)), config))
-        for key in before | now:
-            if key not in FREE_KEYS and before.get(key) != now.get(key):
-                raise RunFolderError(
-                    f"{key} is {now.get(key)} now and was {before.get(key)} in {self.path}: set it "
-                    "back to go on, replace the run by --overwrite, or choose another --out"
-                )
+        changed = changed_setting(parse_config(state["config"], str(self.checkpoint)), config)
+        if changed:
+            key, before, now = changed
+            raise RunFolderError(
+                f"{key} is {now} now and was {before} in {self.path}: set it "
+                "back to go on, replace the run by --overwrite, or choose another --out"
+            )
         return state
 
     def start(self, config, record):
@@ -160,12 +155,6 @@ def portable_config(config):
     """YAML of a config without the place of its data: that is the machine's, not the run's."""
     data = config.data.model_copy(update={"path": None})
     return dump_config(config.model_copy(update={"data": data}))
-
-
-def _settings(config):
-    """{"optimizer.learning_rate": 0.01, "network.0.std": 0.1, ...} of a Config."""
-    described = config.model_dump(mode="json")
-    return flat({**described, "network": dict(enumerate(described["network"]))})
 
 
 @contextlib.contextmanager

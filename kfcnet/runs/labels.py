@@ -1,7 +1,6 @@
 """What runs are called in figures and tables: phrases from their records."""
 
-import json
-from collections import Counter
+from kfcnet.runs.identity import flat
 
 METHODS = {
     "kfc_pre": "KFC-pre",
@@ -22,48 +21,6 @@ DATA_SETS = {
 PARTS = {"test_error": "test error", "train_error": "training error"}
 WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
 """Images of a data set's training and test parts together; SVHN without and with the extra part."""
-
-FREE = (
-    "seed",
-    "epochs",
-    "data.path",
-    "checkpoint_minutes",
-    "evaluation.every",
-    "evaluation.unit",
-    "diagnostics",
-    "diagnostics.every",
-)
-"""Settings that leave the course of a run alone, but for its chances and for what is seen of it."""
-
-
-def settings(config):
-    """{"optimizer.learning_rate": 0.01, ...}: what decides the course of a run but for its seed.
-
-    config: the contents of a `config.yaml`.
-    """
-    return {key: value for key, value in flat(config).items() if key not in FREE}
-
-
-def group_by_seed(runs):
-    """Runs that differ in nothing but their seed, together: lists of runs, in order.
-
-    They are on one device, with the C extension all or none, and on the same images. A run whose
-    seed is in its group already opens another group.
-    """
-    groups, seen = {}, Counter()
-    for run in runs:
-        course = json.dumps(
-            [
-                settings(run.config),
-                device(run),
-                run.record["device"].get("native"),
-                run.record.get("data", {}).get("sha256"),
-            ]
-        )
-        seed = course, run.config.get("seed")
-        groups.setdefault((course, seen[seed]), []).append(run)
-        seen[seed] += 1
-    return list(groups.values())
 
 
 def titles_and_labels(runs, free=()):
@@ -167,13 +124,3 @@ def _distinct(runs, labels, free):
         extra = [f"{short(key)} {own[key]}" for key in keys if key not in ("network", *free)]
         result.append(", ".join([label, *extra]))
     return result
-
-
-def flat(config, prefix=""):
-    """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
-    pairs = {}
-    for key, value in config.items():
-        pairs.update(
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-        )
-    return pairs

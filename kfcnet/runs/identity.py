@@ -1,0 +1,88 @@
+"""What makes two runs the same: the settings that identify a run, and its key made of them."""
+
+import hashlib
+import json
+from collections import Counter
+
+NOT_IDENTIFYING = (
+    "seed",
+    "epochs",
+    "data.path",
+    "checkpoint_minutes",
+    "evaluation.every",
+    "evaluation.unit",
+    "diagnostics",
+    "diagnostics.every",
+)
+"""Settings that do not identify a run. With others of these it takes the same steps, but for those
+that its seed draws: it ends later, or is evaluated more often."""
+
+MAY_CHANGE = ("epochs", "data.path", "checkpoint_minutes")
+"""Settings that may change when a run goes on. The rows of its metrics do not depend on them."""
+
+
+def flat(config, prefix=""):
+    """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
+    pairs = {}
+    for key, value in config.items():
+        pairs.update(
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
+    return pairs
+
+
+def identifying_settings(config):
+    """{"optimizer.learning_rate": 0.01, ...}: the settings that identify a run, without its seed.
+
+    config: the content of a `config.yaml`.
+    """
+    return {key: value for key, value in flat(config).items() if key not in NOT_IDENTIFYING}
+
+
+def run_key(config):
+    """12 hexadecimal digits: a hash of a Config's identifying settings and its seed."""
+    described = config.model_dump(mode="json")
+    text = json.dumps([identifying_settings(described), described["seed"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def changed_setting(before, now):
+    """(key, its value before, its value now) of the first setting that may not change but differs.
+
+    before, now: Configs. The key of a layer's setting has the layer's number, as in
+    "network.0.std". None if there is no such setting.
+    """
+    before, now = map(_by_layer, (before, now))
+    for key in before | now:
+        if key not in MAY_CHANGE and before.get(key) != now.get(key):
+            return key, before.get(key), now.get(key)
+    return None
+
+
+def _by_layer(config):
+    described = config.model_dump(mode="json")
+    return flat({**described, "network": dict(enumerate(described["network"]))})
+
+
+def group_by_seed(runs):
+    """Lists of the Runs that differ in nothing but their seed, in order.
+
+    Runs in a list are on one device, all with the C extension or all without, and on the same
+    images. A run whose seed its list already has begins another list.
+    """
+    groups, seen = {}, Counter()
+    for run in runs:
+        device = run.record["device"]
+        identity = json.dumps(
+            [
+                identifying_settings(run.config),
+                device["device"],
+                device.get("processor") or device.get("name"),
+                device.get("native"),
+                run.record.get("data", {}).get("sha256"),
+            ]
+        )
+        seed = identity, run.config.get("seed")
+        groups.setdefault((identity, seen[seed]), []).append(run)
+        seen[seed] += 1
+    return list(groups.values())

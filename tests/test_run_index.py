@@ -1,0 +1,126 @@
+"""What makes two runs the same, and where the index finds them."""
+
+import re
+
+import pytest
+from reproductions import do, rate, small_plan, write_run
+from runs import small
+
+from kfcnet.config import ConfigError
+from kfcnet.reproduce.progress import progress_of
+from kfcnet.runs.files import RecordError
+from kfcnet.runs.identity import changed_setting, identifying_settings, run_key
+from kfcnet.runs.index import RunIndex
+from kfcnet.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return small_plan(tmp_path)
+
+
+def test_settings_that_do_not_identify_a_run_are_left_out():
+    settings = identifying_settings(small().model_dump(mode="json"))
+    assert settings["optimizer.learning_rate"] == 0.01 and settings["evaluation.train_examples"]
+    assert not settings.keys() & {"seed", "epochs", "data.path", "evaluation.every", "diagnostics"}
+
+
+def test_the_first_setting_that_may_not_change_is_named():
+    assert changed_setting(small(), small("epochs=9", "checkpoint_minutes=1")) is None
+    assert changed_setting(small(), small("network.0.filters=4")) == ("network.0.filters", 3, 4)
+    assert changed_setting(small(), small("evaluation.every=2"))[0] == "evaluation.every"
+
+
+def test_a_run_is_known_by_what_decides_its_course(plan):
+    curve = plan.curves["digits_sgd"]
+    key = run_key(plan.configure(curve))
+    free = plan._replace(overrides=("evaluation.every=3", "checkpoint_minutes=1"))
+    assert run_key(free.configure(curve, epochs=9)) == key
+    for other in (rate(0.1), (("data.input_scale", 3.0),), (("ops.shards", 1),)):
+        assert run_key(plan.configure(curve, other)) != key
+    assert run_key(plan.configure(curve, seed=1)) != key
+    assert run_key(plan._replace(device="cuda").configure(curve)) != key
+
+
+def test_runs_that_others_left_are_taken_in(plan, tmp_path):
+    out = tmp_path / "out"
+    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1.5)
+    other = config.model_copy(update={"device": "auto", "checkpoint_minutes": 7.0})
+    train(other, out / "by" / "hand")
+    status = RunIndex(out).status(config)
+    assert status.folder == out / "by" / "hand" and status.is_over(config)
+    assert RunIndex(out).status(plan.configure(plan.curves["digits_kfc"], rate(0.3), 0, 1)) is None
+    assert do(plan, out) == {}
+    assert not list(out.glob(f"runs/*{run_key(config)}"))
+
+
+def test_of_several_runs_the_shortest_that_is_long_enough_is_used(plan, tmp_path):
+    index, curve = RunIndex(tmp_path / "out"), plan.curves["digits_sgd"]
+    short = write_run(index, plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4])
+    short.rename(tmp_path / "out" / "swept")
+    long = write_run(index, plan, "digits_sgd", rate(0.3), [0.9, 0.6, 0.3, 0.2])
+    index = RunIndex(tmp_path / "out")
+    for epochs, folder in ((0.5, tmp_path / "out" / "swept"), (1.5, long)):
+        status = index.status(plan.configure(curve, rate(0.3), 0, epochs))
+        assert status.folder == folder
+    assert index.status(plan.configure(curve, rate(0.3), 0, 9)) is None  # no checkpoint
+    (tmp_path / "out" / "swept" / "checkpoint.h5").write_text("")
+    status = index.status(plan.configure(curve, rate(0.3), 0, 9))
+    assert status.folder == tmp_path / "out" / "swept"
+
+
+def test_a_reproduction_in_a_folder_below_keeps_its_runs_to_itself(plan, tmp_path):
+    below = tmp_path / "out" / "gpu"
+    folder = write_run(RunIndex(below), plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4])
+    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1)
+    assert RunIndex(below).status(config).folder == folder
+    index = RunIndex(tmp_path / "out")
+    assert index.status(config) is None and not index.devices
+
+
+def test_an_unfinished_record_without_a_checkpoint_is_left_alone(plan, tmp_path):
+    out = tmp_path / "out"
+    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1.5)
+    train(config.model_copy(update={"epochs": 0.5}), out / "committed")
+    (out / "committed" / "checkpoint.h5").unlink()
+    before = (out / "committed" / "metrics.csv").read_bytes()
+    assert RunIndex(out).status(config) is None
+    do(plan, out)
+    assert RunIndex(out).status(config).folder == RunIndex(out).new_folder(config, "digits_sgd")
+    assert (out / "committed" / "metrics.csv").read_bytes() == before
+
+
+def test_a_run_begun_with_other_evaluations_goes_on_with_them(plan, tmp_path):
+    out = tmp_path / "out"
+    config = plan.configure(plan.curves["digits_kfc"], rate(0.3), 0, 0.25)
+    train(
+        config.model_copy(
+            update={"evaluation": config.evaluation.model_copy(update={"every": 0.25})}
+        ),
+        out / "fine",
+    )
+    do(plan, out)
+    assert len((out / "fine" / "metrics.csv").read_text().splitlines()) == 1 + 7
+    assert RunIndex(out).status(config).folder == out / "fine"
+
+
+@pytest.mark.parametrize(
+    "name, content, error",
+    [
+        ("config.yaml", "data: [", ConfigError),
+        ("config.yaml", "data: {}", ConfigError),
+        ("config.yaml", b"\xff", ConfigError),
+        ("run.json", "{", RecordError),
+        ("run.json", "[]", RecordError),
+        ("run.json", '{"device": {"device": "cpu"}}', RecordError),
+        ("metrics.csv", "iteration\n", RecordError),
+    ],
+)
+def test_an_unreadable_record_is_an_error_naming_the_file(name, content, error, plan, tmp_path):
+    out = tmp_path / "out"
+    folder = write_run(RunIndex(out), plan, "digits_sgd", rate(0.3), [0.9, 0.5])
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(error, match=re.escape(str(folder / name))):
+        progress_of(plan, RunIndex(out))
