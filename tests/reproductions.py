@@ -6,7 +6,7 @@ from kfcnet.runs.files import write_json
 from kfcnet.runs.folder import portable_config
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.metrics import COLUMNS, PHASES, append_metrics
-from kfcnet.training.sweep import Stage
+from kfcnet.training.tuning import Stage
 
 CONFIG = """
 data: {name: digits, input_scale: 16}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from runs import assert_same_run, small
@@ -16,8 +17,10 @@ from kfcnet.config import ConfigError
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training import sweep as sweeps
-from kfcnet.training.sweep import Point, Result, Stage, parse_grid, parse_stages, rank, sweep
+from kfcnet.training import tuning
+from kfcnet.training.sweep import parse_grid, parse_stages, sweep
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.tuning import Point, Stage, Task, Tuning
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sweep.py"
 CONFIG = """
@@ -109,15 +112,20 @@ def test_points_are_all_combinations_in_folders_of_their_own(tmp_path):
 
 
 def test_runs_rank_by_training_error_then_loss_and_diverged_ones_come_last():
-    point = Point({}, Path())
     rows = [
         None,
         {"train_error": 0.2, "train_loss": 3.0},
         {"train_error": 0.1, "train_loss": 9.0},
         {"train_error": 0.2, "train_loss": 2.0},
     ]
-    ranked = rank([Result(1, point, row) for row in rows])
-    assert [result.row for result in ranked] == [rows[2], rows[3], rows[1], rows[0]]
+    stages = Tuning([Point({"seed": seed}, None) for seed in range(4)], STAGES[:2])
+    status = SimpleNamespace(row=lambda row: row)
+    stages.complete([Task("", row, status, Path(str(seed))) for seed, row in enumerate(rows)])
+    assert [result.row for result in stages.results] == [rows[2], rows[3], rows[1], rows[0]]
+    assert [result.point for result in stages.results][0] == Point({"seed": 2}, Path("2"))
+    assert [point.settings["seed"] for point in stages.points] == [2, 3]  # the second stage keeps 2
+    stages.complete([Task("", row, status, Path()) for row in (rows[0], rows[1])])
+    assert stages.stage is None and stages.points == [Point({"seed": 3}, None)]
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
@@ -209,6 +217,22 @@ def test_another_configuration_is_never_mixed_in(config, tmp_path):
     sweep(config, {"seed": [3]}, [], tmp_path / "out")
     with pytest.raises(RunFolderError, match="optimizer.momentum is 0.8 now and was 0.9"):
         sweep(config, {"seed": [3]}, [], tmp_path / "out", ["optimizer.momentum=0.8"])
+
+
+def test_a_run_that_another_folder_has_is_used_and_gone_on_with_as_it_was_begun(
+    config, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    begun = small("optimizer.learning_rate=0.3", "evaluation.every=0.25", text=CONFIG)
+    train(begun.model_copy(update={"epochs": 0.5}), out / "runs" / "by_hand")
+    config.write_text(CONFIG.replace("device: cpu", "device: auto"))
+    monkeypatch.setattr(tuning, "get_ops", lambda: SimpleNamespace(name="cpu"))
+    trained = watch_training(monkeypatch)
+    results = sweep(config, {"optimizer.learning_rate": [0.3]}, [Stage(0.5, None)], out)
+    assert trained == [] and results[0].point.folder == out / "runs" / "by_hand"
+    sweep(config, {"optimizer.learning_rate": [0.3]}, [Stage(1, None)], out)
+    assert trained == ["by_hand"]
+    assert len(read_metrics(out / "runs" / "by_hand" / "metrics.csv")["epoch"]) == 1 + 4
 
 
 def test_a_sweep_whose_runs_all_diverge_says_so(config, tmp_path, monkeypatch):

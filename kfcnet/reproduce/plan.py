@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kfcnet.config import load_config
 from kfcnet.runs.labels import STRUCTURES
-from kfcnet.training.sweep import Stage
+from kfcnet.training.tuning import Stage
 
 RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 """The paper's set of learning rates (section 5.2)."""

@@ -1,40 +1,11 @@
 """How far each curve of a plan has come, told by its runs' folders and by nothing else."""
 
-from pathlib import Path
 from typing import NamedTuple
 
-from kfcnet.config.schema import Config
 from kfcnet.figures.curves import read_run
-from kfcnet.runs.index import RunStatus
-from kfcnet.training import sweep
+from kfcnet.training.tuning import Point, Tuning, find_task
 
 RATE = "optimizer.learning_rate"
-
-
-class Task(NamedTuple):
-    """A run to begin or to go on with, up to the end of `config`."""
-
-    curve: str
-    config: Config
-    status: RunStatus | None
-    folder: Path
-    stage: str  # what the run is for
-
-    @property
-    def epochs_to_go(self):
-        return self.config.epochs - (self.status.epochs(self.config) if self.status else 0)
-
-    def describe(self):
-        begin = self.config.epochs - self.epochs_to_go
-        rate = getattr(self.config.optimizer, "learning_rate", None)
-        return ", ".join(
-            [
-                self.curve,
-                *([f"learning rate {rate:g}"] if rate else []),
-                f"seed {self.config.seed}",
-                f"{self.stage}, epochs {begin:.3g} to {self.config.epochs:g}",
-            ]
-        )
 
 
 class Progress(NamedTuple):
@@ -86,7 +57,7 @@ def _progress(plan, curve, index, tuned):
         return Progress(curve, results, None, {}, pending, epochs_left)
     for seed in range(curve.seeds):
         task = _task(plan, curve, index, settings, seed, epochs, "final run")
-        if not (task.status and task.status.is_over(task.config)):
+        if not task.is_over:
             pending.append(task)
             epochs_left += task.epochs_to_go
         if task.status and task.status.iteration > 0:
@@ -96,39 +67,25 @@ def _progress(plan, curve, index, tuned):
 
 def _tune(plan, curve, index):
     """(Results of the complete stages, settings of the best run or None, Tasks of the next)."""
-    candidates = [((RATE, rate),) for rate in curve.rates]
-    if not candidates:
+    if not curve.rates:
         return [], (), []
-    results = []
-    for number, stage in enumerate(curve.stages, start=1):
-        what = f"tuning {number} of {len(curve.stages)}"
+    tuning = Tuning([Point({RATE: rate}, None) for rate in curve.rates], curve.stages)
+    while tuning.stage:
+        purpose = f"tuning {tuning.number} of {len(curve.stages)}"
         tasks = [
-            _task(plan, curve, index, settings, 0, stage.epochs, what)
-            for settings in candidates[: stage.keep]
+            _task(plan, curve, index, point.settings.items(), 0, tuning.stage.epochs, purpose)
+            for point in tuning.points
         ]
-        pending = [task for task in tasks if not (task.status and task.status.is_over(task.config))]
-        if pending:
-            return results, None, pending
-        ranked = sweep.rank(
-            [
-                sweep.Result(
-                    number,
-                    sweep.Point(dict(settings), task.status.folder),
-                    task.status.row(task.config),
-                )
-                for settings, task in zip(candidates, tasks, strict=False)
-            ]
-        )
-        results += ranked
-        candidates = [tuple(result.point.settings.items()) for result in ranked if result.row]
-    return results, candidates[0] if candidates else None, []
+        if pending := [task for task in tasks if not task.is_over]:
+            return tuning.results, None, pending
+        tuning.complete(tasks)
+    best = next(iter(tuning.points), None)
+    return tuning.results, best and tuple(best.settings.items()), []
 
 
-def _task(plan, curve, index, settings, seed, epochs, stage):
+def _task(plan, curve, index, settings, seed, epochs, purpose):
     config = plan.configure(curve, settings, seed, epochs)
-    status = index.status(config)
-    folder = status.folder if status else index.new_folder(config, curve.name)
-    return Task(curve.name, config, status, folder, stage)
+    return find_task(index, config, index.new_folder(config, curve.name), curve.name, purpose)
 
 
 def _epochs_of_tuning_left(curve, results, pending):

@@ -5,7 +5,7 @@ import time
 import traceback
 
 from kfcnet import data
-from kfcnet.config import ConfigError, read_config
+from kfcnet.config import ConfigError
 from kfcnet.ops.errors import DeviceError
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.checkpoint import CheckpointError
@@ -39,7 +39,7 @@ def train_missing(plan, figure, index, places):
             task
             for step in now.values()
             for task in step.pending
-            if index.relative(task.folder) not in failures and task.curve not in failures
+            if index.relative(task.folder) not in failures and task.name not in failures
         ]
         if not pending:
             return failures
@@ -47,9 +47,9 @@ def train_missing(plan, figure, index, places):
         # still has all of its curves.
         task = min(pending, key=lambda task: task.config.seed)
         if reason := unusable.reason(task.config.data):
-            failures[task.curve] = reason
+            failures[task.name] = reason
             continue
-        say(f"{task.describe()} ({costs.left(now)})")
+        say(f"{_describe(task)} ({costs.left(now)})")
         started = time.monotonic()
         reason = _try(task, places)
         costs.add(task, time.monotonic() - started)
@@ -57,6 +57,15 @@ def train_missing(plan, figure, index, places):
         status = index.status(task.config)
         if not (status and status.is_over(task.config)):
             failures[index.relative(task.folder)] = reason or "it ended before its end"
+
+
+def _describe(task):
+    """What a Task trains, from where to where, in words."""
+    begin = task.config.epochs - task.epochs_to_go
+    rate = getattr(task.config.optimizer, "learning_rate", None)
+    parts = [task.name, *([f"learning rate {rate:g}"] if rate else [])]
+    parts += [f"seed {task.config.seed}", task.purpose]
+    return ", ".join([*parts, f"epochs {begin:.3g} to {task.config.epochs:g}"])
 
 
 def _try(task, places):
@@ -75,7 +84,7 @@ def _try(task, places):
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         traceback.print_exc()
-    say(f"{task.curve} failed; going on with the others")
+    say(f"{task.name} failed; going on with the others")
     return reason
 
 
@@ -101,9 +110,7 @@ class UnusableData:
 
 def _train(task, places):
     """Take a run to its end, evaluated as it was begun."""
-    config = task.config
-    if task.status:
-        config = read_config(task.folder / "config.yaml", [f"epochs={config.epochs}"])
+    config = task.training_config()
     config = config.model_copy(update={"data": placed(config.data, places)})
     try:
         train(config, task.folder, resume=True)
@@ -127,7 +134,7 @@ class Costs:
 
     def add(self, task, seconds):
         if task.epochs_to_go > 0:
-            self.measured[task.curve] = seconds / task.epochs_to_go
+            self.measured[task.name] = seconds / task.epochs_to_go
 
     def left(self, now):
         """How much is left of {name: Progress}, in words."""

@@ -59,6 +59,13 @@ def changed_setting(before, now):
     return None
 
 
+def resumed_config(begun, now):
+    """The Config `begun` of a run with the settings of the Config `now` that may change."""
+    data = begun.data.model_copy(update={"path": now.data.path})
+    changes = {"epochs": now.epochs, "checkpoint_minutes": now.checkpoint_minutes, "data": data}
+    return begun.model_copy(update=changes)
+
+
 def _by_layer(config):
     described = config.model_dump(mode="json")
     return flat({**described, "network": dict(enumerate(described["network"]))})

@@ -1,7 +1,4 @@
-"""A grid of runs, trained in stages: every point a little, the best ones further.
-
-Everything is told by the folders of the runs, so a sweep that was stopped goes on where it was.
-"""
+"""A grid of runs, trained in stages, and its tables."""
 
 import concurrent.futures
 import itertools
@@ -12,42 +9,16 @@ import re
 import signal
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from kfcnet.config import ConfigError, load_config, read_config, yaml_text
+from kfcnet.config import ConfigError, load_config, yaml_text
 from kfcnet.figures import curves
-from kfcnet.runs.files import markdown_table, read_json, write_csv, write_text
-from kfcnet.runs.folder import portable_config
-from kfcnet.runs.metrics import read_metrics
+from kfcnet.runs.files import markdown_table, write_csv, write_text
+from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import read_run
-from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training.trainer import TrainingFailed, train
+from kfcnet.training.tuning import Point, Stage, Tuning, find_task
 
 RESULTS = ("iteration", "epoch", "seconds", "train_error", "train_loss", "test_error", "test_loss")
-
-
-class Stage(NamedTuple):
-    """Train the best `keep` runs of the stage before (None: all) up to `epochs`."""
-
-    epochs: float
-    keep: int | None
-
-
-class Point(NamedTuple):
-    """One point of the grid: its settings {key: value} and the folder of its run."""
-
-    settings: dict
-    folder: Path
-
-
-class Result(NamedTuple):
-    """How a run stood at the end of a stage; `row` is None where it diverged before."""
-
-    stage: int
-    point: Point
-    row: dict | None
 
 
 def parse_grid(texts):
@@ -91,30 +62,22 @@ def sweep(config, grid, stages, out, overrides=(), workers=1):
     Raises what `train` raises, except that a run whose training fails is a result like others.
     """
     out = Path(out)
-    points = grid_points(grid, out)
     stages = stages or [Stage(load_config(config, overrides).epochs, None)]
-    results, remaining = [], points
-    for number, stage in enumerate(stages, start=1):
-        remaining = remaining[: stage.keep]
-        tasks = [
-            (_configure(config, overrides, point, stage.epochs), point.folder)
-            for point in remaining
-        ]
+    tuning, index = Tuning(grid_points(grid, out), stages), RunIndex(out)
+    while tuning.stage:
+        epochs = tuning.stage.epochs
+        configs = [_configure(config, overrides, point, epochs) for point in tuning.points]
         print(
-            f"stage {number} of {len(stages)}: {len(tasks)} runs to {stage.epochs:g} epochs",
+            f"stage {tuning.number} of {len(stages)}: {len(configs)} runs to {epochs:g} epochs",
             file=sys.stderr,
         )
-        _train_all(tasks, workers)
-        ranked = rank(
-            [
-                Result(number, point, result_row(*task))
-                for point, task in zip(remaining, tasks, strict=True)
-            ]
-        )
-        results += ranked
-        remaining = [result.point for result in ranked if result.row]
-        write_tables(out, list(grid), stages, results)
-    return results
+        tasks = _find_tasks(index, tuning.points, configs)
+        _train_all([task for task in tasks if not task.is_over], workers)
+        for task in tasks:
+            index.add(task.folder)
+        tuning.complete(_find_tasks(index, tuning.points, configs))
+        write_tables(out, list(grid), stages, tuning.results)
+    return tuning.results
 
 
 def grid_points(grid, out):
@@ -131,31 +94,6 @@ def grid_points(grid, out):
     if len({point.folder for point in points}) < len(points):
         raise ConfigError("--grid: a value is given twice")
     return points
-
-
-def rank(results):
-    """Lowest training error first, the loss decides between equals; diverged runs last."""
-    return sorted(
-        results,
-        key=lambda result: (
-            (result.row["train_error"], result.row["train_loss"])
-            if result.row
-            else (np.inf, np.inf)
-        ),
-    )
-
-
-def result_row(config, folder):
-    """The row of a run's metrics at the end of `config`'s epochs; None if it has none."""
-    path = Path(folder) / "metrics.csv"
-    if not path.exists():
-        return None
-    metrics = read_metrics(path)
-    examples = read_json(path.with_name("run.json"))["data"]["train_examples"]
-    found = np.flatnonzero(metrics["iteration"] == EvaluationSchedule(config, examples).steps)
-    if not len(found):
-        return None
-    return {name: column[found[0]].item() for name, column in metrics.items()}
 
 
 def write_tables(out, keys, stages, results):
@@ -241,10 +179,18 @@ def _configure(config, overrides, point, epochs):
     return load_config(config, [*overrides, *settings, f"epochs={epochs}"])
 
 
+def _find_tasks(index, points, configs):
+    return [
+        find_task(index, config, point.folder, point.folder.name)
+        for point, config in zip(points, configs, strict=True)
+    ]
+
+
 def _train_all(tasks, workers):
+    runs = [(task.training_config(), task.folder) for task in tasks]
     if workers == 1:
-        for task in tasks:
-            _train_one(*task)
+        for run in runs:
+            _train_one(*run)
         return
     # Workers have their own sessions, so that a Ctrl-C reaches this process alone, which then
     # asks each of them once.
@@ -255,7 +201,7 @@ def _train_all(tasks, workers):
             for number in (signal.SIGINT, signal.SIGTERM)
         }
         try:
-            for future in [pool.submit(_train_one, *task) for task in tasks]:
+            for future in [pool.submit(_train_one, *run) for run in runs]:
                 future.result()
         finally:
             pool.shutdown(cancel_futures=True)
@@ -269,23 +215,9 @@ def _stop_workers(*_):
 
 
 def _train_one(config, folder):
-    """Take a run to the end of its stage, unless it is there or has failed on the way."""
-    if _is_done(config, folder):
-        return
+    """Take a run to the end of its stage; one that diverges says so."""
     print(folder.name, file=sys.stderr)
     try:
         train(config, folder, resume=True)
     except TrainingFailed as error:
         print(f"{folder.name}: {error}", file=sys.stderr)
-
-
-def _is_done(config, folder):
-    """Whether the run of this very configuration has been so far before, or has diverged."""
-    path = Path(folder) / "config.yaml"
-    if not (path.exists() and path.with_name("run.json").exists()):
-        return False
-    before = read_config(path, [f"epochs={config.epochs}"])
-    if portable_config(before) != portable_config(config):
-        return False
-    failed = read_json(path.with_name("run.json"))["outcome"]["state"] == "failed"
-    return failed or result_row(config, folder) is not None

@@ -1,0 +1,116 @@
+"""Tuning in stages: all points of a grid are trained a little, the best ones further.
+
+The state of a tuning is read from the runs' folders alone, so that one that was stopped goes on
+where it was.
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from kfcnet.config import read_config
+from kfcnet.config.schema import Config
+from kfcnet.ops import get_ops
+from kfcnet.runs.identity import resumed_config
+from kfcnet.runs.index import RunStatus
+
+
+class Stage(NamedTuple):
+    """Train the best `keep` runs of the stage before (None: all) up to `epochs`."""
+
+    epochs: float
+    keep: int | None
+
+
+class Point(NamedTuple):
+    """One point of the grid: its settings {key: value} and the folder of its run."""
+
+    settings: dict
+    folder: Path | None
+
+
+class Task(NamedTuple):
+    """A run to begin or to go on with, up to the end of `config`; `status` is None without a run.
+
+    name: what messages call it; purpose: what it is trained for, in words.
+    """
+
+    name: str
+    config: Config
+    status: RunStatus | None
+    folder: Path
+    purpose: str = ""
+
+    @property
+    def is_over(self):
+        return self.status is not None and self.status.is_over(self.config)
+
+    @property
+    def epochs_to_go(self):
+        return self.config.epochs - (self.status.epochs(self.config) if self.status else 0)
+
+    def training_config(self):
+        """The Config to train with: a run that goes on is evaluated as it was begun."""
+        if self.status is None:
+            return self.config
+        return resumed_config(read_config(self.folder / "config.yaml"), self.config)
+
+    def row(self):
+        """{column: number} of the metrics at the end; None if the run has not got so far."""
+        return self.status and self.status.row(self.config)
+
+
+def find_task(index, config, new_folder, name, purpose=""):
+    """The Task for a Config: the run that a RunIndex has for it, or one to begin in `new_folder`.
+
+    A Config that leaves the device open stands for the device that training would take.
+    """
+    device = get_ops().name if config.device == "auto" else config.device
+    status = index.status(config.model_copy(update={"device": device}))
+    return Task(name, config, status, status.folder if status else new_folder, purpose)
+
+
+class Result(NamedTuple):
+    """A run at the end of a stage; `row` of its metrics is None if it diverged before."""
+
+    stage: int
+    point: Point
+    row: dict | None
+
+
+class Tuning:
+    """Points, and the stages that they are trained in.
+
+    results: Results of the complete stages, best first within each. A run with a lower training
+    error is better, the training loss decides between equal ones; diverged runs come last.
+    """
+
+    def __init__(self, points, stages):
+        self.stages, self.results = stages, []
+        self.number = 1  # of the stage that comes next
+        self._left = list(points)  # best first, after the first stage
+
+    @property
+    def stage(self):
+        """The Stage that comes next; None after the last one."""
+        return self.stages[self.number - 1] if self.number <= len(self.stages) else None
+
+    @property
+    def points(self):
+        """The Points of the stage that comes next; after the last one those that have got there."""
+        return self._left[: self.stage.keep] if self.stage else self._left
+
+    def complete(self, tasks):
+        """Rank the runs of the stage, one Task for each of its points; the next stage follows."""
+        results = [
+            Result(self.number, Point(point.settings, task.folder), task.row())
+            for point, task in zip(self.points, tasks, strict=True)
+        ]
+        ranked = sorted(zip(results, self.points, strict=True), key=lambda pair: _rank(pair[0].row))
+        self.results += [result for result, _ in ranked]
+        self._left = [point for result, point in ranked if result.row]
+        self.number += 1
+
+
+def _rank(row):
+    return (row["train_error"], row["train_loss"]) if row else (math.inf, math.inf)
