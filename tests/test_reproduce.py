@@ -16,8 +16,9 @@ from runs import assert_same_run
 
 from kfcnet import cli, data, reproduce
 from kfcnet.config import load_config
+from kfcnet.figures.paper import LEARNING_RATES
 from kfcnet.reproduce import work
-from kfcnet.reproduce.plan import RATES, Curve, PanelPlan, make_plan
+from kfcnet.reproduce.plan import Curve, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError, alone_in
@@ -85,11 +86,11 @@ def test_every_planned_run_has_a_valid_configuration(name):
 
 
 def test_learning_rates_are_the_papers_set():
-    assert RATES == (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+    assert LEARNING_RATES == (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
     plan = PLANS["cuda"]
     for name in ("cifar_kfc", "cifar_sgd", "svhn_kfc", "cifar_kfc_large", "cifar_sgd_bn"):
-        assert plan.curves[name].rates == RATES
-    assert set(RATES) < set(plan.curves["cifar_adam"].rates)
+        assert plan.curves[name].rates == LEARNING_RATES
+    assert set(LEARNING_RATES) < set(plan.curves["cifar_adam"].rates)
     batches = {name: plan.configure(plan.curves[name]).optimizer.batch_size for name in plan.curves}
     assert [
         batches[f"cifar_{name}"] for name in ("kfc", "sgd", "kfc_large", "sgd_large", "kfc_small")

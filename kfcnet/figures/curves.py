@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from kfcnet.figures.paper import NETWORK_ERROR
 from kfcnet.runs.files import write_bytes
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import (
@@ -45,9 +46,6 @@ COLUMN_OF = {
     "epochs": "epoch",
     "examples": "examples",
 }
-
-PUBLISHED_ERROR = {"CIFAR-10": 0.18, "SVHN": 0.0278}
-"""Test errors of the same networks as their authors published them (the paper's Figure 1)."""
 
 # Okabe and Ito's palette, which the common kinds of colour blindness leave distinct.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -308,7 +306,7 @@ def _set_log_axis(axes, factor):
 def _draw_published_error(axes, runs):
     """A horizontal line, where all runs are on one data set whose published error is known."""
     data_sets = {published_data_set(run) for run in runs}
-    published = PUBLISHED_ERROR.get(min(data_sets)) if len(data_sets) == 1 else None
+    published = NETWORK_ERROR.get(min(data_sets)) if len(data_sets) == 1 else None
     if published is not None:
         whole = f" on all of {min(data_sets)}" if any(map(is_part, runs)) else ""
         axes.axhline(

@@ -4,13 +4,11 @@ from functools import partial
 from pathlib import Path
 
 from kfcnet.figures import curves
+from kfcnet.figures.paper import MILESTONES
 from kfcnet.runs.files import markdown_table, write_csv, write_text
 from kfcnet.runs.labels import PARTS, titles_and_labels
 from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run
-
-MILESTONES = (("test_error", 0.19), ("train_error", 0.10), ("train_error", 0.06))
-"""The errors at which the paper compares its methods (sections 5.2 and 5.3)."""
 
 BY = ("updates", "seconds")
 """What milestones are measured in; seconds say something only of runs that were alone."""

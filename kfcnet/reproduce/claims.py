@@ -1,7 +1,7 @@
 """The paper's claims, and what the records here say to each: paper, here, ratio.
 
-What the paper says is written down in this file; what was measured never is, it is computed from
-the records. A claim whose runs are not there says so.
+The paper's numbers are those of `kfcnet.figures.paper`; what was measured is computed from the
+records. A claim whose runs are not there says so.
 """
 
 import math
@@ -11,7 +11,7 @@ import numpy as np
 
 from kfcnet.config.schema import ConvConfig
 from kfcnet.curvature.structures import build_block
-from kfcnet.figures.curves import PUBLISHED_ERROR
+from kfcnet.figures.paper import LOWEST_TEST_ERROR, MINUTES, NETWORK_ERROR, SVHN_MINUTES, UPDATES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
 from kfcnet.reproduce.assumptions import neighbours
@@ -202,28 +202,29 @@ def time_rows(evidence):
     """How long both methods take to a test and to a training error (section 5.2)."""
     plan, result = evidence.plan, []
     kfc, sgd = f"{plan.main}_kfc", f"{plan.main}_sgd"
-    for column, threshold, times in (
-        ("test_error", plan.errors.test, (3, 9)),
-        ("train_error", plan.errors.train, (4, 30)),
-    ):
+    for column, threshold in (("test_error", plan.errors.test), ("train_error", plan.errors.train)):
+        minutes = MINUTES[column]
         what = f"{evidence.data}, {threshold:.0%} {PARTS[column]}"
         result += [
             _reached(
                 evidence,
                 f"{what}: minutes, {name}",
-                Value(paper),
+                Value(published),
                 curve,
                 column,
                 threshold,
                 "minutes",
             )
-            for curve, name, paper in ((kfc, "KFC-pre", times[0]), (sgd, "SGD", times[1]))
+            for curve, name, published in (
+                (kfc, "KFC-pre", minutes["kfc"]),
+                (sgd, "SGD", minutes["sgd"]),
+            )
         ]
         result.append(
             _speed_up(
                 evidence,
                 f"{what}: time of SGD over that of KFC-pre",
-                Value(times[1] / times[0]),
+                Value(minutes["sgd"] / minutes["kfc"]),
                 sgd,
                 kfc,
                 column,
@@ -239,21 +240,18 @@ def svhn_rows(evidence):
     if evidence.plan.main != "cifar":
         return []
     data = data_set(evidence.runs["svhn_kfc"][0]) if evidence.runs.get("svhn_kfc") else "SVHN"
-    published = PUBLISHED_ERROR["SVHN"]
+    error = NETWORK_ERROR["SVHN"]
     kfc, sgd = (
         _reached(
             evidence,
-            f"{data}, {published:.2%} test error: minutes, {name}",
-            paper,
-            curve,
+            f"{data}, {error:.2%} test error: minutes, {title}",
+            Value(*SVHN_MINUTES[name]),
+            f"svhn_{name}",
             "test_error",
-            published,
+            error,
             "minutes",
         )
-        for curve, name, paper in (
-            ("svhn_kfc", "KFC-pre", Value(120)),
-            ("svhn_sgd", "SGD", Value(250, is_bound=True)),
-        )
+        for name, title in (("kfc", "KFC-pre"), ("sgd", "SGD"))
     )
     if isinstance(kfc.here, Value) and kfc.here.is_bound:
         run = evidence.runs["svhn_kfc"][0]
@@ -269,15 +267,16 @@ def svhn_rows(evidence):
 def error_rows(evidence):
     """Generalisation, and what the size of KFC-pre's mini-batch does to it (footnote 3)."""
     main, result = evidence.plan.main, []
-    for curve, default, paper in (
-        (f"{main}_kfc", "KFC-pre, M = 512", 18.5),
-        (f"{main}_sgd", "SGD, M = 128", 18),
-        (f"{main}_kfc_small", "KFC-pre, M = 128", 16),
+    for name, default in (
+        ("kfc", "KFC-pre, M = 512"),
+        ("sgd", "SGD, M = 128"),
+        ("kfc_small", "KFC-pre, M = 128"),
     ):
+        curve = f"{main}_{name}"
         row = _row(
             evidence,
             f"{evidence.data}: lowest test error (%), {evidence.name(curve, default)}",
-            Value(paper),
+            Value(100 * LOWEST_TEST_ERROR[name]),
             curve,
             lambda run: Value(100 * float(np.nanmin(run.metrics["test_error"]))),
         )
@@ -322,21 +321,21 @@ def update_rows(evidence):
             _reached(
                 evidence,
                 f"{what}: updates, {evidence.name(curve, default)}",
-                Value(paper),
+                Value(published),
                 curve,
                 "train_error",
                 threshold,
                 "updates",
             )
-            for curve, default, paper in (
-                (kfc, "KFC-pre, M = 4096", 300),
-                (sgd, "SGD, M = 4096", 6000),
+            for curve, default, published in (
+                (kfc, "KFC-pre, M = 4096", UPDATES["kfc"]),
+                (sgd, "SGD, M = 4096", UPDATES["sgd"]),
             )
         ),
         _speed_up(
             evidence,
             f"{what}: updates of SGD over those of KFC-pre",
-            Value(20),
+            Value(UPDATES["sgd"] / UPDATES["kfc"]),
             sgd,
             kfc,
             "train_error",

@@ -8,14 +8,9 @@ import json
 from typing import NamedTuple
 
 from kfcnet.config import load_config
+from kfcnet.figures import paper
 from kfcnet.runs.labels import STRUCTURES
 from kfcnet.training.tuning import Stage
-
-RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
-"""The paper's set of learning rates (section 5.2)."""
-
-PUBLISHED_DECAY = {"conv1": 0.004, "conv2": 0.004, "conv3": 0.004, "fc10": 1.0}
-"""Weight decay in cuda-convnet's configuration of the CIFAR-10 network."""
 
 LOW_RATES = (0.0001, 0.00003)
 """For co-ordinatewise methods: their steps do not shrink with the small initial weights."""
@@ -32,7 +27,7 @@ class Curve(NamedTuple):
     name: str
     config: str
     overrides: tuple = ()
-    rates: tuple = RATES
+    rates: tuple = paper.LEARNING_RATES
     rate_of: str = ""
     stages: tuple = (Stage(2.0, None), Stage(8.0, 3))
     epochs: float | None = None
@@ -225,7 +220,7 @@ def _published():
         Curve("svhn_sgd_large", "svhn_sgd", large, stages=svhn, epochs=60),
         Curve("cifar_kfc_bn", "cifar_kfc_bn"),
         Curve("cifar_sgd_bn", "cifar_sgd_bn"),
-        *_others("cifar", rates=(*RATES, *LOW_RATES)),
+        *_others("cifar", rates=(*paper.LEARNING_RATES, *LOW_RATES)),
         Curve("cifar_kfac", "cifar_kfac", rates=()),
         Curve("cifar_kfc_small", "cifar_kfc", small_kfc),
         *_structures("cifar"),
@@ -256,7 +251,7 @@ def _published():
         networks,
         "cifar",
         "CIFAR-10",
-        Errors(test=0.19, train=0.06, updates=0.10),
+        Errors(paper.TEST_ERROR, paper.TRAIN_ERROR, paper.UPDATES_TRAIN_ERROR),
         "cuda",
         note=_decay_note(),
     )
@@ -265,7 +260,9 @@ def _published():
 def _decay_note():
     """How the networks of the main curves differ from the published one."""
     decays = _load("cifar_kfc", ()).optimizer.weight_decay
-    (share,) = {round(decays[name] / published, 9) for name, published in PUBLISHED_DECAY.items()}
+    (share,) = {
+        round(decays[name] / published, 9) for name, published in paper.WEIGHT_DECAY.items()
+    }
     return (
         f"The networks on CIFAR-10 decay their weights by {share:g} of what cuda-convnet's "
         "configuration has, for both methods: chosen so that KFC-pre comes to 6% training "
@@ -276,7 +273,7 @@ def _decay_note():
 def _shortened():
     """Less of most curves, so that a CPU can do it: each of those says what it leaves out."""
     plan = _published()
-    five, two = RATES[1:6], (Stage(1.0, None), Stage(3.0, 2))
+    five, two = paper.LEARNING_RATES[1:6], (Stage(1.0, None), Stage(3.0, 2))
     once = dict(seeds=1, stages=two)
     time = "to be done in hours"
     # Of few images an average over 50,000 examples keeps the initial parameters for epochs, and
@@ -322,7 +319,7 @@ def _shortened():
         "cifar_kfac": ((), dict(seeds=1, epochs=10, shortened=time)),
         **{curve.name: ((), others) for curve in _others("cifar")},
         **{
-            curve.name: ((), dict(once, rates=RATES[2:], epochs=8, shortened=time))
+            curve.name: ((), dict(once, rates=paper.LEARNING_RATES[2:], epochs=8, shortened=time))
             for curve in _structures("cifar")
         },
         **{
