@@ -9,6 +9,7 @@ from networks import network
 
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor, precondition
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
+from kfcnet.network import build_network
 
 
 def random_spd(rng, n):
@@ -61,6 +62,15 @@ def test_dense_factors_are_the_convolution_factors_of_one_pixel(rng):
 def test_a_1x1_convolution_is_dense_on_every_location_with_omega_times_locations(rng):
     x = rng.standard_normal((4, 5, 6, 3))
     assert_close(input_factor(x), 30 * input_factor(x.reshape(-1, 3)))
+
+
+def test_a_layer_has_the_sizes_of_the_papers_example(ops64):
+    """Section 3: the second layer of one of AlexNet's two columns."""
+    layer = {"layer": "conv", "filters": 128, "kernel": 5, "padding": 2}
+    (conv,) = build_network([layer], (27, 27, 48), ops64).weighted
+    assert conv.weight_shape == (128, 1201)
+    assert input_factor(np.zeros((1, 27, 27, 48)), 5, padding=2).shape == (1201, 1201)
+    assert derivative_factor(np.zeros((1, *conv.output_shape))).shape == (128, 128)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

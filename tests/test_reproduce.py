@@ -526,7 +526,7 @@ def test_drawing_alone_trains_nothing_and_says_so(tmp_path, monkeypatch):
         cli.reproduce(["all", "--quick", "--device", "cpu", "--out", str(tmp_path), "--draw"]) == 0
     )
     rows = list(csv.DictReader((tmp_path / "numbers.csv").open(newline="")))
-    assert {row["here"] for row in rows} == {"128", "1201", "not run"}
+    assert {row["here"] for row in rows} == {"not run"}
 
 
 @pytest.mark.slow

@@ -67,10 +67,6 @@ def test_the_table_is_computed_from_the_records(evidence):
     lowest = [(str(row.here), row.note) for row in rows if "lowest test error" in row.claim]
     assert lowest == [("30", "2 seeds, 30 to 30"), ("50", "2 seeds, 50 to 50"), ("not run", "")]
     assert find(rows, "Adagrad").here == "not run" == find(rows, "of activations").here
-    assert find(rows, "AlexNet", "size of Omega")[1:4] == (Value(1201), Value(1201), Value(1))
-    assert [row.here for row in rows if "AlexNet" in row.claim] == list(
-        map(Value, (128, 1201, 1201, 128))
-    )
 
 
 def test_a_claim_that_fails_is_given_its_measured_reason(evidence):
@@ -223,7 +219,7 @@ def test_numbers_and_page_are_the_same_bytes_twice(evidence, tmp_path):
     with open(tmp_path / "first.csv", newline="") as file:
         table = list(csv.DictReader(file))
     assert list(table[0]) == ["claim", "paper", "here", "ratio", "note"]
-    assert len(table) == len(rows) and {row["here"] for row in table} >= {"not run", "1201"}
+    assert len(table) == len(rows) and {row["here"] for row in table} >= {"not run", "4"}
 
 
 def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan, tmp_path):

@@ -9,18 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.config.schema import ConvConfig
-from kfcnet.curvature.structures import build_block
 from kfcnet.figures.paper import LOWEST_TEST_ERROR, MINUTES, NETWORK_ERROR, SVHN_MINUTES, UPDATES
-from kfcnet.network import build_network
-from kfcnet.ops import get_ops
 from kfcnet.reproduce.assumptions import neighbours
 from kfcnet.reproduce.values import Value, middle, ratio, reached
 from kfcnet.runs.labels import METHODS, PARTS, data_set, method
 from kfcnet.runs.metrics import PHASES
-
-ALEXNET = ConvConfig(name="conv2", filters=128, kernel=5, padding=2), (27, 27, 48)
-"""The second layer of one of AlexNet's two columns, and its input (the paper's section 3)."""
 
 TOLERANCE = 1.1
 """How many times the published test error is still called the same."""
@@ -89,7 +82,6 @@ class Evidence(NamedTuple):
 def rows(evidence):
     """All Rows of the table, in the order of the paper."""
     return [
-        *layer_rows(),
         *assumption_rows(evidence),
         *time_rows(evidence),
         *svhn_rows(evidence),
@@ -97,31 +89,6 @@ def rows(evidence):
         *update_rows(evidence),
         *other_methods(evidence),
         *batch_norm_rows(evidence),
-    ]
-
-
-def layer_rows():
-    """The shapes that section 3 gives as an example, as this code builds them."""
-    layer, input_shape = ALEXNET
-    ops = get_ops("cpu")
-    (built,) = build_network([layer], input_shape, ops).weighted
-    block = build_block("kfc", built, ops)
-    filters, inputs = built.weight_shape
-    shapes = (
-        ("rows of the weights", 128, filters),
-        ("columns of the weights", 1201, inputs),
-        ("size of Omega", 1201, len(block.Omega)),
-        ("size of Gamma", 128, len(block.Gamma)),
-    )
-    return [
-        Row(
-            f"AlexNet's second layer: {what}",
-            Value(paper),
-            Value(here),
-            ratio(Value(here), Value(paper)),
-            holds=here == paper,
-        )
-        for what, paper, here in shapes
     ]
 
 
