@@ -67,19 +67,21 @@ def test_metrics_hold_the_promised_columns(metrics):
     ]
 
 
-def test_older_metrics_without_nu_are_read_and_gone_on_with(metrics):
-    rows = [line.split(",") for line in metrics.read_text().splitlines()]
-    at = rows[0].index("nu")
-    metrics.write_text("".join(",".join(row[:at] + row[at + 1 :]) + "\n" for row in rows))
-    assert last_iteration(metrics) == 30
+def test_older_metrics_without_nu_are_refused_with_the_way_out(metrics):
+    def edit(change):
+        rows = [line.split(",") for line in metrics.read_text().splitlines()]
+        metrics.write_text("".join(",".join(change(row)) + "\n" for row in rows))
+
+    edit(lambda row: row[:11] + row[12:])
+    way_out = "line 1: .* no column 'nu': add it as column 12, nan in every row; .* folder away"
+    for read in (read_metrics, last_iteration, lambda path: truncate_metrics(path, 10)):
+        with pytest.raises(RecordError, match=way_out):
+            read(metrics)
+    edit(lambda row: [*row[:11], "nu" if row[0] == "iteration" else "nan", *row[11:]])
+    append_metrics(metrics, row(40))
     read = read_metrics(metrics)
-    assert list(read) == list(COLUMNS) and np.isnan(read["nu"]).all()
-    assert read["seconds_clip"].tolist() == [row(i)["seconds_clip"] for i in (0, 10, 20, 30)]
-    truncate_metrics(metrics, 10)
-    append_metrics(metrics, row(20))
-    read = read_metrics(metrics)
-    np.testing.assert_array_equal(read["nu"], [np.nan, np.nan, row(20)["nu"]])
-    assert read["clipped"].tolist() == [row(i)["clipped"] for i in (0, 10, 20)]
+    np.testing.assert_array_equal(read["nu"], [np.nan] * 4 + [row(40)["nu"]])
+    assert read["seconds_clip"].tolist() == [row(i)["seconds_clip"] for i in (0, 10, 20, 30, 40)]
 
 
 def test_metrics_keep_a_loss_that_is_not_finite(metrics):

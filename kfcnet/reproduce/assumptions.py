@@ -92,10 +92,8 @@ def read(plan, steps, out, network):
 
 
 def key_of(record):
-    """The run_key of the run that a record belongs to."""
-    if "config" in record:
-        return run_key(parse_config(record["config"]))  # with the defaults of today
-    return record["run"]
+    """The run_key of the run that a record belongs to, with the defaults of today."""
+    return run_key(parse_config(record["config"]))
 
 
 def record_path(out, network):

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,8 +53,6 @@ LAYER_DIAGNOSTICS = ("nu", "cosine", "pi", "Omega_min", "Omega_max", "Gamma_min"
   the parameters' whole update; the first by the quadratic model with the exact Fisher matrix.
 """
 
-LATER = {"nu"}  # what older records lack; read as NaN
-
 
 class Crossing(NamedTuple):
     """Where a curve first reached a threshold: in epochs, updates and seconds of training."""
@@ -81,10 +78,8 @@ def append_metrics(path, row, columns=COLUMNS):
 def read_metrics(path, columns=COLUMNS):
     """{column: array (rows,)} of all columns of a table: int64 for counts, float64 for the rest.
 
-    `columns` must be among its columns, but for the LATER ones, `iteration` one of them.
-
-    Raises RecordError, with file and line, for anything but complete rows of numbers in the order
-    of their iterations.
+    Raises RecordError, with file and line, for a table without one of `columns` and for anything
+    but complete rows of numbers in the order of their iterations.
     """
     header, rows = _parse(path, columns)
     types = {name: np.int64 if name in COUNTS else np.float64 for name in header}
@@ -98,7 +93,7 @@ def last_iteration(path):
 
 
 def truncate_metrics(path, iteration, columns=COLUMNS):
-    """Drop the rows after `iteration`, and a last line that a kill cut short; add LATER columns."""
+    """Drop the rows after `iteration`, and a last line that a kill cut short."""
     header, rows = _parse(path, columns, cut_short=True)
     kept = [row for row in rows if row[header.index("iteration")] <= iteration]
     lines = [header] + [[_text(*pair) for pair in zip(header, row, strict=True)] for row in kept]
@@ -133,19 +128,16 @@ def _parse(path, columns=COLUMNS, cut_short=False):
         raise unreadable(path, text.count("\n") + 1, "the line is cut short")
     lines = list(csv.reader(io.StringIO(text)))
     header = lines[0] if lines else []
-    missing = [name for name in columns if name not in header]
-    required = [name for name in missing if name not in LATER]
-    if required:
-        raise unreadable(path, 1, f"the header has no column {required[0]!r}")
+    for number, name in enumerate(columns, start=1):
+        if name not in header:
+            way_out = "" if name in COUNTS else f": add it as column {number}, nan in every row"
+            raise unreadable(path, 1, f"the header has no column {name!r}{way_out}")
     rows = []
     for number, fields in enumerate(lines[1:], start=2):
         rows.append(_numbers(path, number, header, fields))
         at = header.index("iteration")
         if len(rows) > 1 and rows[-1][at] <= rows[-2][at]:
             raise unreadable(path, number, "its iteration is not above that of the line before")
-    for name in missing:
-        for line, value in [(header, name), *((row, math.nan) for row in rows)]:
-            line.insert(columns.index(name), value)
     return header, rows
 
 
