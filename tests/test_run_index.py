@@ -1,6 +1,7 @@
 """What makes two runs the same, and where the index finds them."""
 
 import re
+from pathlib import Path
 
 import pytest
 from reproductions import do, rate, small_plan, write_run
@@ -12,6 +13,8 @@ from kfcnet.runs.files import RecordError
 from kfcnet.runs.identity import changed_setting, identifying_settings, run_key
 from kfcnet.runs.index import RunIndex
 from kfcnet.training.trainer import train
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -42,6 +45,13 @@ def test_a_run_is_known_by_what_decides_its_course(plan):
         assert run_key(plan.configure(curve, other)) != key
     assert run_key(plan.configure(curve, seed=1)) != key
     assert run_key(plan._replace(device="cuda").configure(curve)) != key
+
+
+def test_the_names_of_our_own_runs_end_in_their_keys():
+    index = RunIndex(ROOT / "results")
+    keys = {folder: key for key, folders in index.folders.items() for folder in folders}
+    named = [folder for folder in keys if folder.parent.name == "runs"]
+    assert named and all(folder.name.endswith(f"_{keys[folder]}") for folder in named)
 
 
 def test_runs_that_others_left_are_taken_in(plan, tmp_path):

@@ -20,8 +20,8 @@ BARS = {
     "without sh": "KFC without SH",
     "without sud": "KFC without SUD",
     "iad": "IAD alone",
-    "ekfc": "KFC's eigenvectors (EKFAC)",
-    "white": "KFC, white derivatives",
+    "ekfac": "KFC's eigenvectors (EKFAC)",
+    "white_derivatives": "KFC, white derivatives",
     "sua": "KFC, SUA",
     "diagonal": "diagonal",
 }

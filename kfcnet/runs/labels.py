@@ -11,7 +11,12 @@ METHODS = {
     "rmsprop": "RMSProp",
     "adam": "Adam",
 }
-STRUCTURES = {"diagonal": "diagonal", "sua": "SUA", "white": "white derivatives", "ekfc": "EKFC"}
+STRUCTURES = {
+    "diagonal": "diagonal",
+    "sua": "SUA",
+    "white_derivatives": "white derivatives",
+    "ekfac": "EKFAC",
+}
 DATA_SETS = {
     "cifar10": "CIFAR-10",
     "svhn": "SVHN",
