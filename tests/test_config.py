@@ -155,6 +155,13 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
     assert config.ops == OpsConfig(native="off") and config.data.path == Path("/where")
 
 
+def test_overrides_reach_layers_by_their_names():
+    config = parse("network.middle.std=0.5", "network.conv3.std=2", "network.max_pool1.name=pool")
+    assert [layer.std for layer in config.network if layer.layer == "conv"] == [1e-4, 0.5, 2]
+    config = parse("network.pool.layer=avg_pool", text=dump_config(config))
+    assert (config.network[2].layer, config.network[2].name) == ("avg_pool", "pool")
+
+
 @pytest.mark.parametrize("override, message", [
     ("optimizer.dampin=1", "optimizer.dampin: unknown key; did you mean damping?"),
     ("learning_rate=1", "learning_rate: unknown key; known: data, network"),
@@ -179,7 +186,9 @@ def test_overrides_reach_items_of_lists_and_sections_left_out():
     ("network.0.padding=-1", "network.0.padding: must be at least 0, got -1"),
     ("network.2.stride=3", "network.2.stride: 3 is above the window's size, 2"),
     ("network.9.std=1", "--set network.9.std: network has items 0 to 5, not 9"),
-    ("network.x.std=1", "--set network.x.std: network has items 0 to 5, not x"),
+    ("network.x.std=1", "network.x.std: network has items 0 to 5, not x; known: conv1, relu1,"),
+    ("network.conv2.std=1", "network has items 0 to 5, not conv2; did you mean conv"),
+    ("network.max_pool1.stride=3", "network.2.stride: 3 is above the window's size, 2"),
     ("optimizer.name=kfc_pree", "optimizer.name: unknown value kfc_pree; did you mean kfc_pre?"),
     ("optimizer={name: sgd, learning_rate: 1, damping: 1}", "optimizer.damping: unknown key"),
     ("optimizer.damping=-1", "optimizer.damping: must be at least 0, got -1"),

@@ -47,6 +47,17 @@ def test_a_run_is_known_by_what_decides_its_course(plan):
     assert run_key(plan._replace(device="cuda").configure(curve)) != key
 
 
+def test_the_name_of_a_pool_identifies_no_run_and_may_change():
+    named, other = (
+        small("network.2.name=pool1"),
+        small("network.2={layer: avg_pool, size: 2, stride: 2}"),
+    )
+    assert run_key(named) == run_key(small()) != run_key(other)
+    assert changed_setting(small(), named) is None
+    assert changed_setting(small(), small("network.0.name=first"))[0] == "network.0.name"
+    assert run_key(small("network.0.name=first")) != run_key(small())
+
+
 def test_the_names_of_our_own_runs_end_in_their_keys():
     index = RunIndex(ROOT / "results")
     keys = {folder: key for key, folders in index.folders.items() for folder in folders}

@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from kfcnet.config import aliases, yaml_text
-from kfcnet.config.errors import ConfigError, explain, show
+from kfcnet.config.errors import ConfigError, explain, show, suggestion
+from kfcnet.config.names import layer_names
 from kfcnet.config.schema import Config
 
 
@@ -20,7 +21,7 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     """Configuration from a file of `configs/` (by name) or from a path.
 
     overrides: texts `key.key=value`, the value in YAML, a list's items by number from 0
-    (`network.0.std=0.01`). Raises ConfigError.
+    (`network.0.std=0.01`), layers also by name (`network.conv1.std=0.01`). Raises ConfigError.
     """
     source, text = _find(name_or_path)
     return parse_config(text, source, overrides)
@@ -120,9 +121,14 @@ def _apply_override(document: dict, override: str) -> None:
 def _index(place: Any, key: str, name: str) -> str | int:
     """A key as an index of a part of the document; `name` is the part's in errors."""
     if isinstance(place, list):
-        if not key.isdecimal() or int(key) >= len(place):
-            raise ConfigError(f"{name} has items 0 to {len(place) - 1}, not {key}")
-        return int(key)
+        if key.isdecimal() and int(key) < len(place):
+            return int(key)
+        is_network = all(isinstance(item, dict) and "layer" in item for item in place)
+        names = layer_names(place) if is_network else []
+        if key in names:
+            return names.index(key)
+        hint = suggestion(key, names) if names and not key.isdecimal() else ""
+        raise ConfigError(f"{name} has items 0 to {len(place) - 1}, not {key}{hint}")
     if not isinstance(place, dict):
         raise ConfigError(f"{name} has no keys of its own")
     return key

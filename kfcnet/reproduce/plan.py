@@ -191,11 +191,6 @@ def _published():
         "optimizer.statistics_period=20",
         "optimizer.inverse_period=20",
     )
-    most = tuple(f"network.{layer}.layer=max_pool" for layer in (6, 10))
-    average = {
-        "cifar": ("network.1.layer=avg_pool",),
-        "svhn": tuple(f"network.{layer}.layer=avg_pool" for layer in (3, 7, 11)),
-    }
     svhn = (Stage(0.5, None), Stage(2.0, 3))
     curves = [
         Curve("cifar_kfc", "cifar_kfc"),
@@ -224,17 +219,11 @@ def _published():
         Curve("cifar_kfac", "cifar_kfac", rates=()),
         Curve("cifar_kfc_small", "cifar_kfc", small_kfc),
         *_structures("cifar"),
-        Curve("cifar_sgd_max", "cifar_sgd", most, rate_of="cifar_sgd", seeds=1),
-        Curve("cifar_sgd_avg", "cifar_sgd", average["cifar"], rate_of="cifar_sgd", seeds=1),
-        Curve("svhn_sgd_avg", "svhn_sgd", average["svhn"], rate_of="svhn_sgd", seeds=1),
+        Curve("cifar_sgd_max", "cifar_sgd", _pools("max", 2, 3), rate_of="cifar_sgd", seeds=1),
+        Curve("cifar_sgd_avg", "cifar_sgd", _pools("avg", 1), rate_of="cifar_sgd", seeds=1),
+        Curve("svhn_sgd_avg", "svhn_sgd", _pools("avg", 1, 2, 3), rate_of="svhn_sgd", seeds=1),
         Curve("tiny_max", "cifar_tiny", rates=(), seeds=1),
-        Curve(
-            "tiny_avg",
-            "cifar_tiny",
-            ("network.2.layer=avg_pool", "network.5.layer=avg_pool"),
-            rates=(),
-            seeds=1,
-        ),
+        Curve("tiny_avg", "cifar_tiny", _pools("avg", 1, 2), rates=(), seeds=1),
     ]
     networks = (
         NetworkPlan("cifar_sgd", "CIFAR-10", "published", 500, 7),
@@ -387,20 +376,9 @@ def _quick():
         Curve("digits_kfac", "digits_kfac", **fixed),
         Curve("digits_kfc_small", "digits_kfc", small_kfc, **once | dict(rates=(0.01, 0.003))),
         *_structures("digits", **once),
-        Curve(
-            "digits_sgd_avg",
-            "digits_sgd",
-            ("network.4.layer=avg_pool",),
-            **once,
-            rate_of="digits_sgd",
-        ),
+        Curve("digits_sgd_avg", "digits_sgd", _pools("avg", 1), **once, rate_of="digits_sgd"),
         Curve("tiny_max", "digits_tiny", **fixed),
-        Curve(
-            "tiny_avg",
-            "digits_tiny",
-            ("network.2.layer=avg_pool", "network.5.layer=avg_pool"),
-            **fixed,
-        ),
+        Curve("tiny_avg", "digits_tiny", _pools("avg", 1, 2), **fixed),
     ]
     networks = (
         NetworkPlan("digits_sgd", "UCI digits", "max", 360, 3),
@@ -420,6 +398,11 @@ def _quick():
         "configuration to this page works; its numbers stand beside the paper's only "
         "because they are made the same way.",
     )
+
+
+def _pools(kind, *numbers):
+    """Overrides that make some pools "max" or "avg" ones."""
+    return tuple(f"network.pool{number}.layer={kind}_pool" for number in numbers)
 
 
 def _others(prefix, **values):

@@ -21,6 +21,11 @@ MAY_CHANGE = ("epochs", "data.path", "checkpoint_minutes")
 """Settings that may change when a run goes on. The rows of its metrics do not depend on them."""
 
 
+NAMED_LAYERS = ("conv", "dense", "batch_norm")
+"""Layers whose parameters or statistics are saved under their name. The names of others, such as
+pools, do not identify a run."""
+
+
 def flat(config, prefix=""):
     """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
     pairs = {}
@@ -36,6 +41,7 @@ def identifying_settings(config):
 
     config: the content of a `config.yaml`.
     """
+    config = {**config, "network": _without_needless_names(config["network"])}
     return {key: value for key, value in flat(config).items() if key not in NOT_IDENTIFYING}
 
 
@@ -68,7 +74,19 @@ def resumed_config(begun, now):
 
 def _by_layer(config):
     described = config.model_dump(mode="json")
-    return flat({**described, "network": dict(enumerate(described["network"]))})
+    layers = _without_needless_names(described["network"])
+    return flat({**described, "network": dict(enumerate(layers))})
+
+
+def _without_needless_names(layers):
+    return [
+        {
+            key: value
+            for key, value in layer.items()
+            if key != "name" or layer["layer"] in NAMED_LAYERS
+        }
+        for layer in layers
+    ]
 
 
 def group_by_seed(runs):
