@@ -13,20 +13,8 @@
 // Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
 // Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 12 forward, 20 backward; limited by memory.
+#include "row_lanes.cuh"
 #include "vector.cuh"
-
-constexpr int ROW_LANES = 8;
-
-// The sum over the block's eight row lanes, in their order, for each of its 32 maps.
-static __device__ float sum_row_lanes(float value) {
-    __shared__ float lanes[ROW_LANES][32];
-    __syncthreads();  // the sum before may still be being read
-    lanes[threadIdx.y][threadIdx.x] = value;
-    __syncthreads();  // all lanes have left theirs
-    float sum = 0.0f;
-    for (int lane = 0; lane < ROW_LANES; ++lane) sum += lanes[lane][threadIdx.x];
-    return sum;
-}
 
 // partials[:, slice] of one map: the sums of first(row) and second(row) over the slice.
 template <class First, class Second>

@@ -2,7 +2,7 @@
 //
 //   axpy            y (count) += alpha * x
 //   multiply_add    y (count) += w * x
-//   scale_channels  y (count) = x * s[channel], x (..., maps), s (maps)
+//   scale_maps      y (count) = x * s[map], x (..., maps), s (maps)
 //
 // One thread: four neighbours, at any address (views into the parameter vector start anywhere).
 // Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
@@ -36,7 +36,7 @@ extern "C" __global__ void multiply_add(
     store_four(y, first, count, value);
 }
 
-extern "C" __global__ void scale_channels(
+extern "C" __global__ void scale_maps(
     const float* __restrict__ x,  // (count)
     const float* __restrict__ s,  // (maps)
     float* __restrict__ y,        // (count)

@@ -96,3 +96,22 @@ def response_norm_loops(x, size, alpha, power, across):
             ]
         y[m, h, w, j] = x[m, h, w, j] * (1 + alpha * np.square(others).sum()) ** -power
     return y
+
+
+def scale_shift_loops(x, weight):
+    """shift + scale * x for the rows (shift, scale) of weight (J, 2)."""
+    y = np.zeros(x.shape)
+    for place in np.ndindex(x.shape):
+        shift, scale = weight[place[-1]]
+        y[place] = shift + scale * x[place]
+    return y
+
+
+def map_sums_loops(x, dy):
+    """(m, J, 2): of every example and map the sums over its pixels of dy and of dy * x."""
+    m, H, W, J = x.shape
+    sums = np.zeros((m, J, 2))
+    for example, h, w, j in itertools.product(*map(range, x.shape)):
+        d = dy[example, h, w, j]
+        sums[example, j] += d, d * x[example, h, w, j]
+    return sums

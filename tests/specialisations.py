@@ -53,6 +53,7 @@ SIDES = 76, 32, 801, 32, 801, 64, 1025, 10  # the factors of the CIFAR-10 networ
 LADDER["spd_inverse"] = dict(
     SIDES=",".join(map(str, SIDES)), COUNT=len(SIDES), TOTAL=sum(side**2 for side in SIDES)
 )
+LADDER["scale_shift"] = dict(MAPS=33)
 LADDER["conv_backward_naive"] = LADDER["patches"] = LADDER["conv_forward_naive"]
 
 

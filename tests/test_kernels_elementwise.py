@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 import pytest
-from checks import assert_close
+from checks import assert_close, map_sums_loops, scale_shift_loops
 from cuda_on_cpu import launch_in_all_orders
 
 from kfcnet import philox
@@ -382,10 +382,23 @@ def test_vector_products_at_any_address(rng, count, start):
     assert_close(weighted, y.astype(np.float64) + w.astype(np.float64) * x, 1e-6)
 
 
-def test_scale_channels_scales_every_map(rng):
+def test_scale_maps_scales_every_map(rng):
     x, s, y = normal(rng, 6, 7), normal(rng, 7), empty(6, 7)
-    launch("vector", "scale_channels", fours(x), [x, s, y, x.size, 7])
+    launch("vector", "scale_maps", fours(x), [x, s, y, x.size, 7])
     assert np.array_equal(y, x * s)
+
+
+@pytest.mark.parametrize("M, locations, maps", [(3, 11, 7), (1, 20, 33), (2, 5, 4)])
+def test_scale_shift_and_the_sums_of_its_gradients(rng, M, locations, maps):
+    x, dy = (normal(rng, M, locations, 1, maps) for _ in range(2))
+    weight = normal(rng, maps, 2)
+    y, sums = empty(*x.shape), empty(M, maps, 2)
+    launch("scale_shift", "scale_shift", fours(x), [x, weight, y, M * locations], MAPS=maps)
+    assert_close(y, scale_shift_loops(x, weight), 1e-6)
+    grid = M, -(-maps // 32)
+    arguments = [x, dy, sums, M, locations]
+    launch("scale_shift", "map_sums", grid, arguments, block=(32, 8), MAPS=maps)
+    assert_close(sums, map_sums_loops(x.astype(np.float64), dy))
 
 
 @pytest.mark.parametrize("count, slices", [(3, 1), (700, 1), (1501, 2)])

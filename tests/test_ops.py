@@ -7,10 +7,12 @@ from checks import (
     assert_close,
     conv_loops,
     derivative,
+    map_sums_loops,
     patches_adjoint_loops,
     patches_loops,
     pool_windows,
     response_norm_loops,
+    scale_shift_loops,
 )
 
 from kfcnet import philox
@@ -236,6 +238,30 @@ def test_batch_norm_has_zero_mean_unit_variance_and_a_symmetric_jacobian(ops, rn
     )
     ry = ops.to_numpy(ops.batch_norm_backward(ops.asarray(rx), y, inv_std))
     assert_close(ry, derivative(normalise, x, rx), 1e-8 if ops.dtype == np.float64 else 1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (1, 3, 5, 33), (4, 8), (2, 9, 1, 4)])
+def test_maps_are_scaled_and_shifted_by_a_view_of_the_parameters(ops, rng, shape):
+    J = shape[-1]
+    x, theta = (ops.asarray(rng.standard_normal(size)) for size in (shape, 3 + 2 * J))
+    weight = theta[3:].reshape(J, 2)
+    y = ops.scale_shift(x, weight)
+    exact, rows = (ops.to_numpy(a).astype(np.float64) for a in (x, weight))
+    assert_close(ops.to_numpy(y), scale_shift_loops(exact, rows), 1e-6)
+    scaled = ops.scale_maps(x, ops.asarray(rows[:, 1]))
+    assert_close(ops.to_numpy(scaled), scale_shift_loops(exact, rows * [0, 1]), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2, 5), (1, 3, 5, 33), (5, 1, 1, 6), (2, 9, 3, 4)])
+def test_map_sums_are_the_gradients_of_each_example_along_shift_and_scale(ops, rng, shape):
+    x, dy = (ops.asarray(rng.standard_normal(shape)) for _ in range(2))
+    exact, d = (ops.to_numpy(a).astype(np.float64) for a in (x, dy))
+    sums = ops.to_numpy(ops.map_sums(x, dy))
+    assert_close(sums, map_sums_loops(exact, d))
+    along = rng.standard_normal((shape[-1], 2))
+    for example, gradient in enumerate(sums):
+        value = np.vdot(d[example], scale_shift_loops(exact[example], along))
+        assert_close(np.vdot(gradient, along), value, 1e-4)
 
 
 def test_relu_and_its_mask(ops):

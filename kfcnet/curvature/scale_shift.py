@@ -25,25 +25,12 @@ class ScaleShiftBlock(KroneckerBlock):
         J = len(layer.weight)
         self.Omega, self.Omega_inv = ops.zeros((2 * J, 2 * J)), ops.zeros((2 * J, 2 * J))
         self.Gamma, self.Gamma_inv = ops.asarray(np.ones((1, 1))), ops.asarray(np.ones((1, 1)))
-        # Columns of g that the shifts and the scales of the J maps go to.
-        self._columns = [ops.asarray(np.eye(2 * J)[first::2]) for first in (0, 1)]
 
     def update_factors(self, decay):
-        """Fold in the second moment of the examples of the layer's latest sampled pass."""
-        ops, dy = self.ops, self.layer.derivatives
-        by_scale = ops.zeros(dy.shape)
-        ops.multiply_add(dy, self.layer.inputs[: len(dy)], by_scale)
-        gradients = ops.zeros((len(dy), len(self.Omega)))
-        for derivatives, columns in zip((dy, by_scale), self._columns, strict=True):
-            ops.axpy(1.0, ops.matmul(self._means(derivatives), columns), gradients)
-        # Means over the |T| locations were taken where g has sums.
-        T = self.layer.locations
-        ops.gram(gradients, scale=(1 - decay) * T**2 / len(dy), decay=decay, out=self.Omega)
-
-    def _means(self, x):
-        """x (m, H, W, J) -> means over the image (m, J): one pooling window that covers it."""
-        side = max(x.shape[1:3])
-        return self.ops.avg_pool(x, side, side).reshape(len(x), -1)
+        """Update the running average with the examples of the layer's latest sampled pass."""
+        gradients = self.layer.gradients()
+        m = len(gradients)
+        self.ops.gram(gradients.reshape(m, -1), scale=(1 - decay) / m, decay=decay, out=self.Omega)
 
     def invert(self, c, ops, Omega, Gamma):
         return ops.spd_inverse(Omega, ops.asarray([c])), Gamma

@@ -78,6 +78,6 @@ class BatchNorm(Layer):
         return self.ops.batch_norm_backward(dy, self.saved.y, self.saved.inv_std)
 
     def backward_per_example(self, dy):
-        return self.ops.scale_channels(dy, self.saved.inv_std)
+        return self.ops.scale_maps(dy, self.saved.inv_std)
 
     tangent = backward_per_example

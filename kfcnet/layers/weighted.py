@@ -168,7 +168,6 @@ class ScaleShift(Weighted):
         # The initial scale is one; the shift starts at zero like a bias.
         super().__init__(ops, (H, W, J), name, (J, 2), H * W, mean=1.0, std=0.0)
         self.output_shape = self.shape
-        self.ones = ops.asarray([1.0] * J)
 
     @property
     def factor_sizes(self):
@@ -176,34 +175,31 @@ class ScaleShift(Weighted):
 
     def forward(self, x, mode):
         self.saved = WeightedPass(x.reshape(len(x), *self.input_shape))
-        return self._apply(self.inputs, self.weight).reshape(len(x), *self.shape)
-
-    def _apply(self, x, weight):
-        minus_shift = self.ops.zeros(self.ones.shape)
-        self.ops.axpy(-1.0, self.ops.copy(weight[:, 0]), minus_shift)
-        return self.ops.batch_norm_apply(self._scale(x, weight), minus_shift, self.ones)
-
-    def _scale(self, x, weight):
-        return self.ops.scale_channels(x, self.ops.copy(weight[:, 1]))
+        return self.ops.scale_shift(x, self.weight)
 
     def backward(self, dy):
         self.saved = self.saved._replace(derivatives=dy.reshape(len(dy), *self.input_shape))
         if self.needs_input_gradient:
-            return self._scale(dy, self.weight)
+            return self._scaled(dy)
+
+    def _scaled(self, x):
+        return self.ops.scale_maps(x, self.ops.copy(self.weight[:, 1]))
+
+    def gradients(self):
+        """Those of the examples of the latest backward pass, each of its own loss: (m, J, 2)."""
+        return self.ops.map_sums(self.inputs[: len(self.derivatives)], self.derivatives)
 
     def gradient(self, out):
-        """out (J, 2): the entries of a 1 x 1 convolution's gradient that are parameters here."""
-        J, m = len(self.ones), len(self.derivatives)
-        whole = self.ops.empty((J, 1 + J))
-        self.ops.conv_backward_weights(
-            self.inputs[:m], self.derivatives, 1, 1, 0, scale=1 / m, out=whole
-        )
-        out[:, 0] = whole[:, 0]
-        out[:, 1] = whole.reshape(-1)[1 :: J + 2]  # the diagonal behind column 0
+        """out (J, 2): their mean."""
+        gradients = self.gradients()
+        m = len(gradients)
+        shares = self.ops.empty((1, m))
+        self.ops.write(shares, 1 / m)
+        self.ops.matmul(shares, gradients.reshape(m, -1), out=out.reshape(1, -1))
 
     def tangent(self, rx, direction, count):
         """R(y) = Vshift + Vscale * x + scale * R(x) for direction (J, 2) = (Vshift, Vscale)."""
-        ry = self._apply(self.inputs[:count], direction)
+        ry = self.ops.scale_shift(self.inputs[:count], direction)
         if rx is not None:
-            self.ops.axpy(1.0, self._scale(rx, self.weight).reshape(ry.shape), ry)
+            self.ops.axpy(1.0, self._scaled(rx).reshape(ry.shape), ry)
         return ry.reshape(count, *self.shape)

@@ -1,4 +1,4 @@
-"""Batch normalisation in NumPy, some images at a time so that they stay in cache.
+"""Batch normalisation, its scale and shift, in NumPy: some images at a time, to stay in cache.
 
 Maps are the last axis of x (M, ..., J); what is known of a map is an array (J,). Loops run over
 whole images, with (J,) repeated for every pixel: maps alone are too few for a fast inner loop.
@@ -30,12 +30,12 @@ def _add_pixels(totals, out):
     totals.reshape(-1, len(out)).sum(axis=0, out=out)
 
 
-def map_sums(x, out):
+def totals(x, out):
     """out (J,) = sum of each map of x."""
     _add_pixels(x.reshape(len(x), -1).sum(axis=0), out)
 
 
-def product_sums(x, y, out):
+def product_totals(x, y, out):
     """out (J,) = sum of each map of x * y."""
     _add_pixels(sum((a * b).sum(axis=0) for a, b in _blocks(x, y)), out)
 
@@ -62,6 +62,24 @@ def standardize(x, mean, inv_std, y):
     for a, b in _blocks(x, y):
         np.subtract(a, mean, out=b)
         b *= inv_std
+
+
+def scale_shift(x, weight, y):
+    """y = shift + scale * x, for the rows (shift, scale) of weight (J, 2)."""
+    shift, scale = (_for_pixels(values, x) for values in weight.T)
+    for a, b in _blocks(x, y):
+        np.multiply(a, scale, out=b)
+        b += shift
+
+
+def map_sums(x, dy, out):
+    """out (M, J, 2) = sums over each image's pixels of dy and of dy * x, map by map."""
+    J = x.shape[-1]
+    for a, b, sums in _blocks(x, dy, out):
+        shape = len(a), -1, J
+        of_dy, of_dy_x = np.moveaxis(sums.reshape(len(a), J, 2), -1, 0)
+        b.reshape(shape).sum(axis=1, out=of_dy)
+        (a * b).reshape(shape).sum(axis=1, out=of_dy_x)
 
 
 def batch_norm_backward(dy, y, mean_dy, mean_dy_y, inv_std, dx):

@@ -270,7 +270,7 @@ class CpuOps(Immediate):
     def batch_norm(self, x, epsilon):
         """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes."""
         shape, count = x.shape[-1:], self.dtype.type(x.size // x.shape[-1])
-        y, mean = self.empty(x.shape), self._sum(batch_norm.map_sums, shape, x) / count
+        y, mean = self.empty(x.shape), self._sum(batch_norm.totals, shape, x) / count
         squares = self._sum(lambda x, y, out: batch_norm.center(x, mean, y, out), shape, x, y)
         inv_std = 1 / np.sqrt(squares / count + self.dtype.type(epsilon))
         self._run(lambda y: batch_norm.scale_maps(y, inv_std, y), y)
@@ -284,8 +284,8 @@ class CpuOps(Immediate):
     def batch_norm_backward(self, dy, y, inv_std):
         """dx through the batch's mean and variance; the Jacobian is symmetric: also the tangent."""
         shape, count = y.shape[-1:], self.dtype.type(y.size // y.shape[-1])
-        mean_dy = self._sum(batch_norm.map_sums, shape, dy) / count
-        mean_dy_y = self._sum(batch_norm.product_sums, shape, dy, y) / count
+        mean_dy = self._sum(batch_norm.totals, shape, dy) / count
+        mean_dy_y = self._sum(batch_norm.product_totals, shape, dy, y) / count
         dx = self.empty(y.shape)
         self._run(
             lambda *arrays: batch_norm.batch_norm_backward(
@@ -297,10 +297,26 @@ class CpuOps(Immediate):
         )
         return dx
 
-    def scale_channels(self, x, s):
+    def scale_maps(self, x, s):
+        """x (..., J), s (J,) -> x * s, map by map."""
         y = self.empty(x.shape)
         self._run(lambda x, y: batch_norm.scale_maps(x, s, y), x, y)
         return y
+
+    def scale_shift(self, x, weight):
+        """x (..., J), weight (J, 2) -> shift + scale * x, for weight's rows (shift, scale)."""
+        y = self.empty(x.shape)
+        self._run(lambda x, y: batch_norm.scale_shift(x, weight, y), x, y)
+        return y
+
+    def map_sums(self, x, dy):
+        """x, dy (m, H, W, J) -> (m, J, 2): sums over locations of dy and of dy * x.
+
+        Of each example the gradient along the rows (shift, scale) of `scale_shift`.
+        """
+        sums = self.empty((len(dy), dy.shape[-1], 2))
+        self._run(batch_norm.map_sums, x, dy, sums)
+        return sums
 
     # Activation and dropout
 

@@ -287,11 +287,34 @@ class CudaOps(Products, Inversions, Graphs):
             MAPS=J,
         )
 
-    def scale_channels(self, x, s):
+    def scale_maps(self, x, s):
         y = self.empty(x.shape)
         J = x.shape[-1]
-        self._fours("vector", "scale_channels", x.size, x, s, y, x.size, J)
+        self._fours("vector", "scale_maps", x.size, x, s, y, x.size, J)
         return y
+
+    def scale_shift(self, x, weight):
+        y = self.empty(x.shape)
+        J = x.shape[-1]
+        self._fours("scale_shift", "scale_shift", x.size, x, weight, y, x.size // J, MAPS=J)
+        return y
+
+    def map_sums(self, x, dy):
+        m, H, W, J = dy.shape
+        sums = self.empty((m, J, 2))
+        self.launch(
+            "scale_shift",
+            "map_sums",
+            (m, ceil_div(J, 32)),
+            x,
+            dy,
+            sums,
+            m,
+            H * W,
+            block=(32, 8),
+            MAPS=J,
+        )
+        return sums
 
     # Activation and dropout
 
