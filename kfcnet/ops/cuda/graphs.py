@@ -1,7 +1,6 @@
 """Steps that are recorded once and repeated, and work beside them on a second stream."""
 
 import contextlib
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
@@ -26,8 +25,8 @@ class Program:
     Inputs are arrays here or on the host, tuples of them, or anything else that can be hashed and
     that a recording depends on. Other shapes and other values are recorded by themselves.
 
-    What the function leaves in attributes of `owners`, such as the activations that layers keep for
-    their backward pass, every repetition leaves there again, whatever else has used them meanwhile.
+    What the function leaves in the `saved` of `owners`, layers that keep activations there for
+    their backward pass, every replay binds there again, whatever else has used them meanwhile.
     """
 
     def __init__(self, runtime, function, within, owners=()):
@@ -61,7 +60,7 @@ class Recording:
             owners,
         )
         self._inputs = None  # copies of the inputs, where the graphs find them
-        self._left = []  # for each part of the function [{attribute: value} of each owner]
+        self._saved = []  # for each part of the function what it leaves in `saved` of the owners
         self._parts = []  # (graph, what the host does then)
 
     def __call__(self, *inputs):
@@ -71,10 +70,10 @@ class Recording:
         self._refill(self._inputs, inputs)
         if not self._parts:
             return self._record()
-        for (graph, work), left in zip(self._parts, self._left, strict=True):
+        for (graph, work), left in zip(self._parts, self._saved, strict=True):
             self._runtime.replay(graph)
-            for owner, attributes in zip(self._owners, left, strict=True):
-                vars(owner).update(attributes)
+            for owner, saved in zip(self._owners, left, strict=True):
+                owner.saved = saved
             if work:
                 work()
         return self._result
@@ -93,25 +92,15 @@ class Recording:
         return self._result
 
     def _run(self, execute):
-        """The function part by part, each by `execute`, and what the host does after them."""
-        generator = as_generator(self._function)(*self._inputs)
-        for index in itertools.count():
-            work, result = self._noting(index, lambda: execute(lambda: _advance(generator)))
+        """The function part by part, each by `execute`, and the host's work after each of them."""
+        generator, self._saved = as_generator(self._function)(*self._inputs), []
+        while True:
+            with self._within():
+                work, result = execute(lambda: _advance(generator))
+            self._saved.append([owner.saved for owner in self._owners])
             if work is None:
                 return result
             work()
-
-    def _noting(self, index, run):
-        """Run within the programs' context, and note what changes in the owners."""
-        if index == len(self._left):
-            self._left.append([{} for _ in self._owners])
-        before = [dict(vars(owner)) for owner in self._owners]
-        with self._within():
-            result = run()
-        for owner, old, left in zip(self._owners, before, self._left[index], strict=True):
-            changed = {name for name, value in vars(owner).items() if old.get(name) is not value}
-            left.update({name: vars(owner)[name] for name in changed | left.keys()})
-        return result
 
     def _kept(self, value):
         """The value with copies of its arrays on the device."""
