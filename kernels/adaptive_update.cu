@@ -16,10 +16,9 @@
 // taken in double by the host: near one a decay in float has lost digits that 1 - decay^t needs.
 //
 // One thread: four neighbours. What changes from step to step is read from device memory.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/updates.py. Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 28, adam 36, with weight decay 4 more; limited by memory.
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 using Four = Vector<float, 4>;
 

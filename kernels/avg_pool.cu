@@ -5,8 +5,8 @@
 // it has inside. Linear: the tangent is the forward pass.
 //
 // One thread: LANES maps of one pixel of the result; the backward pass gathers, in a fixed order.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/windows.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes, with x elements of input and y of output: 4x + 4y each way; limited by memory.
 #include "image.cuh"
 

@@ -10,11 +10,11 @@
 // squares would cancel otherwise. Blocks of *_slices and *_moments are (32 maps, 8 lanes): a lane
 // takes every eighth row of the block's slice, or every eighth slice. The elementwise part: one
 // thread, four neighbours.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes an element: 12 forward, 20 backward; limited by memory.
 #include "row_lanes.cuh"
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 // partials[:, slice] of one map: the sums of first(row) and second(row) over the slice.
 template <class First, class Second>

@@ -6,7 +6,8 @@
 // [[x]]_H, biases in column 0; a thread sums one element over all positions.
 // The faster rungs: conv_forward_register and conv_forward_tf32 with flipped weights for the data,
 // conv_backward_weights_register and _tf32 for the weights.
-// Launcher: none; tests run it. Reference: kfcnet/ops/cpu/cpu_ops.py. Test: tests/test_kernels_gemm.py.
+// Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*M*T*OUT_MAPS*P each. Every multiply-add reads 8 bytes: the caches are the limit.
 #include "patch.cuh"
 

@@ -7,8 +7,8 @@
 // of x's maps with all or a part of its slots of four columns (z). Its warps are WARPS_COLUMNS side
 // by side and WARPS_DEPTH that take turns with the positions. A position is one outer product:
 // its derivatives times its patch, read from the tile (outer_product.cuh).
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*M*T*OUT_MAPS*P; bytes 4*(x with the tiles' borders + dy) for every block in y and z,
 // and 8*slices*OUT_MAPS*P for the partial sums. 64 multiply-adds for four 16-byte reads of shared
 // memory where the maps come in fours: limited by fp32 arithmetic.

@@ -1,8 +1,8 @@
 // kernels/conv_backward_weights_sum.cu: dweight = scale * the sum of the slices, in their order.
 //
 // partials (slices, count) -> dweight (count). A block is (32 elements, 8 lanes): slice_lanes.cuh.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Bytes 4*(slices + 1)*count; limited by the L2, where the partial sums still lie.
 #include "slice_lanes.cuh"
 

@@ -7,8 +7,8 @@
 // mma.sync m16n8k8, whose depth is eight neighbouring positions (TILE_WIDTH is a multiple of 8).
 // The block: a slice of the tiles (blockIdx.x), the maps (y), a chunk with all or a part of its
 // columns (z); WARPS_COLUMNS warps side by side, WARPS_DEPTH that take turns with the positions.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*M*T*OUT_MAPS*P; bytes as in conv_backward_weights_register.cu. Eight positions take
 // 4*MAP_TILES + 2*COLUMN_TILES reads of shared memory for MAP_TILES*COLUMN_TILES mma: for two and
 // eight tiles 24 for 16, so shared memory and mma.sync are the limits, close by.

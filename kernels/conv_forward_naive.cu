@@ -4,7 +4,8 @@
 // -> y (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS); cross-correlation with zero padding. BIAS 0 leaves
 // column 0 out, RELU 1 cuts the result at zero. The ladder: conv_forward_naive, conv_forward_tiled,
 // conv_forward_register, conv_forward_tf32; the last two take the weights packed (conv_pack.cu).
-// Launcher: none; tests run it. Reference: kfcnet/ops/cpu/cpu_ops.py. Test: tests/test_kernels_gemm.py.
+// Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*M*T*OUT_MAPS*P. Every multiply-add reads 8 bytes: the caches are the limit.
 
 extern "C" __global__ void conv_forward_naive(

@@ -7,8 +7,8 @@
 // A warp makes 8*THREAD_PIXELS positions of 32 maps, a thread THREAD_PIXELS positions (every
 // eighth) of two times four maps. The block has WARPS_PIXELS x WARPS_MAPS warps:
 // PIXELS = 8*THREAD_PIXELS*WARPS_PIXELS, TILE_MAPS = 32*WARPS_MAPS. Copies: conv_pipeline.cuh.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*M*T*OUT_MAPS*P; bytes from memory 4*(x + y), from the L2 the tile's border and the
 // weights again for every tile. Four depths are 32*THREAD_PIXELS multiply-adds for
 // THREAD_PIXELS + 8 reads of shared memory: limited by fp32 arithmetic.

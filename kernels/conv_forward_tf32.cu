@@ -7,8 +7,8 @@
 // WARPS_PIXELS x WARPS_MAPS warps. A fragment of inputs is read straight from the image in shared
 // memory: its eight rows are patches, neighbours where TILE_WIDTH is a multiple of 8.
 // Tiles and copies: conv_pipeline.cuh.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*M*T*OUT_MAPS*P; bytes as in conv_forward_register.cu. A warp's 32 x 32 tile reads 16
 // times 128 bytes of shared memory for 8 mma: shared memory and mma.sync are the limits, close by.
 #include "conv_pipeline.cuh"

@@ -3,7 +3,8 @@
 // Arguments as in conv_forward_naive.cu. It is matmul_tiled with a left operand that is not in
 // memory: rows are output positions of the whole batch, the depth is the patch column, and an
 // element of the patch matrix is fetched from the image when its tile is loaded.
-// Launcher: none; tests run it. Reference: kfcnet/ops/cpu/cpu_ops.py. Test: tests/test_kernels_gemm.py.
+// Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*M*T*OUT_MAPS*P; the address of every element of a patch costs more than its use.
 #include "patch.cuh"
 

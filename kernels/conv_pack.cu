@@ -10,8 +10,8 @@
 // that one sees them: the layer's weight is (IN_MAPS, 1 + K*K*OUT_MAPS), its offsets are reversed,
 // and there is no bias.
 // One thread: one packed weight.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Bytes 8*OUT_MAPS*P, 0.2 MB for 32 x 801: the launch is the cost.
 #include "conv_runs.cuh"
 

@@ -6,8 +6,8 @@
 //
 // One thread: four neighbours, one block of random words. The step is read from device memory, so
 // that a captured graph draws new masks.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes an element: 9 each way; some 20 integer operations an element forward, which memory hides.
 #include "philox.cuh"
 

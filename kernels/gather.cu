@@ -9,10 +9,10 @@
 //
 // gather: one block in x an image, one thread four neighbouring values (one where IMAGE_SIZE is
 // not a multiple of four).
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/updates.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes a value: 5, the mean comes from the cache; limited by memory.
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 constexpr int TOGETHER = IMAGE_SIZE % 4 == 0 ? 4 : 1;
 

@@ -15,8 +15,8 @@
 // in conv_backward_weights_register.cu.
 // gram_offsets_sum: a thread has one j and one column; it adds up the items of every region in
 // their order, then writes all entries that need them, and their mirror images.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/gram.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*M*HEIGHT*WIDTH*J*N: 11 GFLOP for 512 images of 16 x 16 x 32 and K = 5, where the
 // upper triangle of the patches' products takes 84. Bytes of the partial sums 8*items*J*N; limited
 // by fp32 arithmetic.

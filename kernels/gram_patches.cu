@@ -5,13 +5,13 @@
 // matrix's M*T rows (y); a step of DEPTH rows of its two times TILE columns is formed in shared
 // memory (patch.cuh) and used TILE times. (TILE / 4)^2 threads, 4 x 4 elements each.
 // For stride 1 and K = 5 gram_offsets.cu does 7.6 times less; this is for the rest: strides, K = 1.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/gram.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations M*T*P*(P + TILE); limited by the addresses of the patches' elements and by fp32
 // arithmetic.
 #include "gram_pair.cuh"
 #include "patch.cuh"
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 constexpr int TILES = (PATCH_COLUMNS + TILE - 1) / TILE, ACROSS = TILE / 4;
 constexpr int THREADS = ACROSS * ACROSS;

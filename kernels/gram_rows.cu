@@ -4,8 +4,8 @@
 // gram_sum adds the slices up. A block has a slice (blockIdx.x) and a tile (y); it copies TILE_ROWS
 // rows of its maps with two buffers. Each of its WARPS warps has the whole tile in registers, 8 x 4
 // elements a lane, and takes every WARPS-th row; the warps' sums are added in their order.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/gram.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations count*MAPS*(MAPS + 32), bytes 4*count*MAPS (for each tile); limited by memory where
 // there is one tile: 67 MB for 512 images of 32 x 32 x 32.
 #include "gram_pair.cuh"

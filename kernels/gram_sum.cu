@@ -9,8 +9,8 @@
 //   gram_sum_lanes  for many slices of a small matrix, whose tiles would be few blocks that wait for
 //                   one slice after the other: a block has 32 entries, row by row, and 8 lanes for
 //                   each: slice_lanes.cuh.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/gram.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Bytes 2*(slices + 3)*side^2; limited by memory.
 #include "gram_pair.cuh"
 #include "slice_lanes.cuh"

@@ -1,6 +1,6 @@
 // kernels/image.cuh: the pixel and the maps that a thread works on, in arrays (M, H, W, MAPS).
 #pragma once
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 // Four maps a thread where they come in fours: then every pixel starts at a multiple of 16 bytes.
 constexpr int LANES = MAPS % 4 == 0 ? 4 : 1;

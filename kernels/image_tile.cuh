@@ -1,7 +1,7 @@
 // kernels/image_tile.cuh: a rectangle of pixels of some images, copied into shared memory.
 #pragma once
 #include "async_copy.cuh"
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 struct Rectangle {
     int image, top, left;       // of the first pixel; may lie outside

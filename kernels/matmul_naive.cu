@@ -3,7 +3,8 @@
 // op(a) is (rows, depth), op(b) (depth, columns), c (rows, columns), all row-major; op transposes
 // where TRANSPOSE_A or TRANSPOSE_B is 1. A_SHIFT and B_SHIFT: see matmul_operand.cuh. The ladder:
 // matmul_naive, matmul_tiled, matmul_register, matmul_tf32; a diff of two files is the lesson.
-// Launcher: none; tests run it. Reference: kfcnet/ops/cpu/cpu_ops.py. Test: tests/test_kernels_gemm.py.
+// Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*rows*columns*depth. Every thread reads its row and its column from memory: 8 bytes
 // for 2 operations, so the caches' bandwidth is the limit.
 #include "matmul_operand.cuh"

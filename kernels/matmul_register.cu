@@ -6,12 +6,12 @@
 // next step is copied while this one is multiplied (two buffers). DEPTH_GROUPS groups of threads
 // share a step's depth: products with few elements and a long depth fill the machine so. Their
 // sums meet in shared memory in a fixed order.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/matmul.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*rows*columns*depth; bytes from memory 4*rows*columns*depth*(1/TILE_ROWS +
 // 1/TILE_COLUMNS); limited by fp32 arithmetic for large products, by latency for small ones.
 #include "matmul_operand.cuh"
-#include "vector.cuh"
+#include "vector_load.cuh"
 #include "warp_groups.cuh"
 
 constexpr int LANES_ACROSS = TILE_COLUMNS / THREAD_COLUMNS;

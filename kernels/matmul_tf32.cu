@@ -5,8 +5,8 @@
 // WARP_ROWS x WARP_COLUMNS of them (multiples of 16 and of 8). STAGES buffers: the copies run
 // STAGES - 1 steps ahead. A tile keeps the order of memory, padded so that the 32 lanes of a
 // fragment read 32 different banks: 4g + t where the depth runs fastest, else 8t + g.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/matmul.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*rows*columns*depth; bytes from memory 4*rows*columns*depth*(1/TILE_ROWS +
 // 1/TILE_COLUMNS). A warp reads (WARP_ROWS + WARP_COLUMNS) * 32 bytes of shared memory for
 // WARP_ROWS * WARP_COLUMNS * 16 operations: shared memory and mma.sync are the limits, close by.

@@ -2,7 +2,8 @@
 //
 // Arguments as in matmul_naive.cu. A block of TILE x TILE threads makes a tile of c, one element a
 // thread; a step of TILE along the depth is read from memory once and used TILE times.
-// Launcher: none; tests run it. Reference: kfcnet/ops/cpu/cpu_ops.py. Test: tests/test_kernels_gemm.py.
+// Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Operations 2*rows*columns*depth; bytes 8*rows*columns*depth/TILE from memory, and still two
 // reads of shared memory for every multiply-add: those are the limit.
 #include "matmul_operand.cuh"

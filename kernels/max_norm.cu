@@ -7,7 +7,8 @@
 // Where nonfinite_step is not negative nothing moves: see training_state.cu.
 //
 // One block: one row. The norm is summed in a fixed order.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py. Tests: tests/test_cuda.py.
+// Launcher: kfcnet/ops/cuda/updates.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_cuda.py.
 // Bytes an element: 4, and 16 more where a row is too long; limited by memory.
 #include "block_sum.cuh"
 

@@ -7,8 +7,8 @@
 //
 // One thread: LANES maps of one pixel of the result. The backward pass gathers: every pixel looks
 // into the windows that cover it, in a fixed order, so nothing is added by two threads.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/windows.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes, with x elements of input and y of output: forward 4x + 5y, backward 5y + 4x, tangent at
 // most 4x + 5y; limited by memory.
 #include "image.cuh"

@@ -13,10 +13,10 @@
 //
 // One thread: four neighbours. What changes from step to step is read from device memory, so that
 // a captured graph follows it.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/updates.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes an element: 28, with weight decay 32; limited by memory.
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 using Four = Vector<float, 4>;
 

@@ -4,7 +4,7 @@
 // a warp take neighbouring rows, the other 32 / ROW_LANES neighbouring slots of four columns. A
 // column is one float of a patch: slots are cut from its runs, so that four lie side by side.
 #pragma once
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 constexpr int SLOT_LANES = 32 / ROW_LANES;
 constexpr int SUMS = LANE_ROWS * SLOTS * 4;

@@ -4,8 +4,8 @@
 // needs it: for tests and teaching. The adjoint adds every patch back onto its pixels, without
 // column 0; it gathers, so nothing is added by two threads.
 // One thread: one element of the result.
-// Launcher: kfcnet/ops/cuda/matmul.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Test: tests/test_kernels_gemm.py.
+// Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
+// tests/test_kernels_gemm.py.
 // Bytes: 4*M*T*P written (read by the adjoint), K*K/STRIDE^2 times the image; limited by memory.
 #include "patch.cuh"
 

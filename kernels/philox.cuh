@@ -3,7 +3,7 @@
 // Philox 4x32-10 (Salmon et al. 2011, the Random123 definition). A number depends only on seed,
 // purpose, step, stream and position. Tests: tests/test_kernels_elementwise.py.
 #pragma once
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 using Words = Vector<unsigned, 4>;
 

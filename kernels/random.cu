@@ -3,8 +3,8 @@
 // y (count). One thread: one block of four random words, four numbers. The step is read from
 // device memory, so that a captured graph draws new numbers. Uniforms are equal to the last bit;
 // normals are rounded to float (Box-Muller: cosine then sine of every pair).
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/philox.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/elementwise.py. Reference: kfcnet/philox.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes a number: 4.
 #include "philox.cuh"
 

@@ -10,11 +10,11 @@
 //
 // dot_slices: one block a slice, one thread, four neighbours of every round. Blocks are a multiple
 // of 32 threads.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/updates.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes an element: 8 and 12; limited by memory, when short by latency.
 #include "block_sum.cuh"
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 extern "C" __global__ void dot_slices(
     const float* __restrict__ x,   // (count)

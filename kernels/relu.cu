@@ -4,10 +4,10 @@
 // is fine (y = x, dx = dy): a thread reads its elements before it writes them.
 //
 // One thread: four neighbours.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launchers: kfcnet/ops/cuda/convolution.py, kfcnet/ops/cuda/elementwise.py. Contract:
+// kfcnet/ops/primitives.py. Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 8 forward, 12 backward; limited by memory.
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 extern "C" __global__ void relu(
     const float* x,  // (count)

@@ -5,8 +5,8 @@
 //
 // One block: TILE_PIXELS whole pixels, which are one contiguous piece of every array; one thread
 // strides over its elements. The terms of the sums are formed once, in shared memory.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/windows.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes an element: 12 forward, 16 backward, 16 tangent.
 #include "response_norm.cuh"
 

@@ -9,8 +9,8 @@
 // Forward, tangent: one thread, LANES maps of one pixel. Backward: one block, TILE_ROWS rows of
 // TILE_GROUPS groups of LANES maps of one image: it forms each term of the sum once, in shared
 // memory, because the powers would cost more than the memory if every neighbour formed them anew.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/windows.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes an element: 12 forward, 16 backward, 16 tangent.
 #include "image.cuh"
 #include "response_norm.cuh"

@@ -7,11 +7,11 @@
 //
 // scale_shift: one thread, four neighbours. map_sums: a block is (32 maps, 8 lanes) of one example;
 // a lane takes every eighth location, and the lanes are added in their order (row_lanes.cuh).
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: scale_shift_loops, map_sums_loops in
+// Launcher: kfcnet/ops/cuda/elementwise.py. Reference: scale_shift_loops, map_sums_loops in
 // tests/checks.py. Tests: tests/test_kernels_elementwise.py, tests/test_ops.py.
 // Bytes an element: 8 each; limited by memory.
 #include "row_lanes.cuh"
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 extern "C" __global__ void scale_shift(
     const float* __restrict__ x,       // (rows, MAPS)

@@ -11,8 +11,8 @@
 // An example is wrong where its label is not its first largest logit. NaN logits give NaN losses.
 // The sums are taken by one block, which walks over the batch, in a fixed order: at these sizes a
 // second launch would take longer than the other multiprocessors save.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_kernels_elementwise.py.
 // Bytes a logit: 12, 8, 8 and 12; limited by latency.
 #include "block_sum.cuh"
 

@@ -17,7 +17,8 @@
 // spd_sweep: a block has a tile of 64 x 64 on or above the diagonal, inverts the pivot block for
 // itself and leaves 16 entries to each of 256 threads. failed is 1 for a matrix with a pivot that
 // is not positive.
-// Launcher: kfcnet/ops/cuda/inverse.py. Reference: kfcnet/ops/cpu/cpu_ops.py. Tests: tests/test_ops.py.
+// Launcher: kfcnet/ops/cuda/inverse.py. Contract: kfcnet/ops/primitives.py. Tests:
+// tests/test_ops.py.
 // Operations 2*side^3 a matrix, and half as many again; limited by latency: the sweeps wait for
 // each other.
 #include "gram_pair.cuh"

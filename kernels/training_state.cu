@@ -1,22 +1,22 @@
 // kernels/training_state.cu: what a captured training step counts by itself, on the device.
 //
-//   tally         sums (4) += [sum of losses, wrong, clipped or not, nu], the latter NaN without a
-//                 clip; where the loss is not finite, nonfinite_step = step, unless it is set (-1:
-//                 not set)
-//   advance_step  step += 1
+//   update_running_sums  sums (4) += [sum of losses, wrong, clipped or not, nu], the latter NaN
+//                        without a clip; where the loss is not finite, nonfinite_step = step,
+//                        unless it is set (-1: not set)
+//   advance_step         step += 1
 //
-// The tally comes before the update, which stands still once nonfinite_step is set; the advance
-// comes after everything that reads the step. The host reads and clears the sums now and then.
+// The sums come before the update, which stands still once nonfinite_step is set; the advance comes
+// after everything that reads the step. The host reads the sums now and then.
 // One thread.
-// Launcher: kfcnet/ops/cuda/cuda_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launchers: kfcnet/ops/cuda/launcher.py, kfcnet/ops/cuda/updates.py. Tests:
+// tests/test_kernels_elementwise.py.
 // A few bytes.
 
 __device__ __forceinline__ bool finite(float value) {
     return value - value == 0.0f;  // infinity - infinity is NaN
 }
 
-extern "C" __global__ void tally(
+extern "C" __global__ void update_running_sums(
     const float* __restrict__ totals,       // (2)
     const float* __restrict__ clip_scale,   // or null: (1)
     const float* __restrict__ nu,           // or null: (1)

@@ -5,10 +5,10 @@
 //   scale_maps      y (count) = x * s[map], x (..., maps), s (maps)
 //
 // One thread: four neighbours, at any address (views into the parameter vector start anywhere).
-// Launcher: kfcnet/ops/cuda/cuda_ops.py. Reference: kfcnet/ops/cpu/cpu_ops.py.
-// Tests: tests/test_kernels_elementwise.py.
+// Launchers: kfcnet/ops/cuda/elementwise.py, kfcnet/ops/cuda/updates.py. Contract:
+// kfcnet/ops/primitives.py. Tests: tests/test_kernels_elementwise.py.
 // Bytes an element: 12, 16 and 8; limited by memory.
-#include "vector.cuh"
+#include "vector_load.cuh"
 
 extern "C" __global__ void axpy(
     const float* __restrict__ x,  // (count)

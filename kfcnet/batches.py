@@ -66,9 +66,9 @@ class Examples:
 
     def __init__(self, ops, images, labels, mean, input_scale):
         """images uint8 (N, H, W, C), labels int32 (N,); inputs are (pixel - mean) / input_scale."""
-        self.ops, self.images, self.labels = ops, ops.place(images), ops.place(labels)
+        self.ops, self.images, self.labels = ops, ops.to_device(images), ops.to_device(labels)
         self.mean, self.scale = ops.asarray(mean), 1 / input_scale
-        self._gathered = ops.program(self.gather)
+        self._gathered = ops.captured(self.gather)
 
     def __len__(self):
         return len(self.images)
@@ -95,7 +95,7 @@ class Loader:
         self.examples, self.size = examples, batch_size
         self.sequence = BatchSequence(len(examples), batch_size, seed)
         self._held = [None] * (1 + -(-self.size // len(examples)))  # epochs, in their places
-        self._ring = examples.ops.place(np.zeros(len(self._held) * len(examples), np.int64))
+        self._ring = examples.ops.to_device(np.zeros(len(self._held) * len(examples), np.int64))
 
     def batch(self, step):
         """The Batch of a step; on a GPU the next one may overwrite it."""

@@ -21,7 +21,7 @@ def launch_twice(ops, file, kernel, grid, block, values, constants, shared=0):
     results = []
     for _ in range(2):
         with using_allocator(_alone):
-            there = {key: ops.place(array) for key, array in arrays.items()}
+            there = {key: ops.to_device(array) for key, array in arrays.items()}
             ops.launch(
                 file,
                 kernel,

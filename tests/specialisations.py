@@ -129,7 +129,7 @@ def _train(ops, config):
         net = network.build_network(config.network, side, ops)
     loss = LOSSES[config.loss](ops)
     M = config.optimizer.batch_size
-    images = ops.place(np.empty((2 * M, *side), np.uint8))
+    images = ops.to_device(np.empty((2 * M, *side), np.uint8))
     inputs = ops.gather(images, np.zeros(M, np.int64), ops.empty(side), 1.0)
     batch = Batch(inputs, ops.take(np.zeros(2 * M, np.int32), np.zeros(M, np.int64)))
     optimizer = build_optimizer(config.optimizer, net, loss)

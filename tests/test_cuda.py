@@ -178,7 +178,7 @@ def noisy_step(ops, counter, state):
 def test_program_repeats_what_the_function_does(cuda, rng):
     batches = [cuda.asarray(rng.standard_normal(13)) for _ in range(5)]
     results = []
-    for make in (lambda function: function, cuda.program):
+    for make in (lambda function: function, cuda.captured):
         state = cuda.zeros(13)
         step = make(noisy_step(cuda, cuda.counter(7), state))
         results.append([cuda.copy(step(batch)) for batch in batches] + [state])
@@ -188,14 +188,14 @@ def test_program_repeats_what_the_function_does(cuda, rng):
 
 def test_program_is_one_launch_from_the_third_call_on(cuda):
     calls = []
-    step = cuda.program(lambda x: calls.append(x) or cuda.relu(x))
+    step = cuda.captured(lambda x: calls.append(x) or cuda.relu(x))
     for _ in range(5):
         step(cuda.zeros(4))
     assert len(calls) == 2
 
 
 def test_program_records_inputs_of_another_shape_by_themselves(cuda, rng):
-    step = cuda.program(cuda.relu)
+    step = cuda.captured(cuda.relu)
     for M in (4, 2, 4, 2, 4, 2):
         x = rng.standard_normal((M, 3)).astype(np.float32)
         np.testing.assert_array_equal(cuda.to_numpy(step(x)), np.maximum(x, 0))
@@ -211,7 +211,7 @@ def test_program_records_other_constants_and_tuples_by_themselves(cuda, rng):
         cuda.axpy(1.0, pair[1], result)
         return result
 
-    program = cuda.program(scaled)
+    program = cuda.captured(scaled)
     for factor in (2.0, 3.0, 2.0, 3.0, 2.0, 3.0):
         a, b = rng.standard_normal((2, 5)).astype(np.float32)
         assert_close(cuda.to_numpy(program((a, cuda.asarray(b)), factor)), factor * a + b, 1e-6)
@@ -231,7 +231,7 @@ def test_program_lets_the_host_work_between_its_graphs(cuda):
         yield work
         return cuda.relu(shared)
 
-    program, results = cuda.program(function), []
+    program, results = cuda.captured(function), []
     for value in (1.0, 2.0, 3.0):
         results.append(cuda.to_numpy(program(np.full(3, value, np.float32)))[0])
     assert seen == [1, 12, 123] and results == [10, 120, 1230]
@@ -245,22 +245,22 @@ def test_program_lets_the_host_work_between_its_graphs(cuda):
     ],
 )
 def test_program_that_would_not_be_repeated_whole_is_refused(cuda, function, message):
-    step = cuda.program(function(cuda))
+    step = cuda.captured(function(cuda))
     step(cuda.zeros(4))
     with pytest.raises(RuntimeError, match=message):
         step(cuda.zeros(4))
 
 
 def test_numbers_that_a_program_reads_stay_however_many_others_come(cuda, monkeypatch):
-    monkeypatch.setattr("kfcnet.ops.cuda.cuda_ops.SCALARS_KEPT", 2)
+    monkeypatch.setattr("kfcnet.ops.cuda.launcher.SCALARS_KEPT", 2)
     theta, velocity, average = (cuda.zeros(3) for _ in range(3))
 
     def move(direction):
         cuda.momentum_update(theta, velocity, average, direction, 0.5, 0.0, None, 0.0)
 
-    step, direction = cuda.program(move), cuda.asarray(np.ones(3))
+    step, direction = cuda.captured(move), cuda.asarray(np.ones(3))
     step(direction), step(direction)
-    others = cuda.program(lambda x: [cuda.relu(x) for _ in range(8)])  # takes what memory is free
+    others = cuda.captured(lambda x: [cuda.relu(x) for _ in range(8)])  # takes what memory is free
     for value in range(4):
         cuda.uniforms(1, 0, 0, value)
     others(cuda.asarray([7.0])), others(cuda.asarray([7.0])), step(direction)
@@ -278,7 +278,7 @@ def inverse(ops, matrix):
 def test_inverse_begun_earlier_is_that_of_the_matrix_as_it_was(cuda, rng, on_host):
     root = rng.standard_normal((5, 5))
     matrix = cuda.asarray(root @ root.T)
-    pending = cuda.begin(inverse, matrix, on_host=on_host)
+    pending = cuda.submit(inverse, matrix, on_host=on_host)
     cuda.axpy(1.0, matrix, matrix)
     (result,) = pending.result()
     assert_close(cuda.to_numpy(result), np.linalg.inv(root @ root.T + 0.5 * np.eye(5)), 1e-4)
@@ -287,7 +287,7 @@ def test_inverse_begun_earlier_is_that_of_the_matrix_as_it_was(cuda, rng, on_hos
 
 @pytest.mark.parametrize("on_host", [False, True], ids=["side stream", "host"])
 def test_inverse_that_fails_is_reported_when_it_is_taken_up(cuda, on_host):
-    pending = cuda.begin(inverse, cuda.asarray(-np.eye(3)), on_host=on_host)
+    pending = cuda.submit(inverse, cuda.asarray(-np.eye(3)), on_host=on_host)
     with pytest.raises(np.linalg.LinAlgError, match="positive definite"):
         pending.result()
 

@@ -106,7 +106,7 @@ def test_absent_arrays_are_null_pointers(cuda, rng):
 @pytest.mark.parametrize("on_host", [False, True], ids=["side stream", "host"])
 def test_inverse_beside_the_steps(cuda, rng, on_host):
     root = rng.standard_normal((5, 5))
-    pending = cuda.begin(
+    pending = cuda.submit(
         lambda ops, a: (ops.spd_inverse(a, ops.asarray([0.5])),),
         cuda.asarray(root @ root.T),
         on_host=on_host,
@@ -178,16 +178,16 @@ def test_lack_of_memory_and_failed_launches_are_device_errors(cuda):
 
 def test_failing_device_is_an_error_of_its_own_wherever_it_is_noticed(cuda):
     failure = cuda.runtime._cupy.cuda.runtime.CUDARuntimeError("illegal access")
-    step = cuda.program(cuda.relu)
+    step = cuda.captured(cuda.relu)
     step(cuda.zeros(4))
-    pending = cuda.begin(lambda ops, a: (a,), cuda.zeros(4))
-    mark, (stream, event) = cuda.mark(), (fake_cupy.Stream, fake_cupy.Event)
+    pending = cuda.submit(lambda ops, a: (a,), cuda.zeros(4))
+    mark, (stream, event) = cuda.event(), (fake_cupy.Stream, fake_cupy.Event)
     for where, name, act in (
         (stream, "begin_capture", lambda: step(cuda.zeros(4))),
         (stream, "wait_event", pending.result),
         (stream, "synchronize", cuda.runtime.synchronize),
-        (stream, "record", lambda: cuda.begin(lambda ops, a: (a,), cuda.zeros(4))),
-        (event, "record", cuda.mark),
+        (stream, "record", lambda: cuda.submit(lambda ops, a: (a,), cuda.zeros(4))),
+        (event, "record", cuda.event),
         (cuda.runtime._cupy.cuda, "get_elapsed_time", lambda: cuda.seconds_between(mark, mark)),
     ):
         with (
@@ -200,7 +200,7 @@ def test_failing_device_is_an_error_of_its_own_wherever_it_is_noticed(cuda):
 
 def test_memory_that_graphs_write_to_is_counted_and_kept(cuda):
     x = cuda.zeros(5)
-    step = cuda.program(cuda.relu)
+    step = cuda.captured(cuda.relu)
     before = cuda.runtime.allocated()
     step(x)
     assert cuda.runtime.allocated() == before + x.nbytes
@@ -211,12 +211,12 @@ def test_memory_that_graphs_write_to_is_counted_and_kept(cuda):
 @pytest.mark.parametrize(
     "act, what",
     [
-        (lambda ops: ops.begin(lambda ops, a: (ops.relu(a),), ops.empty(4)), "work to the second"),
+        (lambda ops: ops.submit(lambda ops, a: (ops.relu(a),), ops.empty(4)), "work to the second"),
         (lambda ops: ops.runtime.synchronize(), "the host along"),
     ],
 )
 def test_what_a_captured_step_would_not_repeat_is_refused(cuda, act, what):
-    step = cuda.program(lambda x: act(cuda))
+    step = cuda.captured(lambda x: act(cuda))
     step(cuda.zeros(4))
     with pytest.raises(RuntimeError, match=f"captured step cannot move {what}"):
         step(cuda.zeros(4))
@@ -241,7 +241,7 @@ def test_kernel_that_differs_from_launch_to_launch_fails_its_test(cuda):
 
 
 def test_host_data_inside_a_captured_step_are_refused(cuda):
-    step = cuda.program(lambda x: cuda.axpy(1.0, cuda.asarray(np.ones(4)), x))
+    step = cuda.captured(lambda x: cuda.axpy(1.0, cuda.asarray(np.ones(4)), x))
     step(cuda.zeros(4))
     with pytest.raises(RuntimeError, match="captured step cannot move data from the host"):
         step(cuda.zeros(4))

@@ -85,7 +85,7 @@ def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(
     for capture in (False, True):
         ops = new_cuda()
         if not capture:
-            ops.program = partial(CpuOps.program, ops)
+            ops.captured = partial(CpuOps.captured, ops)
         training = Training(ops, name, **changes)
         for index in range(STEPS):
             training.step(index)

@@ -219,7 +219,7 @@ def test_the_watch_stands_still_while_it_is_stopped(ops64, monkeypatch):
 
 def test_a_phase_within_another_is_counted_once(ops64, monkeypatch):
     moments = iter([1.0, 3.0, 7.0, 15.0])
-    monkeypatch.setattr(ops64, "mark", lambda: next(moments))
+    monkeypatch.setattr(ops64, "event", lambda: next(moments))
     watch = Stopwatch(ops64)
     with watch.phase("gradient"):
         with watch.phase("clip"):
@@ -243,7 +243,7 @@ def test_a_recorded_step_is_measured_whole(cuda):
         with watch.phase("inverses"):
             pass
 
-    program = cuda.program(step)
+    program = cuda.captured(step)
     for _ in range(3):
         with watch.phase("gradient"):
             program(cuda.zeros(4))

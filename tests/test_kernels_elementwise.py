@@ -544,14 +544,14 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
         assert_close(actual, expected, 1e-6)
 
 
-def test_tally_adds_up_and_keeps_the_first_non_finite_step():
+def test_running_sums_add_up_and_keep_the_first_non_finite_step():
     sums, nonfinite_step = np.zeros(4, np.float32), scalar(-1, np.int64)
 
-    def tally(step, loss, *clip):
+    def add(step, loss, *clip):
         scale, nu = map(scalar, clip) if clip else (None, None)
         launch(
             "training_state",
-            "tally",
+            "update_running_sums",
             (1,),
             [
                 np.array([loss, 3], np.float32),
@@ -564,13 +564,13 @@ def test_tally_adds_up_and_keeps_the_first_non_finite_step():
             block=1,
         )
 
-    tally(4, 2.5, 0.5, 1.25)
-    tally(5, 1.5, 1.0, 0.25)
+    add(4, 2.5, 0.5, 1.25)
+    add(5, 1.5, 1.0, 0.25)
     assert sums.tolist() == [4, 6, 1, 1.5] and nonfinite_step == -1
-    tally(6, 1.0)
+    add(6, 1.0)
     assert sums[:3].tolist() == [5, 9, 1] and np.isnan(sums[3])
-    tally(7, np.inf)
-    tally(8, np.nan)
+    add(7, np.inf)
+    add(8, np.nan)
     assert nonfinite_step == 7 and sums[1] == 15
 
 

@@ -18,7 +18,7 @@ def loader_of(ops, batch_size):
 def test_a_loader_draws_the_batches_of_its_sequence(ops, batch_size):
     loader = loader_of(ops, batch_size)
     sequence = loader.sequence
-    program, step = ops.program(loader.draw), ops.counter(0)
+    program, step = ops.captured(loader.draw), ops.counter(0)
     for index in range(12):
         loader.provide(index)
         batch, expected = program(step), sequence.indices(index)

@@ -508,7 +508,7 @@ def test_momentum_update_moves_and_averages(ops, rng, clip_scale, weight_decay):
         assert_close(ops.to_numpy(got), expected, 1e-6)
 
 
-def test_tally_adds_up_steps_and_keeps_the_first_whose_loss_is_not_finite(ops):
+def test_running_sums_add_up_steps_and_keep_the_first_whose_loss_is_not_finite(ops):
     sums, first = ops.zeros((4,)), ops.counter(-1)
     results = [
         (1.5, 2, 0.25, 4.0),
@@ -519,16 +519,20 @@ def test_tally_adds_up_steps_and_keeps_the_first_whose_loss_is_not_finite(ops):
     ]
     for step, (loss, errors, *clip) in enumerate(results):
         scale, nu = (ops.asarray([number]) for number in clip)
-        ops.tally(ops.asarray([loss, errors]), scale, nu, ops.counter(step + 7), sums, first)
+        ops.update_running_sums(
+            ops.asarray([loss, errors]), scale, nu, ops.counter(step + 7), sums, first
+        )
         if step == 2:
             assert ops.to_numpy(sums).tolist() == [4, 6, 1, 5.25]
             assert ops.to_numpy(first).tolist() == [-1]
     assert ops.to_numpy(first).tolist() == [10]
 
 
-def test_tally_has_no_nu_of_a_step_that_nothing_clips(ops):
+def test_running_sums_have_no_nu_of_a_step_that_nothing_clips(ops):
     sums = ops.asarray([1.0, 2.0, 3.0, 4.0])
-    ops.tally(ops.asarray([0.5, 6.0]), None, None, ops.counter(7), sums, ops.counter(-1))
+    ops.update_running_sums(
+        ops.asarray([0.5, 6.0]), None, None, ops.counter(7), sums, ops.counter(-1)
+    )
     np.testing.assert_array_equal(ops.to_numpy(sums), [1.5, 8, 3, np.nan])
 
 

@@ -73,9 +73,9 @@ def test_the_parts_of_an_update_are_timed_apart(slow, overrides):
 def test_every_timed_update_is_of_a_kind_that_came_twice_before(monkeypatch):
     """A GPU records an update when its kind comes for the second time."""
     kinds, earlier = [], []
-    make, turn = CpuOps.program, periods._Method.turn
+    make, turn = CpuOps.captured, periods._Method.turn
 
-    def program(ops, function, *owners):
+    def captured(ops, function, *owners):
         run = make(ops, function, *owners)
         return lambda batch, *kind: (kinds.append((function.__name__, *kind)), run(batch, *kind))[1]
 
@@ -85,7 +85,7 @@ def test_every_timed_update_is_of_a_kind_that_came_twice_before(monkeypatch):
         earlier.append(min(before.count(kind) for kind in kinds[len(before) :]))
         return seconds
 
-    monkeypatch.setattr(CpuOps, "program", program)
+    monkeypatch.setattr(CpuOps, "captured", captured)
     monkeypatch.setattr(periods._Method, "turn", count)
     monkeypatch.setattr(periods, "TURNS", 1)
     measure(small(), data.load(small().data), sgd_batch_size=60)

@@ -16,9 +16,9 @@ import numpy as np
 from kfcnet.batches import Batch
 from kfcnet.benchmarks.cpu import INPUT_SHAPE, example_batch, period
 from kfcnet.config import load_config
-from kfcnet.ops.cpu.eager import Immediate, Pending
+from kfcnet.ops.cpu.eager import Eager, Future
 from kfcnet.ops.cuda import CudaOps
-from kfcnet.ops.cuda.matmul import Weights
+from kfcnet.ops.cuda.convolution import Weights
 from kfcnet.ops.shapes import output_sides
 from kfcnet.training.build import build, captured_step
 
@@ -30,7 +30,7 @@ NOT_TIMED = {
     "empty",
     "zeros",
     "copy",
-    "place",
+    "to_device",
     "describe",
     "counter",
     "scalar",
@@ -46,7 +46,7 @@ class Calls:
     noted: each different call once. Programs run as they stand, so that no call is missed.
     """
 
-    program = Immediate.program
+    captured = Eager.captured
 
     def __init__(self, ops):
         self._ops, self.noted, self._phase = ops, {}, None
@@ -66,10 +66,10 @@ class Calls:
 
         return call
 
-    def begin(self, function, *arrays, on_host=False):
+    def submit(self, function, *arrays, on_host=False):
         """Run at once what would run on the side stream."""
         result = function(self, *arrays)
-        return Pending(arrays, lambda: result)
+        return Future(arrays, lambda: result)
 
     @contextlib.contextmanager
     def phase(self, name):
@@ -128,7 +128,7 @@ class Call:
             for args, kwargs in sets:
                 method(*args, **kwargs)
 
-        return timed(self.ops, self.ops.program(repeat), replays) / count
+        return timed(self.ops, self.ops.captured(repeat), replays) / count
 
     def row(self, steps, replays=REPLAYS):
         """The measured rates of a call that was noted in `steps` steps."""
@@ -183,10 +183,10 @@ def timed(ops, function, repeats):
     runtime = ops.runtime
     for _ in range(2):
         function()
-    marks = [runtime.mark()]
+    marks = [runtime.event()]
     for _ in range(repeats):
         function()
-        marks.append(runtime.mark())
+        marks.append(runtime.event())
     runtime.synchronize()
     return statistics.median(
         runtime.seconds_between(a, b) for a, b in zip(marks, marks[1:], strict=False)
@@ -215,7 +215,7 @@ def random_matrix(ops, rows, columns, purpose):
 
 def batch_on_device(ops, M):
     batch = example_batch(ops, M)
-    return Batch(batch.inputs, ops.place(batch.targets))
+    return Batch(batch.inputs, ops.to_device(batch.targets))
 
 
 def primitive_rows(ops, config, name, replays=REPLAYS):
@@ -302,7 +302,7 @@ def omega_ratio(ops, M=512, image=(16, 16, 32), kernel=5):
     x = random_matrix(ops, M, math.prod(image), 1).reshape(M, *image)
     out, rows = ops.zeros((P, P)), ops.patches(x, kernel, 1, kernel // 2)
     ours = timed(
-        ops, ops.program(lambda: ops.patch_gram(x, kernel, 1, kernel // 2, 1.0, 0.0, out)), REPLAYS
+        ops, ops.captured(lambda: ops.patch_gram(x, kernel, 1, kernel // 2, 1.0, 0.0, out)), REPLAYS
     )
     library = timed(ops, lambda: runtime.library_product(rows, rows, out, False, True), REPLAYS)
     return library / ours
@@ -322,7 +322,7 @@ def inversion_ratio(ops, config):
         for matrix, shift in zip(matrices, shifts, strict=True):
             ops.spd_inverse(matrix, shift)
 
-    sweeps = ops.program(lambda: ops.swept_inverses(matrices, shifts))
+    sweeps = ops.captured(lambda: ops.swept_inverses(matrices, shifts))
     ours = timed(ops, lambda: ops.to_numpy(sweeps()[1]), REPLAYS)
     return timed(ops, library, REPLAYS) / ours
 

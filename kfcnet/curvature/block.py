@@ -56,7 +56,7 @@ class KroneckerBlock:
     def begin_inverses(self, damping, on_host, factors=None):
         """Start an Inversion, by default of the present factors, that runs beside training."""
         c = self.total_damping(damping)
-        pending = self.ops.begin(
+        pending = self.ops.submit(
             partial(self.invert, c), *(factors or self._factors()), on_host=on_host
         )
         return Inversion(c, pending.inputs, pending.result)

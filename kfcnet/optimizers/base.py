@@ -172,7 +172,7 @@ class ScheduledOptimizer(Optimizer):
         self.learning_rate = self._scheduled_rate()
         self.learning_rate_on_device = self.ops.scalar(self.learning_rate)
         self.previous_learning_rate = None  # of the latest update
-        self._captured_update = self.ops.program(self.update, *network.layers)
+        self._captured_update = self.ops.captured(self.update, *network.layers)
 
     def step(self, batch):
         return self.advance(batch.size, self._captured_update, batch)

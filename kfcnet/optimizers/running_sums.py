@@ -33,7 +33,7 @@ class RunningSums:
 
     def add(self, step, totals, clip_scale=None, nu=None):
         """Add a step's results, before its update; step: its number, a counter."""
-        self.ops.tally(totals, clip_scale, nu, step, self.sums, self.nonfinite_step)
+        self.ops.update_running_sums(totals, clip_scale, nu, step, self.sums, self.nonfinite_step)
 
     def read(self):
         """A Reading."""

@@ -76,5 +76,5 @@ def captured_step(optimizer, draw, size):
         batch = draw(optimizer.step_counter)
         return (yield from as_generator(optimizer.update)(batch, *decisions))
 
-    captured = optimizer.ops.program(update, *optimizer.network.layers)
+    captured = optimizer.ops.captured(update, *optimizer.network.layers)
     return lambda: optimizer.advance(size, captured)

@@ -47,7 +47,7 @@ class Stopwatch:
 
     def _change(self, phase):
         """Begin another phase, or None; returns the one that ends."""
-        ended, now = self._phase, self.ops.mark()
+        ended, now = self._phase, self.ops.event()
         if now is not None:
             if ended:
                 self._spans.append((ended, self._since, now))

@@ -168,7 +168,7 @@ class CpuRuntime:
         for action, values in graph:
             action(*values)
 
-    def beside(self, function):
+    def on_side_stream(self, function):
         self._refuse_in_capture("work to the second stream")
         result = function()
         hidden = [(array, array.copy()) for array in result]
@@ -185,7 +185,7 @@ class CpuRuntime:
 
     # Measuring
 
-    def mark(self):
+    def event(self):
         return time.perf_counter()
 
     def seconds_between(self, start, end):

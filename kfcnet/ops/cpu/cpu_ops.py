@@ -18,7 +18,7 @@ import threadpoolctl
 
 from kfcnet import philox
 from kfcnet.ops.cpu import batch_norm, convolution, windows
-from kfcnet.ops.cpu.eager import Immediate
+from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_sides, pooled_shape
 
@@ -43,7 +43,7 @@ def _array_functions(native, dtype):
     return serves, SimpleNamespace(**(NUMPY_FUNCTIONS | (vars(_native) if serves else {})))
 
 
-class CpuOps(Immediate):
+class CpuOps(Eager):
     """Array primitives over NumPy. Shapes: NHWC activations, (I, 1 + K*K*J) weights.
 
     A device scalar is an array of shape (1,). Functions return new arrays unless `out` is given.
@@ -447,7 +447,7 @@ class CpuOps(Immediate):
 
     # Updates
 
-    def tally(self, totals, clip_scale, nu, step, sums, nonfinite_step):
+    def update_running_sums(self, totals, clip_scale, nu, step, sums, nonfinite_step):
         """sums (4,) += [loss, errors, clipped or not, nu] of totals (2,), clip_scale and nu (1,).
 
         Where nothing clips the latter two are None, and the sum of nu becomes NaN. Where the loss
@@ -483,7 +483,7 @@ class CpuOps(Immediate):
         velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
         average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
         All updates: weight_decay*theta, with weight_decay (n,), is added to the direction first;
-        none moves anything once nonfinite_step (1,) is not negative: see `tally`.
+        none moves anything once nonfinite_step (1,) is not negative: see `update_running_sums`.
         """
         if _is_set(nonfinite_step):
             return
@@ -522,7 +522,7 @@ class CpuOps(Immediate):
 
         average (I, P) has folded in `weight` as it was, with averaging_decay; it takes its share of
         the change. Column 0, the bias, is free. In place. Nothing moves once nonfinite_step (1,) is
-        not negative: see `tally`.
+        not negative: see `update_running_sums`.
         """
         if _is_set(nonfinite_step):
             return

@@ -1,4 +1,4 @@
-"""What a GPU does with graphs and a second stream, on a device that does everything at once."""
+"""Captured graphs, futures and events on a device that does everything at once."""
 
 import inspect
 import time
@@ -8,10 +8,10 @@ from functools import cached_property
 import numpy as np
 
 
-class Pending:
-    """Work that has been begun and whose result is taken up later, at a step that is fixed.
+class Future:
+    """Work that was submitted, and whose result is taken at a later, fixed step.
 
-    inputs: the arrays it works on, as they were then.
+    inputs: the arrays it works on, as they were when it was submitted.
     """
 
     def __init__(self, inputs, take):
@@ -34,18 +34,20 @@ def as_generator(function):
     return generator
 
 
-class Immediate:
-    """The part of CpuOps that `kfcnet/ops/cuda/graphs.py` is for CudaOps."""
+class Eager:
+    """What `kfcnet/ops/cuda/graphs.py` does with graphs and streams, at once on the host."""
+
+    phases_measured = "by the clock of the host"
 
     @cached_property
-    def _beside(self):
-        return ThreadPoolExecutor(1, "kfcnet-beside")
+    def _side_thread(self):
+        return ThreadPoolExecutor(1, "kfcnet-side")
 
-    def program(self, function, *owners):
-        """A function of arrays that may be recorded and repeated; here it runs every time.
+    def captured(self, function, *owners):
+        """A function of arrays that a device may capture and replay; here it runs every time.
 
-        Where it yields a function, that one is called: work of the host between two recordings.
-        owners: objects in whose attributes it leaves arrays for others to use.
+        A function that it yields is called between two graphs, by the host. owners: objects in
+        whose `saved` it leaves arrays.
         """
 
         def run(*inputs):
@@ -59,34 +61,32 @@ class Immediate:
 
         return run
 
-    def begin(self, function, *arrays, on_host=True):
-        """Start function(ops, *arrays) in a thread; a Pending of the arrays it returns.
+    def submit(self, function, *arrays, on_host=True):
+        """Start function(ops, *arrays) beside what follows; a Future of the arrays it returns.
 
-        It works on copies of the arrays as they are now: `Pending.inputs`.
+        It works on copies of the arrays as they are now: `Future.inputs`.
         """
         inputs = [self.copy(array) for array in arrays]
-        return Pending(inputs, self._beside.submit(function, self, *inputs).result)
+        return Future(inputs, self._side_thread.submit(function, self, *inputs).result)
 
-    phases_measured = "by the clock of the host"
-
-    def mark(self):
-        """A moment; on other devices None within a program."""
+    def event(self):
+        """A moment on the device; on a GPU None within a captured graph."""
         return time.perf_counter()
 
     def seconds_between(self, start, end):
-        """Between two marks that the device has passed."""
+        """Seconds between two events that the device has passed."""
         return end - start
 
-    def place(self, x):
+    def to_device(self, x):
         """x on the device, in the type it has: a data set that stays there."""
         return x
 
     def scalar(self, value):
-        """A number that a program reads every time: (1,)."""
+        """A number in device memory, which a captured graph reads at every replay: (1,)."""
         return self.asarray([value])
 
     def counter(self, value):
-        """A step number that a program can advance: int64 (1,)."""
+        """A step number that a captured graph can advance: int64 (1,)."""
         return np.array([value], np.int64)
 
     def advance(self, step):
@@ -94,5 +94,5 @@ class Immediate:
         step += 1
 
     def write(self, target, value):
-        """Put a number or an array into the memory of `target`."""
+        """Write a number or an array into the memory of `target`."""
         target[...] = value

@@ -1,15 +1,15 @@
-"""Tiles of the convolution kernels: how a layer's shape is cut for blocks, warps and threads.
+"""Convolutions: tiles of the kernels, and their launchers.
 
-Everything here follows from the layer's shape, from whether tensor cores are used, and from the
-shared memory that a block can have.
+How a layer's shape is cut for blocks, warps and threads follows from the shape, from whether tensor
+cores are used, and from the shared memory that a block can have.
 """
 
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
+from kfcnet.ops.cuda.launcher import MULTIPROCESSORS
+from kfcnet.ops.cuda.matmul import MatrixProducts
 from kfcnet.ops.shapes import ceil_div, output_sides
-
-MULTIPROCESSORS = 132  # of the GPU that grids are chosen for: fewer blocks leave some idle
 
 
 def chunk_maps(J):
@@ -378,3 +378,169 @@ def weights_tile(layer, tensor_cores, limit):
         if height == 1 and width == 8:
             raise too_much_shared(layer, tile.shared, limit)
         height, width = (height // 2, width) if height > 1 else (height, width // 2)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A layer's weights (I, P) as they are now, packed once for all passes that use them.
+
+    Whoever changes the array makes another one of these. backward: None after an evaluation, whose
+    backward pass, if there is one, packs for itself: what is packed later than the forward pass may
+    lie outside of the recording that would read it.
+    """
+
+    array: object
+    forward: object
+    backward: object
+
+    def __len__(self):
+        return len(self.array)
+
+
+class Convolutions(MatrixProducts):
+    """Convolutions as implicit matrix products. Over 1 x 1 patches it is the product of all pixels
+    with the weights.
+    """
+
+    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
+        layer = ConvShape.of(x_shape, len(weight), kernel, stride, padding)
+        if layer.is_dense:
+            return weight
+        return Weights(
+            weight,
+            self._packed(layer, weight),
+            self._packed(layer.transposed, weight, "_flipped") if backward else None,
+        )
+
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
+        layer = ConvShape.of(x.shape, len(weight), kernel, stride, padding)
+        y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
+        if layer.is_dense:
+            sizes = y.size // layer.out_maps, layer.out_maps, layer.in_maps + bias
+            self._product(
+                x,
+                weight,
+                y,
+                sizes,
+                transpose_b=True,
+                a_shift=-1 if bias else 0,
+                b_shift=0 if bias else 1,
+                tensor_cores=self.tensor_cores,
+            )
+            if relu:
+                self._fours("relu", "relu", y.size, y, y, y.size)
+        else:
+            packed = weight.forward if isinstance(weight, Weights) else self._packed(layer, weight)
+            self._convolve(layer, x, packed, y, int(bias), int(relu))
+        return y
+
+    def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
+        layer = ConvShape.of(x_shape, len(weight), kernel, stride, padding)
+        dx = self.empty((len(dy), *x_shape[1:]))
+        if layer.is_dense:
+            sizes = dx.size // layer.in_maps, layer.in_maps, layer.out_maps
+            self._product(dy, weight, dx, sizes, b_shift=1, tensor_cores=self.tensor_cores)
+        else:
+            packed, array = (
+                (weight.backward, weight.array) if isinstance(weight, Weights) else (None, weight)
+            )
+            if packed is None:
+                packed = self._packed(layer.transposed, array, "_flipped")
+            self._convolve(layer.transposed, dy, packed, dx)
+        return dx
+
+    def _tile_of(self, layer):
+        return forward_tile(layer, self.tensor_cores, self.runtime.shared_limit)
+
+    def _packed(self, layer, weight, flipped=""):
+        """The weights in the order in which the blocks of `_convolve` read them."""
+        tile = self._tile_of(layer)
+        packed = self.empty(tile.packed_size)
+        self._each(
+            "conv_pack",
+            "conv_pack" + flipped,
+            packed.size,
+            weight,
+            packed,
+            packed.size,
+            **tile.packing_constants,
+        )
+        return packed
+
+    def _convolve(self, layer, x, packed, y, bias=0, relu=0):
+        tile = self._tile_of(layer)
+        kernel = "conv_forward_tf32" if self.tensor_cores else "conv_forward_register"
+        self.launch(
+            kernel,
+            kernel,
+            (tile.tiles(len(x)), tile.map_tiles),
+            x,
+            packed,
+            y,
+            len(x),
+            block=tile.threads,
+            shared=tile.shared,
+            BIAS=bias,
+            RELU=relu,
+            **tile.constants,
+        )
+
+    def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
+        layer = ConvShape.of(x.shape, dy.shape[-1], kernel, stride, padding)
+        if layer.is_dense:
+            sizes = layer.out_maps, layer.patch, dy.size // layer.out_maps
+            self._product(
+                dy,
+                x,
+                out,
+                sizes,
+                transpose_a=True,
+                b_shift=-1,
+                scale=scale,
+                tensor_cores=self.tensor_cores,
+            )
+        else:
+            self._sum_over_pixels(layer, x, dy, scale, out)
+
+    def _sum_over_pixels(self, layer, x, dy, scale, out):
+        """out = scale * dy^T [[x]]_H: sums over slices of the pixels, then the slices in order."""
+        tile = weights_tile(layer, self.tensor_cores, self.runtime.shared_limit)
+        grid = tile.grid(len(x))
+        partials = self.empty((grid[0], *out.shape))
+        kernel = f"conv_backward_weights_{'tf32' if self.tensor_cores else 'register'}"
+        self.launch(
+            kernel,
+            kernel,
+            grid,
+            x,
+            dy,
+            partials,
+            len(x),
+            grid[0],
+            block=tile.threads,
+            shared=tile.shared,
+            **tile.constants,
+        )
+        self.launch(
+            "conv_backward_weights_sum",
+            "conv_backward_weights_sum",
+            ceil_div(out.size, 32),
+            partials,
+            out,
+            grid[0],
+            out.size,
+            scale,
+            block=(32, 8),
+        )
+
+    def patches(self, x, kernel, stride, padding):
+        layer = ConvShape.of(x.shape, 1, kernel, stride, padding)
+        rows = self.empty((len(x) * layer.locations, layer.patch))
+        self._each("patches", "patches", rows.size, x, rows, len(x), **layer.constants)
+        return rows
+
+    def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
+        layer = ConvShape.of(x_shape, 1, kernel, stride, padding)
+        x = self.empty(x_shape)
+        self._each("patches", "patches_adjoint", x.size, rows, x, len(x), **layer.constants)
+        return x

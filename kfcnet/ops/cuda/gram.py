@@ -1,4 +1,4 @@
-"""Tiles of the Gram kernels: how Omega and Gamma are cut for blocks, warps and threads.
+"""Gram matrices: tiles of the kernels, and their launchers.
 
 Omega of a convolution with stride 1 is summed by relative offsets (`gram_offsets`), any other from
 patches formed on the fly (`gram_patches`), Gamma from the rows of derivatives (`gram_rows`).
@@ -9,9 +9,12 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from kfcnet.ops.cuda.convolution import MULTIPROCESSORS, ConvShape, too_much_shared
+from kfcnet.ops.cuda.convolution import ConvShape, too_much_shared
+from kfcnet.ops.cuda.launcher import MULTIPROCESSORS, Launcher
 from kfcnet.ops.shapes import ceil_div
 
+PATCHES_TILE = 64  # rows and columns of Omega that a block of gram_patches makes
+ROWS_TILE, ROWS_WARPS = 64, 8  # rows that a block of gram_rows takes at a time, its warps
 ITEMS = 64  # slices that the pixels of a mini-batch are summed in, about
 MANY_SLICES = 16  # more than these are added up by several lanes
 
@@ -185,4 +188,98 @@ def offsets_tile(layer, limit):
             raise too_much_shared(layer, tile.shared, limit)
         height, width = (
             (ceil_div(height, 2), width) if height >= width else (height, ceil_div(width, 2))
+        )
+
+
+class GramMatrices(Launcher):
+    """The Kronecker factors, always in fp32: TF32 would add its rounding to what is inverted."""
+
+    def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
+        layer = ConvShape.of(x.shape, 1, kernel, stride, padding)
+        sum_up = self._gram_by_offsets if stride == 1 and kernel > 1 else self._gram_of_patches
+        sum_up(layer, x, scale, decay, out)
+
+    def _gram_by_offsets(self, layer, x, scale, decay, out):
+        tile = offsets_tile(layer, self.runtime.shared_limit)
+        positions = ceil_div(len(x) * layer.height * layer.width, ITEMS)
+        items = tile.items(len(x), positions)
+        partials = self.empty((items, tile.item_size))
+        self.launch(
+            "gram_offsets",
+            "gram_offsets_slices",
+            tile.grid(items),
+            x,
+            partials,
+            len(x),
+            positions,
+            items,
+            block=tile.threads,
+            shared=tile.shared,
+            **tile.constants,
+        )
+        self.launch(
+            "gram_offsets",
+            "gram_offsets_sum",
+            ceil_div(tile.item_size, tile.sum_block),
+            partials,
+            out,
+            len(x),
+            positions,
+            items,
+            scale,
+            decay,
+            block=tile.sum_block,
+            **tile.constants,
+        )
+
+    def _gram_of_patches(self, layer, x, scale, decay, out):
+        tile = PATCHES_TILE
+        slices = patch_slices(layer, len(x), tile)
+        partials = self.empty((slices, layer.patch, layer.patch))
+        pairs = triangle(ceil_div(layer.patch, tile))
+        self.launch(
+            "gram_patches",
+            "gram_patches_slices",
+            (pairs, slices),
+            x,
+            partials,
+            len(x),
+            slices,
+            block=(tile // 4) ** 2,
+            TILE=tile,
+            DEPTH=16,
+            **layer.constants,
+        )
+        self._sum_gram(partials, scale, decay, out)
+
+    def gram(self, rows, scale, decay, out):
+        count, maps = rows.shape
+        slices = row_slices(count, maps, ROWS_TILE)
+        partials = self.empty((slices, maps, maps))
+        self.launch(
+            "gram_rows",
+            "gram_rows_slices",
+            (slices, triangle(ceil_div(maps, 32))),
+            rows,
+            partials,
+            count,
+            slices,
+            block=32 * ROWS_WARPS,
+            shared=16 * 32 * ROWS_TILE,
+            MAPS=maps,
+            WARPS=ROWS_WARPS,
+            TILE_ROWS=ROWS_TILE,
+        )
+        self._sum_gram(partials, scale, decay, out)
+
+    def _sum_gram(self, partials, scale, decay, out):
+        """out = decay*out + scale * the sum of the slices in a fixed order, and mirrored."""
+        slices, side, _ = partials.shape
+        kernel, blocks = (
+            ("gram_sum_lanes", ceil_div(side * side, 32))
+            if slices > MANY_SLICES
+            else ("gram_sum", triangle(ceil_div(side, 32)))
+        )
+        self.launch(
+            "gram_sum", kernel, blocks, partials, out, side, slices, scale, decay, block=(32, 8)
         )

@@ -1,17 +1,54 @@
-"""Launcher of the inversion of several matrices at once, without a library."""
+"""Factorizations: by the runtime's library, and by kernels of our own that a graph can hold."""
 
+import contextlib
 import itertools
 
 import numpy as np
 
 from kfcnet.ops.cuda.gram import triangle
+from kfcnet.ops.cuda.launcher import Launcher
 from kfcnet.ops.shapes import ceil_div
 
 PIVOTS, TILE, THREADS = 32, 64, 256  # those of kernels/spd_inverse.cu
 
 
-class Inversions:
-    """The part of CudaOps that inverts by kernels of its own, which a step can be recorded with."""
+class Factorizations(Launcher):
+    """Inverses and eigenvectors of symmetric matrices."""
+
+    def __init__(self, runtime, tensor_cores):
+        super().__init__(runtime, tensor_cores)
+        self._failures = None  # flags of inversions that have not been asked for yet
+
+    def spd_inverse(self, matrix, shift):
+        """Waits for the device, which alone knows whether the matrix was positive definite; not
+        within `_unasked`.
+        """
+        inverse, failed = self.runtime.spd_inverse(matrix, shift)
+        if self._failures is None:
+            self._raise_if(failed)
+        else:
+            self._failures.append(failed)
+        return inverse
+
+    @contextlib.contextmanager
+    def _unasked(self):
+        """Within the context inversions only queue: yields the list of their flags."""
+        outer, self._failures = self._failures, []
+        try:
+            yield self._failures
+        finally:
+            self._failures = outer
+
+    def _raise_if(self, failed):
+        if self.to_numpy(failed)[0]:
+            raise np.linalg.LinAlgError("matrix is not positive definite after damping")
+
+    def eigh(self, matrix):
+        """By the runtime's library; waits for the device, which knows whether it was found."""
+        values, vectors = self.runtime.eigh(matrix)
+        if not np.isfinite(self.to_numpy(values)).all():
+            raise np.linalg.LinAlgError("eigenvalues did not converge")
+        return values, vectors
 
     def swept_inverses(self, matrices, shifts):
         """([(matrix + shift*I)^-1, ...], int32 (matrices,): 1 where one is not positive definite).

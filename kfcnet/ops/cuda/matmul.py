@@ -1,22 +1,13 @@
-"""Launchers of the heavy kernels: matrix products, convolutions, Gram matrices, patches.
+"""Matrix products: tiles of the kernels, and their launchers.
 
-The sizes of their tiles are chosen here, by the size of the result: large tiles for few loads an
-operation, small ones where large ones would leave multiprocessors idle. They depend on shapes and
-on what a block of the device can hold, so that the order of every sum is always the same there.
+The size of a tile is chosen by the size of the result: large tiles for few loads an operation,
+small ones where large ones would leave multiprocessors idle. It depends on shapes alone, so that
+the order of every sum is always the same.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from kfcnet.ops.cuda.convolution import MULTIPROCESSORS, ConvShape, forward_tile, weights_tile
-from kfcnet.ops.cuda.gram import (
-    ITEMS,
-    MANY_SLICES,
-    offsets_tile,
-    patch_slices,
-    row_slices,
-    triangle,
-)
+from kfcnet.ops.cuda.launcher import MULTIPROCESSORS, Launcher
 from kfcnet.ops.shapes import ceil_div
 
 
@@ -88,8 +79,7 @@ REGISTER_TILES = (
     RegisterTile(32, 32, 64, 4, groups=4),
     RegisterTile(16, 16, 128, 4, groups=8),
 )
-PATCHES_TILE = 64  # rows and columns of Omega that a block of gram_patches makes
-ROWS_TILE, ROWS_WARPS = 64, 8  # rows that a block of gram_rows takes at a time, its warps
+
 TENSOR_CORE_TILES = (TensorCoreTile(128, 128, 16, 64, 32), TensorCoreTile(64, 64, 32, 32, 32))
 
 
@@ -108,25 +98,8 @@ def _tile(tiles, rows, columns):
     return next(filling, tiles[-1])
 
 
-@dataclass(frozen=True)
-class Weights:
-    """A layer's weights (I, P) as they are now, packed once for all passes that use them.
-
-    Whoever changes the array makes another one of these. backward: None after an evaluation, whose
-    backward pass, if there is one, packs for itself: what is packed later than the forward pass may
-    lie outside of the recording that would read it.
-    """
-
-    array: object
-    forward: object
-    backward: object
-
-    def __len__(self):
-        return len(self.array)
-
-
-class Products:
-    """The part of CudaOps whose work is a matrix product of some kind."""
+class MatrixProducts(Launcher):
+    """Products of two matrices, in fp32 or, where that is asked for, in TF32."""
 
     def matmul(self, a, b, transpose_a=False, transpose_b=False, out=None):
         """In fp32 also where convolutions use TF32: the preconditioned step needs the bits."""
@@ -176,240 +149,3 @@ class Products:
             B_SHIFT=b_shift,
             **tile.constants,
         )
-
-    # Convolution. Over 1 x 1 patches it is the product of all pixels with the weights.
-
-    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
-        layer = ConvShape.of(x_shape, len(weight), kernel, stride, padding)
-        if layer.is_dense:
-            return weight
-        return Weights(
-            weight,
-            self._packed(layer, weight),
-            self._packed(layer.transposed, weight, "_flipped") if backward else None,
-        )
-
-    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
-        layer = ConvShape.of(x.shape, len(weight), kernel, stride, padding)
-        y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
-        if layer.is_dense:
-            sizes = y.size // layer.out_maps, layer.out_maps, layer.in_maps + bias
-            self._product(
-                x,
-                weight,
-                y,
-                sizes,
-                transpose_b=True,
-                a_shift=-1 if bias else 0,
-                b_shift=0 if bias else 1,
-                tensor_cores=self.tensor_cores,
-            )
-            if relu:
-                self._fours("relu", "relu", y.size, y, y, y.size)
-        else:
-            packed = weight.forward if isinstance(weight, Weights) else self._packed(layer, weight)
-            self._convolve(layer, x, packed, y, int(bias), int(relu))
-        return y
-
-    def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
-        layer = ConvShape.of(x_shape, len(weight), kernel, stride, padding)
-        dx = self.empty((len(dy), *x_shape[1:]))
-        if layer.is_dense:
-            sizes = dx.size // layer.in_maps, layer.in_maps, layer.out_maps
-            self._product(dy, weight, dx, sizes, b_shift=1, tensor_cores=self.tensor_cores)
-        else:
-            packed, array = (
-                (weight.backward, weight.array) if isinstance(weight, Weights) else (None, weight)
-            )
-            if packed is None:
-                packed = self._packed(layer.transposed, array, "_flipped")
-            self._convolve(layer.transposed, dy, packed, dx)
-        return dx
-
-    def _tile_of(self, layer):
-        return forward_tile(layer, self.tensor_cores, self.runtime.shared_limit)
-
-    def _packed(self, layer, weight, flipped=""):
-        """The weights in the order in which the blocks of `_convolve` read them."""
-        tile = self._tile_of(layer)
-        packed = self.empty(tile.packed_size)
-        self._each(
-            "conv_pack",
-            "conv_pack" + flipped,
-            packed.size,
-            weight,
-            packed,
-            packed.size,
-            **tile.packing_constants,
-        )
-        return packed
-
-    def _convolve(self, layer, x, packed, y, bias=0, relu=0):
-        tile = self._tile_of(layer)
-        kernel = "conv_forward_tf32" if self.tensor_cores else "conv_forward_register"
-        self.launch(
-            kernel,
-            kernel,
-            (tile.tiles(len(x)), tile.map_tiles),
-            x,
-            packed,
-            y,
-            len(x),
-            block=tile.threads,
-            shared=tile.shared,
-            BIAS=bias,
-            RELU=relu,
-            **tile.constants,
-        )
-
-    def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
-        layer = ConvShape.of(x.shape, dy.shape[-1], kernel, stride, padding)
-        if layer.is_dense:
-            sizes = layer.out_maps, layer.patch, dy.size // layer.out_maps
-            self._product(
-                dy,
-                x,
-                out,
-                sizes,
-                transpose_a=True,
-                b_shift=-1,
-                scale=scale,
-                tensor_cores=self.tensor_cores,
-            )
-        else:
-            self._sum_over_pixels(layer, x, dy, scale, out)
-
-    def _sum_over_pixels(self, layer, x, dy, scale, out):
-        """out = scale * dy^T [[x]]_H: sums over slices of the pixels, then the slices in order."""
-        tile = weights_tile(layer, self.tensor_cores, self.runtime.shared_limit)
-        grid = tile.grid(len(x))
-        partials = self.empty((grid[0], *out.shape))
-        kernel = f"conv_backward_weights_{'tf32' if self.tensor_cores else 'register'}"
-        self.launch(
-            kernel,
-            kernel,
-            grid,
-            x,
-            dy,
-            partials,
-            len(x),
-            grid[0],
-            block=tile.threads,
-            shared=tile.shared,
-            **tile.constants,
-        )
-        self.launch(
-            "conv_backward_weights_sum",
-            "conv_backward_weights_sum",
-            ceil_div(out.size, 32),
-            partials,
-            out,
-            grid[0],
-            out.size,
-            scale,
-            block=(32, 8),
-        )
-
-    # Kronecker factors, always in fp32: TF32 would add its rounding to what is inverted.
-
-    def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
-        layer = ConvShape.of(x.shape, 1, kernel, stride, padding)
-        sum_up = self._gram_by_offsets if stride == 1 and kernel > 1 else self._gram_of_patches
-        sum_up(layer, x, scale, decay, out)
-
-    def _gram_by_offsets(self, layer, x, scale, decay, out):
-        tile = offsets_tile(layer, self.runtime.shared_limit)
-        positions = ceil_div(len(x) * layer.height * layer.width, ITEMS)
-        items = tile.items(len(x), positions)
-        partials = self.empty((items, tile.item_size))
-        self.launch(
-            "gram_offsets",
-            "gram_offsets_slices",
-            tile.grid(items),
-            x,
-            partials,
-            len(x),
-            positions,
-            items,
-            block=tile.threads,
-            shared=tile.shared,
-            **tile.constants,
-        )
-        self.launch(
-            "gram_offsets",
-            "gram_offsets_sum",
-            ceil_div(tile.item_size, tile.sum_block),
-            partials,
-            out,
-            len(x),
-            positions,
-            items,
-            scale,
-            decay,
-            block=tile.sum_block,
-            **tile.constants,
-        )
-
-    def _gram_of_patches(self, layer, x, scale, decay, out):
-        tile = PATCHES_TILE
-        slices = patch_slices(layer, len(x), tile)
-        partials = self.empty((slices, layer.patch, layer.patch))
-        pairs = triangle(ceil_div(layer.patch, tile))
-        self.launch(
-            "gram_patches",
-            "gram_patches_slices",
-            (pairs, slices),
-            x,
-            partials,
-            len(x),
-            slices,
-            block=(tile // 4) ** 2,
-            TILE=tile,
-            DEPTH=16,
-            **layer.constants,
-        )
-        self._sum_gram(partials, scale, decay, out)
-
-    def gram(self, rows, scale, decay, out):
-        count, maps = rows.shape
-        slices = row_slices(count, maps, ROWS_TILE)
-        partials = self.empty((slices, maps, maps))
-        self.launch(
-            "gram_rows",
-            "gram_rows_slices",
-            (slices, triangle(ceil_div(maps, 32))),
-            rows,
-            partials,
-            count,
-            slices,
-            block=32 * ROWS_WARPS,
-            shared=16 * 32 * ROWS_TILE,
-            MAPS=maps,
-            WARPS=ROWS_WARPS,
-            TILE_ROWS=ROWS_TILE,
-        )
-        self._sum_gram(partials, scale, decay, out)
-
-    def _sum_gram(self, partials, scale, decay, out):
-        """out = decay*out + scale * the sum of the slices in a fixed order, and mirrored."""
-        slices, side, _ = partials.shape
-        kernel, blocks = (
-            ("gram_sum_lanes", ceil_div(side * side, 32))
-            if slices > MANY_SLICES
-            else ("gram_sum", triangle(ceil_div(side, 32)))
-        )
-        self.launch(
-            "gram_sum", kernel, blocks, partials, out, side, slices, scale, decay, block=(32, 8)
-        )
-
-    def patches(self, x, kernel, stride, padding):
-        layer = ConvShape.of(x.shape, 1, kernel, stride, padding)
-        rows = self.empty((len(x) * layer.locations, layer.patch))
-        self._each("patches", "patches", rows.size, x, rows, len(x), **layer.constants)
-        return rows
-
-    def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
-        layer = ConvShape.of(x_shape, 1, kernel, stride, padding)
-        x = self.empty(x_shape)
-        self._each("patches", "patches_adjoint", x.size, rows, x, len(x), **layer.constants)
-        return x

@@ -253,7 +253,7 @@ class CupyRuntime:
         with self._errors():
             graph.launch(self._stream)
 
-    def beside(self, function):
+    def on_side_stream(self, function):
         """Queue a function's work on the second stream, after all that is queued on the first.
 
         Returns (result, event); work that uses the result comes after `wait(event)`.
@@ -287,7 +287,7 @@ class CupyRuntime:
 
     # Measuring
 
-    def mark(self):
+    def event(self):
         """A moment on the device: when it has done what is queued so far."""
         with self._errors():
             event = self._cupy.cuda.Event()

@@ -1,4 +1,4 @@
-// kernels/vector.cuh: neighbouring elements that one instruction loads or stores together.
+// kernels/vector_load.cuh: neighbouring elements that one instruction loads or stores together.
 #pragma once
 
 // The alignment makes the compiler move the whole vector at once: 16 bytes for four floats.

@@ -1,0 +1,357 @@
+"""Launchers of pooling, normalisation, activation, dropout, losses and random numbers."""
+
+import math
+
+import numpy as np
+
+from kfcnet import philox
+from kfcnet.ops.cuda.launcher import BLOCK, Launcher, lanes_of
+from kfcnet.ops.shapes import ceil_div, pooled_shape, pooled_size
+
+
+class Elementwise(Launcher):
+    """The primitives of a pass that are no matrix product: memory limits them."""
+
+    # Pooling
+
+    def max_pool(self, x, size, stride):
+        y = self.empty(pooled_shape(x.shape, size, stride))
+        argmax = self.empty(y.shape, np.uint8)
+        self._pool("max_pool", "max_pool", y, x.shape, size, stride, x, y, argmax)
+        return y, argmax
+
+    def max_pool_backward(self, dy, argmax, x_shape, size, stride):
+        dx = self.empty((len(dy), *x_shape[1:]))
+        self._pool("max_pool", "max_pool_backward", dx, x_shape, size, stride, dy, argmax, dx)
+        return dx
+
+    def max_pool_tangent(self, rx, argmax, size, stride):
+        ry = self.empty(argmax.shape)
+        self._pool("max_pool", "max_pool_tangent", ry, rx.shape, size, stride, rx, argmax, ry)
+        return ry
+
+    def avg_pool(self, x, size, stride):
+        y = self.empty(pooled_shape(x.shape, size, stride))
+        self._pool("avg_pool", "avg_pool", y, x.shape, size, stride, x, y)
+        return y
+
+    def avg_pool_backward(self, dy, x_shape, size, stride):
+        dx = self.empty((len(dy), *x_shape[1:]))
+        self._pool("avg_pool", "avg_pool_backward", dx, x_shape, size, stride, dy, dx)
+        return dx
+
+    def _pool(self, file, kernel, result, x_shape, size, stride, *arrays):
+        _, H, W, J = x_shape
+        self._each(
+            file,
+            kernel,
+            result.size // lanes_of(J),
+            *arrays,
+            len(result),
+            HEIGHT=H,
+            WIDTH=W,
+            MAPS=J,
+            SIZE=size,
+            STRIDE=stride,
+            OUT_HEIGHT=pooled_size(H, size, stride),
+            OUT_WIDTH=pooled_size(W, size, stride),
+        )
+
+    # Normalisation
+
+    def response_norm(self, x, size, alpha, power, across):
+        y, d = self.empty(x.shape), self.empty(x.shape)
+        self._response_norm("", across, (x, y, d), size, alpha, power)
+        return y, d
+
+    def response_norm_backward(self, dy, x, d, size, alpha, power, across):
+        dx = self.empty(x.shape)
+        self._response_norm("_backward", across, (dy, x, d, dx), size, alpha, power)
+        return dx
+
+    def response_norm_tangent(self, rx, x, d, size, alpha, power, across):
+        ry = self.empty(x.shape)
+        self._response_norm("_tangent", across, (rx, x, d, ry), size, alpha, power)
+        return ry
+
+    def _response_norm(self, which, across, arrays, size, alpha, power):
+        M, H, W, J = arrays[0].shape
+        constants = {"MAPS": J, "SIZE": size, "POWER": f"{float(power)!r}f"}
+        if across:
+            tile = max(1, 1024 // J)
+            self.launch(
+                "response_norm_across",
+                "response_norm_across" + which,
+                ceil_div(M * H * W, tile),
+                *arrays,
+                M * H * W,
+                alpha,
+                TILE_PIXELS=tile,
+                **constants,
+            )
+            return
+        rows, groups = _response_norm_tile(H, W, J, size)
+        lanes = lanes_of(J)
+        grid, block = ceil_div(M * H * W * J // lanes, BLOCK), BLOCK
+        if which == "_backward":
+            grid = M, ceil_div(H, rows), ceil_div(J // lanes, groups)
+            block = 256 if H * W >= 100 else 128
+        self.launch(
+            "response_norm_within",
+            "response_norm_within" + which,
+            grid,
+            *arrays,
+            M,
+            alpha,
+            block=block,
+            HEIGHT=H,
+            WIDTH=W,
+            TILE_ROWS=rows,
+            TILE_GROUPS=groups,
+            **constants,
+        )
+
+    def batch_norm(self, x, epsilon):
+        J = x.shape[-1]
+        rows, slices = x.size // J, _batch_norm_slices(x.size // J)
+        partials, mean, inv_std = self.empty((2, slices, J)), self.empty((J,)), self.empty((J,))
+        self._moments(
+            "batch_norm", slices, (x,), (x, partials, mean, inv_std), partials, rows, epsilon
+        )
+        return self.batch_norm_apply(x, mean, inv_std), mean, inv_std
+
+    def batch_norm_apply(self, x, mean, inv_std):
+        y = self.empty(x.shape)
+        J = x.shape[-1]
+        self._fours(
+            "batch_norm", "batch_norm_apply", x.size, x, mean, inv_std, y, x.size // J, MAPS=J
+        )
+        return y
+
+    def batch_norm_backward(self, dy, y, inv_std):
+        J = y.shape[-1]
+        rows, slices = y.size // J, _batch_norm_slices(y.size // J)
+        partials, mean_dy, mean_dy_y = self.empty((2, slices, J)), self.empty(J), self.empty(J)
+        self._moments(
+            "batch_norm_backward", slices, (dy, y), (partials, mean_dy, mean_dy_y), partials, rows
+        )
+        dx = self.empty(y.shape)
+        self._fours(
+            "batch_norm",
+            "batch_norm_backward",
+            y.size,
+            dy,
+            y,
+            inv_std,
+            mean_dy,
+            mean_dy_y,
+            dx,
+            rows,
+            MAPS=J,
+        )
+        return dx
+
+    def _moments(self, which, slices, inputs, outputs, partials, rows, *numbers):
+        """Sums over slices of the rows, then the moments from them in order."""
+        J = partials.shape[-1]
+        across, block = ceil_div(J, 32), (32, 8)
+        self.launch(
+            "batch_norm",
+            which + "_slices",
+            (slices, across),
+            *inputs,
+            partials,
+            rows,
+            slices,
+            block=block,
+            MAPS=J,
+        )
+        self.launch(
+            "batch_norm",
+            which + "_moments",
+            across,
+            *outputs,
+            rows,
+            slices,
+            *numbers,
+            block=block,
+            MAPS=J,
+        )
+
+    def scale_maps(self, x, s):
+        y = self.empty(x.shape)
+        J = x.shape[-1]
+        self._fours("vector", "scale_maps", x.size, x, s, y, x.size, J)
+        return y
+
+    def scale_shift(self, x, weight):
+        y = self.empty(x.shape)
+        J = x.shape[-1]
+        self._fours("scale_shift", "scale_shift", x.size, x, weight, y, x.size // J, MAPS=J)
+        return y
+
+    def map_sums(self, x, dy):
+        m, H, W, J = dy.shape
+        sums = self.empty((m, J, 2))
+        self.launch(
+            "scale_shift",
+            "map_sums",
+            (m, ceil_div(J, 32)),
+            x,
+            dy,
+            sums,
+            m,
+            H * W,
+            block=(32, 8),
+            MAPS=J,
+        )
+        return sums
+
+    # Activation and dropout
+
+    def relu(self, x):
+        y = self.empty(x.shape)
+        self._fours("relu", "relu", x.size, x, y, x.size)
+        return y
+
+    def relu_backward(self, dy, y):
+        dx = self.empty(dy.shape)
+        self._fours("relu", "relu_backward", dy.size, dy, y, dx, dy.size)
+        return dx
+
+    def dropout(self, x, keep, seed, step, stream):
+        y, mask = self.empty(x.shape), self.empty(x.shape, np.uint8)
+        threshold = math.ceil(keep * 2**24)  # uniforms are multiples of 2^-24
+        self._fours(
+            "dropout",
+            "dropout",
+            x.size,
+            x,
+            self._step(step),
+            y,
+            mask,
+            x.size,
+            seed,
+            philox.DROPOUT,
+            stream,
+            threshold,
+            1 / keep,
+        )
+        return y, mask
+
+    def dropout_backward(self, dy, mask, keep):
+        dx = self.empty(dy.shape)
+        self._fours("dropout", "dropout_backward", dy.size, dy, mask, dx, dy.size, 1 / keep)
+        return dx
+
+    # Losses and sampling
+
+    def softmax_cross_entropy(self, z, labels):
+        M, C = z.shape
+        p, dz, totals = self.empty(z.shape), self.empty(z.shape), self.empty(2)
+        block = _softmax_block(C)
+        self.launch(
+            "softmax_cross_entropy",
+            "softmax_cross_entropy",
+            1,
+            z,
+            self._on_device(labels, np.int32),
+            p,
+            dz,
+            totals,
+            M,
+            block=block,
+            CLASSES=C,
+            BLOCK=block,
+        )
+        return p, dz, totals
+
+    def sampled_gradient(self, p, uniforms):
+        M, C = p.shape
+        dz = self.empty(p.shape)
+        self._each(
+            "softmax_cross_entropy",
+            "sampled_gradient",
+            M * C,
+            p,
+            uniforms,
+            dz,
+            M,
+            CLASSES=C,
+            BLOCK=_softmax_block(C),
+        )
+        return dz
+
+    def softmax_fisher(self, p, r, scale):
+        M, C = p.shape
+        result, block = self.empty(1), _softmax_block(C)
+        self.launch(
+            "softmax_cross_entropy",
+            "softmax_fisher",
+            1,
+            p,
+            r,
+            result,
+            M,
+            scale,
+            block=block,
+            CLASSES=C,
+            BLOCK=block,
+        )
+        return result
+
+    def softmax_fisher_product(self, p, r):
+        M, C = p.shape
+        product = self.empty(p.shape)
+        self._each(
+            "softmax_cross_entropy",
+            "softmax_fisher_product",
+            M * C,
+            p,
+            r,
+            product,
+            M,
+            CLASSES=C,
+            BLOCK=_softmax_block(C),
+        )
+        return product
+
+    def uniforms(self, count, seed, purpose, step, stream=0):
+        return self._random("uniforms", count, seed, purpose, step, stream)
+
+    def normals(self, count, seed, purpose, step, stream=0):
+        return self._random("normals", count, seed, purpose, step, stream)
+
+    def _random(self, kernel, count, seed, purpose, step, stream):
+        y = self.empty(count)
+        self._fours("random", kernel, count, self._step(step), y, count, seed, purpose, stream)
+        return y
+
+
+def _batch_norm_slices(rows):
+    return min(256, ceil_div(rows, 64))
+
+
+def _response_norm_tile(H, W, J, size):
+    """Rows and groups of maps that a block of the backward kernel holds in 48 KB."""
+    groups, lanes = (2, 4) if lanes_of(J) == 4 else (8, 1)
+    bytes_of_row = 4 * W * groups * lanes
+    rows = min(H, 16, 48 * 1024 // bytes_of_row - (size - 1))
+    if rows < 1:
+        raise ValueError(
+            f"response normalisation of size {size} on maps of {H} x {W}: one row of "
+            "windows does not fit into 48 KB of shared memory"
+        )
+    return rows, groups
+
+
+def _softmax_block(classes):
+    """Threads of the one block, each with a row of `classes` in 40 KB of shared memory."""
+    floats = 40 * 1024 // 4
+    odd = classes | 1  # so that rows begin in different banks
+    block = min(512, floats // odd // 32 * 32)
+    if block < 32:
+        raise ValueError(
+            f"softmax over {classes} classes: the kernel does {floats // 32 - 1} at most"
+        )
+    return block
