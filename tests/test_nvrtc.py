@@ -1,10 +1,12 @@
 """Every kernel compiled for real: for each architecture, in each specialisation that is launched.
 
-`python tests/test_nvrtc.py` prints the table of resources for kernels/README.md.
+registers.csv has the registers of a thread by architecture, the most over all specialisations, in
+eights as they are allotted, and the bytes of static shared memory. sm_75 has the fp32 kernels, the
+others the TF32 ones. `python tests/test_nvrtc.py > tests/registers.csv` writes it anew.
 """
 
+import csv
 import os
-import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
@@ -24,7 +26,7 @@ ARCHITECTURES = FAST + [pytest.param(name, marks=pytest.mark.slow) for name in S
 WITHOUT_TF32 = {"sm_75"}
 SHARED = {"sm_75": 64 * 1024}  # bytes a block can have; 99 KB at least from 8.0 on
 REGISTERS = 64 * 1024  # of a multiprocessor
-TABLE = re.compile(r"^\| `(\w+)` \|((?: *[\d-]+ \|)+)$", re.MULTILINE)
+TABLE = Path(__file__).with_name("registers.csv")
 
 
 @cache
@@ -53,16 +55,12 @@ def worst(architecture):
 
 
 def table():
-    """{kernel: {column: number}} as kernels/README.md has it."""
-    text = (kernels.folder() / "README.md").read_text(encoding="utf-8")
-    rows = {
-        name: zip([*FAST, "shared"], cells.split("|"), strict=False)
-        for name, cells in TABLE.findall(text)
-    }
-    return {
-        name: {column: int(cell) for column, cell in row if cell.strip() != "-"}
-        for name, row in rows.items()
-    }
+    """{kernel: {column: number}} of registers.csv; no number where an architecture lacks it."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return {
+            row.pop("kernel"): {column: int(cell) for column, cell in row.items() if cell}
+            for row in csv.DictReader(file)
+        }
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -88,9 +86,9 @@ def test_fp32_kernels_compile_without_spills_where_there_are_tensor_cores(archit
 def test_no_kernel_needs_more_than_the_table_says(architecture):
     limits = table()
     for kernel, (registers, shared) in worst(architecture).items():
-        assert kernel in limits, f"{kernel} lacks a line in kernels/README.md"
+        assert kernel in limits, f"{kernel} lacks a line in {TABLE.name}"
         assert registers <= limits[kernel][architecture], (kernel, registers)
-        assert shared <= limits[kernel]["shared"], (kernel, shared)
+        assert shared <= limits[kernel]["static_shared"], (kernel, shared)
 
 
 def test_table_lists_nothing_that_is_not_there():
@@ -132,10 +130,11 @@ def test_spills_and_static_shared_memory_are_read_from_the_log():
 
 def main():
     found = {architecture: worst(architecture) for architecture in FAST}
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    rows.writerow(["kernel", *FAST, "static_shared"])
     for kernel in sorted(set().union(*found.values())):
-        cells = [found[name].get(kernel, ("-", 0)) for name in FAST]
-        shared = max(cell[1] for cell in cells)
-        print(f"| `{kernel}` |", " | ".join(str(cell[0]) for cell in cells), f"| {shared} |")
+        cells = [found[name].get(kernel, ("", 0)) for name in FAST]
+        rows.writerow([kernel, *(cell[0] for cell in cells), max(cell[1] for cell in cells)])
 
 
 if __name__ == "__main__":
