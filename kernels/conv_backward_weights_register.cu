@@ -18,7 +18,7 @@
 
 constexpr int THREADS = WARPS_COLUMNS * WARPS_DEPTH * 32, GROUP_THREADS = WARPS_COLUMNS * 32;
 constexpr int DY_MAPS = LANE_ROWS * ROW_LANES;
-constexpr int RUN_SLOTS = (RUN_LENGTH + 3) / 4, ALL_SLOTS = RUNS * RUN_SLOTS;
+constexpr int SEGMENT_SLOTS = (SEGMENT_LENGTH + 3) / 4, ALL_SLOTS = SEGMENTS * SEGMENT_SLOTS;
 constexpr int BLOCK_SLOTS = WARPS_COLUMNS * SLOTS * SLOT_LANES;
 constexpr int GROUPS = (ALL_SLOTS + BLOCK_SLOTS - 1) / BLOCK_SLOTS;  // gridDim.z = CHUNKS * GROUPS
 static_assert(TILE_WIDTH % 4 == 0, "a warp takes four neighbours in turn");
@@ -42,7 +42,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_r
     int offset[SLOTS];  // of a slot in a patch; beyond the last: of the first
     for (int q = 0; q < SLOTS; ++q) {
         const int slot = first_slot + q * SLOT_LANES < ALL_SLOTS ? first_slot + q * SLOT_LANES : 0;
-        offset[q] = run_offset<PIXEL_FLOATS>(slot / RUN_SLOTS) + slot % RUN_SLOTS * 4;
+        offset[q] = segment_offset<PIXEL_FLOATS>(slot / SEGMENT_SLOTS) + slot % SEGMENT_SLOTS * 4;
     }
     const bool has_bias = blockIdx.z == 0 && warp_column == 0;
 
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_r
             const float* patch = inputs + patch_offset<PIXEL_FLOATS>(first);
 #pragma unroll
             for (int c = 0; c < 4; ++c, near += DY_MAPS, patch += STRIDE * PIXEL_FLOATS) {
-                add_outer_product<true, !ROW_RUNS>(sum, near + row, patch, offset);
+                add_outer_product<true, !FEW_MAPS>(sum, near + row, patch, offset);
                 if (has_bias) bias += near[lane % DY_MAPS];
             }
         }
@@ -79,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_r
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const int element =
-                    run_element(chunk, slot / RUN_SLOTS, slot % RUN_SLOTS * 4 + e);
+                    segment_element(chunk, slot / SEGMENT_SLOTS, slot % SEGMENT_SLOTS * 4 + e);
                 if (slot < ALL_SLOTS && element >= 0)
                     partial[map * PATCH_COLUMNS + 1 + element] = sum[(i * SLOTS + q) * 4 + e];
             }

@@ -19,9 +19,10 @@
 constexpr int THREADS = WARPS_COLUMNS * WARPS_DEPTH * 32, GROUP_THREADS = WARPS_COLUMNS * 32;
 constexpr int DY_MAPS = 16 * MAP_TILES;
 constexpr int DY_PITCH = DY_MAPS % 32 == 16 ? DY_MAPS + 24 : DY_MAPS + 8;  // 8t + g: 32 banks
-constexpr int X_PITCH = ROW_RUNS ? IN_MAPS : CHUNK_MAPS % 16 == 0 ? CHUNK_MAPS + 8 : CHUNK_MAPS;
-constexpr int RUN_TILES = RUN_DEPTH / 8, ALL_TILES = RUNS * RUN_TILES;
-constexpr int NEAR_TILES = COLUMN_TILES % RUN_TILES == 0 ? RUN_TILES : 1;  // side by side for sure
+constexpr int X_PITCH = FEW_MAPS ? IN_MAPS : CHUNK_MAPS % 16 == 0 ? CHUNK_MAPS + 8 : CHUNK_MAPS;
+constexpr int SEGMENT_TILES = SEGMENT_DEPTH / 8, ALL_TILES = SEGMENTS * SEGMENT_TILES;
+// Tiles of eight columns that are side by side for sure.
+constexpr int NEAR_TILES = COLUMN_TILES % SEGMENT_TILES == 0 ? SEGMENT_TILES : 1;
 constexpr int BLOCK_TILES = WARPS_COLUMNS * COLUMN_TILES;
 constexpr int GROUPS = (ALL_TILES + BLOCK_TILES - 1) / BLOCK_TILES;  // gridDim.z = CHUNKS * GROUPS
 constexpr int PATCH_COLUMNS = 1 + KERNEL_SIZE * KERNEL_SIZE * IN_MAPS;
@@ -44,7 +45,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_t
     int offset[COLUMN_TILES / NEAR_TILES];  // of column g in a patch; beyond the last: of the first
     for (int j = 0; j < COLUMN_TILES; j += NEAR_TILES) {
         const int tile = first_tile + j < ALL_TILES ? first_tile + j : 0;
-        offset[j / NEAR_TILES] = run_offset<X_PITCH>(tile / RUN_TILES) + tile % RUN_TILES * 8 + g;
+        offset[j / NEAR_TILES] =
+            segment_offset<X_PITCH>(tile / SEGMENT_TILES) + tile % SEGMENT_TILES * 8 + g;
     }
     const bool has_bias = blockIdx.z == 0 && warp_column == 0;
 
@@ -98,8 +100,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_t
             const int tile = first_tile + j;
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-                const int element =
-                    run_element(chunk, tile / RUN_TILES, tile % RUN_TILES * 8 + 2 * t + e);
+                const int element = segment_element(chunk, tile / SEGMENT_TILES,
+                                                    tile % SEGMENT_TILES * 8 + 2 * t + e);
                 if (tile < ALL_TILES && element >= 0)
                     partial[map * PATCH_COLUMNS + 1 + element] = sum[i / 2][j][i % 2 * 2 + e];
             }

@@ -20,7 +20,7 @@ static_assert(PIXELS == 8 * THREAD_PIXELS * WARPS_PIXELS && TILE_MAPS == 32 * WA
 
 // Four inputs of one patch: one read where every pixel is aligned.
 __device__ __forceinline__ Vector<float, 4> four_inputs(const float* inputs) {
-    if (!ROW_RUNS) return load<4>(inputs);
+    if (!FEW_MAPS) return load<4>(inputs);
     return {inputs[0], inputs[1], inputs[2], inputs[3]};
 }
 
@@ -40,11 +40,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
 
     float sum[THREAD_PIXELS][8] = {};
     const auto as_copied = [](float*) {};
-    const auto multiply = [&](const float* run, const float* slab) {
+    const auto multiply = [&](const float* segment, const float* slab) {
 #pragma unroll 2
-        for (int k = 0; k < RUN_DEPTH; k += 4) {
+        for (int k = 0; k < SEGMENT_DEPTH; k += 4) {
             Vector<float, 4> inputs[THREAD_PIXELS];
-            for (int q = 0; q < THREAD_PIXELS; ++q) inputs[q] = four_inputs(run + patch[q] + k);
+            for (int q = 0; q < THREAD_PIXELS; ++q) inputs[q] = four_inputs(segment + patch[q] + k);
 #pragma unroll
             for (int d = 0; d < 4; ++d) {
                 const float* weights = slab + (k + d) * TILE_MAPS + tile_map;
@@ -59,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
             }
         }
     };
-    for_all_runs<THREADS>(x, packed, M, tile, shared, as_copied, multiply);
+    for_all_segments<THREADS>(x, packed, M, tile, shared, as_copied, multiply);
 
     for (int q = 0; q < THREAD_PIXELS; ++q) {
         const int position = output_index(tile, first_pixel + 8 * q, M);

@@ -42,13 +42,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) conv_forward_tf32(
     const auto round_inputs = [=](float* inputs) {
         change_inputs<PITCH, THREADS>(inputs, rounded);
     };
-    const auto multiply = [&](const float* run, const float* slab) {
+    const auto multiply = [&](const float* segment, const float* slab) {
 #pragma unroll
-        for (int k = 0; k < RUN_DEPTH; k += 8) {
+        for (int k = 0; k < SEGMENT_DEPTH; k += 8) {
             unsigned inputs[ROW_TILES][4], weights[2 * MAP_PAIRS][2];
             for (int i = 0; i < ROW_TILES; ++i)
                 for (int e = 0; e < 4; ++e)
-                    inputs[i][e] = __float_as_uint(run[patch[i][e % 2] + k + e / 2 * 4]);
+                    inputs[i][e] = __float_as_uint(segment[patch[i][e % 2] + k + e / 2 * 4]);
             for (int j = 0; j < MAP_PAIRS; ++j) {
                 const Vector<float, 4> pair =
                     load<4>(slab + k * TILE_MAPS + ((first_pair + j) * 32 + lane) * 4);
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) conv_forward_tf32(
                     mma_m16n8k8_tf32(sum[i][j], inputs[i], weights[j], sum[i][j]);
         }
     };
-    for_all_runs<THREADS>(x, packed, M, tile, shared, round_inputs, multiply);
+    for_all_segments<THREADS>(x, packed, M, tile, shared, round_inputs, multiply);
 
     for (int i = 0; i < ROW_TILES; ++i)
         for (int half = 0; half < 2; ++half) {

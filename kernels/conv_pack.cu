@@ -1,8 +1,9 @@
 // kernels/conv_pack.cu: the weights in the order in which the convolution's tiles read them.
 //
-// A row of weight (OUT_MAPS, P) starts with the bias, so that none of its runs is aligned; here the
-// biases come first (zero beyond OUT_MAPS), then for each tile of TILE_MAPS maps, each chunk and
-// each run (conv_runs.cuh) a slab of RUN_DEPTH x TILE_MAPS weights, zero in padding:
+// A row of weight (OUT_MAPS, P) starts with the bias, so that none of its segments is aligned; here
+// the biases come first (zero beyond OUT_MAPS), then for each tile of TILE_MAPS maps, each chunk
+// and each segment (conv_segments.cuh) a slab of SEGMENT_DEPTH x TILE_MAPS weights, zero where it
+// is padded:
 //     FRAGMENTS 0   [depth][map], for conv_forward_register
 //     FRAGMENTS 1   [depth / 8][map / 16][lane] four floats, the lane's parts of two fragments of
 //                   mma.sync, rounded to TF32, for conv_forward_tf32
@@ -13,11 +14,11 @@
 // Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
 // Bytes 8*OUT_MAPS*P, 0.2 MB for 32 x 801: the launch is the cost.
-#include "conv_runs.cuh"
+#include "conv_segments.cuh"
 
 constexpr int PATCH = KERNEL_SIZE * KERNEL_SIZE * IN_MAPS;
 constexpr int PADDED_MAPS = (OUT_MAPS + TILE_MAPS - 1) / TILE_MAPS * TILE_MAPS;
-constexpr int SLAB = RUN_DEPTH * TILE_MAPS;
+constexpr int SLAB = SEGMENT_DEPTH * TILE_MAPS;
 
 // To nearest, ties away from zero, as cvt.rna.tf32 does, but for every architecture; infinities and
 // NaN stay.
@@ -37,9 +38,9 @@ __device__ __forceinline__ float packed_weight(int index, WeightAt weight_at) {
         depth = within / (8 * TILE_MAPS) * 8 + part % 2 * 4 + lane % 4;
         map = pair * 16 + part / 2 * 8 + lane / 4;
     }
-    const int run = slab % RUNS, chunk = slab / RUNS % CHUNKS;
-    map += slab / (RUNS * CHUNKS) * TILE_MAPS;
-    const int element = run_element(chunk, run, depth);
+    const int segment = slab % SEGMENTS, chunk = slab / SEGMENTS % CHUNKS;
+    map += slab / (SEGMENTS * CHUNKS) * TILE_MAPS;
+    const int element = segment_element(chunk, segment, depth);
     if (map >= OUT_MAPS || element < 0) return 0.0f;
     return FRAGMENTS ? rounded_to_tf32(weight_at(map, element)) : weight_at(map, element);
 }

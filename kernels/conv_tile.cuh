@@ -1,9 +1,9 @@
 // kernels/conv_tile.cuh: a tile of output positions and the part of the images that it sees.
 //
 // A tile is TILE_HEIGHT x TILE_WIDTH positions of TILE_IMAGES images; its inputs overlap so much
-// that they are copied to shared memory once and every run of the kernel slides over them.
+// that they are copied to shared memory once, for all segments of the patches.
 #pragma once
-#include "conv_runs.cuh"
+#include "conv_segments.cuh"
 #include "image_tile.cuh"
 
 constexpr int PIXELS = TILE_IMAGES * TILE_HEIGHT * TILE_WIDTH;
@@ -12,12 +12,12 @@ constexpr int TILES_ACROSS = (OUT_WIDTH + TILE_WIDTH - 1) / TILE_WIDTH;
 constexpr int IN_ROWS = (TILE_HEIGHT - 1) * STRIDE + KERNEL_SIZE;
 constexpr int IN_COLUMNS = (TILE_WIDTH - 1) * STRIDE + KERNEL_SIZE;
 constexpr int IN_PIXELS = TILE_IMAGES * IN_ROWS * IN_COLUMNS;
-constexpr int RUN_OVERHANG = ROW_RUNS ? RUN_DEPTH - RUN_LENGTH : 0;  // of the last run of a tile
+constexpr int SEGMENT_OVERHANG = FEW_MAPS ? SEGMENT_DEPTH - SEGMENT_LENGTH : 0;  // of a tile's last
 
 // Floats of a tile of inputs with PITCH floats a pixel, a multiple of four.
 template <int PITCH>
 __device__ constexpr int input_floats() {
-    return (IN_PIXELS * PITCH + RUN_OVERHANG + 3) / 4 * 4;
+    return (IN_PIXELS * PITCH + SEGMENT_OVERHANG + 3) / 4 * 4;
 }
 
 struct Tile {
@@ -39,7 +39,7 @@ __device__ __forceinline__ int output_index(const Tile& tile, int pixel, int M) 
     return inside ? (m * OUT_HEIGHT + row) * OUT_WIDTH + column : -1;
 }
 
-// Where the patch of a pixel begins in the tile of inputs, and where a run begins in the patch.
+// Where the patch of a pixel begins in the tile of inputs, and where a segment begins in the patch.
 template <int PITCH>
 __device__ __forceinline__ int patch_offset(int pixel) {
     const int line = pixel / TILE_WIDTH;
@@ -47,9 +47,9 @@ __device__ __forceinline__ int patch_offset(int pixel) {
     return (row * IN_COLUMNS + pixel % TILE_WIDTH * STRIDE) * PITCH;
 }
 template <int PITCH>
-__device__ __forceinline__ int run_offset(int run) {
-    if (ROW_RUNS) return run * IN_COLUMNS * PITCH;
-    return (run / KERNEL_SIZE * IN_COLUMNS + run % KERNEL_SIZE) * PITCH;
+__device__ __forceinline__ int segment_offset(int segment) {
+    if (FEW_MAPS) return segment * IN_COLUMNS * PITCH;
+    return (segment / KERNEL_SIZE * IN_COLUMNS + segment % KERNEL_SIZE) * PITCH;
 }
 
 // Start copying what a tile sees of a chunk of the maps of x (M, HEIGHT, WIDTH, IN_MAPS).
@@ -60,7 +60,7 @@ __device__ __forceinline__ void load_inputs(float* inputs, const float* x, int M
                             TILE_IMAGES, IN_ROWS, IN_COLUMNS};
     load_rectangle<HEIGHT, WIDTH, IN_MAPS, PIXEL_FLOATS, PITCH, DILATION, THREADS>(
         inputs, x, M, seen, chunk * CHUNK_MAPS);
-    if (int(threadIdx.x) < RUN_OVERHANG) inputs[IN_PIXELS * PITCH + threadIdx.x] = 0.0f;
+    if (int(threadIdx.x) < SEGMENT_OVERHANG) inputs[IN_PIXELS * PITCH + threadIdx.x] = 0.0f;
 }
 
 // value = change(value) for the inputs that this thread copied.

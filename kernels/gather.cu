@@ -14,7 +14,7 @@
 // Bytes a value: 5, the mean comes from the cache; limited by memory.
 #include "vector_load.cuh"
 
-constexpr int TOGETHER = IMAGE_SIZE % 4 == 0 ? 4 : 1;
+constexpr int LANES = IMAGE_SIZE % 4 == 0 ? 4 : 1;
 
 __device__ __forceinline__ long long example_of(const long long* indices, long long step, int M,
                                                 int m, int count) {
@@ -33,14 +33,14 @@ extern "C" __global__ void gather(
     float scale) {
     __shared__ long long example;  // found by one thread: a division of 64-bit numbers is long
     const int m = blockIdx.x;
-    const int first = TOGETHER * (blockIdx.y * blockDim.x + threadIdx.x);
+    const int first = LANES * (blockIdx.y * blockDim.x + threadIdx.x);
     if (threadIdx.x == 0) example = example_of(indices, *step, M, m, count);
     __syncthreads();
     if (first >= IMAGE_SIZE) return;
-    const Vector<unsigned char, TOGETHER> pixels =
-        load<TOGETHER>(images + example * IMAGE_SIZE + first);
-    Vector<float, TOGETHER> value = load<TOGETHER>(mean + first);
-    for (int lane = 0; lane < TOGETHER; ++lane) value[lane] = (pixels[lane] - value[lane]) * scale;
+    const Vector<unsigned char, LANES> pixels =
+        load<LANES>(images + example * IMAGE_SIZE + first);
+    Vector<float, LANES> value = load<LANES>(mean + first);
+    for (int lane = 0; lane < LANES; ++lane) value[lane] = (pixels[lane] - value[lane]) * scale;
     store(x + m * IMAGE_SIZE + first, value);
 }
 

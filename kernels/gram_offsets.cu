@@ -31,14 +31,14 @@ constexpr int COLUMNS_OUT = 1 + OFFSETS * IN_MAPS;
 static_assert(ITEM_SIZE == IN_MAPS * COLUMNS_OUT, "the launcher counts as the kernel does");
 constexpr int PATCH_COLUMNS = 1 + KERNEL_SIZE * KERNEL_SIZE * IN_MAPS;
 
-// Runs of partner floats that lie side by side: the maps of one d, or, where there are fewer than
-// eight, all of one row of d (with those before (0, 0), which are left out at the end).
-constexpr bool ROW_RUNS = IN_MAPS < 8;
-constexpr int CHUNKS = ROW_RUNS ? 1 : (IN_MAPS + CHUNK_MAPS - 1) / CHUNK_MAPS;
-constexpr int PITCH = ROW_RUNS ? IN_MAPS : CHUNK_MAPS;
-constexpr int RUN_LENGTH = ROW_RUNS ? SPAN * IN_MAPS : CHUNK_MAPS;
-constexpr int RUN_SLOTS = (RUN_LENGTH + 3) / 4;
-constexpr int ALL_SLOTS = (ROW_RUNS ? KERNEL_SIZE : OFFSETS) * RUN_SLOTS;
+// Segments of partner floats that lie side by side: the maps of one d, or, where there are few
+// maps, all of one row of d (with those before (0, 0), which are left out at the end).
+constexpr bool FEW_MAPS = IN_MAPS < 8;
+constexpr int CHUNKS = FEW_MAPS ? 1 : (IN_MAPS + CHUNK_MAPS - 1) / CHUNK_MAPS;
+constexpr int PITCH = FEW_MAPS ? IN_MAPS : CHUNK_MAPS;
+constexpr int SEGMENT_LENGTH = FEW_MAPS ? SPAN * IN_MAPS : CHUNK_MAPS;
+constexpr int SEGMENT_SLOTS = (SEGMENT_LENGTH + 3) / 4;
+constexpr int ALL_SLOTS = (FEW_MAPS ? KERNEL_SIZE : OFFSETS) * SEGMENT_SLOTS;
 
 constexpr int THREADS = WARPS_COLUMNS * WARPS_DEPTH * 32, GROUP_THREADS = WARPS_COLUMNS * 32;
 constexpr int BLOCK_SLOTS = WARPS_COLUMNS * SLOTS * SLOT_LANES;
@@ -48,14 +48,14 @@ constexpr int CHUNK_BUFFERS = CHUNKS > 1 ? 2 : 1;  // anchors and partners, wher
 static_assert(LANE_ROWS * ROW_LANES >= PITCH && PITCH <= 32, "a warp has all maps of a chunk");
 static_assert(BUFFER_PIXELS >= (TILE_HEIGHT + REACH) * (TILE_WIDTH + 2 * REACH), "a tile fits");
 
-// Column (d, j') of a float of a run, counted from (0, 0), or -1: padding, or before (0, 0).
-__device__ __forceinline__ int column_of(int chunk, int run, int e) {
-    if (ROW_RUNS) {
-        const int column = (run * SPAN - REACH) * IN_MAPS + e;
-        return e < RUN_LENGTH && column >= 0 ? column : -1;
+// Column (d, j') of a float of a segment, counted from (0, 0), or -1: padding, or before (0, 0).
+__device__ __forceinline__ int column_of(int chunk, int segment, int e) {
+    if (FEW_MAPS) {
+        const int column = (segment * SPAN - REACH) * IN_MAPS + e;
+        return e < SEGMENT_LENGTH && column >= 0 ? column : -1;
     }
     const int j = chunk * CHUNK_MAPS + e;
-    return j < IN_MAPS ? run * IN_MAPS + j : -1;
+    return j < IN_MAPS ? segment * IN_MAPS + j : -1;
 }
 
 // Shared memory: max(2 * CHUNK_BUFFERS * BUFFER, (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
@@ -113,9 +113,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gram_offsets_slices(
     int offset[SLOTS];  // of a slot from its anchor; beyond the last: of the first
     for (int q = 0; q < SLOTS; ++q) {
         const int slot = first_slot + q * SLOT_LANES < ALL_SLOTS ? first_slot + q * SLOT_LANES : 0;
-        const int run = slot / RUN_SLOTS, d = ROW_RUNS ? run * SPAN : run + REACH;
+        const int segment = slot / SEGMENT_SLOTS, d = FEW_MAPS ? segment * SPAN : segment + REACH;
         offset[q] =
-            (d / SPAN * seen_columns + d % SPAN - REACH) * PITCH + slot % RUN_SLOTS * 4;
+            (d / SPAN * seen_columns + d % SPAN - REACH) * PITCH + slot % SEGMENT_SLOTS * 4;
     }
     const bool has_ones = partner_chunk == 0 && blockIdx.z == 0 && warp_column == 0;
 
@@ -136,7 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gram_offsets_slices(
             int pixel = (seen_row * seen_columns + REACH) * PITCH;
 #pragma unroll 2
             for (int c = 0; c < columns; ++c, pixel += PITCH) {
-                add_outer_product<!ROW_RUNS, !ROW_RUNS>(
+                add_outer_product<!FEW_MAPS, !FEW_MAPS>(
                     sum, anchors + pixel + (row < PITCH ? row : 0), partners + pixel, offset);
                 if (has_ones) ones += anchors[pixel + lane % PITCH];
             }
@@ -161,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) gram_offsets_slices(
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
                 const int column =
-                    column_of(partner_chunk, slot / RUN_SLOTS, slot % RUN_SLOTS * 4 + e);
+                    column_of(partner_chunk, slot / SEGMENT_SLOTS, slot % SEGMENT_SLOTS * 4 + e);
                 if (slot < ALL_SLOTS && column >= 0)
                     partial[j * COLUMNS_OUT + 1 + column] = sum[(i * SLOTS + q) * 4 + e];
             }

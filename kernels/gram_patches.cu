@@ -9,7 +9,7 @@
 // tests/test_kernels_gemm.py.
 // Operations M*T*P*(P + TILE); limited by the addresses of the patches' elements and by fp32
 // arithmetic.
-#include "gram_pair.cuh"
+#include "tile_pair.cuh"
 #include "patch.cuh"
 #include "vector_load.cuh"
 

@@ -8,7 +8,7 @@
 // tests/test_kernels_gemm.py.
 // Operations count*MAPS*(MAPS + 32), bytes 4*count*MAPS (for each tile); limited by memory where
 // there is one tile: 67 MB for 512 images of 32 x 32 x 32.
-#include "gram_pair.cuh"
+#include "tile_pair.cuh"
 #include "image_tile.cuh"
 #include "warp_groups.cuh"
 

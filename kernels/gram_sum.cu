@@ -12,7 +12,7 @@
 // Launcher: kfcnet/ops/cuda/gram.py. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
 // Bytes 2*(slices + 3)*side^2; limited by memory.
-#include "gram_pair.cuh"
+#include "tile_pair.cuh"
 #include "slice_lanes.cuh"
 
 constexpr int TILE = 32, LANES = 8;

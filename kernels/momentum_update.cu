@@ -8,11 +8,11 @@
 //   average  = averaging_decay*average + (1 - averaging_decay)*theta
 //
 // All vectors (count), in the order of theta. Without weight_decay or clip_scale their term or
-// factor is left out. Where nonfinite_step is not negative nothing moves: what led to the first
-// non-finite loss stays as it was, to be looked at.
+// factor is left out. Where nonfinite_step is not negative nothing changes: the parameters that led
+// to the first non-finite loss can be looked at.
 //
-// One thread: four neighbours. What changes from step to step is read from device memory, so that
-// a captured graph follows it.
+// One thread: four neighbours, in variables with a 4 behind their names. What changes from step to
+// step is read from device memory, so that a captured graph follows it.
 // Launcher: kfcnet/ops/cuda/updates.py. Contract: kfcnet/ops/primitives.py. Tests:
 // tests/test_kernels_elementwise.py.
 // Bytes an element: 28, with weight decay 32; limited by memory.
@@ -22,24 +22,25 @@ using Four = Vector<float, 4>;
 
 template <bool looks_ahead>
 __device__ __forceinline__ void update(const float* direction, const float* weight_decay,
-                                       float rate, float momentum, float averaging_decay,
+                                       float step_size, float momentum, float averaging_decay,
                                        float* theta, float* velocity, float* average, int count) {
     const unsigned first = first_of_four();
     if (first >= count) return;
-    Four down = load_four(direction, first, count), place = load_four(theta, first, count);
-    Four speed = load_four(velocity, first, count), mean = load_four(average, first, count);
+    Four direction4 = load_four(direction, first, count), theta4 = load_four(theta, first, count);
+    Four velocity4 = load_four(velocity, first, count), average4 = load_four(average, first, count);
     if (weight_decay) {
-        const Four weight = load_four(weight_decay, first, count);
-        for (int lane = 0; lane < 4; ++lane) down[lane] += weight[lane] * place[lane];
+        const Four decay4 = load_four(weight_decay, first, count);
+        for (int lane = 0; lane < 4; ++lane) direction4[lane] += decay4[lane] * theta4[lane];
     }
     for (int lane = 0; lane < 4; ++lane) {
-        speed[lane] = momentum * speed[lane] - rate * down[lane];
-        place[lane] += looks_ahead ? momentum * speed[lane] - rate * down[lane] : speed[lane];
-        mean[lane] = averaging_decay * mean[lane] + (1.0f - averaging_decay) * place[lane];
+        velocity4[lane] = momentum * velocity4[lane] - step_size * direction4[lane];
+        theta4[lane] += looks_ahead ? momentum * velocity4[lane] - step_size * direction4[lane]
+                                    : velocity4[lane];
+        average4[lane] = averaging_decay * average4[lane] + (1.0f - averaging_decay) * theta4[lane];
     }
-    store_four(velocity, first, count, speed);
-    store_four(theta, first, count, place);
-    store_four(average, first, count, mean);
+    store_four(velocity, first, count, velocity4);
+    store_four(theta, first, count, theta4);
+    store_four(average, first, count, average4);
 }
 
 extern "C" __global__ void momentum_update(
@@ -55,8 +56,8 @@ extern "C" __global__ void momentum_update(
     float* __restrict__ average,                   // (count)
     int count) {
     if (nonfinite_step && *nonfinite_step >= 0) return;
-    const float rate = clip_scale ? *learning_rate * *clip_scale : *learning_rate;
-    update<false>(direction, weight_decay, rate, *momentum, *averaging_decay, theta, velocity,
+    const float step_size = clip_scale ? *learning_rate * *clip_scale : *learning_rate;
+    update<false>(direction, weight_decay, step_size, *momentum, *averaging_decay, theta, velocity,
                   average, count);
 }
 

@@ -2,7 +2,7 @@
 //
 // A lane holds LANE_ROWS rows (a multiple of four) of SLOTS times four columns; ROW_LANES lanes of
 // a warp take neighbouring rows, the other 32 / ROW_LANES neighbouring slots of four columns. A
-// column is one float of a patch: slots are cut from its runs, so that four lie side by side.
+// column is one float of a patch: slots are cut from its segments, so that four lie side by side.
 #pragma once
 #include "vector_load.cuh"
 

@@ -57,8 +57,8 @@ extern "C" __global__ void response_norm_within_backward(
     float* __restrict__ dx,        // (M, HEIGHT, WIDTH, MAPS)
     int M,
     float alpha) {
-    // pull[AFTER + r] is the tile's row r: the rows above and below it that pull on it come along.
-    __shared__ Maps pull[TILE_ROWS + SIZE - 1][WIDTH][TILE_GROUPS];
+    // terms[AFTER + r] is the tile's row r: the rows above and below that its sums need come along.
+    __shared__ Maps terms[TILE_ROWS + SIZE - 1][WIDTH][TILE_GROUPS];
     constexpr int ROW = WIDTH * TILE_GROUPS;
     const int first_row = blockIdx.y * TILE_ROWS, first_group = blockIdx.z * TILE_GROUPS;
 
@@ -75,7 +75,7 @@ extern "C" __global__ void response_norm_within_backward(
                 term[lane] = dy_near[lane] * x_near[lane] * inverse_power(d_near[lane]) /
                              d_near[lane];
         }
-        pull[i / ROW][column][i % TILE_GROUPS] = term;
+        terms[i / ROW][column][i % TILE_GROUPS] = term;
     }
     __syncthreads();  // every term is there before neighbours sum them
 
@@ -87,7 +87,7 @@ extern "C" __global__ void response_norm_within_backward(
 #pragma unroll
             for (int c = -AFTER; c <= BEFORE; ++c) {
                 if (column + c < 0 || column + c >= WIDTH) continue;
-                const Maps term = pull[row + r][column + c][group];
+                const Maps term = terms[row + r][column + c][group];
                 for (int lane = 0; lane < LANES; ++lane) sum[lane] += term[lane];
             }
         }

@@ -21,7 +21,7 @@
 // tests/test_ops.py.
 // Operations 2*side^3 a matrix, and half as many again; limited by latency: the sweeps wait for
 // each other.
-#include "gram_pair.cuh"
+#include "tile_pair.cuh"
 
 constexpr int PIVOTS = 32, TILE = 64, THREADS = 256, PITCH = PIVOTS + 1, SPAN = TILE / 16;
 

@@ -441,9 +441,9 @@ def update_arguments(rng, count):
 def test_momentum_update_moves_and_averages(reference, rng, decays, clips):
     direction, weight_decay, (rate, momentum, clip, decay), moved = update_arguments(rng, 87)
     expected = [a.astype(np.float64) for a in moved]
-    down = direction + weight_decay * expected[0] if decays else direction
+    decayed = direction + weight_decay * expected[0] if decays else direction
     reference.momentum_update(
-        *expected, down, rate[0], momentum[0], clip[0] if clips else None, decay[0]
+        *expected, decayed, rate[0], momentum[0], clip[0] if clips else None, decay[0]
     )
     launch(
         "momentum_update",
@@ -468,9 +468,9 @@ def test_momentum_update_moves_and_averages(reference, rng, decays, clips):
 def test_nesterov_update_looks_ahead(rng):
     direction, weight_decay, (rate, momentum, _, decay), moved = update_arguments(rng, 87)
     theta, velocity, average = (a.astype(np.float64) for a in moved)
-    down = rate * (direction + weight_decay * theta)
-    velocity = momentum * velocity - down
-    theta = theta + momentum * velocity - down
+    descent = rate * (direction + weight_decay * theta)
+    velocity = momentum * velocity - descent
+    theta = theta + momentum * velocity - descent
     expected = theta, velocity, decay * average + (1 - decay) * theta
     launch(
         "momentum_update",
@@ -501,8 +501,9 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
     """Three steps with weight decay; Adam's second decay is near one, where floats are coarse."""
     gain, squares_gain, epsilon, rate, decay = 0.1, 0.001, 1e-8, 0.05, 0.9
     theta, weight_decay = normal(rng, 87), rng.choice([0, 0.01], 87).astype(np.float32)
-    means, squares, average = np.zeros((3, 87), np.float32)
-    wanted = place, m, s, mean = [a.astype(np.float64) for a in (theta, means, squares, average)]
+    velocity, squares, average = np.zeros((3, 87), np.float32)
+    state = theta, velocity, squares, average
+    wanted = parameters, m, s, mean = [a.astype(np.float64) for a in state]
     for step in range(3):
         gradient = normal(rng, 87)
         given = [gradient, weight_decay, scalar(rate), scalar(decay)]
@@ -512,7 +513,7 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
                 scalar(step, np.int64),
                 None,
                 theta,
-                means,
+                velocity,
                 squares,
                 average,
                 87,
@@ -527,20 +528,20 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
             arguments = [*given, None, theta, squares, average, 87, *gains, epsilon]
         launch("adaptive_update", f"{name}_update", fours(theta), arguments)
 
-        g, t = gradient + weight_decay * place, step + 1
+        g, t = gradient + weight_decay * parameters, step + 1
         if name == "adagrad":
             s += g**2
-            place -= rate * g / (np.sqrt(s) + epsilon)
+            parameters -= rate * g / (np.sqrt(s) + epsilon)
         elif name == "rmsprop":
             s += gain * (g**2 - s)
-            place -= rate * g / (np.sqrt(s) + epsilon)
+            parameters -= rate * g / (np.sqrt(s) + epsilon)
         else:
             m += gain * (g - m)
             s += squares_gain * (g**2 - s)
             unbiased = m / (1 - (1 - gain) ** t), s / (1 - (1 - squares_gain) ** t)
-            place -= rate * unbiased[0] / (np.sqrt(unbiased[1]) + epsilon)
-        mean[...] = decay * mean + (1 - decay) * place
-    for actual, expected in zip((theta, means, squares, average), wanted, strict=True):
+            parameters -= rate * unbiased[0] / (np.sqrt(unbiased[1]) + epsilon)
+        mean[...] = decay * mean + (1 - decay) * parameters
+    for actual, expected in zip(state, wanted, strict=True):
         assert_close(actual, expected, 1e-6)
 
 

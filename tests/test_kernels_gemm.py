@@ -183,8 +183,8 @@ def transposed(macros):
     )
 
 
-def with_runs(macros):
-    """Adds CHUNK_MAPS; returns runs, floats of a run, floats of a pixel and how many overhang."""
+def with_segments(macros):
+    """Adds CHUNK_MAPS; returns segments, floats of a segment and of a pixel, how many overhang."""
     maps, kernel = macros["IN_MAPS"], macros["KERNEL_SIZE"]
     macros["CHUNK_MAPS"] = 8 * ceil(maps, 8) if maps < 33 else 24
     if maps < 8:
@@ -216,9 +216,9 @@ def tiles(M, macros):
 def packed_conv(rung, x, weight, macros, flipped=False):
     """The convolution with packed weights; macros has the shape, BIAS and RELU."""
     macros = TILE | FORWARD[rung] | dict(DILATION=1, FRAGMENTS=int(rung == "tf32")) | macros
-    runs, depth, pixel, overhang = with_runs(macros)
+    segments, depth, pixel, overhang = with_segments(macros)
     map_tiles = ceil(macros["OUT_MAPS"], macros["TILE_MAPS"])
-    size = map_tiles * macros["TILE_MAPS"] * (1 + runs * depth)
+    size = map_tiles * macros["TILE_MAPS"] * (1 + segments * depth)
     packed = empty(size)
     launch_in_all_orders(
         "conv_pack",
@@ -316,15 +316,15 @@ WEIGHTS = {
 def weights_partials(rung, x, dy, macros, slices):
     """The slices' sums of dy^T [[x]]_H."""
     macros = TILE | WEIGHTS[rung] | dict(DILATION=1) | macros
-    runs, depth, pixel, overhang = with_runs(macros)
+    segments, depth, pixel, overhang = with_segments(macros)
     chunks = 1 if macros["IN_MAPS"] < 8 else ceil(macros["IN_MAPS"], macros["CHUNK_MAPS"])
     if rung == "register":
         length = depth - overhang
         maps, width, pitch = 16, 16 * 2, pixel  # of dy in a block, slots of a block
-        dy_pitch, columns, sums = maps, runs // chunks * ceil(length, 4), 8 * 2 * 4
+        dy_pitch, columns, sums = maps, segments // chunks * ceil(length, 4), 8 * 2 * 4
     else:
         maps, width = 16, 2 * 3
-        dy_pitch, columns, sums = 40, runs // chunks * depth // 8, 3 * 4
+        dy_pitch, columns, sums = 40, segments // chunks * depth // 8, 3 * 4
         pitch = pixel + 8 if pixel % 16 == 0 else pixel
     floats = input_floats(macros, pitch, overhang) + 32 * dy_pitch
     threads = 32 * macros["WARPS_COLUMNS"]
@@ -412,13 +412,13 @@ def gram_offsets(x, macros, positions, scale, decay, out):
     )
     items = sum(ceil(M * int(area), positions) for area in areas.flat)
     chunks = ceil(J, pitch)
-    runs, length = (kernel, (2 * kernel - 1) * J) if J < 8 else (columns // J, pitch)
+    segments, length = (kernel, (2 * kernel - 1) * J) if J < 8 else (columns // J, pitch)
     buffer = macros["BUFFER_PIXELS"] * pitch + 8
     partials = empty(items, J, columns)
     launch_in_all_orders(
         "gram_offsets",
         "gram_offsets_slices",
-        (items, chunks**2, ceil(runs * ceil(length, 4), 4 * (32 // lanes))),
+        (items, chunks**2, ceil(segments * ceil(length, 4), 4 * (32 // lanes))),
         (128,),
         [x, partials, M, positions, items],
         macros,

@@ -137,7 +137,7 @@ class ForwardTile:
 
     @property
     def few_maps(self):
-        """Whether the runs of the depth are whole rows of the kernel."""
+        """Whether a segment of the patch is a whole row of the kernel."""
         return self.layer.few_maps
 
     @property
@@ -146,7 +146,7 @@ class ForwardTile:
 
     @property
     def depth(self):
-        """Length of one run, padded to eights."""
+        """Length of one segment, padded to eights."""
         if self.few_maps:
             return 8 * ceil_div(self.layer.kernel * self.layer.in_maps, 8)
         return self.chunk
@@ -155,8 +155,8 @@ class ForwardTile:
     def packed_size(self):
         """Elements of the weights as the kernel reads them, bias included."""
         K = self.layer.kernel
-        runs = K if self.few_maps else K * K * ceil_div(self.layer.in_maps, self.chunk)
-        return self.map_tiles * self.maps * (1 + runs * self.depth)
+        segments = K if self.few_maps else K * K * ceil_div(self.layer.in_maps, self.chunk)
+        return self.map_tiles * self.maps * (1 + segments * self.depth)
 
     @property
     def map_tiles(self):
@@ -282,8 +282,8 @@ class WeightsTile:
     def columns(self):
         """Groups of columns in one chunk of the input maps."""
         K, J = self.layer.kernel, self.layer.in_maps
-        runs, length = (K, K * J) if self.few_maps else (K * K, self.chunk)
-        return runs * ceil_div(length, 8 if self.tensor_cores else 4)
+        segments, length = (K, K * J) if self.few_maps else (K * K, self.chunk)
+        return segments * ceil_div(length, 8 if self.tensor_cores else 4)
 
     @property
     def row_lanes(self):
@@ -298,11 +298,11 @@ class WeightsTile:
 
     @property
     def groups(self):
-        """Groups of columns that one warp makes; on tensor cores whole runs of maps."""
+        """Groups of columns that one warp makes; on tensor cores whole segments of maps."""
         if not self.tensor_cores:
             return (3 if self.few_maps else 2) * 32 // self.row_lanes
-        run = self.chunk // 8
-        return min(10, self.columns) if self.few_maps else run * max(1, 8 // run)
+        segment = self.chunk // 8
+        return min(10, self.columns) if self.few_maps else segment * max(1, 8 // segment)
 
     @property
     def warps_columns(self):

@@ -1,4 +1,4 @@
-// kernels/gram_pair.cuh: the tiles on and above the diagonal of a symmetric matrix.
+// kernels/tile_pair.cuh: the tiles on and above the diagonal of a symmetric matrix.
 #pragma once
 
 struct Pair {
