@@ -15,6 +15,7 @@ NATIVE = Extension(
     "kfcnet.ops.cpu._native",
     ["kfcnet/ops/cpu/native.c"],
     extra_compile_args=["-O3", "-fno-math-errno"],
+    depends=["kfcnet/ops/cpu/native_kernels.h"],
     optional=True,
 )
 
