@@ -1,5 +1,7 @@
 """Every primitive, on every device, against plain loops in float64 and finite differences."""
 
+import inspect
+
 import numpy as np
 import pytest
 import threadpoolctl
@@ -18,6 +20,8 @@ from checks import (
 from kfcnet import philox
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cpu import convolution as numpy_convolution
+from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.primitives import Primitives
 from kfcnet.ops.shapes import output_size, pooled_size
 
 CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
@@ -562,3 +566,21 @@ def test_blas_is_held_to_one_thread_beside_the_shards():
     CpuOps(shards=2)
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     assert pools and all(pool["num_threads"] == 1 for pool in pools)
+
+
+OF_A_DEVICE_ALONE = {"launch", "swept_inverses"}
+
+
+@pytest.mark.parametrize("device", [CpuOps, CudaOps])
+def test_a_device_has_the_primitives_of_the_contract_and_no_others(device):
+    contract = {name for name in vars(Primitives) if not name.startswith("_")}
+    inherited = (vars(base) for base in device.__mro__ if base not in (Primitives, object))
+    there = {name for names in inherited for name in names if callable(names[name])}
+    public = {name for name in there if not name.startswith("_")}
+    assert public - OF_A_DEVICE_ALONE == contract
+    for name in contract:
+        asked, own = (inspect.signature(getattr(owner, name)) for owner in (Primitives, device))
+        count = len(asked.parameters)
+        assert list(own.parameters.values())[:count] == list(asked.parameters.values()), name
+        assert all(p.default is not p.empty for p in list(own.parameters.values())[count:]), name
+        assert inspect.getdoc(getattr(device, name)), name

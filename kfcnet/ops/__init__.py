@@ -1,8 +1,4 @@
-"""The array primitives: the same functions on every device, chosen once.
-
-`layers`, `losses`, `curvature` and `optimizers` are written against such an object and know no
-other way to touch an array. `CpuOps` is the definition; `CudaOps` launches `kernels/*.cu`.
-"""
+"""The array primitives, the same functions on every device; `primitives.py` is their contract."""
 
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError

@@ -1,4 +1,4 @@
-"""Convolution, its adjoints and patches in NumPy: the definition that all others are held to.
+"""Convolution, its adjoints and patches in NumPy.
 
 A convolution layer is a dense layer applied to every patch of an image. Letters: M images, H x W
 pixels, J input maps, I output maps, K kernel side, T = Ho*Wo output locations, P = 1 + K*K*J.

@@ -27,11 +27,19 @@ try:
 except ImportError:
     _native = None
 
-NUMPY_FUNCTIONS = vars(convolution) | vars(windows)
+# What the C extension has too, with the same signatures.
+_SHARED = {
+    convolution: ("conv_forward", "conv_backward_data", "conv_backward_weights"),
+    windows: (
+        *("max_pool", "max_pool_backward", "max_pool_tangent", "avg_pool", "avg_pool_backward"),
+        *("response_norm", "response_norm_backward", "response_norm_tangent"),
+    ),
+}
+_NATIVE_ALONE = ("patch_gram_regions", "patch_gram_regions_shape", "patch_gram_assemble")
 
 
 def _array_functions(native, dtype):
-    """(whether the C extension serves, the array functions: NumPy's, or its where it has them)."""
+    """(whether the C extension is used, the array functions by name: its own or NumPy's)."""
     if native not in ("auto", "on", "off"):
         raise ValueError(f"ops.native: {native!r} is not one of auto, on, off")
     if native == "on" and _native is None:
@@ -39,15 +47,19 @@ def _array_functions(native, dtype):
             "ops.native is on, but the C extension is not built: "
             "install again where a C compiler is, or set ops.native=auto"
         )
-    serves = native != "off" and _native is not None and dtype.name in _native.DTYPES
-    return serves, SimpleNamespace(**(NUMPY_FUNCTIONS | (vars(_native) if serves else {})))
+    is_native = native != "off" and _native is not None and dtype.name in _native.DTYPES
+    functions = {
+        name: getattr(_native if is_native else module, name)
+        for module, names in _SHARED.items()
+        for name in names
+    }
+    if is_native:
+        functions |= {name: getattr(_native, name) for name in _NATIVE_ALONE}
+    return is_native, SimpleNamespace(**functions)
 
 
 class CpuOps(Eager):
-    """Array primitives over NumPy. Shapes: NHWC activations, (I, 1 + K*K*J) weights.
-
-    A device scalar is an array of shape (1,). Functions return new arrays unless `out` is given.
-    """
+    """The primitives over NumPy arrays; a device scalar is an array of shape (1,)."""
 
     name = "cpu"
 
@@ -64,7 +76,6 @@ class CpuOps(Eager):
         threadpoolctl.threadpool_limits(1, user_api="blas")
 
     def describe(self):
-        """Device and library versions, for the record of a run."""
         return {
             "device": "cpu",
             "processor": processor_name(),
@@ -121,17 +132,9 @@ class CpuOps(Eager):
     # Convolution
 
     def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
-        """Weights (I, P) for several passes of a layer before they change; here as they are.
-
-        backward: whether for `conv_backward_data` too.
-        """
         return weight
 
     def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
-        """x (M, H, W, J), weight (I, P) -> (M, Ho, Wo, I).
-
-        bias=False takes column 0 as zero; relu cuts the result at zero in the same pass.
-        """
         if not bias:
             weight = weight.copy()
             weight[:, 0] = 0
@@ -147,14 +150,12 @@ class CpuOps(Eager):
         return y
 
     def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
-        """dy (M, Ho, Wo, I), weight (I, P) -> dx (M, H, W, J)."""
         dx = self.empty((len(dy), *x_shape[1:]))
         backward = self._convolution(kernel).conv_backward_data
         self._run(lambda dy, dx: backward(dy, weight, dx, kernel, stride, padding), dy, dx)
         return dx
 
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
-        """out (I, P) = scale * dy^T [[x]]_H, summed over images and locations."""
         backward = self._convolution(kernel).conv_backward_weights
         total = self._sum(
             lambda x, dy, out: backward(x, dy, out, kernel, stride, padding), out.shape, x, dy
@@ -166,14 +167,12 @@ class CpuOps(Eager):
         return convolution if kernel == 1 else self._functions
 
     def patches(self, x, kernel, stride, padding):
-        """[[x]]_H: x (M, H, W, J) -> (M*T, P), first column one."""
         T = math.prod(output_sides(x.shape, kernel, stride, padding))
         rows = self.empty((len(x) * T, 1 + kernel * kernel * x.shape[3]))
         convolution.fill_patches(x, rows, kernel, stride, padding)
         return rows
 
     def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
-        """rows (M*T, P) -> (M, H, W, J): every patch added back; column 0 is ignored."""
         dx = self.zeros(x_shape)
         convolution.add_patches(rows, dx, kernel, stride, padding)
         return dx
@@ -181,7 +180,6 @@ class CpuOps(Eager):
     # Kronecker factors
 
     def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
-        """out (P, P) <- decay*out + scale * [[x]]_H^T [[x]]_H, summed over images and locations."""
         total = self._patch_gram(x, out.shape, kernel, stride, padding)
         self._accumulate(total, scale, decay, out)
 
@@ -200,7 +198,6 @@ class CpuOps(Eager):
         return self._sum(lambda x, out: gram(x, out, kernel, stride, padding), shape, x)
 
     def gram(self, rows, scale, decay, out):
-        """out (I, I) <- decay*out + scale * rows^T rows, for rows (n, I)."""
         total = self._sum(lambda rows, out: np.matmul(rows.T, rows, out=out), out.shape, rows)
         self._accumulate(total, scale, decay, out)
 
@@ -215,7 +212,6 @@ class CpuOps(Eager):
     # Pooling
 
     def max_pool(self, x, size, stride):
-        """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window."""
         y = self.empty(pooled_shape(x.shape, size, stride))
         argmax = np.empty(y.shape, np.uint8)
         self._run(lambda *arrays: self._functions.max_pool(*arrays, size, stride), x, y, argmax)
@@ -236,7 +232,6 @@ class CpuOps(Eager):
         return ry
 
     def avg_pool(self, x, size, stride):
-        """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J)."""
         y = self.empty(pooled_shape(x.shape, size, stride))
         self._run(lambda *arrays: self._functions.avg_pool(*arrays, size, stride), x, y)
         return y
@@ -249,7 +244,6 @@ class CpuOps(Eager):
     # Normalisation
 
     def response_norm(self, x, size, alpha, power, across):
-        """x -> (y, d): y = x * d^-power, d = 1 + alpha * sum of x^2 over the neighbourhood."""
         y, d = self.empty(x.shape), self.empty(x.shape)
         forward = self._functions.response_norm
         self._run(lambda *arrays: forward(*arrays, size, alpha, power, across), x, y, d)
@@ -268,7 +262,6 @@ class CpuOps(Eager):
         return ry
 
     def batch_norm(self, x, epsilon):
-        """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes."""
         shape, count = x.shape[-1:], self.dtype.type(x.size // x.shape[-1])
         y, mean = self.empty(x.shape), self._sum(batch_norm.totals, shape, x) / count
         squares = self._sum(lambda x, y, out: batch_norm.center(x, mean, y, out), shape, x, y)
@@ -282,7 +275,6 @@ class CpuOps(Eager):
         return y
 
     def batch_norm_backward(self, dy, y, inv_std):
-        """dx through the batch's mean and variance; the Jacobian is symmetric: also the tangent."""
         shape, count = y.shape[-1:], self.dtype.type(y.size // y.shape[-1])
         mean_dy = self._sum(batch_norm.totals, shape, dy) / count
         mean_dy_y = self._sum(batch_norm.product_totals, shape, dy, y) / count
@@ -298,22 +290,16 @@ class CpuOps(Eager):
         return dx
 
     def scale_maps(self, x, s):
-        """x (..., J), s (J,) -> x * s, map by map."""
         y = self.empty(x.shape)
         self._run(lambda x, y: batch_norm.scale_maps(x, s, y), x, y)
         return y
 
     def scale_shift(self, x, weight):
-        """x (..., J), weight (J, 2) -> shift + scale * x, for weight's rows (shift, scale)."""
         y = self.empty(x.shape)
         self._run(lambda x, y: batch_norm.scale_shift(x, weight, y), x, y)
         return y
 
     def map_sums(self, x, dy):
-        """x, dy (m, H, W, J) -> (m, J, 2): sums over locations of dy and of dy * x.
-
-        Of each example the gradient along the rows (shift, scale) of `scale_shift`.
-        """
         sums = self.empty((len(dy), dy.shape[-1], 2))
         self._run(batch_norm.map_sums, x, dy, sums)
         return sums
@@ -326,25 +312,21 @@ class CpuOps(Eager):
         return y
 
     def relu_backward(self, dy, y):
-        """dy where y > 0; the tangent has the same mask."""
         dx = self.empty(dy.shape)
         self._run(lambda dy, y, dx: np.multiply(dy, y > 0, out=dx), dy, y, dx)
         return dx
 
     def dropout(self, x, keep, seed, step, stream):
-        """x -> (x * mask / keep, mask uint8); elements whose uniform is below keep are kept."""
         uniforms = philox.uniforms(seed, philox.DROPOUT, _number(step), x.size, stream)
         mask = (uniforms < keep).astype(np.uint8).reshape(x.shape)
         return self.dropout_backward(x, mask, keep), mask
 
     def dropout_backward(self, dy, mask, keep):
-        """dy * mask / keep; the tangent has the same mask."""
         return dy * mask * self.dtype.type(1 / keep)
 
     # Losses and sampling
 
     def softmax_cross_entropy(self, z, labels):
-        """z (M, C), labels int32 (M,) -> (p, p - onehot, [sum of nats, number wrong])."""
         shifted = z - z.max(axis=1, keepdims=True)
         p = np.exp(shifted)
         sums = p.sum(axis=1, keepdims=True)
@@ -356,19 +338,16 @@ class CpuOps(Eager):
         return p, dz, np.array([nats, (z.argmax(axis=1) != labels).sum()])
 
     def sampled_gradient(self, p, uniforms):
-        """p - onehot(class drawn from p): the first whose cumulative probability exceeds u."""
         below = np.cumsum(p, axis=1) <= uniforms[:, None]
         dz = p.copy()
         dz[np.arange(len(p)), np.minimum(below.sum(axis=1), p.shape[1] - 1)] -= 1
         return dz
 
     def softmax_fisher(self, p, r, scale):
-        """scale * sum over examples of r^T (diag(p) - p p^T) r, as a device scalar."""
         mean = (p * r).sum(axis=1, keepdims=True)
         return self.asarray([scale * (p * np.square(r - mean)).sum()])
 
     def softmax_fisher_product(self, p, r):
-        """(diag(p) - p p^T) r of every example, (M, C)."""
         return p * (r - (p * r).sum(axis=1, keepdims=True))
 
     def uniforms(self, count, seed, purpose, step, stream=0):
@@ -380,11 +359,6 @@ class CpuOps(Eager):
     # Mini-batches
 
     def gather(self, images, indices, mean, scale, batch=None, step=0):
-        """images uint8 (N, H, W, C), indices (n,), mean (H, W, C) -> (image - mean) * scale.
-
-        batch: so many images (batch, H, W, C) instead of all, those from place step*batch on in
-        `indices` as a ring. step: a number or a counter.
-        """
         indices = _part(indices, batch, step)
         x = self.empty((len(indices), *images.shape[1:]))
 
@@ -396,7 +370,6 @@ class CpuOps(Eager):
         return x
 
     def take(self, labels, indices, batch=None, step=0):
-        """The labels that belong to `gather`'s images."""
         return labels[_part(indices, batch, step)]
 
     # Vectors and matrices
@@ -408,25 +381,18 @@ class CpuOps(Eager):
         return self.asarray([np.vdot(x, y)])
 
     def weighted_dot(self, w, x, y):
-        """Sum of w*x*y, as a device scalar."""
         return self.asarray([np.vdot(w * x, y)])
 
     def axpy(self, alpha, x, y):
-        """y += alpha * x."""
         y += alpha * x
 
     def multiply_add(self, w, x, y):
-        """y += w * x, element by element."""
         y += w * x
 
     def trace(self, matrix):
         return self.asarray([np.trace(matrix)])
 
     def spd_inverse(self, matrix, shift):
-        """(matrix + shift*I)^-1 by Cholesky, for a symmetric matrix and a device scalar.
-
-        Raises numpy.linalg.LinAlgError where the shifted matrix is not positive definite.
-        """
         damped = matrix.copy()
         damped.flat[:: len(matrix) + 1] += shift
         potrf, potri = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (damped,))
@@ -439,21 +405,11 @@ class CpuOps(Eager):
         return np.ascontiguousarray(upper + np.triu(upper, 1).T)
 
     def eigh(self, matrix):
-        """Eigenvalues (n,), ascending, and eigenvectors (n, n), in columns, of a symmetric matrix.
-
-        Raises numpy.linalg.LinAlgError where the iteration does not converge.
-        """
         return np.linalg.eigh(matrix)
 
     # Updates
 
     def update_running_sums(self, totals, clip_scale, nu, step, sums, nonfinite_step):
-        """sums (4,) += [loss, errors, clipped or not, nu] of totals (2,), clip_scale and nu (1,).
-
-        Where nothing clips the latter two are None, and the sum of nu becomes NaN. Where the loss
-        is not finite nonfinite_step (1,) becomes `step`, unless it was set before; -1 where it was
-        not.
-        """
         sums[:2] += totals
         sums[2] += clip_scale is not None and clip_scale[0] < 1
         sums[3] += np.nan if nu is None else nu[0]
@@ -461,7 +417,6 @@ class CpuOps(Eager):
             nonfinite_step[...] = step
 
     def clip_scale(self, quadratic, learning_rate, clip):
-        """min(1, sqrt(clip / nu)) and nu = learning_rate^2 * quadratic, as device scalars."""
         nu = learning_rate**2 * quadratic
         return np.sqrt(clip / np.maximum(nu, clip)), nu
 
@@ -478,13 +433,6 @@ class CpuOps(Eager):
         nonfinite_step=None,
         weight_decay=None,
     ):
-        """One pass over the flat parameter vector:
-
-        velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
-        average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
-        All updates: weight_decay*theta, with weight_decay (n,), is added to the direction first;
-        none moves anything once nonfinite_step (1,) is not negative: see `update_running_sums`.
-        """
         if _is_set(nonfinite_step):
             return
         step = learning_rate if clip_scale is None else learning_rate * clip_scale
@@ -505,9 +453,6 @@ class CpuOps(Eager):
         nonfinite_step=None,
         weight_decay=None,
     ):
-        """Like `momentum_update`, but theta += momentum*velocity - learning_rate*direction, with
-        the new velocity: the look-ahead form of Sutskever et al. (2013).
-        """
         if _is_set(nonfinite_step):
             return
         descent = learning_rate * _decayed(direction, weight_decay, theta)
@@ -518,12 +463,6 @@ class CpuOps(Eager):
         _fold(average, theta, averaging_decay)
 
     def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
-        """Shorten every row of weight[:, 1:] (I, P - 1) above the Euclidean norm `limit` to it.
-
-        average (I, P) has folded in `weight` as it was, with averaging_decay; it takes its share of
-        the change. Column 0, the bias, is free. In place. Nothing moves once nonfinite_step (1,) is
-        not negative: see `update_running_sums`.
-        """
         if _is_set(nonfinite_step):
             return
         incoming = weight[:, 1:]
@@ -544,7 +483,6 @@ class CpuOps(Eager):
         nonfinite_step=None,
         weight_decay=None,
     ):
-        """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
         if _is_set(nonfinite_step):
             return
         gradient = _decayed(gradient, weight_decay, theta)
@@ -565,7 +503,6 @@ class CpuOps(Eager):
         nonfinite_step=None,
         weight_decay=None,
     ):
-        """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
         if _is_set(nonfinite_step):
             return
         gradient = _decayed(gradient, weight_decay, theta)
@@ -589,11 +526,6 @@ class CpuOps(Eager):
         nonfinite_step=None,
         weight_decay=None,
     ):
-        """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
-
-        theta -= learning_rate * mean / (sqrt(mean square) + epsilon). completed: the steps before
-        this one, a number or a counter.
-        """
         if _is_set(nonfinite_step):
             return
         gradient = _decayed(gradient, weight_decay, theta)

@@ -7,6 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from kfcnet.ops.primitives import Primitives
+
 
 class Future:
     """Work that was submitted, and whose result is taken at a later, fixed step.
@@ -34,7 +36,7 @@ def as_generator(function):
     return generator
 
 
-class Eager:
+class Eager(Primitives):
     """What `kfcnet/ops/cuda/graphs.py` does with graphs and streams, at once on the host."""
 
     phases_measured = "by the clock of the host"
@@ -44,11 +46,6 @@ class Eager:
         return ThreadPoolExecutor(1, "kfcnet-side")
 
     def captured(self, function, *owners):
-        """A function of arrays that a device may capture and replay; here it runs every time.
-
-        A function that it yields is called between two graphs, by the host. owners: objects in
-        whose `saved` it leaves arrays.
-        """
 
         def run(*inputs):
             parts = as_generator(function)(*inputs)
@@ -61,38 +58,27 @@ class Eager:
 
         return run
 
-    def submit(self, function, *arrays, on_host=True):
-        """Start function(ops, *arrays) beside what follows; a Future of the arrays it returns.
-
-        It works on copies of the arrays as they are now: `Future.inputs`.
-        """
+    def submit(self, function, *arrays, on_host=False):
         inputs = [self.copy(array) for array in arrays]
         return Future(inputs, self._side_thread.submit(function, self, *inputs).result)
 
     def event(self):
-        """A moment on the device; on a GPU None within a captured graph."""
         return time.perf_counter()
 
     def seconds_between(self, start, end):
-        """Seconds between two events that the device has passed."""
         return end - start
 
     def to_device(self, x):
-        """x on the device, in the type it has: a data set that stays there."""
         return x
 
     def scalar(self, value):
-        """A number in device memory, which a captured graph reads at every replay: (1,)."""
         return self.asarray([value])
 
     def counter(self, value):
-        """A step number that a captured graph can advance: int64 (1,)."""
         return np.array([value], np.int64)
 
     def advance(self, step):
-        """step += 1."""
         step += 1
 
     def write(self, target, value):
-        """Write a number or an array into the memory of `target`."""
         target[...] = value

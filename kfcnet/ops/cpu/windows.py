@@ -1,4 +1,4 @@
-"""Pooling and response normalisation in NumPy: the definition that every other version is held to.
+"""Pooling and response normalisation in NumPy.
 
 Windows follow cuda-convnet: they start inside the image, hang over its right and bottom border and
 are clipped there. Arrays are NHWC; functions write into their `out` arguments and work on any

@@ -15,10 +15,7 @@ def is_available():
 
 
 class CudaOps(Elementwise, Convolutions, GramMatrices, Updates, Graphs):
-    """Array primitives over the arrays of a runtime, in float32; see kfcnet/ops/primitives.py.
-
-    Functions return new arrays unless `out` is given.
-    """
+    """The primitives over the arrays of a runtime, in float32."""
 
     name = "cuda"
 

@@ -7,6 +7,7 @@ same kernels on the CPU.
 import numpy as np
 
 from kfcnet.ops.cuda import kernels
+from kfcnet.ops.primitives import Primitives
 from kfcnet.ops.shapes import ceil_div
 
 BLOCK = 256  # threads of a block, where a kernel does not ask for another number
@@ -14,7 +15,7 @@ SCALARS_KEPT = 256  # numbers that stay on the device because they may be asked 
 MULTIPROCESSORS = 132  # of the GPU that grids are chosen for: fewer blocks leave some idle
 
 
-class Launcher:
+class Launcher(Primitives):
     """Launches kernels of `kernels/` on the arrays of a runtime, in float32.
 
     A device scalar is an array of shape (1,). Numbers that change from step to step (the step, a

@@ -1,0 +1,353 @@
+"""The contract of the array primitives: signature, shapes and formula of each, on every device.
+
+`layers`, `losses`, `curvature` and `optimizers` are written against an object with these methods
+and know no other way to touch an array. `CpuOps` implements them over NumPy, `CudaOps` by the
+kernels of `kernels/`; the plain loops of `tests/checks.py` are the reference of both.
+
+Letters: M images, m of them, H x W pixels, J input maps, I output maps, K kernel side, T = Ho*Wo
+output locations, P = 1 + K*K*J. Images are NHWC; weights are Wbar = (b, W), (I, P), the column of
+(delta, j) being 1 + delta*J + j; [[x]]_H are the patches of x with the homogeneous coordinate. A
+device scalar is an array of shape (1,). Functions return new arrays unless `out` is given.
+"""
+
+
+class Primitives:
+    """What a device offers. `name` is "cpu" or "cuda", `dtype` that of its arrays.
+
+    `phases_measured` says for the record of a run how the phases of a step are measured.
+    """
+
+    # The device
+
+    def describe(self):
+        """Device and library versions, for the record of a run."""
+
+    # Arrays
+
+    def asarray(self, x):
+        """x on the device, C-contiguous, in `dtype`."""
+
+    def to_device(self, x):
+        """x on the device, in the type it has: a data set that stays there."""
+
+    def to_numpy(self, a):
+        """An array of the device as a NumPy array; waits for the device."""
+
+    def zeros(self, shape):
+        """A new array of zeros."""
+
+    def empty(self, shape):
+        """A new array whose elements are not set."""
+
+    def copy(self, a):
+        """A new array with the elements of a."""
+
+    # When things happen
+
+    def captured(self, function, *owners):
+        """`function` of arrays as one that a GPU captures and replays; a CPU runs it every time.
+
+        A function that it yields is called between two graphs, by the host. owners: objects in
+        whose `saved` it leaves arrays.
+        """
+
+    def submit(self, function, *arrays, on_host=False):
+        """Start function(ops, *arrays) beside what follows; a Future of the arrays it returns.
+
+        It works on copies of the arrays as they are now: `Future.inputs`. on_host: in a thread of
+        the CPU rather than on the side stream of a GPU.
+        """
+
+    def event(self):
+        """A moment on the device; on a GPU None within a captured graph."""
+
+    def seconds_between(self, start, end):
+        """Seconds between two events that the device has passed."""
+
+    # What changes from step to step, in device memory
+
+    def scalar(self, value):
+        """A number in device memory, which a captured graph reads at every replay: (1,)."""
+
+    def counter(self, value):
+        """A step number that a captured graph can advance: int64 (1,)."""
+
+    def advance(self, step):
+        """step += 1."""
+
+    def write(self, target, value):
+        """Write a number or an array into the memory of `target`."""
+
+    # Convolution
+
+    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
+        """Weights (I, P) in the form that the passes of a layer read, until they change.
+
+        backward: whether for `conv_backward_data` too.
+        """
+
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
+        """x (M, H, W, J), weight (I, P) -> [[x]]_H Wbar^T, (M, Ho, Wo, I): Eq. 10.
+
+        bias=False takes column 0 as zero; relu cuts the result at zero in the same pass.
+        """
+
+    def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
+        """dy (M, Ho, Wo, I), weight (I, P) -> dx (M, H, W, J): its adjoint in x."""
+
+    def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
+        """out (I, P) = scale * dy^T [[x]]_H, over images and locations: Eq. 11."""
+
+    def patches(self, x, kernel, stride, padding):
+        """[[x]]_H: x (M, H, W, J) -> (M*T, P), first column one."""
+
+    def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
+        """rows (M*T, P) -> (M, H, W, J): every patch added back; column 0 is ignored."""
+
+    # Kronecker factors
+
+    def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
+        """out (P, P) <- decay*out + scale * [[x]]_H^T [[x]]_H, summed over images and locations."""
+
+    def gram(self, rows, scale, decay, out):
+        """out (I, I) <- decay*out + scale * rows^T rows, for rows (n, I)."""
+
+    # Pooling
+
+    def max_pool(self, x, size, stride):
+        """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window."""
+
+    def max_pool_backward(self, dy, argmax, x_shape, size, stride):
+        """dy (M, Ho, Wo, J) -> dx of x_shape: every derivative goes to its window's argmax."""
+
+    def max_pool_tangent(self, rx, argmax, size, stride):
+        """rx (M, H, W, J) -> ry (M, Ho, Wo, J): the tangent of the pixel at each argmax."""
+
+    def avg_pool(self, x, size, stride):
+        """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J)."""
+
+    def avg_pool_backward(self, dy, x_shape, size, stride):
+        """dy (M, Ho, Wo, J) -> dx of x_shape: a derivative is spread over its clipped window."""
+
+    # Normalisation
+
+    def response_norm(self, x, size, alpha, power, across):
+        """x -> (y, d): y = x * d^-power, d = 1 + alpha * sum of x^2 over the neighbourhood."""
+
+    def response_norm_backward(self, dy, x, d, size, alpha, power, across):
+        """dx: the adjoint of the derivative of `response_norm` at x, applied to dy; d as it
+        returned.
+        """
+
+    def response_norm_tangent(self, rx, x, d, size, alpha, power, across):
+        """ry: the derivative of `response_norm` at x along rx."""
+
+    def batch_norm(self, x, epsilon):
+        """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes."""
+
+    def batch_norm_apply(self, x, mean, inv_std):
+        """x (..., J) -> (x - mean) * inv_std, map by map."""
+
+    def batch_norm_backward(self, dy, y, inv_std):
+        """dx through the batch's mean and variance; the Jacobian is symmetric: also the tangent."""
+
+    def scale_maps(self, x, s):
+        """x (..., J), s (J,) -> x * s, map by map."""
+
+    def scale_shift(self, x, weight):
+        """x (..., J), weight (J, 2) -> shift + scale * x, for weight's rows (shift, scale)."""
+
+    def map_sums(self, x, dy):
+        """x, dy (m, H, W, J) -> (m, J, 2): sums over locations of dy and of dy * x.
+
+        Of each example the gradient along the rows (shift, scale) of `scale_shift`.
+        """
+
+    # Activation and dropout
+
+    def relu(self, x):
+        """max(x, 0)."""
+
+    def relu_backward(self, dy, y):
+        """dy where y > 0; the tangent has the same mask."""
+
+    def dropout(self, x, keep, seed, step, stream):
+        """x -> (x * mask / keep, mask uint8); elements whose uniform is below keep are kept."""
+
+    def dropout_backward(self, dy, mask, keep):
+        """dy * mask / keep; the tangent has the same mask."""
+
+    # Losses and sampling
+
+    def softmax_cross_entropy(self, z, labels):
+        """z (M, C), labels int32 (M,) -> (p, p - onehot, [sum of nats, number wrong])."""
+
+    def sampled_gradient(self, p, uniforms):
+        """p - onehot(class drawn from p): the first whose cumulative probability exceeds u."""
+
+    def softmax_fisher(self, p, r, scale):
+        """scale * sum over examples of r^T (diag(p) - p p^T) r, as a device scalar."""
+
+    def softmax_fisher_product(self, p, r):
+        """(diag(p) - p p^T) r of every example, (M, C)."""
+
+    def uniforms(self, count, seed, purpose, step, stream=0):
+        """Uniform numbers in [0, 1), (count,), by Philox 4x32-10 from seed, purpose, step and
+        stream.
+        """
+
+    def normals(self, count, seed, purpose, step, stream=0):
+        """Standard normal numbers (count,), likewise."""
+
+    # Mini-batches
+
+    def gather(self, images, indices, mean, scale, batch=None, step=0):
+        """images uint8 (N, H, W, C), indices (n,), mean (H, W, C) -> (image - mean) * scale.
+
+        batch: so many images (batch, H, W, C) instead of all, those from place step*batch on in
+        `indices` as a ring. step: a number or a counter.
+        """
+
+    def take(self, labels, indices, batch=None, step=0):
+        """The labels that belong to `gather`'s images."""
+
+    # Vectors and matrices
+
+    def matmul(self, a, b, transpose_a=False, transpose_b=False, out=None):
+        """op(a) op(b), op being the transpose where that is asked for."""
+
+    def dot(self, x, y):
+        """Sum of x*y, as a device scalar."""
+
+    def weighted_dot(self, w, x, y):
+        """Sum of w*x*y, as a device scalar."""
+
+    def axpy(self, alpha, x, y):
+        """y += alpha * x."""
+
+    def multiply_add(self, w, x, y):
+        """y += w * x, element by element."""
+
+    def trace(self, matrix):
+        """The sum of the diagonal, as a device scalar."""
+
+    def spd_inverse(self, matrix, shift):
+        """(matrix + shift*I)^-1 by Cholesky, for a symmetric matrix and a device scalar.
+
+        Raises numpy.linalg.LinAlgError where the shifted matrix is not positive definite.
+        """
+
+    def eigh(self, matrix):
+        """Eigenvalues (n,), ascending, and eigenvectors (n, n), in columns, of a symmetric matrix.
+
+        Raises numpy.linalg.LinAlgError where the iteration does not converge.
+        """
+
+    # Updates
+
+    def update_running_sums(self, totals, clip_scale, nu, step, sums, nonfinite_step):
+        """sums (4,) += [loss, errors, clipped or not, nu] of totals (2,), clip_scale and nu (1,).
+
+        Where nothing clips the latter two are None, and the sum of nu becomes NaN. Where the loss
+        is not finite nonfinite_step (1,) becomes `step`, unless it was set before; -1 where it was
+        not.
+        """
+
+    def clip_scale(self, quadratic, learning_rate, clip):
+        """min(1, sqrt(clip / nu)) and nu = learning_rate^2 * quadratic, as device scalars."""
+
+    def momentum_update(
+        self,
+        theta,
+        velocity,
+        average,
+        direction,
+        learning_rate,
+        momentum,
+        clip_scale,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        """One pass over the flat parameter vector:
+
+        velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
+        average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
+        All updates: weight_decay*theta, with weight_decay (n,), is added to the direction first;
+        none moves anything once nonfinite_step (1,) is not negative: see `update_running_sums`.
+        """
+
+    def nesterov_update(
+        self,
+        theta,
+        velocity,
+        average,
+        direction,
+        learning_rate,
+        momentum,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        """Like `momentum_update`, but theta += momentum*velocity - learning_rate*direction, with
+        the new velocity: the look-ahead form of Sutskever et al. (2013).
+        """
+
+    def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
+        """Shorten every row of weight[:, 1:] (I, P - 1) above the Euclidean norm `limit` to it.
+
+        average (I, P) has folded in `weight` as it was, with averaging_decay; it takes its share of
+        the change. Column 0, the bias, is free. In place. Nothing moves once nonfinite_step (1,) is
+        not negative: see `update_running_sums`.
+        """
+
+    def adagrad_update(
+        self,
+        theta,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        epsilon,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
+
+    def rmsprop_update(
+        self,
+        theta,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        square_decay,
+        epsilon,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
+
+    def adam_update(
+        self,
+        theta,
+        velocity,
+        squares,
+        average,
+        gradient,
+        learning_rate,
+        momentum,
+        square_decay,
+        epsilon,
+        completed,
+        averaging_decay,
+        nonfinite_step=None,
+        weight_decay=None,
+    ):
+        """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
+
+        theta -= learning_rate * mean / (sqrt(mean square) + epsilon). completed: the steps before
+        this one, a number or a counter.
+        """
