@@ -1,13 +1,14 @@
 """When runs reached the paper's errors: from their records, and from nothing else."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 
 from kfcnet.config import dump_config, load_config
 from kfcnet.figures import milestones
-from kfcnet.figures.milestones import compare, markdown, milestone_rows
+from kfcnet.figures.milestones import compare, markdown, medians, milestone_rows
 from kfcnet.runs.files import write_json
 from kfcnet.runs.labels import titles_and_labels
 from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics
@@ -71,6 +72,69 @@ def test_a_milestone_that_only_the_other_run_reached_has_no_ratio():
         [run([0.9, 0.8], 1.0, 1), run([0.9, 0.1], 1.0, 1)], ["a", "b"], [("test_error", 0.19)]
     )
     assert rows[1]["updates"] == 1 and rows[1]["updates_ratio"] == ""
+
+
+def seeds(name, *runs):
+    """Runs of one method as its seeds 0, 1, ...: a group."""
+    config = {
+        "data": {"name": "digits"},
+        "network": [],
+        "optimizer": {"name": name, "batch_size": 7},
+    }
+    return [
+        Run(metrics, {**config, "seed": seed}, {"device": {"device": "cpu"}})
+        for seed, (metrics, _, _) in enumerate(runs)
+    ]
+
+
+def cells(table):
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+
+
+def test_medians_are_over_the_seeds_and_their_ratios_over_pairs():
+    """The machine was ten times as slow while the second pair ran: seconds of runs of two seeds
+    are not to be divided by each other.
+    """
+    fast = seeds("kfc_pre", run([0.9, 0.1], 10.0, 5), run([0.9, 0.5, 0.1], 100.0, 5))
+    slow = seeds("sgd", run([0.9, 0.1], 20.0, 30), run([0.9, 0.5, 0.1], 150.0, 10))
+    header, _, line = cells(medians([fast, slow], [("test_error", 0.19)]))
+    assert dict(zip(header, line, strict=True)) == {
+        "milestone": "19% test error",
+        "KFC-pre, M = 7, 2 runs: updates": "8",  # 7.5
+        "KFC-pre, M = 7, 2 runs: seconds": "105",
+        "SGD, M = 7, 2 runs: updates": "25",
+        "SGD, M = 7, 2 runs: seconds": "160",
+        "updates, ratio": "4.00",  # of 6 and 2
+        "seconds, ratio": "1.75",  # of 2 and 1.5
+    }
+
+
+@pytest.mark.parametrize(
+    "errors, median, ratio", [([0.9, 0.5], "not reached", ""), ([0.1, 0.1], "3", "0.30")]
+)
+def test_a_run_that_did_not_get_there_is_not_left_out_of_a_median(errors, median, ratio):
+    """Neither is one that was there at once, but nothing can be divided by its zero updates."""
+    other = seeds("kfc_pre", run([0.9, 0.1], 1.0, 6), run(errors, 1.0, 6))
+    sgd = seeds("sgd", run([0.9, 0.1], 1.0, 10), run([0.9, 0.1], 1.0, 10))
+    milestones = [("test_error", 0.19)]
+    assert cells(medians([sgd, other], milestones, ("updates",)))[2][1:] == ["10", median, ratio]
+    assert cells(medians([other, sgd], milestones, ("updates",)))[2][1:] == [median, "10", ""]
+
+
+def test_medians_are_written_where_a_configuration_has_seeds(folders, tmp_path):
+    compare(folders, tmp_path / "once")
+    assert not (tmp_path / "once/medians.md").exists()
+    again = tmp_path / "again"
+    shutil.copytree(folders[0], again)
+    (again / "config.yaml").write_text(dump_config(load_config("cifar_kfc", ["seed=1"])))
+    compare([*folders, again], tmp_path / "twice", by=("updates",))
+    header, *_ = cells((tmp_path / "twice/medians.md").read_text())
+    assert header == [
+        "milestone",
+        "KFC-pre, M = 512, 2 runs: updates",
+        "SGD, M = 128, 1 run: updates",
+        "updates, ratio",
+    ]
 
 
 @pytest.fixture
