@@ -3,7 +3,9 @@
     python scripts/render_walkthrough.py
 
 The script is in jupytext's percent format: cells of markdown and of code. What a code cell prints
-and the figures that it opens stand behind it in the page.
+and the figures that it opens stand behind it in the page. Formulas are written as Jupyter reads
+them, $...$ and $$...$$; the page has them as GitHub reads them, in code, where Markdown leaves a
+backslash before a punctuation mark alone.
 """
 
 import contextlib
@@ -70,7 +72,7 @@ def render(cells, results, folder):
 
     blocks, count = [], 0
     for cell, (printed, figures) in zip(cells, results, strict=True):
-        blocks.append(f"```python\n{cell.text}\n```" if cell.is_code else cell.text)
+        blocks.append(f"```python\n{cell.text}\n```" if cell.is_code else github_math(cell.text))
         if printed:
             blocks.append(f"```text\n{printed}\n```")
         for figure in figures:
@@ -79,6 +81,12 @@ def render(cells, results, folder):
             figure.savefig(folder / name, dpi=150, metadata=DATELESS["png"])
             blocks.append(f"![Figure {count}]({name})")
     return "\n\n".join(blocks) + "\n"
+
+
+def github_math(text):
+    """Markdown with formulas in Jupyter's spelling -> in GitHub's."""
+    text = re.sub(r"\$\$(.+?)\$\$", r"```math\n\1\n```", text, flags=re.DOTALL)
+    return re.sub(r"(?<![$`])\$([^$`]+?)\$(?!`)", r"$`\1`$", text)
 
 
 def main(folder=SCRIPT.parent):

@@ -70,3 +70,14 @@ def test_cells_are_text_or_code_and_results_stand_behind_them(tmp_path):
 
 def test_the_readme_links_the_page():
     assert "(docs/walkthrough.md)" in (DOCS.parent / "README.md").read_text()
+
+
+def test_the_page_has_formulas_as_github_renders_them():
+    """A backslash before a punctuation mark is lost outside of code: all formulas are in code."""
+    text = re.sub(r"```(?:python|text).*?```", "", PAGE.read_text(), flags=re.DOTALL)
+    displayed, inline = text.count("```math\n"), len(re.findall(r"\$`[^`$]+`\$", text))
+    assert displayed > 2 and inline > 10
+    rest = re.sub(r"```math\n.*?\n```|\$`[^`$]+`\$", "", text, flags=re.DOTALL)
+    assert "$" not in rest and "\\" not in rest and "```" not in rest
+    jupyter = "".join(cell.text for cell in read_cells(SCRIPT.read_text()) if not cell.is_code)
+    assert "$`" not in jupyter and jupyter.count("$$") == 2 * displayed
