@@ -360,7 +360,7 @@ def reproduce(argv=None, prog=None):
     )
     parser.add_argument(
         "--set",
-        dest="settings",
+        dest="overrides",
         action="extend",
         nargs="+",
         default=[],
@@ -376,7 +376,7 @@ def reproduce(argv=None, prog=None):
         parser.error("--data: expected cifar10=PATH or svhn=PATH")
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: at least one is needed")
-    for setting in options.settings:
+    for setting in options.overrides:
         key = setting.partition("=")[0].strip()
         if key in reproduction.DECIDED:
             parser.error(f"--set {key}: the plan decides it; see --seeds, --device and --data")
@@ -388,7 +388,7 @@ def reproduce(argv=None, prog=None):
         options.quick,
         options.seeds,
         {name: Path(path) for name, path in places.items()},
-        options.settings,
+        options.overrides,
         options.draw,
     )
     for name, reason in failures.items():
@@ -417,7 +417,7 @@ def _add_config_options(parser):
     )
     parser.add_argument(
         "--set",
-        dest="settings",
+        dest="overrides",
         action="extend",
         nargs="+",
         default=[],
@@ -432,7 +432,7 @@ def _add_config_options(parser):
 
 
 def _overrides(options):
-    return options.settings + ([f"device={options.device}"] if options.device else [])
+    return options.overrides + ([f"device={options.device}"] if options.device else [])
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A small plan on the digits, and its runs, that tests of a reproduction share."""
 
 from kfcnet.reproduce import work
-from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, NetworkPlan, PanelPlan, Plan
+from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, Measurement, PanelPlan, Plan
 from kfcnet.runs.files import write_json
 from kfcnet.runs.folder import portable_config
 from kfcnet.runs.index import RunIndex
@@ -34,9 +34,9 @@ def small_plan(folder):
         {
             "fig1": FigurePlan("Curves", panels),
             "sensitivity": FigurePlan("Rates", panels, "tuning"),
-            "assumptions": FigurePlan("Assumptions", kind="networks"),
+            "assumptions": FigurePlan("Assumptions", kind="assumptions"),
         },
-        (NetworkPlan("tiny_max", "digits", "max", 50, 2),),
+        (Measurement("tiny_max", "digits", "max", 50, 2),),
         "digits",
         "UCI digits",
         Errors(0.5, 0.5, 0.5),
@@ -92,4 +92,4 @@ def write_run(index, plan, name, settings, errors, seed=0, pace=60.0, state="fin
 
 
 def rate(value):
-    return (("optimizer.learning_rate", value),)
+    return {"optimizer.learning_rate": value}

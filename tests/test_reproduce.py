@@ -68,7 +68,7 @@ def test_every_planned_run_has_a_valid_configuration(name):
     plan = PLANS[name]
     for curve in plan.curves.values():
         for seed, value in ((0, None), (1, 0.01)):
-            settings = rate(value) if value and curve.rates else ()
+            settings = rate(value) if value and curve.rates else {}
             config = plan.configure(curve, settings, seed, 2)
             assert (config.seed, config.epochs, config.device) == (seed, 2, plan.device)
         assert not curve.rate_of or curve.rate_of in plan.curves
@@ -78,7 +78,7 @@ def test_every_planned_run_has_a_valid_configuration(name):
     assert set(plan.needs("all")) == set(plan.curves)
     assert set(reproduce.FIGURES) == {*plan.figures, "all"}
     keys = [
-        run_key(plan.configure(curve, rate(0.01) if curve.rates else ()))
+        run_key(plan.configure(curve, rate(0.01) if curve.rates else {}))
         for curve in plan.curves.values()
         if not curve.rate_of
     ]
@@ -482,7 +482,7 @@ def test_a_wrong_setting_is_an_error_before_anything_is_trained(tmp_path, capsys
 def runs_on_a_cpu(tmp_path):
     """A folder with a run on a CPU that the quick plan has in its first figure."""
     plan = PLANS["quick"]
-    write_run(RunIndex(tmp_path), plan, "digits_kfac", (), [0.9] + 13 * [0.5])
+    write_run(RunIndex(tmp_path), plan, "digits_kfac", {}, [0.9] + 13 * [0.5])
     return tmp_path
 
 

@@ -11,7 +11,7 @@ from kfcnet import reproduce
 from kfcnet.figures.curves import read_run
 from kfcnet.reproduce import assumptions, claims, figures, report
 from kfcnet.reproduce.claims import Evidence
-from kfcnet.reproduce.plan import Errors, NetworkPlan
+from kfcnet.reproduce.plan import Errors, Measurement
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.values import Value, middle, ratio
 from kfcnet.runs.checkpoint import CheckpointError
@@ -205,9 +205,9 @@ def test_the_page_says_which_seeds_are_missing_or_went_on(plan, tmp_path):
         return report._other_ends(plan, step)
 
     for seed, rows in ((0, 3), (1, 4)):
-        write_run(index, plan, "digits_kfc", (), rows * [0.5], seed)
+        write_run(index, plan, "digits_kfc", {}, rows * [0.5], seed)
     assert said() == "2 of 3 seeds so far, seed 1 went on to epoch 1.5 in place of 1"
-    write_run(index, plan, "digits_kfc", (), 3 * [0.5], 2)
+    write_run(index, plan, "digits_kfc", {}, 3 * [0.5], 2)
     assert said() == "seed 1 went on to epoch 1.5 in place of 1"
 
 
@@ -329,14 +329,14 @@ def test_every_figure_is_the_same_bytes_twice(plan, tmp_path):
 def measure(plan, out):
     """Measure the networks of a plan, as `reproduce` does; the failures."""
     (out / "assumptions").mkdir(exist_ok=True)
-    return assumptions.measure_networks(plan, progress_of(plan, RunIndex(out)), out, {})
+    return assumptions.measure_missing(plan, progress_of(plan, RunIndex(out)), out, {})
 
 
 @pytest.fixture
 def measured(plan, tmp_path):
     """(plan, folder) with a trained network, measured together with the distances of its layer."""
-    network = plan.networks[0]._replace(layer="conv1")
-    plan = plan._replace(networks=(network,))
+    network = plan.measurements[0]._replace(layer="conv1")
+    plan = plan._replace(measurements=(network,))
     do(plan, tmp_path / "out", "assumptions")
     assert measure(plan, tmp_path / "out") == {}
     return plan, tmp_path / "out"
@@ -345,7 +345,7 @@ def measured(plan, tmp_path):
 def test_a_trained_network_is_measured_once_and_recorded(measured, monkeypatch):
     plan, out = measured
     steps = progress_of(plan, RunIndex(out))
-    record = assumptions.read(plan, steps, out, plan.networks[0])
+    record = assumptions.read(plan, steps, out, plan.measurements[0])
     (values,) = record["correlations"].values()
     assert values["derivatives"].shape == (2, 5, 5) and values["activations"].shape == (1, 5, 5)
     assert np.abs(values["activation_maps"]).max() == 1
@@ -359,7 +359,8 @@ def test_a_trained_network_is_measured_once_and_recorded(measured, monkeypatch):
     monkeypatch.undo()
     do(longer, out, "assumptions")
     assert (
-        assumptions.read(longer, progress_of(longer, RunIndex(out)), out, plan.networks[0]) is None
+        assumptions.read(longer, progress_of(longer, RunIndex(out)), out, plan.measurements[0])
+        is None
     )
 
 
@@ -373,7 +374,7 @@ def test_where_only_records_are_kept_a_later_seed_is_measured(measured):
     plan = plan._replace(curves={**plan.curves, "tiny_max": curve})
     do(plan, out, "assumptions")
     assert measure(plan, out) == {}
-    record = assumptions.read(plan, progress_of(plan, RunIndex(out)), out, plan.networks[0])
+    record = assumptions.read(plan, progress_of(plan, RunIndex(out)), out, plan.measurements[0])
     assert assumptions.key_of(record) == run_key(plan.configure(curve, rate(0.3), 1))
     assert json.loads(record["program"]).keys() == {"commit", "versions", "machine"}
     assert json.loads(record["device"])["device"] == "cpu" and len(record["data_sha256"]) == 64
@@ -383,7 +384,7 @@ def test_a_network_is_called_after_the_data_it_was_trained_on(measured):
     plan, out = measured
     run = read_run(next(out.glob("runs/tiny_max*")))
     run.config["data"]["name"] = "svhn"
-    network = plan.networks[0]._replace(data="SVHN", layer="")
+    network = plan.measurements[0]._replace(data="SVHN", layer="")
     (named,) = reproduce.named((network,), {"tiny_max": [run]})
     assert named.title == "SVHN, 1.8k subset, max pooling"
     assert network._replace(pooling="published").pooling_in_words == "pooling as published"
@@ -433,12 +434,12 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
             }
         }
 
-    networks = tuple(
-        NetworkPlan(f"n_{pooling}", "digits", pooling, 9, 1)
+    measurements = tuple(
+        Measurement(f"n_{pooling}", "digits", pooling, 9, 1)
         for pooling in ("max", "average", "published")
     )
     evidence = Evidence(
-        plan._replace(networks=networks),
+        plan._replace(measurements=measurements),
         {},
         {
             "n_max": record(0.1, 0.6),
@@ -455,13 +456,13 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
     assert [row.holds for row in (weak, strong, stronger)] == [True, True, False]
     assert weak.reason == "that of activations is 0.6"
     assert stronger.reason == "with max pooling it is 0.1"
-    missing = claims.assumption_rows(evidence._replace(networks={}))
+    missing = claims.assumption_rows(evidence._replace(records={}))
     assert [row.here for row in missing] == 5 * ["not run"]
     assert not any(row.reason for row in missing)
 
 
 def test_distances_are_set_beside_nothing_of_the_paper(plan):
-    network = NetworkPlan("tiny", "digits", "max", 9, 1, "conv1")
+    measurement = Measurement("tiny", "digits", "max", 9, 1, "conv1")
     distances = {
         "kfc": 0.5,
         "without iad": 0.3,
@@ -470,9 +471,11 @@ def test_distances_are_set_beside_nothing_of_the_paper(plan):
         "sua": 0.375,
         "diagonal": 0.75,
     }
-    evidence = Evidence(plan._replace(networks=(network,)), {}, {"tiny": {"distances": distances}})
+    evidence = Evidence(
+        plan._replace(measurements=(measurement,)), {}, {"tiny": {"distances": distances}}
+    )
     rows = claims.assumption_rows(evidence)
     assert [row.here for row in rows] == list(map(Value, distances.values()))
     assert {(row.paper, row.holds) for row in rows} == {("not measured", None)}
-    missing = claims.assumption_rows(evidence._replace(networks={}))
+    missing = claims.assumption_rows(evidence._replace(records={}))
     assert [row.here for row in missing] == 6 * ["not run"]

@@ -41,7 +41,7 @@ def test_a_run_is_known_by_what_decides_its_course(plan):
     key = run_key(plan.configure(curve))
     free = plan._replace(overrides=("evaluation.every=3", "checkpoint_minutes=1"))
     assert run_key(free.configure(curve, epochs=9)) == key
-    for other in (rate(0.1), (("data.input_scale", 3.0),), (("ops.shards", 1),)):
+    for other in (rate(0.1), {"data.input_scale": 3.0}, {"ops.shards": 1}):
         assert run_key(plan.configure(curve, other)) != key
     assert run_key(plan.configure(curve, seed=1)) != key
     assert run_key(plan._replace(device="cuda").configure(curve)) != key

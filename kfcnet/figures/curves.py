@@ -25,10 +25,10 @@ from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import (
     data_set,
     is_part,
+    key_in_words,
     method,
+    network_and_device,
     published_data_set,
-    setting,
-    short,
     titles_and_labels,
 )
 from kfcnet.runs.read import read_run
@@ -195,14 +195,14 @@ def draw_sweep(results, run):
     lines, key = {}, next(iter(results[0][1]))
     for epochs, settings, error in results:
         (_, value), *others = settings.items()
-        name = ", ".join([in_epochs(epochs), *(f"{short(k)} {v}" for k, v in others)])
+        name = ", ".join([in_epochs(epochs), *(f"{key_in_words(k)} {v}" for k, v in others)])
         lines.setdefault((epochs, name), []).append((value, error))
     figure = Figure(figsize=(4.5, 3))
     axes = figure.subplots()
     draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
-    axes.set(xlabel=short(key))
+    axes.set(xlabel=key_in_words(key))
     figure.legend(loc="outside right center")
-    figure.suptitle(f"{method(run)}, {data_set(run)}\n{setting(run)}", fontsize=8)
+    figure.suptitle(f"{method(run)}, {data_set(run)}\n{network_and_device(run)}", fontsize=8)
     return figure
 
 

@@ -1,7 +1,7 @@
-"""The paper's figures and numbers, from one command: plan, train what is missing, draw.
+"""The paper's figures and numbers from one command: plan, train what is missing, draw.
 
-Everything is told by the folders of the runs: a reproduction that was stopped at any moment goes
-on where it was, and one that is complete draws its figures again.
+The state of a reproduction is read from the folders of its runs: after a stop at any moment it goes
+on where it was, and a complete one draws its figures again.
 """
 
 import functools
@@ -32,23 +32,23 @@ FIGURES = (
 )
 KINDS = ("png", "svg")
 DECIDED = ("seed", "epochs", "device", "data", "data.name", "data.path")
-"""Settings that are the plan's, so that there is no use in overriding them."""
+"""Settings that the plan decides: they cannot be overridden."""
 
 
 def reproduce(
     figure, out, device="auto", quick=False, seeds=None, places=None, overrides=(), only_draw=False
 ):
-    """Bring the records below the folder `out` up to `figure`, one of FIGURES, and draw them.
+    """Train the runs that `figure`, one of FIGURES, needs and `out` lacks; draw all that are there.
 
-    device: "cpu" or "cuda", or "auto": the GPU if there is one, and to draw alone the device of the
-    records where they are all of one; seeds: in place of the planned numbers; places: {data set:
-    where it lies}; overrides: `key=value` for every run; only_draw: train nothing. Leaves
-    `figures/`, `numbers.csv` and `README.md` of all that is there, and returns {run: why} of what
-    failed.
+    out: folder of the runs; device: "cpu", "cuda", or "auto": a GPU if there is one, but with
+    only_draw the device of the records; seeds: number of seeds of every curve, in place of the
+    planned one; places: {data set: where it is stored}; overrides: `key=value` for every run;
+    only_draw: train nothing.
 
-    Raises ConfigError or RecordError for a record that cannot be read, RunFolderError for a folder
-    of another device's runs or one that another process trains in, WriteError for a disk that is
-    full, TrainingInterrupted after a signal.
+    Writes `figures/`, `numbers.csv` and `README.md`. Returns {run: reason} of what failed. Raises
+    ConfigError or RecordError for a record that cannot be read, RunFolderError for a folder that
+    holds runs of another device or that another process trains in, WriteError for a full disk,
+    TrainingInterrupted after a signal.
     """
     out, places = Path(out), places or {}
     index, failures = RunIndex(out), {}
@@ -57,19 +57,17 @@ def reproduce(
     if not only_draw:
         with alone_in(out):
             failures |= work.train_missing(plan, figure, index, places)
-            if figure == "all" or plan.figures[figure].kind == "networks":
+            if figure == "all" or plan.figures[figure].kind == "assumptions":
                 _make_folder(out / "assumptions")
-                failures |= assumptions.measure_networks(
-                    plan, progress_of(plan, index), out, places
-                )
+                failures |= assumptions.measure_missing(plan, progress_of(plan, index), out, places)
     draw(plan, index, out, failures)
     return failures
 
 
 def _plan(index, device, only_draw, *options):
-    """The Plan for a device that the records in a folder leave room for.
+    """The Plan for a device, which is that of the runs in the folder, if there are any.
 
-    A page shows the runs of one device: that of another would have none of them.
+    A page shows the runs of one device only.
     """
     is_open = device == "auto"
     if is_open:
@@ -91,30 +89,33 @@ def _plan(index, device, only_draw, *options):
 
 
 def draw(plan, index, out, failures):
-    """All figures, tables and the page, from the records alone."""
-    steps = progress_of(plan, index)
-    for name, step in steps.items():
-        if step.tuning:
+    """Write all figures, tables and the page, from the records alone."""
+    progress = progress_of(plan, index)
+    for name, state in progress.items():
+        if state.tuning:
             folder = _make_folder(out / "sweeps" / name)
             write_tables(
-                folder, list(step.tuning[0].point.settings), step.curve.stages, step.tuning
+                folder, list(state.tuning[0].point.settings), state.curve.stages, state.tuning
             )
-    runs = {name: step.runs() for name, step in steps.items() if step.finals}
-    plan = plan._replace(networks=named(plan.networks, runs))
-    records = [(network, assumptions.read(plan, steps, out, network)) for network in plan.networks]
-    records = [(network, record) for network, record in records if record]
+    runs = {name: state.runs() for name, state in progress.items() if state.finals}
+    plan = plan._replace(measurements=named(plan.measurements, runs))
+    records = [
+        (measurement, assumptions.read(plan, progress, out, measurement))
+        for measurement in plan.measurements
+    ]
+    records = [(measurement, record) for measurement, record in records if record]
     _make_folder(out / "figures")
     drawn = {}
     for name, figure_plan in plan.figures.items():
-        if figure_plan.kind == "networks":
+        if figure_plan.kind == "assumptions":
             drawn[name] = _draw_assumptions(records, runs, out)
             continue
         draw_one = None
         if figure_plan.kind == "tuning":
             tunings = [
-                (steps[curve].tuning, steps[curve].curve.stages)
+                (progress[curve].tuning, progress[curve].curve.stages)
                 for curve in plan.shows(name)
-                if curve in steps and steps[curve].tuning
+                if curve in progress and progress[curve].tuning
             ]
             if tunings:
                 draw_one = functools.partial(figures.draw_sensitivity, tunings)
@@ -123,36 +124,37 @@ def draw(plan, index, out, failures):
         if draw_one:
             _save(draw_one, out, name)
         drawn[name] = [f"{name}.png"] if draw_one else []
-    networks = {network.curve: record for network, record in records}
-    evidence = claims.Evidence(plan, runs, networks)
+    measured = {measurement.curve: record for measurement, record in records}
+    evidence = claims.Evidence(plan, runs, measured)
     rows = claims.rows(evidence)
     report.write_numbers(rows, out / "numbers.csv")
-    report.write_readme(evidence, steps, rows, drawn, failures, out / "README.md")
+    report.write_readme(evidence, progress, rows, drawn, failures, out / "README.md")
 
 
-def named(networks, runs):
-    """NetworkPlans called after the data that they were trained on, which may be a part of what
-    was planned. runs: {curve: its final runs}.
+def named(measurements, runs):
+    """Measurements named after the data of their runs, which may be a part of the planned data set.
+
+    runs: {curve: its final runs}.
     """
     return tuple(
-        network._replace(data=data_set(runs[network.curve][0]))
-        if network.curve in runs
-        else network
-        for network in networks
+        measurement._replace(data=data_set(runs[measurement.curve][0]))
+        if measurement.curve in runs
+        else measurement
+        for measurement in measurements
     )
 
 
 def _draw_assumptions(records, runs, out):
-    """Names of the pictures: of all networks together, and the correlations of each."""
+    """Draw all measurements together and the correlations of each; names of the pictures."""
     pictures = (
         {"assumptions": functools.partial(figures.draw_assumptions, records, runs)}
         if records
         else {}
     )
-    for network, record in records:
-        if not network.layer:
-            pictures[f"assumptions_{network.curve}"] = functools.partial(
-                figures.draw_heat_maps, network, record, runs[network.curve][0]
+    for measurement, record in records:
+        if not measurement.layer:
+            pictures[f"assumptions_{measurement.curve}"] = functools.partial(
+                figures.draw_heat_maps, measurement, record, runs[measurement.curve][0]
             )
     for name, draw_one in pictures.items():
         _save(draw_one, out, name)

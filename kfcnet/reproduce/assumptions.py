@@ -1,8 +1,8 @@
-"""The paper's look at its assumptions (section 5.1, appendix D.1): measured once, and recorded.
+"""Measurements of the paper's assumptions (section 5.1, appendix D.1) in trained networks.
 
-A record is a checked HDF5 file, `assumptions/CURVE.h5`: the correlations of every convolution
-layer, of small layers also the distances from the exact Fisher block, the configuration of the run
-they belong to, and what they were computed with.
+Each is made once and recorded in `assumptions/CURVE.h5`, an HDF5 file with a checksum: correlations
+in every convolution layer, for a small layer also the distances of approximations from the exact
+Fisher block, the configuration of the run, and the program, device and data.
 """
 
 import json
@@ -23,41 +23,41 @@ from kfcnet.training.evaluation import load_run
 DERIVATIVES, ACTIVATIONS = "derivatives", "activations"
 
 
-def measure_networks(plan, steps, out, places):
-    """Measure the trained networks of a Plan that have no record yet; {network: why} it failed.
+def measure_missing(plan, progress, out, places):
+    """Make the Measurements of a Plan that have no record yet; {what: reason} of those that failed.
 
-    steps: {name: Progress}. A network is measured in the first seed that has come to its end and
-    whose parameters are still there: where only records are kept, that is a later one.
+    progress: {name: CurveProgress}. The network is that of the first seed whose run is complete and
+    has its checkpoint: where only records are kept, that is a later seed. Raises WriteError.
     """
     failures = {}
-    for network in plan.networks:
+    for measurement in plan.measurements:
         ready = [
             (config, status)
-            for config, status in _finals(plan, steps, network)
+            for config, status in _finals(plan, progress, measurement)
             if status.is_over(config) and status.can_go_on() and not status.failed
         ]
-        if not ready or read(plan, steps, out, network):
+        if not ready or read(plan, progress, out, measurement):
             continue
         config, status = ready[0]
-        say(f"{network.curve}: correlations on {network.images} images")
+        say(f"{measurement.curve}: correlations on {measurement.images} images")
         try:
-            record = measure(plan, network, status, config, places)
-            save_checkpoint(record_path(out, network), record)
+            record = measure(plan, measurement, status, config, places)
+            save_checkpoint(record_path(out, measurement), record)
         except WriteError:
             raise
         except Exception as error:
-            failures[f"correlations of {network.curve}"] = f"{type(error).__name__}: {error}"
+            failures[f"correlations of {measurement.curve}"] = f"{type(error).__name__}: {error}"
     return failures
 
 
-def measure(plan, network, status, config, places):
-    """The record of the network that a run in a folder ended with."""
+def measure(plan, measurement, status, config, places):
+    """The record of a Measurement in the trained network of a run with a RunStatus and a Config."""
     run = load_run(status.folder, plan.device)
     dataset = data.load(placed(config.data, places))
     run.check_data(dataset)
     examples = run.examples(dataset.train_images, dataset.train_labels)
-    inputs = examples.batch(np.arange(network.images)).inputs
-    found = correlations(run.network, run.loss, inputs, network.radius)
+    inputs = examples.batch(np.arange(measurement.images)).inputs
+    found = correlations(run.network, run.loss, inputs, measurement.radius)
     record = {
         "config": dump_config(config),
         "steps": status.iteration,
@@ -70,51 +70,53 @@ def measure(plan, network, status, config, places):
             for layer, values in found.items()
         },
     }
-    if network.layer:
-        blocks = fisher_blocks(run.network, run.loss, inputs, network.layer)
+    if measurement.layer:
+        blocks = fisher_blocks(run.network, run.loss, inputs, measurement.layer)
         record["distances"] = distances(blocks)
     return record
 
 
-def read(plan, steps, out, network):
-    """The record of a network as its run stands; None if there is none.
+def read(plan, progress, out, measurement):
+    """The record of a Measurement; None without one of the run's present last update.
 
     Raises CheckpointError for a damaged record.
     """
-    path = record_path(out, network)
+    path = record_path(out, measurement)
     if not path.exists():
         return None
     record = load_checkpoint(path)
     current = [
-        (run_key(config), status.iteration) for config, status in _finals(plan, steps, network)
+        (run_key(config), status.iteration)
+        for config, status in _finals(plan, progress, measurement)
     ]
     return record if (key_of(record), record["steps"]) in current else None
 
 
 def key_of(record):
-    """The run_key of the run that a record belongs to, with the defaults of today."""
+    """The run_key of the run that a record belongs to."""
     return run_key(parse_config(record["config"]))
 
 
-def record_path(out, network):
-    return Path(out) / "assumptions" / f"{network.curve}.h5"
+def record_path(out, measurement):
+    return Path(out) / "assumptions" / f"{measurement.curve}.h5"
 
 
-def _finals(plan, steps, network):
-    """[(Config, RunStatus), ...] of the final runs that there are of a network's curve, by seed."""
-    curve = plan.curves.get(network.curve)
+def _finals(plan, progress, measurement):
+    """[(Config, RunStatus), ...] of the final runs of a Measurement's curve, by seed."""
+    curve = plan.curves.get(measurement.curve)
     if curve is None:
         return []
-    epochs, step = plan.final_epochs(curve), steps[curve.name]
+    epochs, state = plan.final_epochs(curve), progress[curve.name]
     return [
-        (plan.configure(curve, step.settings, seed, epochs), status)
-        for seed, status in step.finals.items()
+        (plan.configure(curve, state.settings, seed, epochs), status)
+        for seed, status in state.finals.items()
     ]
 
 
 def by_distance(spatial):
-    """Mean size (R + 1,) of the correlations of two locations that are 0 to R pixels apart, along
-    rows and along columns; spatial: (maps, 2R + 1, 2R + 1).
+    """Mean |correlation| (R + 1,) of two locations 0 to R pixels apart in a row or a column.
+
+    spatial: correlations by offset, (maps, 2R + 1, 2R + 1).
     """
     R = spatial.shape[1] // 2
     lines = np.abs(np.concatenate([spatial[:, R, R:], spatial[:, R:, R]]))
@@ -131,6 +133,6 @@ def neighbours(record):
 
 
 def _mean(values):
-    """Of those that there are; NaN without any."""
+    """The mean of the finite values; NaN without any."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else np.nan

@@ -1,7 +1,7 @@
-"""The paper's claims, and what the records here say to each: paper, here, ratio.
+"""The paper's claims and what was measured here: rows of a table with paper, here, ratio.
 
-The paper's numbers are those of `kfcnet.figures.paper`; what was measured is computed from the
-records. A claim whose runs are not there says so.
+The paper's numbers are in `kfcnet.figures.paper`; all others are computed from the records. A claim
+without runs says so.
 """
 
 import math
@@ -16,24 +16,24 @@ from kfcnet.runs.labels import METHODS, PARTS, data_set, method
 from kfcnet.runs.metrics import PHASES
 
 TOLERANCE = 1.1
-"""How many times the published test error is still called the same."""
+"""A test error is reproduced below this many times the published one."""
 
 SHARE = 0.5
-"""How much of a published speed-up is still called the same."""
+"""A speed-up is reproduced above this share of the published one."""
 
 WEAK, STRONGER = 0.5, 2
-"""Below which share of the activations' correlations those of derivatives are called weak, and from
-how many times those with max pooling on they are called stronger."""
+"""Correlations of derivatives are weak below this share of the activations' correlations, and
+stronger above this many times those with max pooling."""
 
 ABOUT_ONE = 0.5, 2
-"""Between which ratios two methods are called about equal."""
+"""Two methods are about equal if their ratio lies between these."""
 
 
 class Row(NamedTuple):
-    """A line of the table. `paper` and `here` are Values or texts, `ratio` a Value or "".
+    """A row of the table. `paper` and `here` are Values or texts, `ratio` a Value or "".
 
-    holds: whether what is claimed is the case here, None where that is not a question of yes or no;
-    reason: what was measured beside it that explains why it is not the case.
+    holds: whether the claim holds here, None if it is open; reason: a measurement that explains why
+    it does not hold.
     """
 
     claim: str
@@ -46,16 +46,17 @@ class Row(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What there is to judge by: the Plan, {curve: its final runs} and {curve: its record of the
-    assumptions}.
+    """The Plan and all that was measured.
+
+    runs: {curve: its final runs}; records: {curve: its record of the assumptions}.
     """
 
     plan: object
     runs: dict
-    networks: dict
+    records: dict
 
     def absence(self, *names):
-        """Why there is nothing to say about some curves; "" where all of them have runs."""
+        """Why some of these curves have no runs; "" if all of them have."""
         for name in names:
             if name in self.plan.left_out:
                 return f"not run: {self.plan.left_out[name]}"
@@ -64,7 +65,7 @@ class Evidence(NamedTuple):
         return ""
 
     def name(self, curve, default):
-        """The method of a curve and its mini-batch, as run here; `default` before it was."""
+        """Method and mini-batch of a curve as run here; `default` without runs."""
         return method(self.runs[curve][0]) if self.runs.get(curve) else default
 
     @property
@@ -80,7 +81,7 @@ class Evidence(NamedTuple):
 
 
 def rows(evidence):
-    """All Rows of the table, in the order of the paper."""
+    """All Rows of the table, in the order of the paper's sections."""
     return [
         *assumption_rows(evidence),
         *time_rows(evidence),
@@ -95,23 +96,28 @@ def rows(evidence):
 def assumption_rows(evidence):
     """SUD holds well with max pooling; activations are strongly correlated (section 5.1)."""
     result, measured = [], {}
-    for network in evidence.plan.networks:
-        record = evidence.networks.get(network.curve)
-        if network.layer:
-            result += _distance_rows(network, record)
+    for measurement in evidence.plan.measurements:
+        record = evidence.records.get(measurement.curve)
+        if measurement.layer:
+            result += _distance_rows(measurement, record)
         else:
-            measured[network] = neighbours(record) if record else {}
-    return [row for network in measured for row in _correlation_rows(network, measured)] + result
+            measured[measurement] = neighbours(record) if record else {}
+    return [
+        row for measurement in measured for row in _correlation_rows(measurement, measured)
+    ] + result
 
 
-def _correlation_rows(network, measured):
-    """Of a network beside the one of its group that has max pooling. measured: {network: sizes}."""
-    here = measured[network]
+def _correlation_rows(measurement, measured):
+    """Rows of a Measurement; the one of its group with max pooling is compared with.
+
+    measured: {Measurement: sizes of correlations between neighbours}.
+    """
+    here = measured[measurement]
     weak = next(
         (
             sizes.get("derivatives")
             for other, sizes in measured.items()
-            if (other.group, other.pooling) == (network.group, "max")
+            if (other.group, other.pooling) == (measurement.group, "max")
         ),
         None,
     )
@@ -119,16 +125,16 @@ def _correlation_rows(network, measured):
         "max": "very weak",
         "average": "much stronger",
         "published": "weak, modest in the top layers",
-    }[network.pooling]
-    if network.pooling == "average":
+    }[measurement.pooling]
+    if measurement.pooling == "average":
         stronger = here["derivatives"] > STRONGER * weak if here and weak else None
         reason = f"with max pooling it is {Value(weak)}" if here and weak else ""
-        return [_correlation(network, here, "derivatives", words, stronger, reason)]
+        return [_correlation(measurement, here, "derivatives", words, stronger, reason)]
     is_weak = here["derivatives"] < WEAK * here["activations"] if here else None
     rows = ("derivatives", words, "activations"), ("activations", "very strong", "derivatives")
     return [
         _correlation(
-            network,
+            measurement,
             here,
             what,
             paper,
@@ -139,13 +145,13 @@ def _correlation_rows(network, measured):
     ]
 
 
-def _correlation(network, here, what, paper, holds, reason):
-    claim = f"{network.title}: mean absolute correlation of {what} at neighbouring locations"
+def _correlation(measurement, here, what, paper, holds, reason):
+    claim = f"{measurement.title}: mean absolute correlation of {what} at neighbouring locations"
     return Row(claim, paper, Value(here[what]) if here else "not run", holds=holds, reason=reason)
 
 
-def _distance_rows(network, record):
-    """The paper has no such measure."""
+def _distance_rows(measurement, record):
+    """Distances from the exact Fisher block, which the paper does not give."""
     names = {
         "kfc": "KFC",
         "without iad": "KFC without IAD",
@@ -156,7 +162,7 @@ def _distance_rows(network, record):
     }
     return [
         Row(
-            f"{network.title}, {network.layer}: relative distance of {name} from the exact "
+            f"{measurement.title}, {measurement.layer}: relative distance of {name} from the exact "
             "Fisher block",
             "not measured",
             Value(record["distances"][label]) if record else "not run",
@@ -166,7 +172,7 @@ def _distance_rows(network, record):
 
 
 def time_rows(evidence):
-    """How long both methods take to a test and to a training error (section 5.2)."""
+    """Times to a test error and to a training error (section 5.2)."""
     plan, result = evidence.plan, []
     kfc, sgd = f"{plan.main}_kfc", f"{plan.main}_sgd"
     for column, threshold in (("test_error", plan.errors.test), ("train_error", plan.errors.train)):
@@ -203,7 +209,7 @@ def time_rows(evidence):
 
 
 def svhn_rows(evidence):
-    """The error that was published for the SVHN network, where that is part of the plan."""
+    """Times to the published error of the SVHN network, if it is part of the plan."""
     if evidence.plan.main != "cifar":
         return []
     data = data_set(evidence.runs["svhn_kfc"][0]) if evidence.runs.get("svhn_kfc") else "SVHN"
@@ -232,7 +238,7 @@ def svhn_rows(evidence):
 
 
 def error_rows(evidence):
-    """Generalisation, and what the size of KFC-pre's mini-batch does to it (footnote 3)."""
+    """Lowest test errors, and the effect of KFC-pre's mini-batch size (footnote 3)."""
     main, result = evidence.plan.main, []
     for name, default in (
         ("kfc", "KFC-pre, M = 512"),
@@ -270,7 +276,7 @@ def error_rows(evidence):
 
 
 def _fit(run):
-    """How well a run fitted the training set when its test error was lowest."""
+    """The training error at the lowest test error, in words."""
     at = np.nanargmin(run.metrics["test_error"])
     return (
         f"the training error was {run.metrics['train_error'][at]:.2%} then, after "
@@ -371,7 +377,7 @@ def _row(evidence, claim, paper, curve, measure):
 
 
 def _spread(values):
-    """The range of sorted Values of several seeds, in words."""
+    """The range of sorted Values, in words; "" for a single one."""
     return f"{len(values)} seeds, {values[0]} to {values[-1]}" if len(values) > 1 else ""
 
 
@@ -382,9 +388,9 @@ def _reached(evidence, claim, paper, curve, column, threshold, unit):
 def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
     """A Row: how many times as long the curve `slow` took as the curve `fast`.
 
-    The median over the seeds that both have: these ran one after the other, on a machine that may
-    be slower at another time. It holds from a SHARE of the paper's number; where the paper has
-    none, above 1; it is open where a run was stopped too early to tell.
+    This is the median over the seeds that both have: two runs of a seed ran one after the other,
+    and the machine may be slower at another time. The claim holds above SHARE of the paper's number
+    or, if the paper has none, above 1; it is open if a run was stopped too early to tell.
     """
     if absent := evidence.absence(slow, fast):
         return Row(claim, paper, absent)
@@ -401,7 +407,7 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
     if not under.number:
         return Row(claim, paper, f"{fast} began there")
     if any(below.is_bound or not below.number for _, below in pairs):
-        pairs = [(over, under)]  # a pair without a ratio must not be left out of their median
+        pairs = [(over, under)]  # a median of ratios would leave out a pair that has none
     ratios = _sorted(Value(above.number / below.number, above.is_bound) for above, below in pairs)
     here = middle(ratios)
     least = SHARE * paper.number if isinstance(paper, Value) else 1
@@ -410,7 +416,7 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
 
 
 def _pairs(evidence, *curves):
-    """The runs of some curves that have one seed, together; all first ones where no seed is."""
+    """Tuples of runs with the same seed, one of each curve; of the first runs if none is shared."""
     by_seed = [{run.config["seed"]: run for run in evidence.runs[name]} for name in curves]
     shared = sorted(set.intersection(*map(set, by_seed)))
     return [tuple(runs[seed] for runs in by_seed) for seed in shared] or [
@@ -419,14 +425,15 @@ def _pairs(evidence, *curves):
 
 
 def _sorted(values):
-    """Values from the smallest on, bounds last."""
+    """Values in increasing order, bounds last."""
     return sorted(values, key=lambda value: (value.is_bound, value.number))
 
 
 def _cost(evidence, slow, fast, column, threshold, unit):
-    """How many epochs both curves needed, and how far those came that were stopped before; where
-    minutes are compared, also what an epoch of the supposedly faster one costs, and what on. Others
-    may have run beside each other.
+    """The epochs that both curves needed, and where those ended that were stopped before.
+
+    If minutes are compared, also the cost of an epoch of the curve `fast`, by phase. Where updates
+    are compared, runs may have shared the machine: their times mean nothing.
     """
     needed = {
         name: middle([reached(run, column, threshold, "epochs") for run in evidence.runs[name]])
@@ -459,7 +466,7 @@ def _epoch_seconds(run):
 
 
 def _compared(evidence, claim, paper, curve, other, holds):
-    """A Row: training errors, one over the other, at the last epoch that both have come to."""
+    """A Row: the ratio of two curves' training errors at the last epoch that both have reached."""
     claim = f"{evidence.data}: {claim}"
     if absent := evidence.absence(curve, other):
         return Row(claim, paper, absent)

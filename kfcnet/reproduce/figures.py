@@ -1,4 +1,4 @@
-"""The figures, from records alone."""
+"""The figures of a reproduction, drawn from records alone."""
 
 import itertools
 
@@ -11,7 +11,14 @@ from kfcnet.figures import curves
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
 from kfcnet.runs.identity import NOT_IDENTIFYING
-from kfcnet.runs.labels import data_set, device, method, network, setting, titles_and_labels
+from kfcnet.runs.labels import (
+    data_set,
+    device,
+    layer_sizes,
+    method,
+    network_and_device,
+    titles_and_labels,
+)
 from kfcnet.runs.read import read_run
 
 BARS = {
@@ -31,12 +38,14 @@ HEATS = {DERIVATIVES: "derivative_maps", ACTIVATIONS: "activation_maps"}
 
 
 def draw_figure(figure_plan, runs):
-    """A Figure of the runs {curve: [Run, ...]} that there are for a FigurePlan, at least one."""
+    """A Figure of a FigurePlan. runs: {curve: [Run, ...]}, with one of its curves at least."""
     panels = []
     for panel in figure_plan.panels:
         shown = [run for name in panel.curves for run in runs.get(name, [])]
         if shown:
-            title = f"({panel.letter}) {data_set(shown[0])}\n{network(shown[0].config['network'])}"
+            title = (
+                f"({panel.letter}) {data_set(shown[0])}\n{layer_sizes(shown[0].config['network'])}"
+            )
             panels.append(curves.Panel(shown, panel.quantity, panel.x, title, panel.is_logarithmic))
     figure = curves.draw_panels(panels)
     devices = dict.fromkeys(device(run) for panel in panels for run in panel.runs)
@@ -45,10 +54,9 @@ def draw_figure(figure_plan, runs):
 
 
 def draw_sensitivity(tunings):
-    """A Figure: the training errors at the learning rates that were tried, a panel for each stage.
+    """A Figure: training errors over the learning rates that were tried, a panel for each stage.
 
-    tunings: the Results of the complete stages of each curve, at least one, each with the epochs
-    of its stages: pairs of lists.
+    tunings: pairs, one for each curve: the Results of its complete stages, and its Stages.
     """
     count = max(results[-1].stage for results, _ in tunings)
     figure = Figure(figsize=(7.2 if count > 1 else 4.5, 3.4))
@@ -76,19 +84,19 @@ def draw_sensitivity(tunings):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
-    figure.suptitle(_setting(runs[0]), fontsize=8)
+    figure.suptitle(_data_network_and_device(runs[0]), fontsize=8)
     return figure
 
 
-def _setting(run):
+def _data_network_and_device(run):
     """Data set, network and device of a run."""
-    return f"{data_set(run)}, {setting(run)}"
+    return f"{data_set(run)}, {network_and_device(run)}"
 
 
 def draw_assumptions(records, runs):
-    """A Figure: correlations over distance, a row for a data set; below, distances of structures.
+    """A Figure: correlations over distance, a row for each data set, and distances of structures.
 
-    records: pairs of a NetworkPlan and its record; runs: {curve: its final runs}.
+    records: pairs of a Measurement and its record; runs: {curve: its final runs}.
     """
     groups = {
         name: list(pairs)
@@ -102,7 +110,7 @@ def draw_assumptions(records, runs):
     )[:, 0]
     for row, pairs in zip(rows, [*curves, *bars], strict=True):
         run = runs[pairs[0][0].curve][0]
-        row.suptitle(f"{_setting(run)}; trained with {method(run)}", fontsize=8)
+        row.suptitle(f"{_data_network_and_device(run)}; trained with {method(run)}", fontsize=8)
         if "distances" in pairs[0][1]:
             _draw_distances(row, pairs)
         else:
@@ -125,7 +133,7 @@ def draw_assumptions(records, runs):
 
 
 def _draw_decay(row, pairs):
-    """Mean size of correlations over distance, a pair of axes a layer."""
+    """Mean |correlation| over distance, one pair of axes for each layer."""
     names = list(pairs[0][1]["correlations"])
     for axes, name in zip(
         row.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
@@ -147,7 +155,7 @@ def _draw_decay(row, pairs):
 
 
 def _draw_distances(row, pairs):
-    """Bars of |F' - F| / |F|, best first; F' a structure's block, F the exact one."""
+    """Bars of |F' - F| / |F|, smallest first; F' is a structure's block, F the exact one."""
     axes = row.subplots()
     names = sorted(BARS, key=pairs[0][1]["distances"].get)
     height = 0.8 / len(pairs)
@@ -174,10 +182,10 @@ def _draw_distances(row, pairs):
 
 
 def draw_heat_maps(plan, record, run):
-    """A Figure of one network, that of a Run: sizes of correlations, a row for a layer.
+    """A Figure of |correlations| in the trained network of a Run, a row for each layer.
 
-    On the left of derivatives, on the right of activations: the spatial ones of three maps, and
-    those between all maps. White is 0, black is 1.
+    The left half shows derivatives, the right half activations: spatial correlations in three maps,
+    and correlations between all maps. White is 0, black is 1.
     """
     layers = record["correlations"]
     figure = Figure(figsize=(7.2, 0.6 + 0.95 * len(layers)))
@@ -197,7 +205,8 @@ def draw_heat_maps(plan, record, run):
         ScalarMappable(Normalize(0, 1), "Greys"), ax=cells, label="|correlation|", aspect=25
     )
     figure.suptitle(
-        f"{_setting(run)}; {plan.pooling_in_words}, {record['images']} images", fontsize=8
+        f"{_data_network_and_device(run)}; {plan.pooling_in_words}, {record['images']} images",
+        fontsize=8,
     )
     return figure
 
@@ -213,12 +222,12 @@ def _draw_heat(axes, picture):
 
 
 def _three(spatial):
-    """Three maps that vary, far apart from each other in number; None where there are fewer."""
+    """Three of the maps that are not constant, evenly chosen; None in place of missing ones."""
     alive = [array for array in spatial if np.isfinite(array).any()]
     chosen = [alive[len(alive) * part // 3] for part in range(3)] if len(alive) >= 3 else alive
     return chosen + [None] * (3 - len(chosen))
 
 
 def _off_diagonal(kap):
-    """Correlations between maps; None for a single map, which has no other."""
+    """Correlations between maps; None for a single map."""
     return kap if len(kap) > 1 else None

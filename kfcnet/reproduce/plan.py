@@ -1,6 +1,6 @@
-"""What is trained for the paper's figures: on a GPU, shortened on a CPU, and quickly on the digits.
+"""The plan of a reproduction: whole on a GPU, shortened on a CPU, quick on the digits.
 
-Nothing here is a result: results are read from the records alone.
+It holds no results: these are read from the records.
 """
 
 import functools
@@ -13,15 +13,15 @@ from kfcnet.runs.labels import STRUCTURES
 from kfcnet.training.tuning import Stage
 
 LOW_RATES = (0.0001, 0.00003)
-"""For co-ordinatewise methods: their steps do not shrink with the small initial weights."""
+"""Added for co-ordinatewise methods: their steps do not shrink with the small initial weights."""
 
 
 class Curve(NamedTuple):
     """One method on one network: tuned by training error, then trained with several seeds.
 
-    The learning rates `rates` (none: the configured one) are tuned in `stages`; or `rate_of` names
-    the curve whose best one is taken. `epochs` is the length of the final runs, None for the
-    configured one. `shortened` says what this plan leaves out, and why.
+    rates: learning rates that are tuned in `stages`; without any the configured one is used, or the
+    best one of the curve `rate_of`. epochs: length of the final runs, None for the configured one.
+    shortened: what this plan leaves out and why, in words.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Curve(NamedTuple):
 
 
 class PanelPlan(NamedTuple):
-    """Which curves a panel of a figure shows, of "loss" or "error", over what."""
+    """A panel of a figure: "loss" or "error" of some curves over `x`, a key of curves.X_AXES."""
 
     letter: str
     quantity: str
@@ -46,9 +46,10 @@ class PanelPlan(NamedTuple):
 
 
 class FigurePlan(NamedTuple):
-    """A figure of the curves in its panels. kind: "runs" for their final runs; "tuning" for the
-    errors at the learning rates that were tried, which needs no final runs; "networks" for one
-    of the plan's networks, without panels.
+    """A figure of the curves in its panels.
+
+    kind: "runs" shows their final runs; "tuning" the errors at the learning rates that were tried,
+    without final runs; "assumptions" the plan's Measurements, without panels.
     """
 
     title: str
@@ -56,12 +57,12 @@ class FigurePlan(NamedTuple):
     kind: str = "runs"
 
 
-class NetworkPlan(NamedTuple):
-    """A trained network that the assumptions are looked at in, on `images` training images.
+class Measurement(NamedTuple):
+    """A measurement of the assumptions in a curve's trained network, on `images` training images.
 
-    data: the name of the data set; pooling: "max", "average" or, where that is a mixture,
-    "published"; radius: the largest offset in rows and columns; layer: a small one whose distances
-    from the exact Fisher block are measured too.
+    data: name of the data set; pooling: "max", "average", or "published" for a network with both;
+    radius: largest offset of correlations in rows and columns; layer: a small layer for which the
+    distances of approximations from the exact Fisher block are measured too.
     """
 
     curve: str
@@ -73,7 +74,7 @@ class NetworkPlan(NamedTuple):
 
     @property
     def group(self):
-        """What it shares with the same network with other pooling."""
+        """A name that networks share which differ in their pooling alone."""
         return f"{self.data}, tiny network" if self.layer else self.data
 
     @property
@@ -94,15 +95,15 @@ class Errors(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All that may be trained, of which a figure needs a part.
+    """All that may be trained; a figure needs a part of it.
 
-    main: the prefix of the names of the curves on the data set that the claims are about, and
-    `title` its name; left_out: {name: why} of curves that are not in `curves`.
+    main: prefix of the names of the curves that most claims are about; title: the name of their
+    data set; left_out: {name: reason} of curves that this plan does not have.
     """
 
     curves: dict
     figures: dict
-    networks: tuple
+    measurements: tuple
     main: str
     title: str
     errors: Errors
@@ -112,36 +113,36 @@ class Plan(NamedTuple):
     note: str = ""
 
     def shows(self, figure):
-        """Names of the curves of a figure, in order; those that were left out included."""
+        """Names of the curves of a figure, in order, with those that are left out."""
         plan = self.figures[figure]
         names = [name for panel in plan.panels for name in panel.curves]
-        names += [network.curve for network in self.networks] if plan.kind == "networks" else []
+        names += [each.curve for each in self.measurements] if plan.kind == "assumptions" else []
         return list(dict.fromkeys(names))
 
     def own(self, figure):
-        """Those that the first figure does not show; of the first figure all."""
+        """Names of a figure's curves that the first figure does not show; for it, all of them."""
         first = next(iter(self.figures))
         return [
             name for name in self.shows(figure) if figure == first or name not in self.shows(first)
         ]
 
     def needs(self, figure):
-        """Names of the curves behind a figure, or behind "all"."""
+        """Names of the curves to train for a figure, or for "all"."""
         figures = self.figures if figure == "all" else [figure]
         names = [name for each in figures for name in self.shows(each) if name in self.curves]
         tuned = [self.curves[name].rate_of for name in names if self.curves[name].rate_of]
         return list(dict.fromkeys(tuned + names))
 
     def part(self, figure):
-        """The Plan with what a figure, or "all", needs and with no other curves."""
+        """The Plan reduced to the curves that a figure, or "all", needs."""
         curves = {name: self.curves[name] for name in self.needs(figure)}
         if figure != "all" and self.figures[figure].kind == "tuning":
             curves = {name: curve._replace(seeds=0) for name, curve in curves.items()}
         return self._replace(curves=curves)
 
-    def configure(self, curve, settings=(), seed=0, epochs=None):
-        """The Config of a run of a curve; settings: pairs of keys and values."""
-        overrides = [f"{key}={json.dumps(value)}" for key, value in settings]
+    def configure(self, curve, settings=None, seed=0, epochs=None):
+        """The Config of a run of a curve; settings: {key: value}."""
+        overrides = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
         overrides += [f"seed={seed}", f"device={self.device}"]
         overrides += [f"epochs={epochs}"] if epochs is not None else []
         return _load(curve.config, (*curve.overrides, *self.overrides, *overrides))
@@ -156,7 +157,10 @@ def _load(name, overrides):
 
 
 def make_plan(device, quick=False, seeds=None, overrides=()):
-    """The Plan for a device, "cpu" or "cuda". seeds: in place of the planned numbers of them."""
+    """The Plan for a device, "cpu" or "cuda".
+
+    seeds: number of seeds of every curve, in place of the planned one; overrides: for every run.
+    """
     plan = _quick() if quick else _published() if device == "cuda" else _shortened()
     whole = plan.curves if quick else _published().curves
     curves = {
@@ -167,24 +171,24 @@ def make_plan(device, quick=False, seeds=None, overrides=()):
 
 
 def _seeded(curve, seeds, whole):
-    """A Curve with some seeds, which says where these are fewer than the `whole`."""
+    """A Curve with `seeds` seeds, which says if these are fewer than `whole`."""
     shortened = [f"{seeds} of {whole} seeds"] if seeds < whole else []
     shortened += [curve.shortened] if curve.shortened else []
     return curve._replace(seeds=seeds, shortened=", ".join(shortened))
 
 
 def _published():
-    """As in the paper, where it says what it did; otherwise as long as the curves need."""
+    """The whole plan: as in the paper where it says how, otherwise as long as the curves need."""
     large = ("optimizer.batch_size=4096",)
-    # A quarter of a mini-batch every fifth update would be the same share of the examples, but
-    # updates are what Figure 2 counts: factors and inverses are renewed for every one of them.
+    # A quarter of a mini-batch at every fifth update would be the same share of the examples. But
+    # Figure 2 counts updates, so factors and inverses are renewed at every one of them.
     large_kfc = (
         *large,
         "optimizer.statistics_fraction=0.125",
         "optimizer.statistics_period=1",
         "optimizer.inverse_period=1",
     )
-    # As many examples for the statistics, and as many inversions, per epoch as with M = 512.
+    # Per epoch the same number of examples for the statistics and of inversions as with M = 512.
     small_kfc = (
         "optimizer.batch_size=128",
         "optimizer.statistics_fraction=1.0",
@@ -225,19 +229,19 @@ def _published():
         Curve("tiny_max", "cifar_tiny", rates=(), seeds=1),
         Curve("tiny_avg", "cifar_tiny", _pools("avg", 1, 2), rates=(), seeds=1),
     ]
-    networks = (
-        NetworkPlan("cifar_sgd", "CIFAR-10", "published", 500, 7),
-        NetworkPlan("cifar_sgd_max", "CIFAR-10", "max", 500, 7),
-        NetworkPlan("cifar_sgd_avg", "CIFAR-10", "average", 500, 7),
-        NetworkPlan("svhn_sgd", "SVHN", "max", 250, 7),
-        NetworkPlan("svhn_sgd_avg", "SVHN", "average", 250, 7),
-        NetworkPlan("tiny_max", "CIFAR-10", "max", 200, 3, "conv2"),
-        NetworkPlan("tiny_avg", "CIFAR-10", "average", 200, 3, "conv2"),
+    measurements = (
+        Measurement("cifar_sgd", "CIFAR-10", "published", 500, 7),
+        Measurement("cifar_sgd_max", "CIFAR-10", "max", 500, 7),
+        Measurement("cifar_sgd_avg", "CIFAR-10", "average", 500, 7),
+        Measurement("svhn_sgd", "SVHN", "max", 250, 7),
+        Measurement("svhn_sgd_avg", "SVHN", "average", 250, 7),
+        Measurement("tiny_max", "CIFAR-10", "max", 200, 3, "conv2"),
+        Measurement("tiny_avg", "CIFAR-10", "average", 200, 3, "conv2"),
     )
     return Plan(
         {curve.name: curve for curve in curves},
         _figures("cifar", "svhn"),
-        networks,
+        measurements,
         "cifar",
         "CIFAR-10",
         Errors(paper.TEST_ERROR, paper.TRAIN_ERROR, paper.UPDATES_TRAIN_ERROR),
@@ -247,7 +251,7 @@ def _published():
 
 
 def _decay_note():
-    """How the networks of the main curves differ from the published one."""
+    """In words: how the main curves' weight decay differs from the published one."""
     decays = _load("cifar_kfc", ()).optimizer.weight_decay
     (share,) = {
         round(decays[name] / published, 9) for name, published in paper.WEIGHT_DECAY.items()
@@ -260,15 +264,15 @@ def _decay_note():
 
 
 def _shortened():
-    """Less of most curves, so that a CPU can do it: each of those says what it leaves out."""
+    """A plan for a CPU, with less of most curves; each says what it leaves out."""
     plan = _published()
     five, two = paper.LEARNING_RATES[1:6], (Stage(1.0, None), Stage(3.0, 2))
     once = dict(seeds=1, stages=two)
     time = "to be done in hours"
-    # Of few images an average over 50,000 examples keeps the initial parameters for epochs, and
-    # inverses that are renewed every 100 updates are never renewed. With a damping of 1e-3 every
-    # step of the first epochs fits its own mini-batch (14 million parameters, 512 images) and has
-    # to be clipped, at every learning rate to the same length.
+    # With few images, an average over 50,000 examples keeps the initial parameters for epochs, and
+    # a period of 100 updates is longer than the run. With a damping of 1e-3 every step of the first
+    # epochs fits its own mini-batch (14 million parameters, 512 images) and is clipped, to the same
+    # length at every learning rate.
     few = ("data.extra=false", "evaluation.every=1", "optimizer.averaging_timescale=5000")
     few_kfc = (
         *few,
@@ -282,7 +286,7 @@ def _shortened():
         "seven eighths of all; with few images averages are shorter"
     )
     svhn = dict(seeds=1, rates=five, epochs=20, shortened=why)
-    # For its first two epochs SGD predicts the most frequent digit at any rate.
+    # In its first two epochs SGD predicts the most frequent digit, at any learning rate.
     svhn_sgd = svhn | dict(stages=(Stage(3.0, None), Stage(8.0, 2)))
     svhn_kfc = svhn | dict(
         stages=(Stage(1.0, None), Stage(2.0, 2)),
@@ -328,7 +332,7 @@ def _shortened():
 
 
 def _change(whole, overrides, values):
-    """A Curve with other values, which says what but the seeds is shorter about it, and why."""
+    """A Curve with other values, which says what is shorter (seeds aside) and why."""
     curve = whole._replace(overrides=(*whole.overrides, *overrides), **values)
     parts = []
     before, after = (
@@ -347,7 +351,7 @@ def _change(whole, overrides, values):
 
 
 def _quick():
-    """The whole path in minutes, on the digits that come with the package."""
+    """The same in minutes, on the digits that come with the package."""
     few = dict(
         rates=(0.1, 0.03, 0.01),
         stages=(Stage(1.0, None), Stage(3.0, 2)),
@@ -380,16 +384,16 @@ def _quick():
         Curve("tiny_max", "digits_tiny", **fixed),
         Curve("tiny_avg", "digits_tiny", _pools("avg", 1, 2), **fixed),
     ]
-    networks = (
-        NetworkPlan("digits_sgd", "UCI digits", "max", 360, 3),
-        NetworkPlan("digits_sgd_avg", "UCI digits", "average", 360, 3),
-        NetworkPlan("tiny_max", "UCI digits", "max", 360, 2, "conv2"),
-        NetworkPlan("tiny_avg", "UCI digits", "average", 360, 2, "conv2"),
+    measurements = (
+        Measurement("digits_sgd", "UCI digits", "max", 360, 3),
+        Measurement("digits_sgd_avg", "UCI digits", "average", 360, 3),
+        Measurement("tiny_max", "UCI digits", "max", 360, 2, "conv2"),
+        Measurement("tiny_avg", "UCI digits", "average", 360, 2, "conv2"),
     )
     return Plan(
         {curve.name: curve for curve in curves},
         _figures("digits"),
-        networks,
+        measurements,
         "digits",
         "UCI digits",
         Errors(test=0.06, train=0.03, updates=0.05),
@@ -414,7 +418,7 @@ def _others(prefix, **values):
 
 
 def _structures(prefix, **values):
-    """KFC-pre with what else there is in the place of KFC's factors."""
+    """KFC-pre with other structures of the Fisher blocks."""
     return [
         Curve(f"{prefix}_{name}", f"{prefix}_kfc", (f"optimizer.structure={name}",), **values)
         for name in STRUCTURES
@@ -422,7 +426,7 @@ def _structures(prefix, **values):
 
 
 def _figures(main, *others):
-    """{name: FigurePlan}; each data set has its row in fig1 and its panel in fig2."""
+    """{name: FigurePlan}; each data set has a row in fig1 and a panel in fig2."""
     letters = iter("abcdefgh")
     prefixes = (main, *others)
     fig1 = tuple(
@@ -445,7 +449,9 @@ def _figures(main, *others):
         "fig2": FigurePlan(
             "KFC-pre and SGD over updates, with large mini-batches (Figure 2)", fig2
         ),
-        "assumptions": FigurePlan("The assumptions (section 5.1, appendix D.1)", kind="networks"),
+        "assumptions": FigurePlan(
+            "The assumptions (section 5.1, appendix D.1)", kind="assumptions"
+        ),
         "batchnorm": FigurePlan(
             "With and without batch normalisation (appendix D.2)", _loss_and_error(normalised)
         ),
@@ -468,7 +474,7 @@ def _figures(main, *others):
 
 
 def _loss_and_error(curves, x="seconds", letters="ab", is_logarithmic=False):
-    """A panel of each."""
+    """Two panels of the same curves, of the loss and of the error."""
     return tuple(
         PanelPlan(letter, quantity, curves, x, is_logarithmic)
         for letter, quantity in zip(letters, ("loss", "error"), strict=True)

@@ -1,4 +1,4 @@
-"""How far each curve of a plan has come, told by its runs' folders and by nothing else."""
+"""How far each curve of a plan has come, read from the folders of its runs."""
 
 from typing import NamedTuple
 
@@ -8,34 +8,34 @@ from kfcnet.training.tuning import Point, Tuning, find_task
 RATE = "optimizer.learning_rate"
 
 
-class Progress(NamedTuple):
-    """A curve's tuning and final runs so far.
+class CurveProgress(NamedTuple):
+    """How far a curve's tuning and final runs have come.
 
-    tuning: Results of the stages that are complete, best first within each; settings: of the best
-    run, None before the tuning is complete or where every run diverged; finals: the RunStatuses of
-    the final runs there are, by seed; pending: Tasks that may be done now; epochs_left: of all that
-    is still to be done, as far as can be said.
+    tuning: Results of the complete stages, best first within each; settings: {key: value} of the
+    best run, None before the tuning is complete or if every run diverged; finals: {seed: RunStatus}
+    of the final runs; pending: Tasks that can be done now; epochs_left: an estimate of the epochs
+    that are still to be trained.
     """
 
     curve: object
     tuning: list
-    settings: tuple | None
+    settings: dict | None
     finals: dict
     pending: list
     epochs_left: float
 
     def runs(self):
-        """The final runs as their records tell them, in the order of their seeds."""
+        """The final Runs, read from their records, in the order of their seeds."""
         return [read_run(status.folder) for status in self.finals.values()]
 
     @property
     def rate(self):
-        """The learning rate that was chosen; None where there is none (yet)."""
-        return dict(self.settings or ()).get(RATE)
+        """The learning rate that was chosen; None without one."""
+        return (self.settings or {}).get(RATE)
 
 
 def progress_of(plan, index):
-    """{name: Progress} of the curves of a Plan."""
+    """{name: CurveProgress} of the curves of a Plan."""
     done = {}
     for curve in sorted(plan.curves.values(), key=lambda curve: bool(curve.rate_of)):
         done[curve.name] = _progress(plan, curve, index, done.get(curve.rate_of))
@@ -43,7 +43,7 @@ def progress_of(plan, index):
 
 
 def _progress(plan, curve, index, tuned):
-    """tuned: the Progress of the curve whose learning rate this one takes; or None."""
+    """tuned: the CurveProgress of the curve whose learning rate this one takes; or None."""
     if tuned:
         results, settings, pending = [], tuned.settings, []
     else:
@@ -54,7 +54,7 @@ def _progress(plan, curve, index, tuned):
         tuning_ends = curve.stages[-1].epochs if curve.rates and not tuned else 0
         is_lost = not pending and not tuned  # every run diverged
         epochs_left += 0 if is_lost else max(0, curve.seeds * epochs - tuning_ends)
-        return Progress(curve, results, None, {}, pending, epochs_left)
+        return CurveProgress(curve, results, None, {}, pending, epochs_left)
     for seed in range(curve.seeds):
         task = _task(plan, curve, index, settings, seed, epochs, "final run")
         if not task.is_over:
@@ -62,25 +62,25 @@ def _progress(plan, curve, index, tuned):
             epochs_left += task.epochs_to_go
         if task.status and task.status.iteration > 0:
             finals[seed] = task.status
-    return Progress(curve, results, settings, finals, pending, epochs_left)
+    return CurveProgress(curve, results, settings, finals, pending, epochs_left)
 
 
 def _tune(plan, curve, index):
     """(Results of the complete stages, settings of the best run or None, Tasks of the next)."""
     if not curve.rates:
-        return [], (), []
+        return [], {}, []
     tuning = Tuning([Point({RATE: rate}, None) for rate in curve.rates], curve.stages)
     while tuning.stage:
         purpose = f"tuning {tuning.number} of {len(curve.stages)}"
         tasks = [
-            _task(plan, curve, index, point.settings.items(), 0, tuning.stage.epochs, purpose)
+            _task(plan, curve, index, point.settings, 0, tuning.stage.epochs, purpose)
             for point in tuning.points
         ]
         if pending := [task for task in tasks if not task.is_over]:
             return tuning.results, None, pending
         tuning.complete(tasks)
     best = next(iter(tuning.points), None)
-    return tuning.results, best and tuple(best.settings.items()), []
+    return tuning.results, best and best.settings, []
 
 
 def _task(plan, curve, index, settings, seed, epochs, purpose):
@@ -89,7 +89,7 @@ def _task(plan, curve, index, settings, seed, epochs, purpose):
 
 
 def _epochs_of_tuning_left(curve, results, pending):
-    """Of the stage that is under way and of those after it."""
+    """Epochs left in the current stage and in those after it."""
     if not pending:
         return 0
     under_way = results[-1].stage + 1 if results else 1

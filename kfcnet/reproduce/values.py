@@ -1,4 +1,4 @@
-"""Arithmetic on numbers some of which are only known to lie above a bound."""
+"""Arithmetic on numbers of which some are only known to lie above a bound."""
 
 import math
 from typing import NamedTuple
@@ -7,11 +7,15 @@ import numpy as np
 
 from kfcnet.runs.metrics import first_crossing
 
-UNITS = {"minutes": ("seconds", 60), "updates": ("iteration", 1), "epochs": ("epoch", 1)}
+UNITS = {
+    "minutes": ("seconds", "seconds", 60),
+    "updates": ("iteration", "updates", 1),
+    "epochs": ("epoch", "epoch", 1),
+}  # {unit: (column of the metrics, field of a Crossing, size)}
 
 
 class Value(NamedTuple):
-    """A number; or a bound, where it is only known to lie above that number."""
+    """A number, or a lower bound."""
 
     number: float
     is_bound: bool = False
@@ -22,29 +26,26 @@ class Value(NamedTuple):
 
 
 def ratio(here, paper):
-    """here / paper as a Value; "" where it has no meaning."""
+    """here / paper as a Value; "" for texts and if the paper gives a bound."""
     if not (isinstance(here, Value) and isinstance(paper, Value)) or paper.is_bound:
         return ""
     return Value(here.number / paper.number, here.is_bound)
 
 
 def middle(values):
-    """The median of Values; a bound where it depends on how far above their bounds some lie."""
+    """The median of Values; a bound if it depends on numbers that are only bounded."""
     least = float(np.median([value.number for value in values]))
     most = float(np.median([math.inf if value.is_bound else value.number for value in values]))
     return Value(least, is_bound=most > least)
 
 
 def reached(run, column, threshold, unit):
-    """When a column of a run was first at or below a threshold; its end as a bound if it never was.
+    """When a column of a run's metrics first was at or below a threshold, as a Value.
 
-    unit: "minutes", "updates" or "epochs".
+    unit: "minutes", "updates" or "epochs". If it never was, the run's end is a lower bound.
     """
-    name, size = UNITS[unit]
+    name, field, size = UNITS[unit]
     crossing = first_crossing(run.metrics, column, threshold)
     if crossing is None:
         return Value(float(run.metrics[name][-1]) / size, is_bound=True)
-    return Value(
-        {"seconds": crossing.seconds, "iteration": crossing.updates, "epoch": crossing.epoch}[name]
-        / size
-    )
+    return Value(getattr(crossing, field) / size)

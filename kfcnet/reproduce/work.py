@@ -1,4 +1,4 @@
-"""Doing what is pending: run after run, each told of before it begins."""
+"""Training the runs that are missing, one after the other."""
 
 import sys
 import time
@@ -19,32 +19,32 @@ FORESEEN = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordErr
 
 
 def train_missing(plan, figure, index, places):
-    """Train what `figure` needs and what is not there; returns {run: why} of what failed.
+    """Train the runs that `figure` needs and that a RunIndex lacks; {run: reason} of what failed.
 
-    places: {name of a data set: where it lies}. A run that fails is reported and the others go on;
-    a run whose numbers diverge is a result like others. Curves whose data are absent, or are other
-    images than those that the runs so far were trained on, fail without a run.
+    places: {name of a data set: where it is stored}. After a run that fails the others go on; a run
+    that diverges is a result. A curve fails without a run if its data are missing, or are not the
+    images that the runs in the index were trained on.
 
-    Raises WriteError for a disk that is full, TrainingInterrupted after a signal.
+    Raises WriteError for a full disk, TrainingInterrupted after a signal.
     """
     plan, failures, costs, unusable = plan.part(figure), {}, Costs(), UnusableData(places, index)
     for curve in plan.curves.values():
         config = plan.configure(curve).data
-        # Data that were named are looked at even where no run is left to train on them.
+        # Data named by the user are checked even if no run needs them any more.
         if config.name in places and (reason := unusable.reason(config)):
             failures[curve.name] = reason
     while True:
         now = progress_of(plan, index)
         pending = [
             task
-            for step in now.values()
-            for task in step.pending
+            for state in now.values()
+            for task in state.pending
             if index.relative(task.folder) not in failures and task.name not in failures
         ]
         if not pending:
             return failures
-        # The first seed of every curve comes before any second one: a plan that is cut short
-        # still has all of its curves.
+        # The first seeds of all curves come before any second seed: a reproduction that is stopped
+        # early still has all of its curves.
         task = min(pending, key=lambda task: task.config.seed)
         if reason := unusable.reason(task.config.data):
             failures[task.name] = reason
@@ -60,7 +60,7 @@ def train_missing(plan, figure, index, places):
 
 
 def _describe(task):
-    """What a Task trains, from where to where, in words."""
+    """A Task in words, for a message."""
     begin = task.config.epochs - task.epochs_to_go
     rate = getattr(task.config.optimizer, "learning_rate", None)
     parts = [task.name, *([f"learning rate {rate:g}"] if rate else [])]
@@ -69,7 +69,7 @@ def _describe(task):
 
 
 def _try(task, places):
-    """Train; why that failed, or None."""
+    """Train; the reason if that fails, or None."""
     try:
         _train(task, places)
         return None
@@ -89,13 +89,13 @@ def _try(task, places):
 
 
 class UnusableData:
-    """Which data sets cannot be had or are not those of the runs so far, each looked for once."""
+    """Data sets that are missing or are not those of the runs in an index; each is checked once."""
 
     def __init__(self, places, index):
         self.places, self.index, self.reasons = places, index, {}
 
     def reason(self, config):
-        """Why the data of a DataConfig cannot be used; None where they can."""
+        """The reason why the data of a DataConfig cannot be used, or None."""
         if config not in self.reasons:
             try:
                 dataset = data.load(placed(config, self.places))
@@ -109,7 +109,7 @@ class UnusableData:
 
 
 def _train(task, places):
-    """Take a run to its end, evaluated as it was begun."""
+    """Train a run to its end."""
     config = task.training_config()
     config = config.model_copy(update={"data": placed(config.data, places)})
     try:
@@ -122,12 +122,12 @@ def _train(task, places):
 
 
 def placed(config, places):
-    """A DataConfig that knows where its data lie."""
+    """A DataConfig with the place where its data are stored."""
     return config.model_copy(update={"path": places.get(config.name)})
 
 
 class Costs:
-    """Seconds that an epoch takes, by curve: on the clock here, else by the records."""
+    """Seconds per epoch of each curve, measured here or, before that, read from the records."""
 
     def __init__(self):
         self.measured = {}
@@ -137,14 +137,14 @@ class Costs:
             self.measured[task.name] = seconds / task.epochs_to_go
 
     def left(self, now):
-        """How much is left of {name: Progress}, in words."""
-        epochs = sum(step.epochs_left for step in now.values())
+        """What is left to train, in words. now: {name: CurveProgress}."""
+        epochs = sum(state.epochs_left for state in now.values())
         seconds, unknown = 0.0, 0
-        for name, step in now.items():
-            cost = self.measured.get(name) or _recorded_cost(step)
-            seconds += step.epochs_left * (cost or 0)
-            unknown += step.epochs_left > 0 and not cost
-        curves = sum(step.epochs_left > 0 for step in now.values())
+        for name, state in now.items():
+            cost = self.measured.get(name) or _recorded_cost(state)
+            seconds += state.epochs_left * (cost or 0)
+            unknown += state.epochs_left > 0 and not cost
+        curves = sum(state.epochs_left > 0 for state in now.values())
         text = f"left: {epochs:.3g} epochs of {_curves(curves)}"
         text += f", about {duration(seconds)}" if seconds else ""
         return text + (f" and {_curves(unknown)} of unknown speed" if unknown else "")
@@ -154,11 +154,11 @@ def _curves(number):
     return f"{number} curve{'s' * (number != 1)}"
 
 
-def _recorded_cost(step):
-    """Seconds an epoch, evaluations left out, of one of a curve's runs; None without any."""
-    statuses = [*step.finals.values(), *(task.status for task in step.pending)]
+def _recorded_cost(state):
+    """Seconds per epoch, without evaluations, of one of a curve's runs; None without runs."""
+    statuses = [*state.finals.values(), *(task.status for task in state.pending)]
     folders = [status.folder for status in statuses if status and status.iteration > 0]
-    folders += [result.point.folder for result in step.tuning if result.row]
+    folders += [result.point.folder for result in state.tuning if result.row]
     if not folders:
         return None
     metrics = read_metrics(folders[0] / "metrics.csv")
@@ -174,5 +174,5 @@ def duration(seconds):
 
 
 def say(text):
-    """Tell whoever watches."""
+    """Print a message at once."""
     print(text, file=sys.stderr, flush=True)

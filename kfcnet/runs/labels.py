@@ -83,7 +83,7 @@ def device(run):
     return described["device"].upper() + (f" ({name})" if name else "")
 
 
-def network(layers):
+def layer_sizes(layers):
     """ "conv 32-32-64, dense 10": the layers that have weights."""
     parts = []
     for kind, size in (("conv", "filters"), ("dense", "units")):
@@ -92,13 +92,13 @@ def network(layers):
     return ", ".join(parts)
 
 
-def setting(run):
+def network_and_device(run):
     """ "conv 32-32-64, dense 10, batch norm, CPU (name of the processor)": network and device."""
     facts = _facts(run)
     return ", ".join(filter(None, map(facts.get, ("network", "normalisation", "device"))))
 
 
-def short(key):
+def key_in_words(key):
     """The last part of a key, in words."""
     return key.rpartition(".")[2].replace("_", " ")
 
@@ -109,7 +109,7 @@ def _facts(run):
     is_normalised = any(layer["layer"] == "batch_norm" for layer in layers)
     return {
         "data": data_set(run),
-        "network": network(layers),
+        "network": layer_sizes(layers),
         "normalisation": "batch norm" if is_normalised else "",
         "batch": f"batch {run.config['optimizer']['batch_size']}",
         "device": device(run),
@@ -126,6 +126,6 @@ def _distinct(runs, labels, free):
     for label, own in zip(labels, configs, strict=True):
         others = [other for other, name in zip(configs, labels, strict=True) if name == label]
         keys = [key for key in own if any(other.get(key, own[key]) != own[key] for other in others)]
-        extra = [f"{short(key)} {own[key]}" for key in keys if key not in ("network", *free)]
+        extra = [f"{key_in_words(key)} {own[key]}" for key in keys if key not in ("network", *free)]
         result.append(", ".join([label, *extra]))
     return result
