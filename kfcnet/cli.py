@@ -32,7 +32,7 @@ def main(argv=None):
 
 
 def command(function):
-    """A command whose foreseen errors become a line or two and an exit status."""
+    """Make a command print foreseen errors as one or two lines and return an exit status."""
 
     @functools.wraps(function)
     def run(argv=None, prog=None):
@@ -63,7 +63,7 @@ def command(function):
 
 
 def _exit_status(error):
-    """Exit status of an error that a user can do something about; None for any other."""
+    """Exit status of an error that the user can solve; None for any other."""
     if isinstance(error, ConfigError):
         return 2
     from kfcnet.data import DataError
@@ -422,7 +422,7 @@ def _add_config_options(parser):
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="override settings: optimizer.learning_rate=0.03 network.0.std=he",
+        help="override settings: optimizer.learning_rate=0.03 network.conv1.std=he",
     )
     parser.add_argument(
         "--device",
@@ -437,7 +437,7 @@ def _overrides(options):
 
 @contextlib.contextmanager
 def _notices_on_stderr():
-    """Show the package's notices and warnings, one line each, for the time of a command."""
+    """Print the package's notices and warnings, one line each, during a command."""
     logger, handler = logging.getLogger("kfcnet"), logging.StreamHandler()
     level = logger.level
     logger.addHandler(handler)

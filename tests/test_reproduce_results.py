@@ -8,7 +8,6 @@ import pytest
 from reproductions import do, rate, small_plan, write_run
 
 from kfcnet import reproduce
-from kfcnet.figures.curves import read_run
 from kfcnet.reproduce import assumptions, claims, figures, report
 from kfcnet.reproduce.claims import Evidence
 from kfcnet.reproduce.plan import Errors, Measurement
@@ -17,6 +16,7 @@ from kfcnet.reproduce.values import Value, middle, ratio
 from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.identity import run_key
 from kfcnet.runs.index import RunIndex
+from kfcnet.runs.read import read_run
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

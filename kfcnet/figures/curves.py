@@ -1,9 +1,9 @@
-"""Records -> figures: the loss and the error of runs, as in the paper's Figures 1 and 2.
+"""Figures of the loss and the error of runs, like the paper's Figures 1 and 2.
 
-A curve has a colour and a marker (so that it can be told apart in black and white); training is
-dashed, test solid. Runs that differ in their seed alone are one curve, the median, in a band, the
-range. The same records give the same bytes: nothing but matplotlib's own defaults, its own font
-and the records enters a figure.
+Each curve has a colour and, for black-and-white prints, a marker; training is dashed, test solid.
+Runs that differ in their seed alone are one curve: their median, in a band from lowest to highest.
+The same records give the same bytes: a figure depends on the records, on matplotlib's own defaults
+and on its own font, and on nothing else.
 """
 
 import io
@@ -47,7 +47,7 @@ COLUMN_OF = {
     "examples": "examples",
 }
 
-# Okabe and Ito's palette, which the common kinds of colour blindness leave distinct.
+# Okabe and Ito's palette: people with the common kinds of colour blindness can tell it apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 
@@ -78,7 +78,7 @@ DATELESS = {
 
 
 def plot_runs(folders, out, x="seconds"):
-    """Draw the runs in `folders` over `x` into the file `out` (.png, .svg or .pdf).
+    """Draw the runs in `folders` over `x` to the file `out` (.png, .svg or .pdf).
 
     x: "seconds", "updates", "epochs" or "examples". Raises ValueError for another `x` or format,
     RecordError for a run that cannot be read or a file that cannot be written.
@@ -88,7 +88,7 @@ def plot_runs(folders, out, x="seconds"):
 
 
 def save_figure(draw, out):
-    """Write the figure that `draw()` returns to `out`, in the project's style."""
+    """Write the Figure that `draw()` returns to the file `out`, in the project's style."""
     kind = Path(out).suffix.lstrip(".").lower()
     if kind not in DATELESS:
         raise ValueError(
@@ -104,8 +104,9 @@ def save_figure(draw, out):
 
 
 def _lay_out(figure):
-    """Put everything in its place for good, rounded: the last digits of the layout's solver, which
-    would name the clips of an SVG file, are of chance.
+    """Fix the layout, with rounded positions.
+
+    The last digits of the layout's solver vary; SVG files would contain them, in names of clips.
     """
     figure.get_layout_engine().execute(figure)
     figure.set_layout_engine("none")
@@ -117,8 +118,9 @@ def _lay_out(figure):
 
 
 class Panel(NamedTuple):
-    """What one pair of axes shows: `quantity`, "loss" or "error", of `runs` over `x`, a key of
-    X_AXES; logarithmic for curves of very different lengths.
+    """One pair of axes: `quantity` ("loss" or "error") of `runs` over `x`, a key of X_AXES.
+
+    is_logarithmic: of the horizontal axis, for curves of very different lengths.
     """
 
     runs: list
@@ -137,7 +139,7 @@ def draw_runs(runs, x="seconds"):
 
 
 def draw_panels(panels):
-    """A Figure of Panels, two in a row, with one legend: a curve is the same in all of them."""
+    """A Figure of Panels, two in a row, with one legend: a label looks the same in all of them."""
     for panel in panels:
         if panel.x not in X_AXES:
             raise ValueError(f"x axis: {panel.x!r} is not one of {', '.join(X_AXES)}")
@@ -155,7 +157,7 @@ def draw_panels(panels):
 
 
 def _draw_panel(axes, panel, seeds):
-    """seeds: {label: numbers of seeds} of the curves so far, to which those of the panel go."""
+    """Draw a Panel. Its curves are added to seeds, {label: numbers of seeds} of all panels."""
     groups = group_by_seed(panel.runs)
     _, labels = titles_and_labels([group[0] for group in groups], NOT_IDENTIFYING)
     scale, unit = _scale(panel.runs, panel.x)
@@ -189,8 +191,9 @@ def _draw_panel(axes, panel, seeds):
 def draw_sweep(results, run):
     """A Figure of a sweep: the training error over the grid's first key, a line for each stage.
 
-    results: (epochs, {key: value}, training error or None for a run that diverged), one for each
-    run and stage; further keys of the grid give further lines. run: one of them, for the title.
+    results: a tuple (epochs, {key: value}, training error or None for a diverged run) for each run
+    and stage. Values of the grid's other keys have lines of their own. run: one of the Runs, for
+    the title.
     """
     lines, key = {}, next(iter(results[0][1]))
     for epochs, settings, error in results:
@@ -212,9 +215,9 @@ def in_epochs(number):
 
 
 def draw_grid(axes, lines):
-    """Training errors over the values of a setting, equally far apart, with logarithmic errors.
+    """Draw training errors, on a logarithmic axis, over values of a setting at equal distances.
 
-    lines: {label: [(value, training error or None for a run that diverged), ...]}.
+    lines: {label: [(value, training error or None for a diverged run), ...]}.
     """
     values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
     for (name, line), colour, marker in zip(
@@ -240,7 +243,7 @@ def _order(value):
 
 
 def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
-    """Training dashed with hollow markers, test solid with full ones, some eight of each."""
+    """Training dashed with open markers, test solid with full ones; about eight markers a line."""
     positions = _over_seeds(runs, column)[1] / scale
     every = max(1, len(positions) // 8)
     for part, line, face in (("train", "--", "white"), ("test", "-", colour)):
@@ -260,11 +263,11 @@ def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
 
 
 def _over_seeds(runs, column):
-    """Lowest value, median and highest value (rows,) of a column, row by row.
+    """Lowest value, median and highest value (rows,) of a column over runs.
 
-    A row is there for every iteration that some run has one for; a run takes part as far as it
-    got, straight lines between its own rows. After the last row of a run comes one of NaN, a gap in
-    the curve: what the others go on with is no continuation of what was so far.
+    There is a row for every iteration at which a run has one; other runs are interpolated linearly.
+    A run that ends before the others leaves a row of NaN behind, a gap in the curve: from there on
+    the median is over fewer runs.
     """
     iterations = np.unique(np.concatenate([run.metrics["iteration"] for run in runs]))
     values = np.array(
@@ -275,19 +278,19 @@ def _over_seeds(runs, column):
             for run in runs
         ]
     )
-    for row, run in zip(values, runs, strict=True):  # exact, also beside a row that is not finite
+    for row, run in zip(values, runs, strict=True):  # np.interp spreads NaN to a row's neighbours
         row[np.searchsorted(iterations, run.metrics["iteration"])] = run.metrics[column]
     ends = {run.metrics["iteration"][-1] for run in runs} - {iterations[-1]}
     values = np.insert(values, [np.searchsorted(iterations, end) + 1 for end in ends], np.nan, 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a row of a diverged run alone is all NaN
+        warnings.simplefilter("ignore", RuntimeWarning)  # a row of diverged runs alone is all NaN
         return np.nanmin(values, axis=0), np.nanmedian(values, axis=0), np.nanmax(values, axis=0)
 
 
 def _set_log_axis(axes, factor):
-    """Make the vertical axis logarithmic, with as many labels in a decade as there is room for.
+    """Make the vertical axis logarithmic, with as many labels in a decade as fit.
 
-    A value of zero (no error at all) is moved to the lower edge. Labels are multiplied by `factor`.
+    Values of zero (no errors) are drawn at the lower edge. Labels show `factor` times the value.
     """
     low, high = axes.dataLim.minposy, axes.dataLim.ymax
     if not (np.isfinite(low) and high > 0):
@@ -304,7 +307,7 @@ def _set_log_axis(axes, factor):
 
 
 def _draw_published_error(axes, runs):
-    """A horizontal line, where all runs are on one data set whose published error is known."""
+    """Draw a line at the published error, if all runs are on one data set that has one."""
     data_sets = {published_data_set(run) for run in runs}
     published = NETWORK_ERROR.get(min(data_sets)) if len(data_sets) == 1 else None
     if published is not None:
@@ -320,7 +323,7 @@ def _draw_published_error(axes, runs):
 
 
 def _add_legend(figure, seeds):
-    """Below the panels: which curve has which look, and once for all what dashed and solid mean."""
+    """Add a legend below the panels: the curves' looks, and what dashed and solid lines mean."""
     labels = [label + _seeds_in_words(numbers) for label, numbers in seeds.items()]
     curves = [
         Line2D([], [], color=colour, marker=marker, label=label)
@@ -336,7 +339,7 @@ def _add_legend(figure, seeds):
             published.setdefault(label, handle)
     longest = max(map(len, labels))
     columns = 1 if longest > 60 else 2 if longest > 30 else 4
-    columns = max(1, round(columns * figure.get_figwidth() / 7.2))  # as many as there is room for
+    columns = max(1, round(columns * figure.get_figwidth() / 7.2))  # as many as fit
     figure.legend(
         handles=[*curves, *parts, *published.values()],
         loc="outside lower center",
@@ -351,7 +354,7 @@ def _seeds_in_words(numbers):
 
 
 def _scale(runs, x):
-    """What to divide the x values by, and the unit to name: time is shown in readable units."""
+    """(what the x values are divided by, " (unit)"): times of hours are not shown in seconds."""
     if x != "seconds":
         return 1, ""
     longest = max(run.metrics["seconds"].max(initial=0) for run in runs)

@@ -1,4 +1,4 @@
-"""`diagnostics.csv` -> a figure: the curvature of each layer while a run trains."""
+"""The figure of a run's `diagnostics.csv`: the curvature of each layer during training."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from kfcnet.runs.read import read_run
 
 
 def plot_diagnostics(folder, out):
-    """Draw the diagnostics of the run in `folder` into the file `out` (.png, .svg or .pdf).
+    """Draw the diagnostics of the run in `folder` to the file `out` (.png, .svg or .pdf).
 
     Raises RecordError where they cannot be read, ValueError for another format.
     """
@@ -28,7 +28,7 @@ def draw_diagnostics(table, run):
     looks = [
         dict(color=colour, marker=marker, markevery=every)
         for colour, marker in zip(curves.COLOURS[:-1], curves.MARKERS, strict=False)
-    ]  # black is all layers
+    ]  # black stands for all layers together
     layers = dict(zip(names, looks * len(names), strict=False))
     figure = Figure(figsize=(10, 5.6))
     panels = figure.subplots(2, 3)
@@ -47,7 +47,7 @@ def draw_diagnostics(table, run):
     for panel in panels[1]:
         panel.set_xlabel("updates")
     titles, (method,) = titles_and_labels([run])
-    facts = [title for title in titles if not title.startswith("batch")]  # it is in the method
+    facts = [title for title in titles if not title.startswith("batch")]  # the method has it
     figure.suptitle(", ".join([method, *facts]), fontsize=8)
     handles, labels = panels[1, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
@@ -55,7 +55,7 @@ def draw_diagnostics(table, run):
 
 
 def _draw_ranges(panel, table, layers, factor):
-    """From the smallest to the largest eigenvalue of each layer's damped factor."""
+    """A band from the smallest to the largest eigenvalue of each layer's damped factor."""
     x = table["iteration"]
     for layer, look in layers.items():
         low, high = (_positive(table[f"{layer}_{factor}_{end}"]) for end in ("min", "max"))
@@ -75,7 +75,7 @@ def _draw_lines(panel, table, layers, name, title):
 
 
 def _draw_together(panel, table, name, cap=None):
-    """All of the layers together, in black; and the value that steps are clipped to."""
+    """All layers together, in black, and the value at which steps are clipped."""
     values = table[name]
     panel.plot(
         table["iteration"],
@@ -88,7 +88,7 @@ def _draw_together(panel, table, name, cap=None):
 
 
 def _draw_reductions(panel, table):
-    """What the quadratic model said of each update, and what happened."""
+    """The reduction that the quadratic model predicted for each update, and the actual one."""
     predicted, actual = table["predicted_reduction"], table["actual_reduction"]
     panel.plot(table["iteration"], predicted, color="black", label="predicted")
     panel.plot(
@@ -103,9 +103,10 @@ def _draw_reductions(panel, table):
 
 
 def _smallest_scale(*curves):
-    """Where a symmetric logarithmic axis begins to be one: a hundredth of its largest value.
+    """The value below which a symmetric logarithmic axis is linear: 1/100 of its largest value.
 
-    Down to a power of ten, which is where it has a tick; one within would run into that of zero.
+    It is rounded down to a power of ten, where the axis has a tick: a tick below it would overlap
+    that of zero.
     """
     values = np.abs(np.concatenate(curves))
     largest = max(values[np.isfinite(values)].max(initial=0), 1e-10)
@@ -113,5 +114,5 @@ def _smallest_scale(*curves):
 
 
 def _positive(values):
-    """Values a logarithmic axis can show; others leave a gap."""
+    """The values, with NaN (a gap) for those that a logarithmic axis cannot show."""
     return np.where(values > 0, values, np.nan)

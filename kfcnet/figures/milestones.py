@@ -1,4 +1,4 @@
-"""Runs side by side: their curves against time and against updates, and when each got how far."""
+"""A comparison of runs: their curves over time and updates, and when they reached which error."""
 
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,11 @@ from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run
 
 BY = ("updates", "seconds")
-"""What milestones are measured in; seconds say something only of runs that were alone."""
+"""Units of milestones; seconds are meaningful only for runs that had the machine to themselves."""
 
 
 def compare(folders, out, milestones=MILESTONES, by=BY):
-    """Leave `milestones.csv`, `milestones.md` and the curves of the runs in the folder `out`.
+    """Write `milestones.csv`, `milestones.md` and the curves of runs to the folder `out`.
 
     Where runs differ in their seed alone, `medians.md` is there too.
     folders: run folders, the first of which the others are compared with; by: one of BY or both.
@@ -29,7 +29,7 @@ def compare(folders, out, milestones=MILESTONES, by=BY):
     runs = [read_run(folder) for folder in folders]
     for x in by:
         curves.save_figure(partial(curves.draw_runs, runs, x), out / f"curves_by_{x}.png")
-    _, labels = titles_and_labels(runs, free=("epochs",))
+    _, labels = titles_and_labels(runs, ignored=("epochs",))
     rows = milestone_rows(runs, labels, milestones, by)
     write_csv(out / "milestones.csv", [rows[0], *(row.values() for row in rows)])
     write_text(out / "milestones.md", markdown(rows))
@@ -40,8 +40,8 @@ def compare(folders, out, milestones=MILESTONES, by=BY):
 
 
 def milestone_rows(runs, labels, milestones=MILESTONES, by=BY):
-    """One dict a run and milestone: where it was first reached, and how many times as far the
-    first run's is; empty where a run never got there.
+    """A dict for each milestone and run: where the run first reached it, and the ratio to the first
+    run; empty texts if it never did.
     """
     rows = []
     for column, threshold in milestones:
@@ -59,7 +59,7 @@ def milestone_rows(runs, labels, milestones=MILESTONES, by=BY):
 
 
 def markdown(rows):
-    """The rows as a table in Markdown; a milestone never reached says so."""
+    """The rows as a table in Markdown."""
     by = [name for name in BY if name in rows[0]]
     header = ["milestone", "run", "epochs", *by, *(f"{name}, ratio" for name in by)]
     lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kfcnet.figures.curves import read_run
+from kfcnet.runs.read import read_run
 from kfcnet.training.tuning import Point, Tuning, find_task
 
 RATE = "optimizer.learning_rate"

@@ -1,1 +1,1 @@
-"""What a run leaves behind: its folder, its records, its checkpoint, and what it is called."""
+"""What a run leaves: folder, records, checkpoint; its identity and its names in figures."""

@@ -1,7 +1,7 @@
-"""A run's state in one HDF5 file, written in one go and checked byte by byte when read.
+"""A run's state in one HDF5 file, replaced as a whole and verified by a checksum when read.
 
-The file opens with a line of text and the SHA-256 sum of all that follows (HDF5 allows for such a
-block ahead of its own data, so any HDF5 tool can open the file):
+The file begins with a line of text and the SHA-256 sum of the HDF5 data after it. HDF5 allows such
+a block before its own data, so any HDF5 tool can open the file:
 
     kfcnet checkpoint 1
     sha256 <64 hexadecimal digits>
@@ -22,14 +22,14 @@ BLOCK = 512  # bytes ahead of the HDF5 data, the smallest that HDF5 allows
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing or not what was written; the text names the file and the way out."""
+    """A checkpoint is missing or damaged; the text names the file and says what to do."""
 
 
 def save_checkpoint(path, state):
     """Write `state`, a nested dict of arrays, numbers, booleans and strings, to `path`.
 
-    Arrays have at least one axis and keep shape and dtype. Until the new file is whole and on the
-    disk, the old one stays. Raises WriteError where it cannot be written.
+    Arrays have at least one axis and keep shape and dtype. The old file stays until the new one is
+    complete and on the disk. Raises WriteError where it cannot be written.
     """
     memory = io.BytesIO()
     with h5py.File(memory, "w", userblock_size=BLOCK) as file:
@@ -43,7 +43,7 @@ def save_checkpoint(path, state):
 def load_checkpoint(path):
     """The nested dict given to `save_checkpoint`.
 
-    Raises CheckpointError, naming the file, for one that is missing, foreign, cut or changed.
+    Raises CheckpointError, naming the file, if it is missing, of another kind, cut or changed.
     """
     try:
         content = Path(path).read_bytes()
@@ -82,7 +82,7 @@ def _read_group(group):
 
 
 def _read_value(dataset):
-    """An array as it was, or the plain Python number, boolean or string."""
+    """An array, or a Python number, boolean or string."""
     if h5py.check_string_dtype(dataset.dtype):
         return dataset.asstr()[()]
     value = dataset[()]

@@ -1,4 +1,4 @@
-"""The folder of a run: who may write to it, and what is in it."""
+"""The folder of a run: its files, and the lock that keeps other processes out."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ FILES = (
     "run.json",
     "config.yaml",
 )
-"""In the order in which they are removed: without its checkpoint a folder holds no run."""
+"""In the order in which they are removed: without its checkpoint a run cannot go on by mistake."""
 
 
 class RunFolderError(RuntimeError):
@@ -27,13 +27,13 @@ class RunFolderError(RuntimeError):
 
 
 class RunFolder:
-    """The files of one run; within a `with` block no other process may use them."""
+    """The files of one run; a `with` block keeps other processes out."""
 
     def __init__(self, path, resume=False, overwrite=False):
         self.path, self.resume, self.overwrite = Path(path), resume, overwrite
 
     def __enter__(self):
-        """Raises RunFolderError where there is something at the path that may not be used."""
+        """Raises RunFolderError if the path cannot be used as asked, or is in use."""
         self._is_new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class RunFolder:
         return self
 
     def __exit__(self, *_):
-        """Let others in; a new folder goes away again if nothing was written to it."""
+        """Let others in; a new folder is removed if nothing was written to it."""
         if self._is_new:
             with contextlib.suppress(OSError):  # it is not empty
                 self.path.rmdir()
@@ -63,7 +63,7 @@ class RunFolder:
 
     def _check_use(self):
         present = {entry.name for entry in self.path.iterdir()}
-        present -= {name + ".tmp" for name in FILES}  # what a kill in the middle of a write leaves
+        present -= {name + ".tmp" for name in FILES}  # left by a kill during a write
         if present and present.isdisjoint({CHECKPOINT, "config.yaml", "run.json"}):
             raise RunFolderError(
                 f"{self.path} holds files that are not a run's; choose another folder with --out"
@@ -75,9 +75,9 @@ class RunFolder:
             )
 
     def saved_state(self, config):
-        """The checkpoint to go on from; None where the run has not got so far, or starts anew.
+        """The content of the checkpoint to go on from; None without one, or if the run starts anew.
 
-        Raises RunFolderError naming the first setting in which `config` differs from the run's,
+        Raises RunFolderError naming the first setting that may not change but differs in `config`,
         CheckpointError for a damaged checkpoint.
         """
         if not (self.resume and self.checkpoint.exists()):
@@ -93,7 +93,7 @@ class RunFolder:
         return state
 
     def start(self, config, record):
-        """Begin a run here, in place of any other."""
+        """Begin a run; removes the files of any other."""
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
             (self.path / f"{name}.tmp").unlink(missing_ok=True)
@@ -102,7 +102,7 @@ class RunFolder:
         create_metrics(self.metrics)
 
     def go_on(self, config, record, iteration):
-        """Go on from `iteration`: later rows are dropped, and what is different now is recorded."""
+        """Go on from `iteration`: drop later rows, and add the present program to run.json."""
         truncate_metrics(self.metrics, iteration)
         if self.diagnostics.exists():
             truncate_metrics(self.diagnostics, iteration, columns=("iteration",))
@@ -121,7 +121,7 @@ class RunFolder:
         return read_json(self.path / "run.json")
 
     def finish(self, state, iteration, **details):
-        """Note in run.json how the run ended."""
+        """Write to run.json how the run ended."""
         outcome = {"state": state, "iteration": iteration, **details}
         write_json(self.path / "run.json", {**self.record(), "outcome": outcome})
 
@@ -129,13 +129,13 @@ class RunFolder:
         append_metrics(self.metrics, row)
 
     def append_diagnostics(self, row):
-        """Add a row to `diagnostics.csv`; the first one makes the file, its keys the columns."""
+        """Add a row to `diagnostics.csv`; the first row creates it, its keys are the columns."""
         if not self.diagnostics.exists():
             create_metrics(self.diagnostics, columns=row)
         append_metrics(self.diagnostics, row, columns=row)
 
     def last_row(self):
-        """Iteration of the latest row of metrics; -1 where there is none."""
+        """Iteration of the last row of the metrics, -1 without rows."""
         return last_iteration(self.metrics)
 
     @property
@@ -152,17 +152,17 @@ class RunFolder:
 
 
 def portable_config(config):
-    """YAML of a config without the place of its data: that is the machine's, not the run's."""
+    """YAML of a config without the path of its data, which is different on another machine."""
     data = config.data.model_copy(update={"path": None})
     return dump_config(config.model_copy(update={"data": data}))
 
 
 @contextlib.contextmanager
 def alone_in(folder):
-    """Keep other processes out of a folder. Raises RunFolderError where one is in it.
+    """Keep other processes out of a folder, by a lock. Raises RunFolderError if one is in it.
 
-    A killed process lets go by itself. Where the system (not POSIX) has no such lock nobody is kept
-    out.
+    The lock of a killed process ends by itself. Only POSIX systems have such locks; on others this
+    does nothing.
     """
     try:
         import fcntl

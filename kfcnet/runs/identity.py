@@ -14,12 +14,11 @@ NOT_IDENTIFYING = (
     "diagnostics",
     "diagnostics.every",
 )
-"""Settings that do not identify a run. With others of these it takes the same steps, but for those
-that its seed draws: it ends later, or is evaluated more often."""
+"""Settings that do not identify a run: which seed it has, where it ends, where its data are stored,
+how often it is saved, evaluated and looked into."""
 
 MAY_CHANGE = ("epochs", "data.path", "checkpoint_minutes")
-"""Settings that may change when a run goes on. The rows of its metrics do not depend on them."""
-
+"""Settings that may change when a run goes on: no row of its metrics depends on them."""
 
 NAMED_LAYERS = ("conv", "dense", "batch_norm")
 """Layers whose parameters or statistics are saved under their name. The names of others, such as

@@ -1,4 +1,4 @@
-"""What runs are called in figures and tables: phrases from their records."""
+"""Names of runs in figures and tables, made of phrases from their records."""
 
 from kfcnet.runs.identity import flat
 
@@ -25,13 +25,13 @@ DATA_SETS = {
 }
 PARTS = {"test_error": "test error", "train_error": "training error"}
 WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
-"""Images of a data set's training and test parts together; SVHN without and with the extra part."""
+"""Number of a data set's images, training and test; SVHN without and with the extra part."""
 
 
-def titles_and_labels(runs, free=()):
-    """(what all of the runs have in common, phrase by phrase; a name of its own for each run).
+def titles_and_labels(runs, ignored=()):
+    """(phrases that are true of all runs, a label for each run).
 
-    Runs that would have one name are told apart by their settings, those in `free` left aside.
+    Runs with the same label are told apart by the settings in which they differ, except `ignored`.
     """
     facts = [_facts(run) for run in runs]
     common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
@@ -40,11 +40,11 @@ def titles_and_labels(runs, free=()):
     for run, fact in zip(runs, facts, strict=True):
         own = [fact[name] for name in fact if fact[name] and name not in common and name != "batch"]
         labels.append(", ".join([method(run), *own]))
-    return titles, _distinct(runs, labels, free)
+    return titles, _distinct(runs, labels, ignored)
 
 
 def method(run):
-    """ "KFC-pre, M = 512", M being the size of the mini-batch; "KFC-pre (SUA), M = 512"."""
+    """ "KFC-pre, M = 512" or "KFC-pre (SUA), M = 512"; M is the size of the mini-batch."""
     optimizer = run.config["optimizer"]
     name = METHODS.get(optimizer["name"], optimizer["name"])
     structure = optimizer.get("structure", "kfc")
@@ -53,25 +53,25 @@ def method(run):
 
 
 def data_set(run):
-    """The data set's name, with its size where it is a part of the published one."""
+    """The data set's name, with its size if it is a part of the published one."""
     title = published_data_set(run)
     return f"{title}, {_images(run) / 1000:.3g}k subset" if is_part(run) else title
 
 
 def published_data_set(run):
-    """The name of the data set that the images are from, all or some."""
+    """The name of the published data set that the images are from."""
     name = run.config["data"]["name"]
     return DATA_SETS.get(name, name)
 
 
 def is_part(run):
-    """Whether the images are fewer than the published ones."""
+    """Whether the images are only a part of the published data set."""
     images = _images(run)
     return images not in WHOLE.get(run.config["data"]["name"], {images}) | {0}
 
 
 def _images(run):
-    """Training and test images; 0 where a record does not say."""
+    """Number of training and test images; 0 if the record does not say."""
     record = run.record.get("data", {})
     return record.get("train_examples", 0) + record.get("test_examples", 0)
 
@@ -116,16 +116,17 @@ def _facts(run):
     }
 
 
-def _distinct(runs, labels, free):
-    """The labels, those that several runs share extended by the settings in which these differ.
+def _distinct(runs, labels, ignored):
+    """The labels, of which equal ones are extended by the settings in which their runs differ.
 
-    A setting that a record does not have is no difference: it is older than the setting.
+    A setting that is missing in a record is no difference: the record is older than the setting.
     """
     configs = [flat({**run.config, "network": str(run.config["network"])}) for run in runs]
     result = []
     for label, own in zip(labels, configs, strict=True):
         others = [other for other, name in zip(configs, labels, strict=True) if name == label]
         keys = [key for key in own if any(other.get(key, own[key]) != own[key] for other in others)]
-        extra = [f"{key_in_words(key)} {own[key]}" for key in keys if key not in ("network", *free)]
+        shown = [key for key in keys if key not in ("network", *ignored)]
+        extra = [f"{key_in_words(key)} {own[key]}" for key in shown]
         result.append(", ".join([label, *extra]))
     return result

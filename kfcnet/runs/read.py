@@ -1,4 +1,4 @@
-"""A run as its folder tells it."""
+"""A run, read from its folder."""
 
 import contextlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from kfcnet.runs.metrics import read_metrics
 
 
 class Run(NamedTuple):
-    """A run as its folder tells it: `metrics.csv`, `config.yaml` and `run.json`."""
+    """The content of a run's `metrics.csv`, `config.yaml` and `run.json`."""
 
     metrics: dict
     config: dict
@@ -20,8 +20,8 @@ class Run(NamedTuple):
 def read_run(folder):
     """The Run in a folder. Raises RecordError naming the file that is missing or unreadable.
 
-    Settings that are younger than the record are filled in, so that its seeds are one curve for all
-    that; a configuration that is refused today is taken as it is.
+    Settings that the record lacks have their defaults, so that seeds recorded by different versions
+    are one curve. A configuration that is not valid any more is taken as it is.
     """
     folder = Path(folder)
     if not (folder / "metrics.csv").exists():

@@ -1,4 +1,4 @@
-"""A grid of runs, trained in stages, and its tables."""
+"""A sweep: a grid of runs, trained in stages, and its tables."""
 
 import concurrent.futures
 import itertools
@@ -52,14 +52,14 @@ def parse_stages(texts):
 
 
 def sweep(config, grid, stages, out, overrides=(), workers=1):
-    """Train a grid of variations of `config` in stages and leave the tables in the folder `out`.
+    """Train a grid of variations of `config` in stages; write the tables to the folder `out`.
 
-    config: a name or path as `load_config` takes it, with its `overrides`; grid: {key: values};
-    stages: a list of Stage, or empty for one stage of the configured epochs; workers: runs at a
-    time. Runs are ranked by training error at the end of a stage; a run that diverged comes last
-    and goes no further. Returns the Results of all stages, best first within each.
+    config: a name or path as for `load_config`, with its `overrides`; grid: {key: values}; stages:
+    Stages, or empty for one stage of the configured epochs; workers: runs at a time. A run that is
+    in `out`, in whatever folder, is used and gone on with; it is evaluated as it was begun. Returns
+    the Results of all stages, best first within each.
 
-    Raises what `train` raises, except that a run whose training fails is a result like others.
+    Raises what `train` raises, except TrainingFailed: a run that diverges is a result.
     """
     out = Path(out)
     stages = stages or [Stage(load_config(config, overrides).epochs, None)]
@@ -81,7 +81,7 @@ def sweep(config, grid, stages, out, overrides=(), workers=1):
 
 
 def grid_points(grid, out):
-    """Every combination of the grid's values, each with a folder named after them."""
+    """A Point for every combination of the grid's values, its folder named after them."""
     last = [key.rpartition(".")[2] for key in grid]
     names = [
         short if last.count(short) == 1 else key for key, short in zip(grid, last, strict=True)
@@ -97,9 +97,9 @@ def grid_points(grid, out):
 
 
 def write_tables(out, keys, stages, results):
-    """`sweep.csv`, `sweep.md` and `sweep.png` of the results so far.
+    """Write `sweep.csv`, `sweep.md` and `sweep.png` of the Results so far.
 
-    Seconds are in the first alone: the runs of a sweep may share the machine.
+    Only the first has seconds: the runs of a sweep may share the machine.
     """
     header = ["stage", "epochs", "rank", *keys, "state", *RESULTS]
     rows = [
@@ -192,8 +192,8 @@ def _train_all(tasks, workers):
         for run in runs:
             _train_one(*run)
         return
-    # Workers have their own sessions, so that a Ctrl-C reaches this process alone, which then
-    # asks each of them once.
+    # Each worker has its own session: a Ctrl-C reaches this process alone, which then asks each
+    # worker once.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context, os.setsid) as pool:
         previous = {
