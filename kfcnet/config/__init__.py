@@ -8,8 +8,10 @@ from kfcnet.config.load import (
     parse_config,
     read_config,
 )
+from kfcnet.config.schema import Config
 
 __all__ = [
+    "Config",
     "ConfigError",
     "config_names",
     "dump_config",

@@ -2,11 +2,10 @@
 
 import functools
 import logging
-from collections.abc import Sequence
 
 from kfcnet.config.errors import ConfigError
 
-KEYS = {("optimizer", "least_damping"): "min_damping"}
+KEYS: dict[tuple[str, ...], str] = {("optimizer", "least_damping"): "min_damping"}
 VALUES = {("optimizer", "structure"): {"ekfc": "ekfac", "white": "white_derivatives"}}
 
 logger = logging.getLogger(__name__)
@@ -27,13 +26,12 @@ def rename(document: dict, source: str) -> None:
             _tell(notice)
     for (section, key), names in VALUES.items():
         part = document.get(section)
-        old = part.get(key) if isinstance(part, dict) else None
-        if isinstance(old, str) and old in names:
-            part[key] = names[old]
-            _tell(f"{section}.{key}: {old} is called {names[old]} now")
+        if isinstance(part, dict) and isinstance(value := part.get(key), str) and value in names:
+            part[key] = names[value]
+            _tell(f"{section}.{key}: {value} is called {names[value]} now")
 
 
-def present_path(keys: Sequence[str]) -> Sequence[str]:
+def present_path(keys: list[str]) -> list[str]:
     """A setting's path, such as ["optimizer", "least_damping"], under its present name."""
     new = KEYS.get(tuple(keys))
     if new is None:

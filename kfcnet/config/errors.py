@@ -1,10 +1,11 @@
-"""What is wrong with a configuration, in words: validation errors with the full key of each."""
+"""Messages about a wrong configuration: one or two lines that name the full key."""
 
 import difflib
 from collections.abc import Iterable
 from typing import Any, get_args
 
 from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
 
 
 class ConfigError(ValueError):
@@ -12,7 +13,7 @@ class ConfigError(ValueError):
 
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    """One or two lines: unknown keys first, a missing key last (it may only be misspelt)."""
+    """Message of one or two lines: unknown keys first, a missing key last (it may be misspelt)."""
     order = {"extra_forbidden": 0, "missing": 2}
     errors = sorted(error.errors(), key=lambda item: order.get(item["type"], 1))
     lines = [f"{source}: {_explain_one(item, model)}" for item in errors]
@@ -25,7 +26,7 @@ def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     return "\n".join(lines)
 
 
-def _explain_one(error: dict, model: type[BaseModel]) -> str:
+def _explain_one(error: ErrorDetails, model: type[BaseModel]) -> str:
     kind, context, got = error["type"], error.get("ctx", {}), show(error["input"])
     key, fields = _locate(error["loc"], model)
     if kind == "extra_forbidden":
@@ -69,7 +70,9 @@ def _locate(location: tuple, model: type[BaseModel]) -> tuple[str, Iterable[str]
 
     pydantic's location also has the tag of each chosen member of a discriminated union.
     """
-    keys, part, choices = [], model, {}
+    keys: list[Any] = []
+    part: Any = model
+    choices: dict[str | None, Any] = {}
     for step in location:
         if step in choices:
             part, choices = choices[step], {}
@@ -91,7 +94,7 @@ def _choices(annotation: Any) -> dict[str | None, Any]:
         first = next(iter(annotation.model_fields.values()))
         values = get_args(first.annotation)  # a tag is a Literal with one value
         return {values[0] if len(values) == 1 else None: annotation}
-    choices = {}
+    choices: dict[str | None, Any] = {}
     for part in get_args(annotation):
         choices |= {part.tag: annotation} if isinstance(part, Tag) else _choices(part)
     return choices
@@ -104,7 +107,7 @@ def show(value: Any) -> str:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """What to put behind an unknown name: the most similar known one, or all of them."""
+    """End of a message about an unknown name: the most similar known one, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"

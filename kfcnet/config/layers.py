@@ -14,7 +14,7 @@ def _known_rule(rule: str) -> str:
     return rule
 
 
-# Deviation of a layer's initial weights; "he" is sqrt(2 / fan-in).
+# Standard deviation of a layer's initial weights; "he" is sqrt(2 / fan-in).
 Deviation = Annotated[
     Annotated[PositiveFloat, Tag("number")]
     | Annotated[str, AfterValidator(_known_rule), Tag("rule")],
@@ -23,14 +23,14 @@ Deviation = Annotated[
 
 
 class _LayerConfig(Model):
-    """What all layers share. A `name` that is not given is not written into a run's config.yaml."""
+    """What all layers share. Without a given name, the key `name` is not written to YAML."""
 
     layer: str
     name: LayerName | None = None
 
     @property
     def weighted_name(self) -> str | None:
-        """Name of the layer that holds this one's parameters; None where there are none."""
+        """Name under which the network has parameters of this layer; None without parameters."""
         return None
 
     @model_serializer(mode="wrap")
@@ -41,7 +41,7 @@ class _LayerConfig(Model):
 
 
 class NamedLayerConfig(_LayerConfig):
-    """A layer that a run's config.yaml names always; Config gives it its default name."""
+    """A layer with a name in any case: `Config` gives it the default one of `layer_names`."""
 
 
 class _WeightedConfig(NamedLayerConfig):
@@ -51,6 +51,8 @@ class _WeightedConfig(NamedLayerConfig):
 
 
 class ConvConfig(_WeightedConfig):
+    """`filters` output maps from windows of `kernel` x `kernel`, with zero `padding` all round."""
+
     layer: Literal["conv"] = "conv"
     filters: PositiveInt
     kernel: PositiveInt
@@ -60,6 +62,8 @@ class ConvConfig(_WeightedConfig):
 
 
 class DenseConfig(_WeightedConfig):
+    """Every unit is connected to all inputs."""
+
     layer: Literal["dense"] = "dense"
     units: PositiveInt
     std: Deviation = "he"
@@ -70,7 +74,9 @@ class ReluConfig(_LayerConfig):
 
 
 class _PoolConfig(_LayerConfig):
-    size: Annotated[int, Field(ge=1, le=16)]  # a place in the window must fit in one byte
+    """Windows of `size` x `size`, which may extend beyond the lower and right border."""
+
+    size: Annotated[int, Field(ge=1, le=16)]  # an index into the window must fit in one byte
     stride: PositiveInt
 
     @field_validator("stride")
@@ -100,7 +106,7 @@ class ResponseNormConfig(_LayerConfig):
 
 
 class BatchNormConfig(NamedLayerConfig):
-    """`affine` learns a scale and a shift of every map, in a layer named after this, `_affine`."""
+    """`affine`: a scale and a shift of every map are learned, in a layer named NAME_affine."""
 
     layer: Literal["batch_norm"] = "batch_norm"
     epsilon: PositiveFloat = 1e-5
@@ -112,6 +118,8 @@ class BatchNormConfig(NamedLayerConfig):
 
 
 class DropoutConfig(_LayerConfig):
+    """Each input is kept with probability `keep`, and then divided by it."""
+
     layer: Literal["dropout"] = "dropout"
     keep: Fraction
 

@@ -1,7 +1,7 @@
 """Configurations, read from YAML and written back.
 
-A configuration is a YAML file (`configs/` holds one per curve) that `kfcnet.config.schema`
-describes. What it does not allow raises ConfigError, whose one or two lines name the key.
+A configuration is a YAML file (`configs/` has one for each curve) that follows
+`kfcnet.config.schema`. Anything else raises ConfigError, whose one or two lines name the key.
 """
 
 from collections.abc import Iterable
@@ -20,15 +20,15 @@ from kfcnet.config.schema import Config
 def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Configuration from a file of `configs/` (by name) or from a path.
 
-    overrides: texts `key.key=value`, the value in YAML, a list's items by number from 0
-    (`network.0.std=0.01`), layers also by name (`network.conv1.std=0.01`). Raises ConfigError.
+    overrides: texts `key.key=value` with the value in YAML; items of a list are numbered from 0
+    (`network.0.std=0.01`), layers have names too (`network.conv1.std=0.01`). Raises ConfigError.
     """
     source, text = _find(name_or_path)
     return parse_config(text, source, overrides)
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Configuration that a run left in a file. Raises ConfigError naming the file."""
+    """Configuration from a file that a run left. Raises ConfigError naming the file."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -37,7 +37,10 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def parse_config(text: str, source: str = "config", overrides: Iterable[str] = ()) -> Config:
-    """Configuration from YAML text; `source` names it in errors. Raises ConfigError."""
+    """Configuration from YAML text; `source` names it in errors. Raises ConfigError.
+
+    Settings may have their older spelling (`kfcnet.config.aliases`).
+    """
     document = _parse_yaml(text, source)
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected keys and values, got {show(document)}")
@@ -108,27 +111,27 @@ def _apply_override(document: dict, override: str) -> None:
     if not separator or not all(keys):
         raise ConfigError(f"--set {override}: expected key.key=value")
     keys = aliases.present_path(keys)
-    value, place = _parse_yaml(text, f"--set {path}"), document
+    value, part = _parse_yaml(text, f"--set {path}"), document
     for depth, key in enumerate(keys):
-        index = _index(place, key, f"--set {path}: {'.'.join(keys[:depth])}")
+        index = _index(part, key, f"--set {path}: {'.'.join(keys[:depth])}")
         if depth == len(keys) - 1:
-            place[index] = value
-        elif isinstance(place, dict) and place.get(index) is None:
-            place[index] = {}
-        place = place[index]
+            part[index] = value
+        elif isinstance(part, dict) and part.get(index) is None:
+            part[index] = {}
+        part = part[index]
 
 
-def _index(place: Any, key: str, name: str) -> str | int:
-    """A key as an index of a part of the document; `name` is the part's in errors."""
-    if isinstance(place, list):
-        if key.isdecimal() and int(key) < len(place):
+def _index(part: Any, key: str, name: str) -> str | int:
+    """The index of `key` in a part of the document; `name` names the part in errors."""
+    if isinstance(part, list):
+        if key.isdecimal() and int(key) < len(part):
             return int(key)
-        is_network = all(isinstance(item, dict) and "layer" in item for item in place)
-        names = layer_names(place) if is_network else []
+        is_network = all(isinstance(item, dict) and "layer" in item for item in part)
+        names = layer_names(part) if is_network else []
         if key in names:
             return names.index(key)
         hint = suggestion(key, names) if names and not key.isdecimal() else ""
-        raise ConfigError(f"{name} has items 0 to {len(place) - 1}, not {key}{hint}")
-    if not isinstance(place, dict):
+        raise ConfigError(f"{name} has items 0 to {len(part) - 1}, not {key}{hint}")
+    if not isinstance(part, dict):
         raise ConfigError(f"{name} has no keys of its own")
     return key

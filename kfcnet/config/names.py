@@ -9,7 +9,8 @@ def layer_names(layers: Iterable[Mapping]) -> list[str]:
 
     A layer without a name has its kind and its number among the layers of this kind: conv1.
     """
-    names, counts = [], Counter()
+    names: list[str] = []
+    counts: Counter[str] = Counter()
     for layer in layers:
         kind = layer["layer"]
         counts[kind] += 1

@@ -20,19 +20,21 @@ MaxNorm = Annotated[
 
 
 class _ScheduleConfig(Model):
-    """The learning rate's course, in examples; it begins with a linear rise over `warm_up`."""
+    """A schedule of the learning rate, in examples: a linear rise over `warm_up` comes first."""
 
     name: str
     warm_up: NonNegative = 0.0
-    warm_up_start: Fraction = 0.01  # share of the learning rate that the rise starts from
+    warm_up_start: Fraction = 0.01  # share of the learning rate at the start of the rise
 
 
 class ConstantConfig(_ScheduleConfig):
+    """The learning rate itself."""
+
     name: Literal["constant"] = "constant"
 
 
 class StepConfig(_ScheduleConfig):
-    """Multiplied by `factor` after each of the numbers of examples in `at`."""
+    """The learning rate is multiplied by `factor` after each number of examples in `at`."""
 
     name: Literal["step"] = "step"
     at: Annotated[tuple[PositiveFloat, ...], Field(strict=False, min_length=1)]
@@ -40,7 +42,7 @@ class StepConfig(_ScheduleConfig):
 
 
 class CosineConfig(_ScheduleConfig):
-    """Half a period of a cosine from the warm-up's end to `examples`, then `final` of the rate."""
+    """A half-cosine from the end of the warm-up to `examples`, then `final` times the rate."""
 
     name: Literal["cosine"] = "cosine"
     examples: PositiveFloat
@@ -63,21 +65,22 @@ class _OptimizerConfig(Model):
     name: str
     batch_size: PositiveInt = 128
     weight_decay: WeightDecay = 0.0  # one number, or layer name -> number; biases never decay
-    max_norm: MaxNorm | None = None  # likewise; layers that a mapping leaves out are free
+    max_norm: MaxNorm | None = None  # likewise; a layer absent from the mapping has no limit
     averaging_timescale: PositiveFloat = 50000.0
 
 
 class _RateConfig(_OptimizerConfig):
-    """A learning rate, and its course."""
+    """An optimizer with a learning rate and its schedule."""
 
     learning_rate: PositiveFloat
     schedule: ScheduleConfig = ConstantConfig()
 
 
 class StatisticsConfig(_OptimizerConfig):
-    """Where Kronecker factors come from, and when. Periods are in updates.
+    """An optimizer with Kronecker factors: how they are estimated, and how often.
 
-    Fractions are shares of the mini-batch. The factors start from `initial_examples` examples.
+    Periods are in updates, fractions are shares of the mini-batch. The factors are initialised from
+    `initial_examples` training examples.
     """
 
     batch_size: PositiveInt = 512
@@ -112,14 +115,14 @@ class SgdConfig(_RateConfig):
 
 
 class AdagradConfig(_RateConfig):
-    """Steps divided by the root of the sum of all squared gradients."""
+    """The gradient divided by the root of the sum of all squared gradients."""
 
     name: Literal["adagrad"] = "adagrad"
     epsilon: PositiveFloat = 1e-8
 
 
 class RmspropConfig(_RateConfig):
-    """Steps divided by the root of a running mean of the squared gradients."""
+    """The gradient divided by the root of a running mean of squared gradients."""
 
     name: Literal["rmsprop"] = "rmsprop"
     square_decay: Decay = 0.9
@@ -127,7 +130,7 @@ class RmspropConfig(_RateConfig):
 
 
 class AdamConfig(_RateConfig):
-    """Running means of the gradient and of its square, corrected for starting at zero."""
+    """Running means of the gradient and of its square, corrected for their start at zero."""
 
     name: Literal["adam"] = "adam"
     momentum: Decay = 0.9
@@ -138,10 +141,10 @@ class AdamConfig(_RateConfig):
 class KfcPreConfig(StatisticsConfig, _RateConfig):
     """SGD with momentum on the natural gradient of KFC, with clipped updates.
 
-    `structure` is what is kept of each layer's curvature (kfcnet/curvature/structures.py). Updates
-    are clipped on a share `clip_fraction` of the mini-batch; `clip: null` leaves them unclipped.
-    With an `inverse_delay` factors are inverted beside training, by the device or the host as
-    `inverse_on` says, and the inverses adopted so many updates later; not with structure `ekfac`.
+    `structure` is the approximation of each layer's Fisher block (`kfcnet.curvature`). The clipping
+    norm is computed on a share `clip_fraction` of the mini-batch; `clip: null` means no clipping.
+    With an `inverse_delay`, factors are inverted during training, on the device or the host
+    (`inverse_on`), and their inverses are used that many updates later; not with structure `ekfac`.
     """
 
     name: Literal["kfc_pre"] = "kfc_pre"
@@ -167,13 +170,14 @@ class KfcPreConfig(StatisticsConfig, _RateConfig):
 
 
 class _TrustConfig(StatisticsConfig):
-    """A quadratic model of the objective, damped as far as it deserves trust.
+    """An optimizer with a quadratic model of the objective and Levenberg-Marquardt damping.
 
-    `damping` is its first value, adapted by the Levenberg-Marquardt rule: multiplied or divided by
-    `damping_decay` for each update since the rule was last applied, but never below
-    `min_damping`: a model that is right about its own small mini-batch is trusted ever more, and
-    steps come to follow the noise. The exact Fisher matrix is that of a share `fisher_fraction` of
-    the mini-batch. `tikhonov` damps the factors of KFC's matrix (Eq. 21), or exactly their product.
+    `damping` is the initial value. The Levenberg-Marquardt rule multiplies or divides it by
+    `damping_decay` for each update since the rule was last applied, but it stays above
+    `min_damping`. Without this bound it would keep falling, because the model fits its own small
+    mini-batch well, and updates would follow the noise of mini-batches. The exact Fisher matrix is
+    computed on a share `fisher_fraction` of the mini-batch. `tikhonov`: the damping is added to
+    the factors of KFC's matrix (`factored`, Eq. 21) or to their product (`exact`).
     """
 
     tikhonov: Literal["factored", "exact"] = "factored"
@@ -184,20 +188,21 @@ class _TrustConfig(StatisticsConfig):
 
 
 class KfacConfig(_TrustConfig):
-    """K-FAC with KFC's factors: exact step sizes and momentum, and damping that adapts itself.
+    """K-FAC with KFC's factors: step size and momentum from the exact Fisher matrix, and damping
+    adapted during training.
 
     The defaults are those of Martens & Grosse (2015) for autoencoders, in brackets their names; the
-    paper says that it ran K-FAC, and not with which values.
+    paper states that it ran K-FAC, but not with which values.
 
         damping 150 (lambda_0), damping_decay 19/20 (w_1 = (19/20)^T_1, w_2^2 = (19/20)^T_2),
         damping_period 5 (T_1), factor_damping_period 20 (T_2), inverse_period 20 (T_3),
         statistics_fraction 1/8 (tau_1), fisher_fraction 1/4 (tau_2), statistics_period 1,
         statistics_timescale 10,000 examples: their 0.95 an update, in mini-batches of 512.
 
-    `factor_damping` is the first value of gamma^2, what the factors are damped with beside weight
-    decay; by default it starts like `damping`, as theirs does, and `min_damping` bounds both,
-    which they do not. Mini-batches do not grow and the iterates' average is that of the other
-    optimizers; theirs grow, and average with a decay of 0.99 an update.
+    `factor_damping` is the initial value of gamma^2, the damping of the factors besides weight
+    decay; its default is `damping`, as theirs. `min_damping` bounds both values; they have no such
+    bound. Here the mini-batch size is constant and the parameters are averaged as with the other
+    optimizers; theirs grows, and they average with a decay of 0.99 an update.
     """
 
     name: Literal["kfac"] = "kfac"
@@ -221,12 +226,12 @@ class KfacConfig(_TrustConfig):
 class HessianFreeConfig(_TrustConfig):
     """Hessian-free optimization: SciPy's conjugate gradients on the exact Fisher matrix.
 
-    They are preconditioned with the inverse of KFC's matrix or not at all, start from `warm_start`
-    times the previous update, and end after `cg_iterations` or where the residual is below
-    `cg_tolerance` times the gradient. KFC's matrix is damped like the model itself, except that
-    weight decay damps the biases too. The paper only names the idea (section 3.2). damping_decay
-    2/3 and the line search follow Martens (2010), warm_start 0.95 Martens & Sutskever (2012); the
-    other values are chosen here.
+    The preconditioner is the inverse of KFC's matrix or none. The iteration starts from
+    `warm_start` times the previous update, and ends after `cg_iterations` iterations or when the
+    residual is below `cg_tolerance` times the gradient. KFC's matrix is damped like the model
+    itself, except that weight decay damps the biases too. The paper only mentions the idea
+    (section 3.2). damping_decay 2/3 and the line search follow Martens (2010), warm_start 0.95
+    follows Martens & Sutskever (2012); the other values are chosen here.
     """
 
     name: Literal["hessian_free"] = "hessian_free"

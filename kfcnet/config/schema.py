@@ -1,7 +1,7 @@
 """What a run is: the schema of a configuration.
 
-Every key is checked: an unknown one, a wrong type or a value out of range is a ValidationError,
-which `kfcnet.config` puts into one or two lines that name the key.
+Every key is checked. An unknown key, a wrong type or a value out of range is a ValidationError,
+which `kfcnet.config` turns into one or two lines that name the key.
 """
 
 from collections import Counter
@@ -72,17 +72,19 @@ __all__ = [
 
 
 class DataConfig(Model):
-    """Which images; inputs of the network are (pixel - training mean) / input_scale."""
+    """A data set. The input of the network is (pixel - training mean) / input_scale."""
 
     name: Literal["cifar10", "svhn", "digits", "synthetic"]
-    path: Annotated[Path | None, Field(strict=False)] = None  # the only place looked at, if given
+    path: Annotated[Path | None, Field(strict=False)] = (
+        None  # the only directory searched, if given
+    )
     input_scale: PositiveFloat = 1.0
-    extra: bool = False  # SVHN: train on the extra set too
-    examples: PositiveInt = 10000  # synthetic: training examples
+    extra: bool = False  # SVHN: the extra set belongs to the training set
+    examples: PositiveInt = 10000  # synthetic: size of the training set
 
 
 class EvaluationConfig(Model):
-    """When to evaluate (every so many epochs or updates) and on how much of the training set."""
+    """Evaluate `every` so many `unit`s, on the test set and on a part of the training set."""
 
     every: PositiveFloat = 1.0
     unit: Literal["epochs", "updates"] = "epochs"
@@ -96,7 +98,7 @@ class EvaluationConfig(Model):
 
 
 class DiagnosticsConfig(Model):
-    """Look into the curvature after every so many updates (kfcnet/training/diagnostics.py)."""
+    """Measure the curvature `every` so many updates (`kfcnet.training.diagnostics`)."""
 
     every: PositiveInt
 
@@ -104,9 +106,9 @@ class DiagnosticsConfig(Model):
 class OpsConfig(Model):
     """How a device computes.
 
-    On the CPU: use of the compiled helper, and into how many parts a batch is cut. On a GPU:
-    convolutions and dense layers in TF32 on tensor cores, where there are any unless `off`;
-    statistics and preconditioning are in fp32 always.
+    On the CPU: use of the C extension (`native`), and the number of `shards` of a batch. On a GPU:
+    `tensor_cores` for convolutions and dense layers, in TF32; statistics and preconditioning are
+    always in fp32.
     """
 
     native: Literal["auto", "on", "off"] = "auto"
@@ -115,7 +117,7 @@ class OpsConfig(Model):
 
 
 class Config(Model):
-    """One run."""
+    """The configuration of one run."""
 
     data: DataConfig
     network: Annotated[tuple[LayerConfig, ...], Field(strict=False, min_length=1)]
@@ -133,7 +135,7 @@ class Config(Model):
     @field_validator("network")
     @classmethod
     def _name_layers(cls, network):
-        """Give every NamedLayerConfig its name, and refuse a name that two layers share."""
+        """Give every NamedLayerConfig a name; refuse a name that two layers share."""
         names = layer_names(layer.model_dump() for layer in network)
         network = tuple(
             layer.model_copy(update={"name": name})
