@@ -38,8 +38,9 @@ def complaint(capsys, command, *argv):
 
 
 def readme_commands():
-    """The lines of README's shell blocks that call the package, without comments."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The lines of shell blocks of README and docs/ that call the package, without comments."""
+    pages = ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
     words = [shlex.split(line, comments=True) for line in blocks.replace("&&", "").splitlines()]
     return [line for line in words if "kfcnet" in "".join(line[:1]) or "scripts/" in "".join(line)]

@@ -64,9 +64,7 @@ def _read_archive(paths, names, parse):
     try:
         with tarfile.open(path) as archive:
             batches = {}
-            for (
-                member
-            ) in archive:  # in the archive's order: a step back would decompress from the start
+            for member in archive:  # in its order: a step back decompresses from the start
                 name = member.name.rpartition("/")[2]
                 if name in names:
                     batches[name] = parse(archive.extractfile(member), f"{path}: {name}")
