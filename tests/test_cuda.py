@@ -1,6 +1,8 @@
 """The launchers of the CUDA kernels: what they refuse, what a captured step repeats."""
 
 import inspect
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, is_available, kernels
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_size
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Kernel sources
 
@@ -315,3 +319,28 @@ def test_max_norm_shortens_rows_and_corrects_their_average(cuda, rng, columns):
     cuda.max_norm(*on_device, limit, 0.9)
     for actual, expected in zip(on_device, (weight, average), strict=True):
         assert_close(cuda.to_numpy(actual), expected)
+
+
+def test_no_launcher_hides_what_another_one_defines():
+    """CudaOps inherits them all: of two equal private names one would be lost in silence."""
+    defined = [
+        name
+        for base in CudaOps.__mro__
+        if base.__module__.startswith("kfcnet.ops.cuda.")
+        for name in vars(base)
+        if not name.startswith("__")
+    ]
+    assert len(defined) > 60 and sorted(set(defined)) == sorted(defined)
+
+
+@pytest.mark.parametrize("path", sorted(kernels.folder().glob("*.cu")), ids=lambda path: path.stem)
+def test_the_head_of_a_kernel_names_files_that_exist_and_launch_it(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = " ".join(line for line in lines if line.startswith("//"))
+    named = re.findall(r"(?:kfcnet|tests)/[\w/]+\.py", head)
+    assert named and all((ROOT / name).is_file() for name in named)
+    launchers = [name for name in named if name.startswith("kfcnet/ops/cuda/")]
+    assert launchers or "Launcher: none" in head
+    for name in launchers:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert f'"{path.stem}"' in text or path.stem.rpartition("_")[0] in text

@@ -55,7 +55,7 @@ def example_gradients(layer):
 
 
 def damped_matrix(block):
-    """The block as it is inverted: Eq. 21 for Kronecker products, c for every value of EKFC."""
+    """The block as it is inverted: Eq. 21 for Kronecker products, c for every value of EKFAC."""
     if block.INVERSES != ("Omega_inv", "Gamma_inv"):
         return block.matrix() + 0.05 * np.eye(len(block.matrix()))
     Omega, Gamma = block.project(block.ops, block.Omega, block.Gamma)
