@@ -409,3 +409,15 @@ def test_a_process_that_is_interrupted_exits_with_the_signals_status(number, sta
     assert process.returncode == status, stderr
     assert "--resume" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
+
+
+def test_the_records_of_a_finished_run_without_its_checkpoint_are_not_started_anew(tmp_path):
+    run = tmp_path / "run"
+    train(small(), run)
+    (run / "checkpoint.h5").unlink()
+    kept = (run / "metrics.csv").read_text()
+    with pytest.raises(RunFolderError, match="finished run, up to update 12, and no checkpoint"):
+        train(small(), run, resume=True)
+    assert (run / "metrics.csv").read_text() == kept
+    train(small(), run, overwrite=True)
+    assert (run / "checkpoint.h5").exists()

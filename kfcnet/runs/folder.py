@@ -78,9 +78,13 @@ class RunFolder:
         """The content of the checkpoint to go on from; None without one, or if the run starts anew.
 
         Raises RunFolderError naming the first setting that may not change but differs in `config`,
-        CheckpointError for a damaged checkpoint.
+        and for the records of a finished run whose checkpoint is gone: to start anew would lose
+        them. Raises CheckpointError for a damaged checkpoint.
         """
-        if not (self.resume and self.checkpoint.exists()):
+        if not self.resume:
+            return None
+        if not self.checkpoint.exists():
+            self._check_nothing_finished()
             return None
         state = load_checkpoint(self.checkpoint)
         changed = changed_setting(parse_config(state["config"], str(self.checkpoint)), config)
@@ -91,6 +95,17 @@ class RunFolder:
                 "back to go on, replace the run by --overwrite, or choose another --out"
             )
         return state
+
+    def _check_nothing_finished(self):
+        if not (self.path / "run.json").exists():
+            return
+        outcome = self.record().get("outcome", {})
+        if outcome.get("state") == "finished":
+            raise RunFolderError(
+                f"{self.path} holds the records of a finished run, up to update "
+                f"{outcome.get('iteration')}, and no checkpoint to go on from: choose another "
+                "folder with --out, or replace the run by --overwrite"
+            )
 
     def start(self, config, record):
         """Begin a run; removes the files of any other."""
