@@ -53,6 +53,17 @@ def test_train_leaves_a_run_in_results_under_the_name_of_its_config(capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_rows_go_to_standard_output_and_the_rest_to_standard_error(capsys):
+    assert cli.train([*SHORT, "--out", "here"]) == 0
+    output = capsys.readouterr()
+    rows = output.out.splitlines()
+    assert len(rows) == len(Path("here/metrics.csv").read_text().splitlines()) - 1
+    assert all(
+        re.fullmatch(r"epoch .*; averaged parameters: training loss .*", row) for row in rows
+    )
+    assert "averaged" not in output.err and "update" in output.err
+
+
 def test_out_names_another_folder():
     assert cli.train([*SHORT, "--out", "here"]) == 0
     assert Path("here/metrics.csv").exists() and not Path("results").exists()

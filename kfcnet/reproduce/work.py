@@ -113,7 +113,7 @@ def _train(task, places):
     config = task.training_config()
     config = config.model_copy(update={"data": placed(config.data, places)})
     try:
-        train(config, task.folder, resume=True)
+        train(config, task.folder, resume=True, rows=sys.stderr)
     except TrainingInterrupted as stop:
         raise TrainingInterrupted(
             stop.number,

@@ -218,6 +218,6 @@ def _train_one(config, folder):
     """Take a run to the end of its stage; one that diverges says so."""
     print(folder.name, file=sys.stderr)
     try:
-        train(config, folder, resume=True)
+        train(config, folder, resume=True, rows=sys.stderr)  # standard output is the table's
     except TrainingFailed as error:
         print(f"{folder.name}: {error}", file=sys.stderr)

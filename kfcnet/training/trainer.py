@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -63,12 +64,21 @@ class TrainingInterrupted(Exception):
         return type(self), (self.number, str(self))
 
 
-def train(config: Config, out: str | Path, resume: bool = False, overwrite: bool = False) -> None:
+def train(
+    config: Config,
+    out: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    rows: TextIO | None = None,
+) -> None:
     """Train as `config` says, leaving a run in the folder `out`.
 
     resume: go on from the checkpoint in `out` as if the run had never stopped; without a
     checkpoint start it, and of a finished run redraw the figure. overwrite: replace the run that
     is there.
+
+    rows: where a line for each row of metrics is printed, by default standard output; the progress
+    bar and notices go to standard error.
 
     Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
     DataError, DeviceError and CheckpointError for what is missing or damaged, WriteError where
@@ -78,7 +88,7 @@ def train(config: Config, out: str | Path, resume: bool = False, overwrite: bool
     with RunFolder(out, resume, overwrite) as folder:
         state = folder.saved_state(config)
         if state is None or not _is_finished(config, state, folder):
-            Trainer(config, folder, data.load(config.data)).run(state)
+            Trainer(config, folder, data.load(config.data), rows).run(state)
         curves.plot_runs([folder.path], folder.path / "curves.png")
         if folder.diagnostics.exists():
             diagnostic_figures.plot_diagnostics(folder.path, folder.path / "diagnostics.png")
@@ -93,9 +103,10 @@ def _is_finished(config, state, folder):
 class Trainer:
     """One run: the data on the device, the optimizer, and what has been measured so far."""
 
-    def __init__(self, config, folder, dataset):
+    def __init__(self, config, folder, dataset, rows=None):
         """Raises ConfigError for a network that does not fit the data, DeviceError."""
         self.config, self.folder, self.dataset = config, folder, dataset
+        self.rows = rows or sys.stdout
         self.ops = build_ops(config)
         self.train_set, self.test_set = (
             Examples(self.ops, images, labels, dataset.mean, config.data.input_scale)
@@ -310,8 +321,9 @@ class Trainer:
             f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s; averaged "
             f"parameters: training loss {train[0]:.4f}, error {train[1]:.2%}; "
             f"test loss {test[0]:.4f}, error {test[1]:.2%}",
-            file=sys.stderr,
+            file=self.rows,
         )
+        self.rows.flush()
 
     def _restart_sums(self, *earlier):
         self.optimizer.running_sums.restart(*earlier)
