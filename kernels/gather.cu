@@ -4,7 +4,7 @@
 //   take    labels (N) -> targets (M)
 //
 // Row m of the batch is example indices[(step*M + m) mod count]: indices is a ring of shuffled
-// epochs, permutations of 0 to N - 1 that nobody checks, and step lies in device memory, so that a
+// epochs, permutations of 0 to N - 1, unchecked, and step lies in device memory, so that a
 // captured graph goes on to the next batch.
 //
 // gather: one block in x an image, one thread four neighbouring values (one where IMAGE_SIZE is

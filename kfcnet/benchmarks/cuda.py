@@ -250,7 +250,7 @@ def step_row(ops, config, name, rounds=15, least=20):
     M, optimizer = config.optimizer.batch_size, build(config, ops, INPUT_SHAPE)
     batch = batch_on_device(ops, M)
     optimizer.prepare([batch])
-    # The mini-batch lies still, as PyTorch's does: a captured step reads it where it is.
+    # The mini-batch is the same in every step, as PyTorch's is: a captured step reads it in place.
     take_step = captured_step(optimizer, lambda step: batch, M)
     steps = period(config) * math.ceil(least / period(config))
 

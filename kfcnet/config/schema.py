@@ -84,7 +84,7 @@ class DataConfig(Model):
 
 
 class EvaluationConfig(Model):
-    """Evaluate `every` so many `unit`s, on the test set and on a part of the training set."""
+    """Evaluate after every `every` units, on the test set and on a part of the training set."""
 
     every: PositiveFloat = 1.0
     unit: Literal["epochs", "updates"] = "epochs"
@@ -98,7 +98,7 @@ class EvaluationConfig(Model):
 
 
 class DiagnosticsConfig(Model):
-    """Measure the curvature `every` so many updates (`kfcnet.training.diagnostics`)."""
+    """Measure the curvature after every `every` updates (`kfcnet.training.diagnostics`)."""
 
     every: PositiveInt
 

@@ -38,5 +38,5 @@ def get_ops(device="auto", dtype="float32", shards=2, native="auto", tensor_core
 
 
 def which_device(ops):
-    """A line for people: the device that was chosen for them."""
+    """A line that names the device, for a user who left the choice open."""
     return f"device: {ops.name}, {ops.describe()['processor']}"

@@ -204,7 +204,7 @@ class Primitives:
     def gather(self, images, indices, mean, scale, batch=None, step=0):
         """images uint8 (N, H, W, C), indices (n,), mean (H, W, C) -> (image - mean) * scale.
 
-        batch: so many images (batch, H, W, C) instead of all, those from place step*batch on in
+        batch: that number of images (batch, H, W, C) instead of all, from place step*batch on in
         `indices` as a ring. step: a number or a counter.
         """
 

@@ -49,7 +49,7 @@ class RunStatus(NamedTuple):
 
 
 class RunIndex:
-    """The runs in all folders below `root`, whoever trained them.
+    """The runs in all folders below `root`, whichever command trained them.
 
     A folder below that has a `runs/` of its own belongs to another reproduction: its runs are left
     out.

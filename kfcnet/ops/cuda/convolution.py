@@ -386,7 +386,7 @@ class Weights:
 
     Whoever changes the array makes another one of these. backward: None after an evaluation, whose
     backward pass, if there is one, packs for itself: what is packed later than the forward pass may
-    lie outside of the recording that would read it.
+    lie outside of the graph that would read it.
     """
 
     array: object

@@ -42,7 +42,7 @@ class Launcher(Primitives):
         self.runtime.launch(file, kernel, constants, grid, block, values, shared)
 
     def _each(self, file, kernel, threads, *values, **constants):
-        """Launch with at least so many threads."""
+        """Launch at least `threads` threads."""
         self.launch(file, kernel, ceil_div(threads, BLOCK), *values, **constants)
 
     def _fours(self, file, kernel, count, *values, **constants):
