@@ -155,6 +155,7 @@ POOLS = [
     ((2, 4, 5, 2), 3, 1),
     ((2, 7, 4, 2), 1, 1),
     ((1, 2, 3, 2), 4, 2),
+    ((2, 17, 19, 3), 16, 13),  # the largest window whose places fit in a byte
 ]
 
 

@@ -35,11 +35,12 @@ def max_pool(x, y, argmax, size, stride):
     for _, pixels, windows in offsets:
         np.maximum(y[windows], x[pixels], out=y[windows])
     argmax[...] = 0
+    last = size * size - 1  # 255 at most
     for offset, pixels, windows in offsets:  # the first hit leaves the largest number
         hits = (x[pixels] == y[windows]).view(np.uint8)
-        hits *= np.uint8(size * size - offset)
+        hits *= np.uint8(last - offset)
         np.maximum(argmax[windows], hits, out=argmax[windows])
-    np.subtract(size * size, argmax, out=argmax, casting="unsafe")
+    np.subtract(last, argmax, out=argmax, casting="unsafe")
 
 
 def max_pool_backward(dy, argmax, dx, size, stride):
