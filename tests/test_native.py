@@ -61,7 +61,7 @@ def taps(x_shape, dy_shape, kernel, stride, padding):
 
 
 def reference_conv(x, weight, dy, kernel, stride, padding):
-    """(y, dx, gradient) by the definition, in float64."""
+    """(y, dx, gradient) by NumPy, in float64."""
     x, weight, dy = (a.astype(np.float64) for a in (x, weight, dy))
     in_maps = x.shape[3]
     y = np.zeros(dy.shape) + weight[:, 0]
@@ -129,7 +129,7 @@ FACTORS = [
 
 
 def patches(x, kernel, padding):
-    """[[x]]_H by the definition: (M*T, 1 + K*K*J), first column one, in float64."""
+    """[[x]]_H by NumPy: (M*T, 1 + K*K*J), first column one, in float64."""
     padded = np.pad(x.astype(np.float64), ((0, 0), (padding,) * 2, (padding,) * 2, (0, 0)))
     rows = [
         np.concatenate([[1], image[r : r + kernel, c : c + kernel].ravel()])

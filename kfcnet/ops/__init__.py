@@ -2,11 +2,18 @@
 
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
+from kfcnet.ops.primitives import Primitives
 
 TENSOR_CORES = {"auto": None, "on": True, "off": False}
 
 
-def get_ops(device="auto", dtype="float32", shards=2, native="auto", tensor_cores="auto"):
+def get_ops(
+    device: str = "auto",
+    dtype: str = "float32",
+    shards: int = 2,
+    native: str = "auto",
+    tensor_cores: str = "auto",
+) -> Primitives:
     """The primitives of a device.
 
     device: "cpu", "cuda", or "auto" (the GPU where there is one). dtype: "float32", or "float64" on
@@ -37,6 +44,6 @@ def get_ops(device="auto", dtype="float32", shards=2, native="auto", tensor_core
     return CpuOps(dtype=dtype, shards=shards, native=native)
 
 
-def which_device(ops):
+def which_device(ops: Primitives) -> str:
     """A line that names the device, for a user who left the choice open."""
     return f"device: {ops.name}, {ops.describe()['processor']}"
