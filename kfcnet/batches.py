@@ -78,7 +78,7 @@ class Examples:
         return self._gathered(indices)
 
     def gather(self, indices, batch=None, step=0):
-        """The Batch of the examples `indices` (M,), or of a part: see CpuOps.gather."""
+        """The Batch of the examples `indices` (M,), or of a part: see Primitives.gather."""
         inputs = self.ops.gather(self.images, indices, self.mean, self.scale, batch, step)
         return Batch(inputs, self.ops.take(self.labels, indices, batch, step))
 

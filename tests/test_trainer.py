@@ -1,5 +1,6 @@
 """The training loop: what is measured and when, what failing leaves, who may use a folder."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from kfcnet.runs.folder import RunFolder, RunFolderError
 from kfcnet.runs.metrics import COLUMNS, PHASES, read_metrics
 from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training import clock, trainer
+from kfcnet.training.build import captured_step
 from kfcnet.training.evaluation import evaluate
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingWarning, train
 
@@ -346,6 +348,25 @@ def test_a_learning_rate_far_too_large_is_reported_as_such(tmp_path):
     config = small("optimizer={name: sgd, learning_rate: 1e30, batch_size: 120}")
     with pytest.raises(TrainingFailed, match="non-finite numbers"):
         train(config, tmp_path / "run")
+
+
+def test_drawing_counts_as_gradient_where_it_is_no_part_of_a_graph():
+    within = []
+
+    class FindsItsRate:
+        step_counter = 7
+
+        @contextlib.contextmanager
+        def phase(self, name):
+            within.append(name)
+            yield
+            within.remove(name)
+
+        def step(self, batch):
+            return batch, list(within)
+
+    step = captured_step(FindsItsRate(), lambda counter: (counter, list(within)), 3)
+    assert step() == ((7, ["gradient"]), [])
 
 
 def test_a_run_that_ends_above_its_first_loss_says_so(tmp_path):

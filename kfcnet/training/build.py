@@ -1,5 +1,6 @@
 """From a configuration to what trains: device, network, loss, optimizer, and its captured step."""
 
+from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
@@ -63,6 +64,12 @@ def build_for(dataset, config, ops):
     return optimizer
 
 
+def examples_of(dataset, part, config, ops):
+    """The Examples of a Dataset's "train" or "test" part, scaled as a configuration says."""
+    images, labels = (getattr(dataset, f"{part}_{kind}") for kind in ("images", "labels"))
+    return Examples(ops, images, labels, dataset.mean, config.data.input_scale)
+
+
 def captured_step(optimizer, draw, size):
     """step() -> Step: an update along draw(step counter), a Batch of `size` examples.
 
@@ -70,7 +77,7 @@ def captured_step(optimizer, draw, size):
     part of the same graph.
     """
     if not isinstance(optimizer, ScheduledOptimizer):
-        return lambda: optimizer.step(draw(optimizer.step_counter))
+        return lambda: optimizer.step(_drawn(optimizer, draw))
 
     def update(*decisions):
         batch = draw(optimizer.step_counter)
@@ -78,3 +85,8 @@ def captured_step(optimizer, draw, size):
 
     captured = optimizer.ops.captured(update, *optimizer.network.layers)
     return lambda: optimizer.advance(size, captured)
+
+
+def _drawn(optimizer, draw):
+    with optimizer.phase("gradient"):
+        return draw(optimizer.step_counter)

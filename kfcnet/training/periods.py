@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from kfcnet import data
-from kfcnet.batches import Examples, Loader
+from kfcnet.batches import Loader
 from kfcnet.config import ConfigError, dump_config, parse_config, read_config
 from kfcnet.config.schema import KfcPreConfig, SgdConfig
 from kfcnet.runs.folder import RunFolder
-from kfcnet.training.build import build_for, build_ops
+from kfcnet.training.build import build_for, build_ops, examples_of
 from kfcnet.training.clock import Stopwatch
 from kfcnet.training.trainer import TrainingFailed
 
@@ -167,13 +167,7 @@ class _Method:
         self.ops = build_ops(config)
         self.optimizer, self.clock = build_for(dataset, config, self.ops), Stopwatch(self.ops)
         self.optimizer.phase = self.clock.phase
-        examples = Examples(
-            self.ops,
-            dataset.train_images,
-            dataset.train_labels,
-            dataset.mean,
-            config.data.input_scale,
-        )
+        examples = examples_of(dataset, "train", config, self.ops)
         self.loader = Loader(examples, config.optimizer.batch_size, config.seed)
         self.optimizer.prepare([self._batch()])
 

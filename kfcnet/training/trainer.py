@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kfcnet import data
-from kfcnet.batches import Examples, Loader
+from kfcnet.batches import Loader
 from kfcnet.config.schema import Config
 from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
@@ -25,7 +25,7 @@ from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.provenance import describe_run
 from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training import diagnostics
-from kfcnet.training.build import build_for, build_ops, captured_step
+from kfcnet.training.build import build_for, build_ops, captured_step, examples_of
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
 from kfcnet.training.evaluation import batch_statistics, evaluate
 
@@ -109,11 +109,7 @@ class Trainer:
         self.rows = rows or sys.stdout
         self.ops = build_ops(config)
         self.train_set, self.test_set = (
-            Examples(self.ops, images, labels, dataset.mean, config.data.input_scale)
-            for images, labels in (
-                (dataset.train_images, dataset.train_labels),
-                (dataset.test_images, dataset.test_labels),
-            )
+            examples_of(dataset, part, config, self.ops) for part in ("train", "test")
         )
         self.clock, self.signals = Stopwatch(self.ops), Signals()
         self.loader = Loader(self.train_set, config.optimizer.batch_size, config.seed)
