@@ -9,7 +9,6 @@ extension where it is built, else from NumPy: the same functions with the same s
 import math
 import platform
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import scipy
@@ -27,19 +26,9 @@ try:
 except ImportError:
     _native = None
 
-# What the C extension has too, with the same signatures.
-_SHARED = {
-    convolution: ("conv_forward", "conv_backward_data", "conv_backward_weights"),
-    windows: (
-        *("max_pool", "max_pool_backward", "max_pool_tangent", "avg_pool", "avg_pool_backward"),
-        *("response_norm", "response_norm_backward", "response_norm_tangent"),
-    ),
-}
-_NATIVE_ALONE = ("patch_gram_regions", "patch_gram_regions_shape", "patch_gram_assemble")
 
-
-def _array_functions(native, dtype):
-    """(whether the C extension is used, the array functions by name: its own or NumPy's)."""
+def _uses_native(native, dtype):
+    """Whether the C extension is used; it has all functions of `windows`, and the convolutions."""
     if native not in ("auto", "on", "off"):
         raise ValueError(f"ops.native: {native!r} is not one of auto, on, off")
     if native == "on" and _native is None:
@@ -47,15 +36,7 @@ def _array_functions(native, dtype):
             "ops.native is on, but the C extension is not built: "
             "install again where a C compiler is, or set ops.native=auto"
         )
-    is_native = native != "off" and _native is not None and dtype.name in _native.DTYPES
-    functions = {
-        name: getattr(_native if is_native else module, name)
-        for module, names in _SHARED.items()
-        for name in names
-    }
-    if is_native:
-        functions |= {name: getattr(_native, name) for name in _NATIVE_ALONE}
-    return is_native, SimpleNamespace(**functions)
+    return native != "off" and _native is not None and dtype.name in _native.DTYPES
 
 
 class CpuOps(Eager):
@@ -71,7 +52,9 @@ class CpuOps(Eager):
         if shards < 1:
             raise ValueError(f"ops.shards: {shards} is not a positive number")
         self.shards = shards
-        self.native, self._functions = _array_functions(native, self.dtype)
+        self.native = _uses_native(native, self.dtype)
+        self._convolutions = _native if self.native else convolution
+        self._windows = _native if self.native else windows
         self._threads = ThreadPoolExecutor(shards, thread_name_prefix="kfcnet")
         threadpoolctl.threadpool_limits(1, user_api="blas")
 
@@ -164,7 +147,7 @@ class CpuOps(Eager):
 
     def _convolution(self, kernel):
         """A dense layer, the convolution with a 1 x 1 kernel, is a plain matrix product."""
-        return convolution if kernel == 1 else self._functions
+        return convolution if kernel == 1 else self._convolutions
 
     def patches(self, x, kernel, stride, padding):
         T = math.prod(output_sides(x.shape, kernel, stride, padding))
@@ -187,12 +170,12 @@ class CpuOps(Eager):
         if self.native and stride == 1 and kernel > 1:
             geometry = (*x.shape[1:], kernel, padding)
             regions = self._sum(
-                lambda x, out: self._functions.patch_gram_regions(x, out, kernel, padding),
-                self._functions.patch_gram_regions_shape(*geometry),
+                lambda x, out: _native.patch_gram_regions(x, out, kernel, padding),
+                _native.patch_gram_regions_shape(*geometry),
                 x,
             )
             total = self.empty(shape)
-            self._functions.patch_gram_assemble(regions, total, len(x), *geometry)
+            _native.patch_gram_assemble(regions, total, len(x), *geometry)
             return total
         gram = convolution.patch_gram
         return self._sum(lambda x, out: gram(x, out, kernel, stride, padding), shape, x)
@@ -214,50 +197,50 @@ class CpuOps(Eager):
     def max_pool(self, x, size, stride):
         y = self.empty(pooled_shape(x.shape, size, stride))
         argmax = np.empty(y.shape, np.uint8)
-        self._run(lambda *arrays: self._functions.max_pool(*arrays, size, stride), x, y, argmax)
+        self._run(lambda *arrays: self._windows.max_pool(*arrays, size, stride), x, y, argmax)
         return y, argmax
 
     def max_pool_backward(self, dy, argmax, x_shape, size, stride):
         dx = self.empty((len(dy), *x_shape[1:]))
         self._run(
-            lambda *arrays: self._functions.max_pool_backward(*arrays, size, stride), dy, argmax, dx
+            lambda *arrays: self._windows.max_pool_backward(*arrays, size, stride), dy, argmax, dx
         )
         return dx
 
     def max_pool_tangent(self, rx, argmax, size, stride):
         ry = self.empty(argmax.shape)
         self._run(
-            lambda *arrays: self._functions.max_pool_tangent(*arrays, size, stride), rx, argmax, ry
+            lambda *arrays: self._windows.max_pool_tangent(*arrays, size, stride), rx, argmax, ry
         )
         return ry
 
     def avg_pool(self, x, size, stride):
         y = self.empty(pooled_shape(x.shape, size, stride))
-        self._run(lambda *arrays: self._functions.avg_pool(*arrays, size, stride), x, y)
+        self._run(lambda *arrays: self._windows.avg_pool(*arrays, size, stride), x, y)
         return y
 
     def avg_pool_backward(self, dy, x_shape, size, stride):
         dx = self.empty((len(dy), *x_shape[1:]))
-        self._run(lambda *arrays: self._functions.avg_pool_backward(*arrays, size, stride), dy, dx)
+        self._run(lambda *arrays: self._windows.avg_pool_backward(*arrays, size, stride), dy, dx)
         return dx
 
     # Normalisation
 
     def response_norm(self, x, size, alpha, power, across):
         y, d = self.empty(x.shape), self.empty(x.shape)
-        forward = self._functions.response_norm
+        forward = self._windows.response_norm
         self._run(lambda *arrays: forward(*arrays, size, alpha, power, across), x, y, d)
         return y, d
 
     def response_norm_backward(self, dy, x, d, size, alpha, power, across):
         dx = self.empty(x.shape)
-        backward = self._functions.response_norm_backward
+        backward = self._windows.response_norm_backward
         self._run(lambda *arrays: backward(*arrays, size, alpha, power, across), dy, x, d, dx)
         return dx
 
     def response_norm_tangent(self, rx, x, d, size, alpha, power, across):
         ry = self.empty(x.shape)
-        tangent = self._functions.response_norm_tangent
+        tangent = self._windows.response_norm_tangent
         self._run(lambda *arrays: tangent(*arrays, size, alpha, power, across), rx, x, d, ry)
         return ry
 
