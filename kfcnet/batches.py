@@ -6,6 +6,8 @@ import numpy as np
 
 from kfcnet.philox import SHUFFLE, words
 
+EVALUATED = 256  # examples that a pass without training takes at a time
+
 
 class Batch(NamedTuple):
     """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C)."""
@@ -76,6 +78,11 @@ class Examples:
     def batch(self, indices):
         """The Batch of the examples `indices` (M,); on a GPU the next one may overwrite it."""
         return self._gathered(indices)
+
+    def batches(self, indices):
+        """The examples `indices` (n,) in Batches of an evaluation's size, one after the other."""
+        for begin in range(0, len(indices), EVALUATED):
+            yield self.batch(indices[begin : begin + EVALUATED])
 
     def gather(self, indices, batch=None, step=0):
         """The Batch of the examples `indices` (M,), or of a part: see Primitives.gather."""

@@ -10,10 +10,12 @@ from checks import assert_close
 from networks import EVERY_LAYER, batches, optimizer
 from runs import SGD, assert_same_run, small
 
+from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
 from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.figures import diagnostics as diagnostic_figures
-from kfcnet.runs.metrics import DIAGNOSTICS, LAYER_DIAGNOSTICS, read_metrics
+from kfcnet.network import build_network
+from kfcnet.runs.metrics import COUNTS, DIAGNOSTICS, LAYER_DIAGNOSTICS, read_metrics
 from kfcnet.runs.read import read_run
 from kfcnet.training import diagnostics, trainer
 from kfcnet.training.diagnostics import measure
@@ -253,9 +255,65 @@ def test_a_recorded_step_is_measured_whole(cuda):
     assert watch.phases["gradient"] > 0 and watch.phases["inverses"] > 0
 
 
-def test_an_optimizer_without_factors_has_nothing_to_look_at():
-    with pytest.raises(ConfigError, match="diagnostics: sgd has no Kronecker factors"):
-        small(ON, text=SGD)
+ACTIVE_OR_NOT = [
+    dict(layer="relu"),
+    dict(layer="conv", filters=3, kernel=3, padding=1, std=0.5),
+    dict(layer="max_pool", size=2, stride=2),
+    dict(layer="relu"),
+    dict(layer="dense", units=4, std=0.5),
+    dict(layer="batch_norm", affine=True),
+    dict(layer="relu"),
+    dict(layer="dense", units=3),
+]
+
+
+def test_activity_is_the_share_of_positive_pixels_and_counts_the_maps_with_hardly_any(ops64, rng):
+    images = rng.integers(0, 256, (300, 4, 6, 2), np.uint8)  # more than an evaluation's mini-batch
+    mean = images.mean(axis=0)
+    examples = Examples(ops64, images, np.zeros(300, np.int32), mean, 64.0)
+    net = build_network(ACTIVE_OR_NOT, (4, 6, 2), ops64)
+    conv = net.weighted[0]
+    conv.weight[1, 0] = -1e3  # never active
+    net.measure_statistics(examples.batch(np.arange(300)).inputs)
+    chosen = np.arange(3, 290)
+    row = diagnostics.activity(net, examples, chosen)
+    x = np.maximum((images[chosen] - mean) / 64, 0)
+    assert_close(row["relu1_active"], (x > 0).mean())  # it rectifies the input itself
+    net.forward((images[chosen] - mean) / 64)
+    pooled, units = net.layers[3].saved, net.layers[7].saved
+    assert_close(row["conv1_active"], (pooled > 0).mean())
+    assert_close(row["dense1_active"], (units > 0).mean())
+    assert [row[f"{name}_dead"] for name in ("relu1", "conv1", "dense1")] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(("positive", "dead"), [(3, 1), (4, 0)])
+def test_a_unit_is_dead_below_one_in_a_hundred(ops64, positive, dead):
+    images = np.zeros((400, 1, 1, 1), np.uint8)
+    images[:positive] = 2
+    examples = Examples(ops64, images, np.zeros(400, np.int32), np.ones((1, 1, 1)), 1.0)
+    layers = [dict(layer="dense", units=1, std=1.0), dict(layer="relu"), ACTIVE_OR_NOT[-1]]
+    net = build_network(layers, (1, 1, 1), ops64)
+    net.weighted[0].weight[:] = [0.0, 1.0]
+    row = diagnostics.activity(net, examples, np.arange(400))
+    assert row == {"dense1_active": positive / 400, "dense1_dead": dead}
+
+
+def test_an_optimizer_without_factors_shows_its_activity(tmp_path):
+    train(small(ON, text=SGD), tmp_path)
+    table = read_metrics(tmp_path / "diagnostics.csv", columns=COUNTS)
+    assert list(table) == ["iteration", "examples", "conv1_active", "conv1_dead"]
+    assert (0 < table["conv1_active"]).all() and (table["conv1_active"] < 1).all()
+    figure = diagnostic_figures.draw_diagnostics(table, read_run(tmp_path))
+    assert [panel.get_title() for panel in figure.axes] == [
+        "share of active pixels",
+        "maps active on less than 1% of them",
+    ]
+    assert (tmp_path / "diagnostics.png").exists()
+
+
+def test_diagnostics_with_nothing_to_look_at_are_refused():
+    with pytest.raises(ConfigError, match="sgd has no Kronecker factors to look at, and the netw"):
+        small(ON, "network.3={layer: dropout, keep: 0.5}", text=SGD)
     with pytest.raises(ConfigError, match="diagnostics.every: must be at least 1, got 0"):
         small("diagnostics.every=0")
 
@@ -267,14 +325,14 @@ def finished(tmp_path_factory):
     return out
 
 
-def test_the_figure_has_six_panels_with_every_layer_in_them(finished):
+def test_the_figure_has_eight_panels_with_every_layer_in_them(finished):
     table = read_metrics(finished / "diagnostics.csv", columns=DIAGNOSTICS)
     figure = diagnostic_figures.draw_diagnostics(table, read_run(finished))
-    assert [len(panel.lines) for panel in figure.axes] == [4, 4, 2, 4, 3, 3]
+    assert [len(panel.lines) for panel in figure.axes] == [4, 4, 2, 1, 4, 3, 3, 1]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     clip = small().optimizer.clip
     assert legend == ["conv1", "dense1", "all layers", f"clip, {clip:g}"]
-    assert figure.axes[3].lines[0].get_ydata().tolist() == table["conv1_nu"].tolist()
+    assert figure.axes[4].lines[0].get_ydata().tolist() == table["conv1_nu"].tolist()
     assert "KFC-pre" in figure.texts[0].get_text()
 
 
@@ -283,7 +341,7 @@ def test_no_tick_of_the_reductions_runs_into_that_of_zero(finished):
     table["predicted_reduction"] = np.linspace(-0.27, 0.3, len(table["iteration"]))
     figure = diagnostic_figures.draw_diagnostics(table, read_run(finished))
     figure.canvas.draw()
-    panel = figure.axes[5]
+    panel = figure.axes[6]
     places = np.sort(panel.transData.transform([(0, y) for y in panel.get_yticks()])[:, 1])
     assert len(places) > 3 and np.diff(places).min() > 15  # pixels; the labels are 12 high
 

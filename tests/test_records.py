@@ -11,6 +11,7 @@ from kfcnet.runs import files, provenance
 from kfcnet.runs.files import RecordError, WriteError
 from kfcnet.runs.metrics import (
     COLUMNS,
+    LATER_COLUMNS,
     append_metrics,
     create_metrics,
     first_crossing,
@@ -44,7 +45,7 @@ def test_metrics_come_back_with_all_their_digits(metrics):
 
 def test_metrics_hold_the_promised_columns(metrics):
     header = metrics.read_text().splitlines()[0].split(",")
-    assert header[:12] == [
+    assert header[:15] == [
         "iteration",
         "epoch",
         "examples",
@@ -53,12 +54,15 @@ def test_metrics_hold_the_promised_columns(metrics):
         "train_error",
         "test_loss",
         "test_error",
+        "train_objective",
+        "raw_train_error",
+        "raw_test_error",
         "learning_rate",
         "update_norm",
         "clipped",
         "nu",
     ]
-    assert header[12:] == [
+    assert header[15:] == [
         "seconds_gradient",
         "seconds_statistics",
         "seconds_inverses",
@@ -67,21 +71,22 @@ def test_metrics_hold_the_promised_columns(metrics):
     ]
 
 
-def test_older_metrics_without_nu_are_refused_with_the_way_out(metrics):
-    def edit(change):
-        rows = [line.split(",") for line in metrics.read_text().splitlines()]
-        metrics.write_text("".join(",".join(change(row)) + "\n" for row in rows))
-
-    edit(lambda row: row[:11] + row[12:])
-    way_out = "line 1: .* no column 'nu': add it as column 12, nan in every row; .* folder away"
-    for read in (read_metrics, last_iteration, lambda path: truncate_metrics(path, 10)):
-        with pytest.raises(RecordError, match=way_out):
-            read(metrics)
-    edit(lambda row: [*row[:11], "nu" if row[0] == "iteration" else "nan", *row[11:]])
+def test_columns_that_older_metrics_lack_read_as_nan_and_are_written_from_then_on(metrics):
+    rows = [dict(zip(COLUMNS, line.split(","), strict=True)) for line in metrics.open()]
+    older = [name for name in COLUMNS if name not in LATER_COLUMNS]
+    text = "".join(",".join(row[name].strip() for name in older) + "\n" for row in rows)
+    metrics.write_text(text)
+    assert last_iteration(metrics) == 30
+    assert np.isnan([read_metrics(metrics)[name] for name in LATER_COLUMNS]).all()
+    assert metrics.read_text() == text
+    truncate_metrics(metrics, 20)
     append_metrics(metrics, row(40))
     read = read_metrics(metrics)
-    np.testing.assert_array_equal(read["nu"], [np.nan] * 4 + [row(40)["nu"]])
-    assert read["seconds_clip"].tolist() == [row(i)["seconds_clip"] for i in (0, 10, 20, 30, 40)]
+    assert list(read) == list(COLUMNS)
+    for name in COLUMNS:
+        values = [row(i)[name] for i in (0, 10, 20, 40)]
+        expected = [np.nan] * 3 + values[3:] if name in LATER_COLUMNS else values
+        np.testing.assert_array_equal(read[name], expected, name)
 
 
 def test_metrics_keep_a_loss_that_is_not_finite(metrics):

@@ -87,16 +87,45 @@ def test_training_lowers_loss_and_error(finished):
     assert metrics["test_error"][-1] < 0.3 < 0.8 < metrics["test_error"][0]
 
 
-def test_rows_are_measured_with_the_averaged_parameters(finished, dataset):
+def test_rows_are_measured_with_the_averaged_parameters_and_raw_errors_with_the_latest(
+    finished, dataset
+):
     metrics = read_metrics(finished / "metrics.csv")
     state = load_checkpoint(finished / "checkpoint.h5")["optimizer"]
-    other = Trainer(small(), RunFolder("unused"), dataset)
+    other = Trainer(small("evaluation.train_examples=500"), RunFolder("unused"), dataset)
     measured = {}
     for name in ("average", "theta"):
         with other.network.using(other.ops.asarray(state[name])):
-            measured[name] = evaluate(other.network, other.loss, other.test_set)[0]
-    assert metrics["test_loss"][-1] == measured["average"]
-    assert abs(measured["theta"] - measured["average"]) > 1e-3
+            measured[name] = [
+                evaluate(other.network, other.loss, part, indices)
+                for part, indices in ((other.train_set, other.measured), (other.test_set, None))
+            ]
+    (train_loss, train_error), (test_loss, test_error) = measured["average"]
+    last = {name: values[-1] for name, values in metrics.items()}
+    assert (last["train_loss"], last["train_error"]) == (train_loss, train_error)
+    assert (last["test_loss"], last["test_error"]) == (test_loss, test_error)
+    raw = [error for _, error in measured["theta"]]
+    assert [last["raw_train_error"], last["raw_test_error"]] == raw
+    assert abs(measured["theta"][1][0] - test_loss) > 1e-3 and raw != [train_error, test_error]
+
+
+def test_the_objective_is_the_loss_and_the_penalty_of_the_weights(finished):
+    metrics = read_metrics(finished / "metrics.csv")
+    average = load_checkpoint(finished / "checkpoint.h5")["optimizer"]["average"]
+    conv, dense = average[: 3 * 10].reshape(3, 10), average[3 * 10 :].reshape(10, -1)
+    squares = (conv[:, 1:].astype(float) ** 2).sum() + (dense[:, 1:].astype(float) ** 2).sum()
+    expected = metrics["train_loss"][-1] + 0.001 / 2 * squares
+    assert abs(metrics["train_objective"][-1] / expected - 1) < 1e-6 and squares > 0.1
+
+
+def test_raw_errors_of_a_network_with_batch_statistics_are_measured_with_its_own(tmp_path, dataset):
+    train(small(text=SGD_TEXT), tmp_path)
+    state = load_checkpoint(tmp_path / "checkpoint.h5")["optimizer"]
+    other = Trainer(small(text=SGD_TEXT), RunFolder("unused"), dataset)
+    other.network.theta[...] = state["theta"]
+    other.network.measure_statistics(other.train_set.batch(other.measured[:1024]).inputs)
+    raw = read_metrics(tmp_path / "metrics.csv")["raw_test_error"][-1]
+    assert raw == evaluate(other.network, other.loss, other.test_set)[1]
 
 
 def test_the_training_loss_is_that_of_a_fixed_part_on_the_cpu(dataset):
@@ -116,7 +145,7 @@ def test_evaluation_in_parts_is_the_mean_over_all(dataset, monkeypatch):
     one = Trainer(small("dtype=float64"), RunFolder("unused"), dataset)
     losses = []
     for size in (256, 359, 7):
-        monkeypatch.setattr("kfcnet.training.evaluation.BATCH", size)
+        monkeypatch.setattr("kfcnet.batches.EVALUATED", size)
         losses.append(evaluate(one.network, one.loss, one.test_set))
     np.testing.assert_allclose(losses[1:], losses[:-1], rtol=1e-12)
 

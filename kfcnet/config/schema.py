@@ -98,7 +98,9 @@ class EvaluationConfig(Model):
 
 
 class DiagnosticsConfig(Model):
-    """Measure the curvature after every `every` updates (`kfcnet.training.diagnostics`)."""
+    """Look into the run after every `every` updates (`kfcnet.training.diagnostics`): how many units
+    are active, and with Kronecker factors what the curvature is like.
+    """
 
     every: PositiveInt
 
@@ -168,12 +170,12 @@ class Config(Model):
         return self
 
     @model_validator(mode="after")
-    def _diagnostics_have_curvature(self):
-        if self.diagnostics and not isinstance(self.optimizer, StatisticsConfig):
+    def _diagnostics_have_something_to_look_at(self):
+        has_relu = any(isinstance(layer, ReluConfig) for layer in self.network)
+        if self.diagnostics and not (has_relu or isinstance(self.optimizer, StatisticsConfig)):
             raise ValueError(
-                f"diagnostics: {self.optimizer.name} has no Kronecker factors to "
-                "look at; leave diagnostics out, or take kfc_pre, kfac or "
-                "hessian_free"
+                f"diagnostics: {self.optimizer.name} has no Kronecker factors to look at, and the "
+                "network no ReLU; leave diagnostics out"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""The figure of a run's `diagnostics.csv`: the curvature of each layer during training."""
+"""The figure of a run's `diagnostics.csv`: each layer's curvature and activity during training."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from kfcnet.figures import curves
 from kfcnet.runs.labels import titles_and_labels
-from kfcnet.runs.metrics import DIAGNOSTICS, read_metrics
+from kfcnet.runs.metrics import COUNTS, read_metrics
 from kfcnet.runs.read import read_run
 
 
@@ -16,42 +16,79 @@ def plot_diagnostics(folder, out):
 
     Raises RecordError where they cannot be read, ValueError for another format.
     """
-    table = read_metrics(Path(folder) / "diagnostics.csv", columns=DIAGNOSTICS)
+    table = read_metrics(Path(folder) / "diagnostics.csv", columns=COUNTS)
     run = read_run(folder)
     curves.save_figure(lambda: draw_diagnostics(table, run), out)
 
 
 def draw_diagnostics(table, run):
-    """A Figure of six panels over updates, a colour and a marker for each layer."""
-    names = [name.removesuffix("_nu") for name in table if name.endswith("_nu")]
+    """A Figure over updates, a colour and a marker for each layer: six panels about the curvature
+    for an optimizer with Kronecker factors, two about activity for a network with ReLUs.
+    """
+    looks, has_activity = _looks(table), bool(_layers(table, "active"))
+    if _layers(table, "pi"):
+        figure = Figure(figsize=(13.2, 5.6) if has_activity else (10, 5.6))
+        panels = figure.subplots(2, 3 + has_activity)
+        _draw_curvature(panels[:, :3], table, looks, run.config["optimizer"].get("clip"))
+    else:
+        figure = Figure(figsize=(7.2, 3.2))
+        panels = figure.subplots(1, 2, squeeze=False)
+    if has_activity:
+        _draw_activity(panels[:, -1] if len(panels) == 2 else panels[0], table, looks)
+    for panel in panels.flat:
+        panel.set_xlim(left=0)
+    for panel in panels[-1]:
+        panel.set_xlabel("updates")
+    titles, (method,) = titles_and_labels([run])
+    facts = [title for title in titles if not title.startswith("batch")]  # the method has it
+    figure.suptitle(", ".join([method, *facts]), fontsize=8)
+    handles = {
+        label: handle
+        for panel in (panels[-1, 0], *(panels[-1, -1:] if has_activity else ()))
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 6))
+    return figure
+
+
+def _layers(table, column):
+    """The layers that have a column, in the table's order."""
+    ending = f"_{column}"
+    return [name.removesuffix(ending) for name in table if name.endswith(ending)]
+
+
+def _looks(table):
+    """{layer: the look of its lines}; black stands for all layers together."""
     every = max(1, len(table["iteration"]) // 8)
     looks = [
         dict(color=colour, marker=marker, markevery=every)
         for colour, marker in zip(curves.COLOURS[:-1], curves.MARKERS, strict=False)
-    ]  # black stands for all layers together
-    layers = dict(zip(names, looks * len(names), strict=False))
-    figure = Figure(figsize=(10, 5.6))
-    panels = figure.subplots(2, 3)
+    ]
+    names = dict.fromkeys([*_layers(table, "pi"), *_layers(table, "active")])
+    return dict(zip(names, looks * len(names), strict=False))
+
+
+def _draw_curvature(panels, table, looks, clip):
+    layers = {name: looks[name] for name in _layers(table, "pi")}
     _draw_ranges(panels[0, 0], table, layers, "Omega")
     _draw_ranges(panels[0, 1], table, layers, "Gamma")
     _draw_lines(panels[0, 2], table, layers, "pi", "$\\pi$")
     _draw_lines(panels[1, 0], table, layers, "nu", "$\\nu$ of the step before clip and momentum")
-    _draw_together(panels[1, 0], table, "nu", run.config["optimizer"].get("clip"))
+    _draw_together(panels[1, 0], table, "nu", clip)
     _draw_lines(panels[1, 1], table, layers, "cosine", "cosine, gradient and natural gradient")
     _draw_together(panels[1, 1], table, "cosine")
     _draw_reductions(panels[1, 2], table)
     for panel in (*panels[0], panels[1, 0]):
         panel.set_yscale("log")
-    for panel in panels.flat:
-        panel.set_xlim(left=0)
-    for panel in panels[1]:
-        panel.set_xlabel("updates")
-    titles, (method,) = titles_and_labels([run])
-    facts = [title for title in titles if not title.startswith("batch")]  # the method has it
-    figure.suptitle(", ".join([method, *facts]), fontsize=8)
-    handles, labels = panels[1, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6))
-    return figure
+
+
+def _draw_activity(panels, table, looks):
+    layers = {name: looks[name] for name in _layers(table, "active")}
+    _draw_lines(panels[0], table, layers, "active", "share of active pixels")
+    panels[0].set_ylim(0, 1)
+    _draw_lines(panels[1], table, layers, "dead", "maps active on less than 1% of them")
+    most = max(table[f"{name}_dead"].max(initial=0) for name in layers)
+    panels[1].set_ylim(0, 1.05 * max(most, 10))
 
 
 def _draw_ranges(panel, table, layers, factor):

@@ -114,8 +114,12 @@ class Optimizer:
 
         totals: the loss's, over M examples. Waits for the device.
         """
-        penalty = self.ops.to_numpy(self.ops.weighted_dot(self.decay_vector, theta, theta))[0]
-        return float(self.ops.to_numpy(totals)[0]) / M + float(penalty) / 2
+        return float(self.ops.to_numpy(totals)[0]) / M + self.penalty(theta)
+
+    def penalty(self, theta):
+        """lambda/2 * |weights|^2 at theta (n,): a float. Waits for the device."""
+        twice = self.ops.weighted_dot(self.decay_vector, theta, theta)
+        return float(self.ops.to_numpy(twice)[0]) / 2
 
     @contextlib.contextmanager
     def _moving(self, examples):

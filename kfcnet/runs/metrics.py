@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,27 +21,42 @@ COLUMNS = (
     "train_error",
     "test_loss",
     "test_error",
+    "train_objective",
+    "raw_train_error",
+    "raw_test_error",
     "learning_rate",
     "update_norm",
     "clipped",
     "nu",
     *(f"seconds_{phase}" for phase in PHASES),
 )
-"""Columns of `metrics.csv`. Losses are nats per example, errors fractions.
+"""Columns of `metrics.csv`. Losses are nats per example, errors fractions, both of the averaged
+parameters.
 
 - `seconds`: training time since the start, without evaluation, warm-up, compilation, checkpoints;
 - `seconds_<phase>`: its parts. `clip` is in K-FAC the quadratic model and the objective after a
   step, in Hessian-free optimization the line search;
+- `train_objective`: h of the averaged parameters, train_loss and the penalty of weight decay;
+- `raw_train_error`, `raw_test_error`: of the latest parameters, not averaged;
 - `learning_rate`: that of the next update;
 - `update_norm`: Euclidean norm of the parameters' latest update, before max-norm. NaN for
   Nesterov's momentum, Adagrad, RMSProp and Adam, which do not store their update;
 - `clipped`: share of clipped steps since the row before;
 - `nu`: mean over the same steps of nu, which the clip compares with its cap; NaN without a clip.
 """
+LATER_COLUMNS = ("train_objective", "raw_train_error", "raw_test_error", "nu")
+"""Columns that tables of earlier versions lack: they read as NaN there."""
+
 DIAGNOSTICS = ("iteration", "examples", "nu", "cosine", "predicted_reduction", "actual_reduction")
 LAYER_DIAGNOSTICS = ("nu", "cosine", "pi", "Omega_min", "Omega_max", "Gamma_min", "Gamma_max")
-"""Columns of `diagnostics.csv`, the latter for each weighted layer as `<layer>_nu` and so on.
+ACTIVITY = ("active", "dead")
+"""Columns of `diagnostics.csv`. Those of a layer are called `<layer>_nu` and so on: ACTIVITY for
+each layer that a ReLU follows, LAYER_DIAGNOSTICS for each weighted layer. An optimizer without
+Kronecker factors has `iteration`, `examples` and ACTIVITY alone.
 
+- `active`: share of the layer's pixels (of a dense layer, its units) that are above zero after the
+  ReLU, on the same training images at every row, with the latest parameters;
+- `dead`: number of its maps (units) that are above zero on less than 1% of these pixels;
 - `nu`: v^T F v + weight decay * |v|^2 of the step v = -learning_rate * natural gradient, before
   clip and momentum; F is the exact Fisher matrix on the part of the mini-batch that the clip uses.
   For a layer's nu, v is zero in all other layers;
@@ -114,7 +130,7 @@ def first_crossing(metrics, column, threshold):
 
 
 def _parse(path, columns=COLUMNS, cut_short=False):
-    """Header and rows (lists of numbers) of a table, checked.
+    """Header and rows (lists of numbers) of a table, checked, with all of `columns`.
 
     cut_short: ignore a last line without a line end.
     """
@@ -128,16 +144,20 @@ def _parse(path, columns=COLUMNS, cut_short=False):
         raise unreadable(path, text.count("\n") + 1, "the line is cut short")
     lines = list(csv.reader(io.StringIO(text)))
     header = lines[0] if lines else []
-    for number, name in enumerate(columns, start=1):
-        if name not in header:
-            way_out = "" if name in COUNTS else f": add it as column {number}, nan in every row"
-            raise unreadable(path, 1, f"the header has no column {name!r}{way_out}")
+    later = [name for name in columns if name in LATER_COLUMNS and name not in header]
+    for name in columns:
+        if name not in (*header, *later):
+            raise unreadable(path, 1, f"the header has no column {name!r}")
     rows = []
     for number, fields in enumerate(lines[1:], start=2):
         rows.append(_numbers(path, number, header, fields))
         at = header.index("iteration")
         if len(rows) > 1 and rows[-1][at] <= rows[-2][at]:
             raise unreadable(path, number, "its iteration is not above that of the line before")
+    if later:
+        names = [*columns, *(name for name in header if name not in columns)]
+        found = [dict(zip(header, row, strict=True)) for row in rows]
+        header, rows = names, [[row.get(name, math.nan) for name in names] for row in found]
     return header, rows
 
 

@@ -1,14 +1,20 @@
-"""What the curvature is like while a network trains, and how far its model of a step holds.
+"""What the curvature is like while a network trains, how far its model of a step holds, and how
+many units are active.
 
-Measured after an update, on the mini-batch it was made from and with that update's dropout masks.
-Nothing that the run depends on is touched: a run has the same bits with and without.
+The curvature is measured after an update, on the mini-batch it was made from and with that update's
+dropout masks; activity on some training images that stay the same. Nothing that the run depends on
+is touched: a run has the same bits with and without.
 """
 
 import math
 
 import numpy as np
 
+from kfcnet.layers import Conv2d, Dense, ReLU
 from kfcnet.runs.metrics import DIAGNOSTICS, LAYER_DIAGNOSTICS
+
+BARELY = 0.01
+"""A map that is active on a smaller share of its pixels counts as dead."""
 
 
 def measure(optimizer, before, batch):
@@ -41,6 +47,37 @@ def measure(optimizer, before, batch):
         }
     of_layers = [f"{layer.name}_{name}" for layer in network.weighted for name in LAYER_DIAGNOSTICS]
     return {name: row[name] for name in (*DIAGNOSTICS, *of_layers)}
+
+
+def activity(network, examples, indices):
+    """{column: number}: how active the layers are that a ReLU follows, on some of the Examples.
+
+    indices (n,): which examples.
+    """
+    rectified = _rectified(network)
+    active = {name: 0 for name in rectified}
+    for batch in examples.batches(indices):
+        network.forward(batch.inputs)
+        for name, layer in rectified.items():
+            y = network.ops.to_numpy(layer.saved)
+            active[name] += np.count_nonzero(y.reshape(-1, y.shape[-1]) > 0, axis=0)
+    row = {}
+    for name, layer in rectified.items():
+        pixels = len(indices) * math.prod(layer.output_shape[:-1])
+        shares = active[name] / pixels  # (J,)
+        row |= {f"{name}_active": shares.mean(), f"{name}_dead": (shares < BARELY).sum()}
+    return row
+
+
+def _rectified(network):
+    """{name: ReLU}: by the convolution or dense layer that it rectifies, else by its own name."""
+    result, name = {}, None
+    for layer in network.layers:
+        if isinstance(layer, Conv2d | Dense):
+            name = layer.name
+        elif isinstance(layer, ReLU):
+            result[name or layer.name], name = layer, None
+    return result
 
 
 def _derivatives(optimizer, network, theta, batch):

@@ -12,8 +12,6 @@ from kfcnet.data import DataError, Dataset
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.training.build import build_model, build_ops
 
-BATCH = 256  # images evaluated at a time
-
 
 def evaluate(network, loss, examples, indices=None, check=lambda: None):
     """(mean loss in nats, share of wrong classes) of a network as it stands on some examples.
@@ -23,9 +21,8 @@ def evaluate(network, loss, examples, indices=None, check=lambda: None):
     """
     indices = np.arange(len(examples)) if indices is None else indices
     totals = np.zeros(2)
-    for begin in range(0, len(indices), BATCH):
+    for batch in examples.batches(indices):
         check()
-        batch = examples.batch(indices[begin : begin + BATCH])
         evaluated = loss.evaluate(network.forward(batch.inputs), batch.targets)
         totals += network.ops.to_numpy(evaluated.totals)
     mean_loss, error = totals / len(indices)
@@ -76,10 +73,7 @@ class TrainedNetwork:
         if images.dtype != np.uint8:
             raise ValueError(f"images of {images.dtype} given; the network takes raw pixels, uint8")
         examples = self.examples(images, np.zeros(len(images), np.int32))
-        parts = [
-            self._predictive(examples.batch(np.arange(begin, min(begin + BATCH, len(images)))))
-            for begin in range(0, len(images), BATCH)
-        ]
+        parts = map(self._predictive, examples.batches(np.arange(len(images))))
         none = np.empty((0, *self.network.layers[-1].output_shape), self.network.ops.dtype)
         return np.concatenate([none, *parts])
 

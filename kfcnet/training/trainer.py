@@ -18,6 +18,7 @@ from kfcnet.config.schema import Config
 from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.ops import which_device
+from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.philox import SHUFFLE, words
 from kfcnet.runs.checkpoint import save_checkpoint
 from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
@@ -33,6 +34,7 @@ WAYS_OUT = {
     "learning_rate": "a smaller optimizer.learning_rate",
     "damping": "a larger optimizer.damping",
 }  # of a run that fails, where it has the key
+ACTIVITY_EXAMPLES = 1000  # what the share of active units is measured on
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
 
@@ -231,9 +233,16 @@ class Trainer:
             self._read()
         if is_diagnosed:
             with self.clock.stopped():
-                self.folder.append_diagnostics(
-                    diagnostics.measure(self.optimizer, before, self.loader.batch(step))
-                )
+                self.folder.append_diagnostics(self._diagnose(before, self.loader.batch(step)))
+
+    def _diagnose(self, before, batch):
+        """A row of diagnostics about the update from `before` (n,) on a Batch."""
+        row = {"iteration": self.optimizer.steps, "examples": self.optimizer.examples}
+        if isinstance(self.optimizer, KroneckerOptimizer):
+            row |= diagnostics.measure(self.optimizer, before, batch)
+        self._bind_evaluated(self.network.theta)
+        images = self.measured[:ACTIVITY_EXAMPLES]
+        return row | diagnostics.activity(self.evaluated, self.train_set, images)
 
     @contextlib.contextmanager
     def _inverting(self):
@@ -283,13 +292,10 @@ class Trainer:
         self.bar.update(steps)
 
     def _evaluate(self):
-        """Add a row to the metrics, measured with the averaged parameters."""
-        self._bind_evaluated(self.optimizer.average)
-        train, test = (
-            evaluate(self.evaluated, self.loss, *examples, self.signals.check)
-            for examples in ((self.train_set, self.measured), (self.test_set, None))
-        )
-        steps = self.optimizer.steps
+        """Add a row to the metrics, measured with the averaged and with the latest parameters."""
+        steps, average = self.optimizer.steps, self.optimizer.average
+        train, test = averaged = self._errors(average)
+        raw_train, raw_test = self._errors(self.network.theta) if steps else averaged
         if not np.isfinite([*train, *test]).all():
             self._fail(
                 steps, "the loss of the averaged parameters is not finite", self.optimizer.average
@@ -304,6 +310,9 @@ class Trainer:
                 "train_error": train[1],
                 "test_loss": test[0],
                 "test_error": test[1],
+                "train_objective": train[0] + self.optimizer.penalty(average),
+                "raw_train_error": raw_train[1],
+                "raw_test_error": raw_test[1],
                 "learning_rate": self.optimizer.learning_rate,
                 "update_norm": self._update_norm(),
                 "clipped": self.sums.clipped / max(self.steps_since_row, 1),
@@ -320,6 +329,14 @@ class Trainer:
             file=self.rows,
         )
         self.rows.flush()
+
+    def _errors(self, theta):
+        """((loss, error) on the measured training examples, the same on the test set) at theta."""
+        self._bind_evaluated(theta)
+        return tuple(
+            evaluate(self.evaluated, self.loss, *examples, self.signals.check)
+            for examples in ((self.train_set, self.measured), (self.test_set, None))
+        )
 
     def _restart_sums(self, *earlier):
         self.optimizer.running_sums.restart(*earlier)
