@@ -367,6 +367,7 @@ def reproduce(argv=None, prog=None):
         metavar="KEY=VALUE",
         help="override settings of every run",
     )
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument(
         "--draw", action="store_true", help="train nothing: draw what there are records for"
     )
@@ -376,6 +377,8 @@ def reproduce(argv=None, prog=None):
         parser.error("--data: expected cifar10=PATH or svhn=PATH")
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: at least one is needed")
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers}: at least one is needed")
     for setting in options.overrides:
         key = setting.partition("=")[0].strip()
         if key in reproduction.DECIDED:
@@ -390,6 +393,7 @@ def reproduce(argv=None, prog=None):
         {name: Path(path) for name, path in places.items()},
         options.overrides,
         options.draw,
+        options.workers,
     )
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)

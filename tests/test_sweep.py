@@ -274,8 +274,8 @@ def test_the_script_prints_the_table(config, tmp_path):
 
 @pytest.mark.slow
 def test_several_workers_give_the_same_runs(config, tmp_path):
-    for workers in (1, 2):
-        sweep(config, {"seed": [1, 2]}, STAGES[:1], tmp_path / f"out{workers}", workers=workers)
+    for count in (1, 2):
+        sweep(config, {"seed": [1, 2]}, STAGES[:1], tmp_path / f"out{count}", at_a_time=count)
     for name in ("seed=1", "seed=2"):
         assert_same_run(tmp_path / "out2" / name, tmp_path / "out1" / name)
 

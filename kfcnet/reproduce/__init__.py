@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kfcnet.figures import curves
 from kfcnet.ops import get_ops, which_device
-from kfcnet.reproduce import assumptions, claims, figures, report, work
+from kfcnet.reproduce import assumptions, claims, figures, report, starts, work
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.files import WriteError
@@ -28,6 +28,7 @@ FIGURES = (
     "methods",
     "structures",
     "sensitivity",
+    "starts",
     "all",
 )
 KINDS = ("png", "svg")
@@ -36,14 +37,22 @@ DECIDED = ("seed", "epochs", "device", "data", "data.name", "data.path")
 
 
 def reproduce(
-    figure, out, device="auto", quick=False, seeds=None, places=None, overrides=(), only_draw=False
+    figure,
+    out,
+    device="auto",
+    quick=False,
+    seeds=None,
+    places=None,
+    overrides=(),
+    only_draw=False,
+    at_a_time=1,
 ):
     """Train the runs that `figure`, one of FIGURES, needs and `out` lacks; draw all that are there.
 
     out: folder of the runs; device: "cpu", "cuda", or "auto": a GPU if there is one, but with
     only_draw the device of the records; seeds: number of seeds of every curve, in place of the
     planned one; places: {data set: where it is stored}; overrides: `key=value` for every run;
-    only_draw: train nothing.
+    only_draw: train nothing; at_a_time: how many runs, each in a process of its own.
 
     Writes `figures/`, `numbers.csv` and `README.md`. Returns {run: reason} of what failed. Raises
     ConfigError or RecordError for a record that cannot be read, RunFolderError for a folder that
@@ -56,7 +65,7 @@ def reproduce(
     _make_folder(out)
     if not only_draw:
         with alone_in(out):
-            failures |= work.train_missing(plan, figure, index, places)
+            failures |= work.train_missing(plan, figure, index, places, at_a_time)
             if figure == "all" or plan.figures[figure].kind == "assumptions":
                 _make_folder(out / "assumptions")
                 failures |= assumptions.measure_missing(plan, progress_of(plan, index), out, places)
@@ -105,7 +114,7 @@ def draw(plan, index, out, failures):
     ]
     records = [(measurement, record) for measurement, record in records if record]
     _make_folder(out / "figures")
-    drawn = {}
+    drawn, tables = {}, {}
     for name, figure_plan in plan.figures.items():
         if figure_plan.kind == "assumptions":
             drawn[name] = _draw_assumptions(records, runs, out)
@@ -119,6 +128,10 @@ def draw(plan, index, out, failures):
             ]
             if tunings:
                 draw_one = functools.partial(figures.draw_sensitivity, tunings)
+        elif figure_plan.kind == "starts":
+            if found := starts.measure(plan, progress, name):
+                draw_one = functools.partial(starts.draw, found)
+                tables[name] = starts.page(found)
         elif any(curve in runs for curve in plan.own(name)):
             draw_one = functools.partial(figures.draw_figure, figure_plan, runs)
         if draw_one:
@@ -128,7 +141,7 @@ def draw(plan, index, out, failures):
     evidence = claims.Evidence(plan, runs, measured)
     rows = claims.rows(evidence)
     report.write_numbers(rows, out / "numbers.csv")
-    report.write_readme(evidence, progress, rows, drawn, failures, out / "README.md")
+    report.write_readme(evidence, progress, rows, drawn, tables, failures, out / "README.md")
 
 
 def named(measurements, runs):

@@ -21,7 +21,7 @@ class Curve(NamedTuple):
 
     rates: learning rates that are tuned in `stages`; without any the configured one is used, or the
     best one of the curve `rate_of`. epochs: length of the final runs, None for the configured one.
-    shortened: what this plan leaves out and why, in words.
+    shortened: what this plan leaves out and why, in words; words: what sets it apart in its figure.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Curve(NamedTuple):
     epochs: float | None = None
     seeds: int = 3
     shortened: str = ""
+    words: str = ""
 
 
 class PanelPlan(NamedTuple):
@@ -48,8 +49,9 @@ class PanelPlan(NamedTuple):
 class FigurePlan(NamedTuple):
     """A figure of the curves in its panels.
 
-    kind: "runs" shows their final runs; "tuning" the errors at the learning rates that were tried,
-    without final runs; "assumptions" the plan's Measurements, without panels.
+    kind: "runs" shows their final runs; "starts" the first epochs of these; "tuning" the errors at
+    the learning rates that were tried, without final runs; "assumptions" the plan's Measurements,
+    without panels.
     """
 
     title: str
@@ -196,7 +198,9 @@ def _published():
         "optimizer.inverse_period=20",
     )
     svhn = (Stage(0.5, None), Stage(2.0, 3))
+    layers = ("conv1", "conv2", "conv3", "fc10")
     curves = [
+        *_starts("cifar", 50000, 49, layers, seeds=2),
         Curve("cifar_kfc", "cifar_kfc"),
         Curve("cifar_sgd", "cifar_sgd"),
         Curve("svhn_kfc", "svhn_kfc", stages=svhn),
@@ -370,6 +374,7 @@ def _quick():
         "optimizer.inverse_period=8",
     )
     curves = [
+        *_starts("digits", 1437, 5, ("conv1", "conv2", "fc10"), seeds=1),
         Curve("digits_kfc", "digits_kfc", **few),
         Curve("digits_sgd", "digits_sgd", **few),
         Curve("digits_kfc_large", "digits_kfc", large_kfc, **once),
@@ -402,6 +407,50 @@ def _quick():
         "configuration to this page works; its numbers stand beside the paper's only "
         "because they are made the same way.",
     )
+
+
+def _starts(prefix, epoch, diagnosed, layers, seeds):
+    """Curves of a few epochs that begin in different ways, without tuning.
+
+    epoch: examples of one; diagnosed: updates of KFC-pre between two rows of diagnostics; layers:
+    names of the weighted ones.
+    """
+
+    def warm_up(epochs):
+        return (f"optimizer.schedule={{name: constant, warm_up: {epochs * epoch:g}}}",)
+
+    momentum = 0.9
+    counted = (f"optimizer.clip={0.3 * (1 - momentum) ** 2:g}",)
+    fresh = ("optimizer.statistics_period=1", "optimizer.inverse_period=1")
+    he = (
+        *(f"network.{name}.std=he" for name in layers),
+        *(("data.input_scale=64",) if prefix != "digits" else ()),
+    )
+    both = {
+        "none": ("none", warm_up(0)),
+        "fifth": ("warm-up of 0.2 epochs", warm_up(0.2)),
+        "one": ("warm-up of 1 epoch", warm_up(1)),
+        "two": ("warm-up of 2 epochs", warm_up(2)),
+        "he": ("He's deviations, inputs scaled", (*warm_up(0), *he)),
+    }
+    kfc = {
+        "clip": ("clip counting momentum", (*warm_up(0), *counted)),
+        "clip_fifth": ("the same, warm-up of 0.2 epochs", (*warm_up(0.2), *counted)),
+        "fresh": ("factors and inverses at every update", (*warm_up(0), *fresh)),
+    }
+    return [
+        Curve(
+            f"{prefix}_{method}_start_{name}",
+            f"{prefix}_{method}",
+            (*overrides, f"diagnostics.every={every}", "evaluation.every=0.5"),
+            rates=(),
+            epochs=3,
+            seeds=seeds,
+            words=words,
+        )
+        for method, starts, every in (("kfc", both | kfc, diagnosed), ("sgd", both, 4 * diagnosed))
+        for name, (words, overrides) in starts.items()
+    ]
 
 
 def _pools(kind, *numbers):
@@ -444,6 +493,7 @@ def _figures(main, *others):
     )
     structures = tuple(f"{main}_{name}" for name in ("kfc", *STRUCTURES))
     pair = f"{main}_kfc", f"{main}_sgd"
+    starts = tuple(curve.name for curve in _starts(main, 1, 1, (), 1))
     return {
         "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", fig1),
         "fig2": FigurePlan(
@@ -469,6 +519,9 @@ def _figures(main, *others):
         ),
         "sensitivity": FigurePlan(
             "Sensitivity to the learning rate", (PanelPlan("a", "error", pair),), "tuning"
+        ),
+        "starts": FigurePlan(
+            "How training begins", (PanelPlan("a", "error", starts, "epochs"),), "starts"
         ),
     }
 

@@ -1,5 +1,6 @@
-"""Training the runs that are missing, one after the other."""
+"""Training the runs that are missing."""
 
+import concurrent.futures
 import sys
 import time
 import traceback
@@ -13,50 +14,64 @@ from kfcnet.runs.files import RecordError, WriteError
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.workers import workers
 
 FORESEEN = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordError, RunFolderError)
 """Errors whose texts say what to do."""
 
 
-def train_missing(plan, figure, index, places):
+def train_missing(plan, figure, index, places, at_a_time=1):
     """Train the runs that `figure` needs and that a RunIndex lacks; {run: reason} of what failed.
 
-    places: {name of a data set: where it is stored}. After a run that fails the others go on; a run
-    that diverges is a result. A curve fails without a run if its data are missing, or are not the
-    images that the runs in the index were trained on.
+    places: {name of a data set: where it is stored}; at_a_time: how many runs. After a run that
+    fails the others go on; a run that diverges is a result. A curve fails without a run if its data
+    are missing, or are not the images that the runs in the index were trained on.
 
     Raises WriteError for a full disk, TrainingInterrupted after a signal.
     """
-    plan, failures, costs, unusable = plan.part(figure), {}, Costs(), UnusableData(places, index)
+    plan, failures, unusable = plan.part(figure), {}, UnusableData(places, index)
     for curve in plan.curves.values():
         config = plan.configure(curve).data
         # Data named by the user are checked even if no run needs them any more.
         if config.name in places and (reason := unusable.reason(config)):
             failures[curve.name] = reason
-    while True:
-        now = progress_of(plan, index)
-        pending = [
-            task
-            for state in now.values()
-            for task in state.pending
-            if index.relative(task.folder) not in failures and task.name not in failures
-        ]
-        if not pending:
-            return failures
-        # The first seeds of all curves come before any second seed: a reproduction that is stopped
-        # early still has all of its curves.
-        task = min(pending, key=lambda task: task.config.seed)
-        if reason := unusable.reason(task.config.data):
-            failures[task.name] = reason
-            continue
-        say(f"{_describe(task)} ({costs.left(now)})")
-        started = time.monotonic()
-        reason = _try(task, places)
-        costs.add(task, time.monotonic() - started)
-        index.add(task.folder)
-        status = index.status(task.config)
-        if not (status and status.is_over(task.config)):
-            failures[index.relative(task.folder)] = reason or "it ended before its end"
+    costs, running = Costs(at_a_time), {}  # running: {Future: (its Task, when it began)}
+    with workers(at_a_time) as pool:
+        while True:
+            now = progress_of(plan, index)
+            begun = {task.folder for task, _ in running.values()}
+            pending = [
+                task
+                for state in now.values()
+                for task in state.pending
+                if index.relative(task.folder) not in failures
+                and task.name not in failures
+                and task.folder not in begun
+            ]
+            if pending and len(running) < at_a_time:
+                # The first seeds of all curves come before any second seed: a reproduction that is
+                # stopped early still has all of its curves.
+                task = min(pending, key=lambda task: task.config.seed)
+                if reason := unusable.reason(task.config.data):
+                    failures[task.name] = reason
+                    continue
+                say(f"{_describe(task)} ({costs.left(now)})")
+                began = time.monotonic()
+                running[pool.submit(_try, task, places)] = task, began
+            elif not running:
+                return failures
+            if len(running) == at_a_time or not pending:
+                done, _ = concurrent.futures.wait(
+                    running, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    task, began = running.pop(future)
+                    reason = future.result()
+                    costs.add(task, time.monotonic() - began)
+                    index.add(task.folder)
+                    status = index.status(task.config)
+                    if not (status and status.is_over(task.config)):
+                        failures[index.relative(task.folder)] = reason or "it ended before its end"
 
 
 def _describe(task):
@@ -129,8 +144,8 @@ def placed(config, places):
 class Costs:
     """Seconds per epoch of each curve, measured here or, before that, read from the records."""
 
-    def __init__(self):
-        self.measured = {}
+    def __init__(self, at_a_time=1):
+        self.measured, self.at_a_time = {}, at_a_time
 
     def add(self, task, seconds):
         if task.epochs_to_go > 0:
@@ -146,7 +161,7 @@ class Costs:
             unknown += state.epochs_left > 0 and not cost
         curves = sum(state.epochs_left > 0 for state in now.values())
         text = f"left: {epochs:.3g} epochs of {_curves(curves)}"
-        text += f", about {duration(seconds)}" if seconds else ""
+        text += f", about {duration(seconds / self.at_a_time)}" if seconds else ""
         return text + (f" and {_curves(unknown)} of unknown speed" if unknown else "")
 
 

@@ -1,12 +1,8 @@
 """A sweep: a grid of runs, trained in stages, and its tables."""
 
-import concurrent.futures
 import itertools
 import json
-import multiprocessing
-import os
 import re
-import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import read_run
 from kfcnet.training.trainer import TrainingFailed, train
 from kfcnet.training.tuning import Point, Stage, Tuning, find_task
+from kfcnet.training.workers import workers
 
 RESULTS = ("iteration", "epoch", "seconds", "train_error", "train_loss", "test_error", "test_loss")
 
@@ -51,11 +48,11 @@ def parse_stages(texts):
     return stages
 
 
-def sweep(config, grid, stages, out, overrides=(), workers=1):
+def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
     """Train a grid of variations of `config` in stages; write the tables to the folder `out`.
 
     config: a name or path as for `load_config`, with its `overrides`; grid: {key: values}; stages:
-    Stages, or empty for one stage of the configured epochs; workers: runs at a time. A run that is
+    Stages, or empty for one stage of the configured epochs; at_a_time: how many runs. A run that is
     in `out`, in whatever folder, is used and gone on with; it is evaluated as it was begun. Returns
     the Results of all stages, best first within each.
 
@@ -72,7 +69,7 @@ def sweep(config, grid, stages, out, overrides=(), workers=1):
             file=sys.stderr,
         )
         tasks = _find_tasks(index, tuning.points, configs)
-        _train_all([task for task in tasks if not task.is_over], workers)
+        _train_all([task for task in tasks if not task.is_over], at_a_time)
         for task in tasks:
             index.add(task.folder)
         tuning.complete(_find_tasks(index, tuning.points, configs))
@@ -186,32 +183,12 @@ def _find_tasks(index, points, configs):
     ]
 
 
-def _train_all(tasks, workers):
-    runs = [(task.training_config(), task.folder) for task in tasks]
-    if workers == 1:
-        for run in runs:
-            _train_one(*run)
-        return
-    # Each worker has its own session: a Ctrl-C reaches this process alone, which then asks each
-    # worker once.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, os.setsid) as pool:
-        previous = {
-            number: signal.signal(number, _stop_workers)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            for future in [pool.submit(_train_one, *run) for run in runs]:
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-
-def _stop_workers(*_):
-    for worker in multiprocessing.active_children():
-        worker.terminate()
+def _train_all(tasks, count):
+    with workers(count) as pool:
+        for future in [
+            pool.submit(_train_one, task.training_config(), task.folder) for task in tasks
+        ]:
+            future.result()
 
 
 def _train_one(config, folder):

@@ -1,0 +1,161 @@
+"""How training begins: the starts that were compared, and how many maps each of them kills."""
+
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kfcnet.figures import curves
+from kfcnet.runs.files import markdown_table
+from kfcnet.runs.labels import data_set, method, network_and_device
+from kfcnet.runs.metrics import COUNTS, read_metrics
+from kfcnet.runs.read import Run, read_run
+
+
+class Begun(NamedTuple):
+    """A run up to the end of a start's comparison: its tables of metrics and of diagnostics."""
+
+    run: Run
+    metrics: dict
+    diagnostics: dict
+
+    def dead(self):
+        """{layer: dead maps at each row of the diagnostics}."""
+        ending = "_dead"
+        return {
+            name.removesuffix(ending): values
+            for name, values in self.diagnostics.items()
+            if name.endswith(ending)
+        }
+
+
+def measure(plan, progress, figure="starts"):
+    """{curve: (its start in words, [Begun, one for each seed])} of the starts that were run."""
+    found = {}
+    for name in plan.shows(figure):
+        state = progress.get(name)
+        if state is None or not state.finals:
+            continue
+        begun = [
+            _read(status.folder, plan.final_epochs(state.curve)) for status in state.finals.values()
+        ]
+        found[name] = state.curve.words, [each for each in begun if each]
+    return {name: pair for name, pair in found.items() if pair[1]}
+
+
+def _read(folder, epochs):
+    """The Begun of a run's first epochs; None without diagnostics."""
+    path = folder / "diagnostics.csv"
+    if not path.exists():
+        return None
+    run, diagnostics = read_run(folder), read_metrics(path, columns=COUNTS)
+    # An update straddles the end of the last epoch.
+    whole = run.metrics["examples"] < epochs * run.record["data"]["train_examples"]
+    last = run.metrics["examples"][min(whole.sum(), len(whole) - 1)]
+    return Begun(
+        run,
+        {name: values[run.metrics["examples"] <= last] for name, values in run.metrics.items()},
+        {name: values[diagnostics["examples"] <= last] for name, values in diagnostics.items()},
+    )
+
+
+def draw(found):
+    """A Figure, a column for each method: training error and dead maps over epochs, by start.
+
+    found: what `measure` returned. Each seed is a line of its own.
+    """
+    methods = {}
+    for words, begun in found.values():
+        methods.setdefault(method(begun[0].run), []).append((words, begun))
+    figure = Figure(figsize=(3.6 * len(methods) + 2.4, 5.6))
+    panels = figure.subplots(2, len(methods), squeeze=False)
+    looks = {words: None for words, _ in found.values()}
+    looks = dict(zip(looks, zip(curves.COLOURS * 2, curves.MARKERS * 2, strict=True), strict=False))
+    for column, (title, starts) in enumerate(methods.items()):
+        for words, begun in starts:
+            colour, marker = looks[words]
+            for number, each in enumerate(begun):
+                look = dict(color=colour, marker=marker, label="_" if number else words)
+                panels[0, column].plot(
+                    each.metrics["epoch"], 100 * each.metrics["raw_train_error"], **look
+                )
+                epochs = each.diagnostics["examples"] / each.run.record["data"]["train_examples"]
+                panels[1, column].plot(epochs, sum(each.dead().values()), **look)
+        panels[0, column].set(title=title, ylim=(0, 100))
+        panels[1, column].set(xlabel="epochs", ylim=(0, None))
+    panels[0, 0].set_ylabel("training error of the latest parameters (%)")
+    panels[1, 0].set_ylabel("dead maps in all layers")
+    handles = {
+        label: handle
+        for axes in panels.flat
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside right center")
+    run = next(iter(found.values()))[1][0].run
+    figure.suptitle(f"{data_set(run)}, {network_and_device(run)}", fontsize=8)
+    return figure
+
+
+def page(found):
+    """What stands below the figure, in Markdown."""
+    return (
+        "No source tells how the authors of the paper began. *Warm-up* is a linear rise of the "
+        "learning rate from a hundredth of it; a clip that counts momentum bounds nu by C (1 - "
+        "mu)^2 in place of C, because momentum mu lets 1/(1 - mu) steps add up. A map is dead that "
+        "is active on less than 1% of the pixels of 1,000 training images. Errors and h are of the "
+        "averaged parameters where the column does not say otherwise; a cell has every seed's "
+        "number.\n\n" + table(found)
+    )
+
+
+def table(found):
+    """The starts at the end of their comparison, in Markdown; a cell has every seed's number."""
+    header = [
+        "method",
+        "start",
+        "epochs",
+        "training error",
+        "of the latest parameters",
+        "h",
+        "test error",
+        "clipped",
+        "largest mean nu",
+        "dead maps",
+    ]
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
+    for words, begun in found.values():
+        ends = [{name: values[-1] for name, values in each.metrics.items()} for each in begun]
+        lines.append(
+            [
+                method(begun[0].run),
+                words,
+                f"{ends[0]['epoch']:.1f}",
+                *(
+                    ", ".join(format(end[name], form) for end in ends)
+                    for name, form in (
+                        ("train_error", ".1%"),
+                        ("raw_train_error", ".1%"),
+                        ("train_objective", ".3f"),
+                        ("test_error", ".1%"),
+                    )
+                ),
+                ", ".join(f"{_clipped(each.metrics):.0%}" for each in begun),
+                ", ".join(_largest(each.metrics["nu"]) for each in begun),
+                "; ".join(
+                    f"{layer} {', '.join(f'{each.dead()[layer][-1]:.0f}' for each in begun)}"
+                    for layer in begun[0].dead()
+                ),
+            ]
+        )
+    return markdown_table(lines)
+
+
+def _clipped(metrics):
+    """The share of clipped updates."""
+    updates = np.diff(metrics["iteration"])
+    return (metrics["clipped"][1:] * updates).sum() / updates.sum()
+
+
+def _largest(values):
+    values = values[np.isfinite(values)]
+    return f"{values.max():.3g}" if len(values) else ""
