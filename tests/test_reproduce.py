@@ -77,12 +77,14 @@ def test_every_planned_run_has_a_valid_configuration(name):
         assert set(plan.needs(figure)) <= set(plan.needs("all"))
     assert set(plan.needs("all")) == set(plan.curves)
     assert set(reproduce.FIGURES) == {*plan.figures, "all"}
-    keys = [
-        run_key(plan.configure(curve, rate(0.01) if curve.rates else {}))
-        for curve in plan.curves.values()
-        if not curve.rate_of
-    ]
-    assert len(set(keys)) == len(keys)  # no curve is another one in disguise
+    # No curve is another one in disguise, but for the starts: one of them is the chosen one.
+    starts = plan.shows("starts")
+    for names in (starts, plan.curves.keys() - starts):
+        curves = [plan.curves[name] for name in names if not plan.curves[name].rate_of]
+        keys = [
+            run_key(plan.configure(curve, rate(0.01) if curve.rates else {})) for curve in curves
+        ]
+        assert len(set(keys)) == len(keys) > 0
 
 
 def test_learning_rates_are_the_papers_set():
@@ -267,6 +269,17 @@ def test_first_seeds_come_before_second_ones_and_nothing_is_done_twice(plan, tmp
     assert do(plan, tmp_path / "out", "all") == {} and trained == []
 
 
+def test_several_workers_train_the_same_runs(plan, tmp_path):
+    names = ("one", "two")
+    for count, name in enumerate(names, start=1):
+        failures = work.train_missing(plan, "fig1", RunIndex(tmp_path / name), {}, count)
+        assert failures == {}
+    one, two = (sorted((tmp_path / name / "runs").iterdir()) for name in names)
+    assert [path.name for path in one] == [path.name for path in two] and len(one) == 8
+    for straight, beside in zip(one, two, strict=True):
+        assert_same_run(beside, straight)
+
+
 def test_what_is_running_and_what_is_left_is_shown(plan, tmp_path, capsys):
     do(plan, tmp_path / "out")
     lines = [line for line in capsys.readouterr().err.splitlines() if "learning rate" in line]
@@ -419,6 +432,8 @@ def test_the_command_reports_failures_and_status_1(tmp_path, monkeypatch, capsys
         "svhn=y=z",
         "--set",
         "ops.shards=1",
+        "--workers",
+        "3",
     ]
     assert cli.reproduce(argv) == 1
     assert seen == [
@@ -431,6 +446,7 @@ def test_the_command_reports_failures_and_status_1(tmp_path, monkeypatch, capsys
             {"cifar10": Path("x"), "svhn": Path("y=z")},
             ["ops.shards=1"],
             False,
+            3,
         )
     ]
     assert capsys.readouterr().err.startswith("failed: a: burnt\n")
@@ -441,6 +457,7 @@ def test_the_command_reports_failures_and_status_1(tmp_path, monkeypatch, capsys
     [
         ["fig3"],
         ["fig1", "--seeds", "0"],
+        ["fig1", "--workers", "0"],
         ["fig1", "--data", "here"],
         ["fig1", "--data", "mnist=here"],
     ],

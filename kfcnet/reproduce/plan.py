@@ -198,9 +198,8 @@ def _published():
         "optimizer.inverse_period=20",
     )
     svhn = (Stage(0.5, None), Stage(2.0, 3))
-    layers = ("conv1", "conv2", "conv3", "fc10")
     curves = [
-        *_starts("cifar", 50000, 49, layers, seeds=2),
+        *_starts("cifar", 50000, 49, ("conv1", "conv2", "conv3", "fc10"), seeds=2),
         Curve("cifar_kfc", "cifar_kfc"),
         Curve("cifar_sgd", "cifar_sgd"),
         Curve("svhn_kfc", "svhn_kfc", stages=svhn),
@@ -374,7 +373,7 @@ def _quick():
         "optimizer.inverse_period=8",
     )
     curves = [
-        *_starts("digits", 1437, 5, ("conv1", "conv2", "fc10"), seeds=1),
+        *_starts("digits", 1437, 5, shortened=few["shortened"], seeds=1),
         Curve("digits_kfc", "digits_kfc", **few),
         Curve("digits_sgd", "digits_sgd", **few),
         Curve("digits_kfc_large", "digits_kfc", large_kfc, **once),
@@ -409,11 +408,11 @@ def _quick():
     )
 
 
-def _starts(prefix, epoch, diagnosed, layers, seeds):
+def _starts(prefix, epoch, diagnosed, small=(), **values):
     """Curves of a few epochs that begin in different ways, without tuning.
 
-    epoch: examples of one; diagnosed: updates of KFC-pre between two rows of diagnostics; layers:
-    names of the weighted ones.
+    epoch: examples of one; diagnosed: updates of KFC-pre between two rows of diagnostics; small:
+    names of the layers with initial deviations that are smaller than He's.
     """
 
     def warm_up(epochs):
@@ -422,17 +421,15 @@ def _starts(prefix, epoch, diagnosed, layers, seeds):
     momentum = 0.9
     counted = (f"optimizer.clip={0.3 * (1 - momentum) ** 2:g}",)
     fresh = ("optimizer.statistics_period=1", "optimizer.inverse_period=1")
-    he = (
-        *(f"network.{name}.std=he" for name in layers),
-        *(("data.input_scale=64",) if prefix != "digits" else ()),
-    )
+    he = (*(f"network.{name}.std=he" for name in small), "data.input_scale=64")
     both = {
         "none": ("none", warm_up(0)),
         "fifth": ("warm-up of 0.2 epochs", warm_up(0.2)),
         "one": ("warm-up of 1 epoch", warm_up(1)),
         "two": ("warm-up of 2 epochs", warm_up(2)),
-        "he": ("He's deviations, inputs scaled", (*warm_up(0), *he)),
     }
+    if small:
+        both["he"] = "He's deviations, inputs scaled", (*warm_up(0), *he)
     kfc = {
         "clip": ("clip counting momentum", (*warm_up(0), *counted)),
         "clip_fifth": ("the same, warm-up of 0.2 epochs", (*warm_up(0.2), *counted)),
@@ -445,8 +442,8 @@ def _starts(prefix, epoch, diagnosed, layers, seeds):
             (*overrides, f"diagnostics.every={every}", "evaluation.every=0.5"),
             rates=(),
             epochs=3,
-            seeds=seeds,
             words=words,
+            **values,
         )
         for method, starts, every in (("kfc", both | kfc, diagnosed), ("sgd", both, 4 * diagnosed))
         for name, (words, overrides) in starts.items()
@@ -493,7 +490,7 @@ def _figures(main, *others):
     )
     structures = tuple(f"{main}_{name}" for name in ("kfc", *STRUCTURES))
     pair = f"{main}_kfc", f"{main}_sgd"
-    starts = tuple(curve.name for curve in _starts(main, 1, 1, (), 1))
+    starts = tuple(curve.name for curve in _starts(main, 1, 1, others))
     return {
         "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", fig1),
         "fig2": FigurePlan(
