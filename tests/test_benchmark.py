@@ -37,7 +37,8 @@ def test_the_peer_network_computes_the_same_outputs_and_takes_the_same_step():
     pytest.importorskip("torch", reason="PyTorch, the peer, is not installed")
     from kfcnet.benchmarks.torch_peer import TorchPeer
 
-    config = load_config("cifar_sgd", ["optimizer.learning_rate=0.001"])
+    settings = ["optimizer.learning_rate=0.001", "optimizer.schedule.warm_up=0"]
+    config = load_config("cifar_sgd", settings)
     ops = CpuOps("float32", shards=1)
     optimizer = build(config, ops, cpu_benchmark.INPUT_SHAPE)
     network = optimizer.network

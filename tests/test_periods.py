@@ -94,7 +94,7 @@ def test_every_timed_update_is_of_a_kind_that_came_twice_before(monkeypatch):
 
 
 def test_phases_share_the_update(slow, takes):
-    takes(KfcPre, "_precondition", 2.0)
+    takes(KfcPre, "_natural_gradient", 2.0)
     takes(KfcPre, "_clip_scale", 1.0)
     costs, shares = measure(small(), data.load(small().data), sgd_batch_size=128)
     assert costs.update == 9 and shares["preconditioning"] == 2 * shares["clip"] > 0

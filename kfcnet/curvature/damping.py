@@ -37,6 +37,18 @@ def precondition(ops, gradient, Omega_inv, Gamma_inv, out=None):
     return ops.matmul(ops.matmul(Gamma_inv, gradient), Omega_inv, out=out)
 
 
+def precondition_product(ops, derivatives, inputs, Omega_inv, Gamma_inv, out):
+    """out (I, P): `precondition` of derivatives^T inputs / m, factor by factor.
+
+    derivatives (m, I), inputs (m, P): the rows of a mini-batch that such a gradient is the mean of.
+    """
+    m, I = derivatives.shape
+    shares = ops.empty((I,))
+    ops.write(shares, 1 / m)
+    derivatives = ops.matmul(ops.scale_maps(derivatives, shares), Gamma_inv)  # it is symmetric
+    return ops.matmul(derivatives, ops.matmul(inputs, Omega_inv), transpose_a=True, out=out)
+
+
 def damping_floor(ops, Omega, Gamma):
     """(c, smallest eigenvalues of Omega and of Gamma): the least c of Eq. 21 that is safe."""
     (input_shift, input_value), (derivative_shift, derivative_value) = (

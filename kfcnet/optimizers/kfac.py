@@ -79,7 +79,7 @@ class KFAC(LevenbergMarquardt):
             with self.phase("inverses"):
                 self._update_inverses()
         with self.phase("preconditioning"):
-            self._precondition(self.network.gradient, self.direction)
+            self._natural_gradient()
         with self.phase("clip"):
             curvature, slope = self._model(predictive, [self.direction, self.velocity])
             (along_direction, momentum), change = minimise_quadratic(curvature, slope)

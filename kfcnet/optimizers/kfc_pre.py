@@ -50,7 +50,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
             yield self._invert
         self._backward(dz)
         with self.phase("preconditioning"):
-            self._precondition(self.network.gradient, self.direction)
+            self._natural_gradient()
         clip_scale = nu = None
         if self.config.clip is not None:
             with self.phase("clip"):

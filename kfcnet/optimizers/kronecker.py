@@ -94,19 +94,24 @@ class KroneckerOptimizer(Optimizer):
             for block, work in zip(self.blocks, pending, strict=True):
                 block.take_inverses(work, self.steps)
 
-    def _precondition(self, gradient, direction):
-        """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), for flat vectors (n,).
+    def _natural_gradient(self):
+        """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""
+        self._block_by_block("natural_gradient", self.network.gradient, self.direction)
 
-        Raises RuntimeError before `prepare`: without inverses no parameter would move.
-        """
+    def _precondition(self, vector, out):
+        """out <- [F^(gamma)]^-1 vector, block by block, for any flat vector (n,)."""
+        self._block_by_block("precondition", vector, out)
+
+    def _block_by_block(self, method, vector, out):
+        """Raises RuntimeError before `prepare`: without inverses no parameter would move."""
         if self.needs_preparation:
             raise RuntimeError(
                 "the factors have no first estimate yet: call prepare(batches) "
                 "once, before the first step"
             )
         views = self.network.views
-        for block, view, out in zip(self.blocks, views(gradient), views(direction), strict=True):
-            block.precondition(view, out)
+        for block, view, result in zip(self.blocks, views(vector), views(out), strict=True):
+            getattr(block, method)(view, result)
 
     def state(self):
         blocks = {block.layer.name: block.state() for block in self.blocks}

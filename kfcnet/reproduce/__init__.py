@@ -8,6 +8,7 @@ import functools
 import sys
 from pathlib import Path
 
+from kfcnet.config import ConfigError
 from kfcnet.figures import curves
 from kfcnet.ops import get_ops, which_device
 from kfcnet.reproduce import assumptions, claims, figures, report, starts, work
@@ -29,6 +30,7 @@ FIGURES = (
     "structures",
     "sensitivity",
     "starts",
+    "decay",
     "all",
 )
 KINDS = ("png", "svg")
@@ -62,6 +64,8 @@ def reproduce(
     out, places = Path(out), places or {}
     index, failures = RunIndex(out), {}
     plan = _plan(index, device, only_draw, quick, seeds, overrides)
+    if figure not in (*plan.figures, "all"):
+        raise ConfigError(f"{figure}: there is no such figure of the embedded digits (--quick)")
     _make_folder(out)
     if not only_draw:
         with alone_in(out):

@@ -20,7 +20,8 @@ class Curve(NamedTuple):
     """One method on one network: tuned by training error, then trained with several seeds.
 
     rates: learning rates that are tuned in `stages`; without any the configured one is used, or the
-    best one of the curve `rate_of`. epochs: length of the final runs, None for the configured one.
+    best one of the curve `rate_of`. grows: whether further rates are tried until the best one lies
+    between others. epochs: length of the final runs, None for the configured one.
     shortened: what this plan leaves out and why, in words; words: what sets it apart in its figure.
     """
 
@@ -29,7 +30,8 @@ class Curve(NamedTuple):
     overrides: tuple = ()
     rates: tuple = paper.LEARNING_RATES
     rate_of: str = ""
-    stages: tuple = (Stage(2.0, None), Stage(8.0, 3))
+    grows: bool = False
+    stages: tuple = (Stage(2.0, None), Stage(8.0, 3), Stage(20.0, 2))
     epochs: float | None = None
     seeds: int = 3
     shortened: str = ""
@@ -198,24 +200,27 @@ def _published():
         "optimizer.inverse_period=20",
     )
     svhn = (Stage(0.5, None), Stage(2.0, 3))
+    # docs/rules.md says why these, and why both methods have the same.
+    main, diagnosed = dict(grows=True, seeds=5), ("diagnostics.every=98", "evaluation.every=0.5")
     curves = [
         *_starts("cifar", 50000, 49, ("conv1", "conv2", "conv3", "fc10"), seeds=2),
-        Curve("cifar_kfc", "cifar_kfc"),
-        Curve("cifar_sgd", "cifar_sgd"),
+        Curve("cifar_kfc", "cifar_kfc", diagnosed, epochs=20, **main),
+        Curve("cifar_sgd", "cifar_sgd", diagnosed, **main),
+        *_decays(),
         Curve("svhn_kfc", "svhn_kfc", stages=svhn),
         Curve("svhn_sgd", "svhn_sgd", stages=svhn),
         Curve(
             "cifar_kfc_large",
             "cifar_kfc",
             large_kfc,
-            stages=(Stage(4.0, None), Stage(12.0, 3)),
+            stages=(Stage(4.0, None), Stage(12.0, 3), Stage(40.0, 2)),
             epochs=60,
         ),
         Curve(
             "cifar_sgd_large",
             "cifar_sgd",
-            (*large, "evaluation.every=5"),
-            stages=(Stage(10.0, None), Stage(40.0, 3)),
+            large,
+            stages=(Stage(4.0, None), Stage(12.0, 3), Stage(40.0, 2)),
             epochs=500,
         ),
         Curve("svhn_kfc_large", "svhn_kfc", large_kfc, stages=svhn, epochs=15),
@@ -272,11 +277,16 @@ def _shortened():
     five, two = paper.LEARNING_RATES[1:6], (Stage(1.0, None), Stage(3.0, 2))
     once = dict(seeds=1, stages=two)
     time = "to be done in hours"
-    # With few images, an average over 50,000 examples keeps the initial parameters for epochs, and
-    # a period of 100 updates is longer than the run. With a damping of 1e-3 every step of the first
-    # epochs fits its own mini-batch (14 million parameters, 512 images) and is clipped, to the same
-    # length at every learning rate.
-    few = ("data.extra=false", "evaluation.every=1", "optimizer.averaging_timescale=5000")
+    # With few images, an average over 50,000 examples keeps the initial parameters for epochs, a
+    # rise over 50,000 takes six of them, and a period of 100 updates is longer than the run. With a
+    # damping of 1e-3 every step of the first epochs fits its own mini-batch (14 million parameters,
+    # 512 images) and is clipped, to the same length at every learning rate.
+    few = (
+        "data.extra=false",
+        "evaluation.every=1",
+        "optimizer.averaging_timescale=5000",
+        "optimizer.schedule.warm_up=8000",
+    )
     few_kfc = (
         *few,
         "optimizer.statistics_timescale=10000",
@@ -408,6 +418,24 @@ def _quick():
     )
 
 
+def _decays():
+    """Curves with other shares of the published weight decay, without tuning."""
+
+    def curve(method, share):
+        decay = {name: round(share * value, 9) for name, value in paper.WEIGHT_DECAY.items()}
+        return Curve(
+            f"cifar_{method}_decay_{share:g}",
+            f"cifar_{method}",
+            (f"optimizer.weight_decay={json.dumps(decay)}", "evaluation.every=0.5"),
+            rates=(),
+            epochs=20,
+            seeds=1,
+            words=f"{share:g} of the published decay",
+        )
+
+    return [curve("kfc", 1), curve("kfc", 0.3), curve("kfc", 0.1), curve("sgd", 1)]
+
+
 def _starts(prefix, epoch, diagnosed, small=(), **values):
     """Curves of a few epochs that begin in different ways, without tuning.
 
@@ -491,6 +519,10 @@ def _figures(main, *others):
     structures = tuple(f"{main}_{name}" for name in ("kfc", *STRUCTURES))
     pair = f"{main}_kfc", f"{main}_sgd"
     starts = tuple(curve.name for curve in _starts(main, 1, 1, others))
+    decays = {}
+    if main == "cifar":
+        shares = tuple(curve.name for curve in _decays())
+        decays["decay"] = FigurePlan("The weight decay", _loss_and_error(shares, "epochs"))
     return {
         "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", fig1),
         "fig2": FigurePlan(
@@ -520,6 +552,7 @@ def _figures(main, *others):
         "starts": FigurePlan(
             "How training begins", (PanelPlan("a", "error", starts, "epochs"),), "starts"
         ),
+        **decays,
     }
 
 

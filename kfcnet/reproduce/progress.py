@@ -1,5 +1,6 @@
 """How far each curve of a plan has come, read from the folders of its runs."""
 
+import math
 from typing import NamedTuple
 
 from kfcnet.runs.read import read_run
@@ -66,10 +67,37 @@ def _progress(plan, curve, index, tuned):
 
 
 def _tune(plan, curve, index):
-    """(Results of the complete stages, settings of the best run or None, Tasks of the next)."""
+    """(Results of the complete stages, settings of the best run or None, Tasks of the next).
+
+    The rates of a curve that `grows` get a neighbour as long as the best one is the lowest or the
+    highest of them.
+    """
     if not curve.rates:
         return [], {}, []
-    tuning = Tuning([Point({RATE: rate}, None) for rate in curve.rates], curve.stages)
+    rates = list(curve.rates)
+    while True:
+        results, settings, pending = _tune_among(plan, curve, index, rates)
+        if not curve.grows or pending or settings is None:
+            return results, settings, pending
+        if settings[RATE] == max(rates):
+            rates.append(next_rate(settings[RATE], up=True))
+        elif settings[RATE] == min(rates):
+            rates.append(next_rate(settings[RATE], up=False))
+        else:
+            return results, settings, pending
+
+
+def next_rate(rate, up):
+    """The neighbour of a rate among ..., 0.03, 0.1, 0.3, 1, 3, ..."""
+    exponent = math.floor(math.log10(rate) + 1e-9)
+    is_one = rate < 2 * 10**exponent
+    if up:
+        return float(f"{3 if is_one else 1}e{exponent if is_one else exponent + 1}")
+    return float(f"{3 if is_one else 1}e{exponent - 1 if is_one else exponent}")
+
+
+def _tune_among(plan, curve, index, rates):
+    tuning = Tuning([Point({RATE: rate}, None) for rate in rates], curve.stages)
     while tuning.stage:
         purpose = f"tuning {tuning.number} of {len(curve.stages)}"
         tasks = [
