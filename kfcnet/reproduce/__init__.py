@@ -11,7 +11,7 @@ from pathlib import Path
 from kfcnet.config import ConfigError
 from kfcnet.figures import curves
 from kfcnet.ops import get_ops, which_device
-from kfcnet.reproduce import assumptions, claims, figures, report, starts, work
+from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, work
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.files import WriteError
@@ -73,6 +73,7 @@ def reproduce(
             if figure == "all" or plan.figures[figure].kind == "assumptions":
                 _make_folder(out / "assumptions")
                 failures |= assumptions.measure_missing(plan, progress_of(plan, index), out, places)
+            failures |= costs.measure_missing(plan, progress_of(plan, index), out, places)
     draw(plan, index, out, failures)
     return failures
 
@@ -111,6 +112,9 @@ def draw(plan, index, out, failures):
                 folder, list(state.tuning[0].point.settings), state.curve.stages, state.tuning
             )
     runs = {name: state.runs() for name, state in progress.items() if state.finals}
+    measured_costs = costs.read(out)
+    for name in measured_costs.keys() & runs.keys():
+        runs[name] = [costs.with_cost(run, measured_costs[name]) for run in runs[name]]
     plan = plan._replace(measurements=named(plan.measurements, runs))
     records = [
         (measurement, assumptions.read(plan, progress, out, measurement))

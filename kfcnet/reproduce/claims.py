@@ -4,44 +4,40 @@ The paper's numbers are in `kfcnet.figures.paper`; all others are computed from 
 without runs says so.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from kfcnet.figures.paper import LOWEST_TEST_ERROR, MINUTES, NETWORK_ERROR, SVHN_MINUTES, UPDATES
+from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.assumptions import neighbours
 from kfcnet.reproduce.values import Value, middle, ratio, reached
+from kfcnet.reproduce.verdicts import Interval
 from kfcnet.runs.labels import METHODS, PARTS, data_set, method
 from kfcnet.runs.metrics import PHASES
 
 TOLERANCE = 1.1
 """A test error is reproduced below this many times the published one."""
 
-SHARE = 0.5
-"""A speed-up is reproduced above this share of the published one."""
-
 WEAK, STRONGER = 0.5, 2
 """Correlations of derivatives are weak below this share of the activations' correlations, and
 stronger above this many times those with max pooling."""
-
-ABOUT_ONE = 0.5, 2
-"""Two methods are about equal if their ratio lies between these."""
 
 
 class Row(NamedTuple):
     """A row of the table. `paper` and `here` are Values or texts, `ratio` a Value or "".
 
-    holds: whether the claim holds here, None if it is open; reason: a measurement that explains why
-    it does not hold.
+    interval: an Interval of `here`, or ""; verdict: one of VERDICTS, "" for a row that only reports
+    a number; reason: a measurement that explains it.
     """
 
     claim: str
     paper: Value | str
     here: Value | str
     ratio: Value | str = ""
+    interval: Interval | str = ""
     note: str = ""
-    holds: bool | None = None
+    verdict: str = ""
     reason: str = ""
 
 
@@ -147,7 +143,8 @@ def _correlation_rows(measurement, measured):
 
 def _correlation(measurement, here, what, paper, holds, reason):
     claim = f"{measurement.title}: mean absolute correlation of {what} at neighbouring locations"
-    return Row(claim, paper, Value(here[what]) if here else "not run", holds=holds, reason=reason)
+    value = Value(here[what]) if here else "not run"
+    return Row(claim, paper, value, verdict=verdicts.of_comparison(holds), reason=reason)
 
 
 def _distance_rows(measurement, record):
@@ -230,7 +227,7 @@ def svhn_rows(evidence):
         run = evidence.runs["svhn_kfc"][0]
         lowest, images = np.nanmin(run.metrics["test_error"]), run.record["data"]["train_examples"]
         kfc = kfc._replace(
-            holds=False,
+            verdict=verdicts.FAILED,
             reason=f"its lowest test error on {images:,} training "
             f"images was {lowest:.2%}; {_fit(run)}",
         )
@@ -254,9 +251,8 @@ def error_rows(evidence):
             lambda run: Value(100 * float(np.nanmin(run.metrics["test_error"]))),
         )
         if row.ratio != "":
-            row = row._replace(
-                holds=row.ratio.number < TOLERANCE, reason=_fit(evidence.runs[curve][0])
-            )
+            verdict = verdicts.of_comparison(row.ratio.number <= TOLERANCE)
+            row = row._replace(verdict=verdict, reason=_fit(evidence.runs[curve][0]))
         result.append(row)
     small, large = (
         evidence.name(f"{main}_{name}", default)
@@ -270,7 +266,7 @@ def error_rows(evidence):
             "far worse: above 1",
             f"{main}_kfc_small",
             f"{main}_kfc",
-            lambda here: here > 1,
+            lambda ratios: verdicts.of_side(ratios, is_above=True),
         ),
     ]
 
@@ -326,10 +322,10 @@ def other_methods(evidence):
             _compared(
                 evidence,
                 f"training error, {METHODS[name]} over SGD",
-                "not below 1",
+                "did not beat it: above 1",
                 f"{main}_{name}",
                 f"{main}_sgd",
-                lambda here: here >= 1,
+                lambda ratios: verdicts.of_side(ratios, is_above=True),
             )
             for name in ("adagrad", "rmsprop", "adam")
         ),
@@ -339,7 +335,7 @@ def other_methods(evidence):
             "about 1",
             f"{main}_kfac",
             f"{main}_kfc",
-            lambda here: ABOUT_ONE[0] <= here <= ABOUT_ONE[1],
+            verdicts.of_equality,
         ),
     ]
 
@@ -373,11 +369,16 @@ def _row(evidence, claim, paper, curve, measure):
         return Row(claim, paper, absent)
     values = _sorted(measure(run) for run in evidence.runs[curve])
     here = middle(values)
-    return Row(claim, paper, here, ratio(here, paper), _spread(values))
+    return Row(claim, paper, here, ratio(here, paper), note=_spread(values))
+
+
+def _between(low, high):
+    """A ratio of which its bounds are known, in words."""
+    return f"< {Value(high)}" if not low else str(Value(low, is_bound=high > low))
 
 
 def _spread(values):
-    """The range of sorted Values, in words; "" for a single one."""
+    """The range of sorted Values or texts, in words; "" for a single one."""
     return f"{len(values)} seeds, {values[0]} to {values[-1]}" if len(values) > 1 else ""
 
 
@@ -388,9 +389,7 @@ def _reached(evidence, claim, paper, curve, column, threshold, unit):
 def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
     """A Row: how many times as long the curve `slow` took as the curve `fast`.
 
-    This is the median over the seeds that both have: two runs of a seed ran one after the other,
-    and the machine may be slower at another time. The claim holds above SHARE of the paper's number
-    or, if the paper has none, above 1; it is open if a run was stopped too early to tell.
+    This is the median over the seeds that both have, with its interval.
     """
     if absent := evidence.absence(slow, fast):
         return Row(claim, paper, absent)
@@ -398,21 +397,20 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
         tuple(reached(run, column, threshold, unit) for run in pair)
         for pair in _pairs(evidence, slow, fast)
     ]
-    over, under = map(middle, zip(*pairs, strict=True))
     reason = _cost(evidence, slow, fast, column, threshold, unit)
-    if under.is_bound:
-        missing = "neither got there" if over.is_bound else f"{fast} did not get there"
-        is_slower = not over.is_bound and under.number >= over.number
-        return Row(claim, paper, missing, holds=False if is_slower else None, reason=reason)
-    if not under.number:
+    if not all(under.number for _, under in pairs):
         return Row(claim, paper, f"{fast} began there")
-    if any(below.is_bound or not below.number for _, below in pairs):
-        pairs = [(over, under)]  # a median of ratios would leave out a pair that has none
-    ratios = _sorted(Value(above.number / below.number, above.is_bound) for above, below in pairs)
-    here = middle(ratios)
-    least = SHARE * paper.number if isinstance(paper, Value) else 1
-    holds = True if here.number > least else None if here.is_bound else False
-    return Row(claim, paper, here, ratio(here, paper), _spread(ratios), holds, reason)
+    bounds = verdicts.ratio_bounds(pairs)
+    verdict = verdicts.of_speed_up(bounds, getattr(paper, "number", None))
+    least, most = map(float, np.median(bounds, axis=0))
+    if least == 0:
+        over = middle([over for over, _ in pairs])
+        here = "neither got there" if over.is_bound else f"{fast} did not get there"
+        return Row(claim, paper, here, verdict=verdict, reason=reason)
+    here = Value(least, is_bound=most > least)
+    note = _spread([_between(*pair) for pair in sorted(bounds.tolist())])
+    interval = verdicts.bootstrap(bounds) if len(bounds) >= verdicts.PAIRS else ""
+    return Row(claim, paper, here, ratio(here, paper), interval, note, verdict, reason)
 
 
 def _pairs(evidence, *curves):
@@ -465,37 +463,42 @@ def _epoch_seconds(run):
     return run.metrics["seconds"][-1] / run.metrics["epoch"][-1]
 
 
-def _compared(evidence, claim, paper, curve, other, holds):
-    """A Row: the ratio of two curves' training errors at the last epoch that both have reached."""
+def _compared(evidence, claim, paper, curve, other, judge):
+    """A Row: the ratio of two curves' training errors at the last epoch that both have reached.
+
+    judge: from the ratios (n,) of pairs of seeds to a verdict.
+    """
     claim = f"{evidence.data}: {claim}"
     if absent := evidence.absence(curve, other):
         return Row(claim, paper, absent)
-    groups = evidence.runs[curve], evidence.runs[other]
-    epoch = min(run.metrics["epoch"][-1] for group in groups for run in group)
+    pairs = _pairs(evidence, curve, other)
+    epoch = min(run.metrics["epoch"][-1] for pair in pairs for run in pair)
 
-    def median(column):
-        return [
-            float(
-                np.median(
-                    [np.interp(epoch, run.metrics["epoch"], run.metrics[column]) for run in group]
-                )
-            )
-            for group in groups
-        ]
+    def at_epoch(column):  # (pairs, 2)
+        return np.array(
+            [
+                [np.interp(epoch, run.metrics["epoch"], run.metrics[column]) for run in pair]
+                for pair in pairs
+            ]
+        )
 
-    above, below = median("train_error")
+    errors = at_epoch("train_error")
+    above, below = np.median(errors, axis=0)
     note = f"after {epoch:.3g} epochs: {above:.2%} and {below:.2%}"
-    if not (below and math.isfinite(above)):
+    if not (errors[:, 1].all() and np.isfinite(errors).all()):
         return Row(claim, paper, "no ratio", note=note)
+    ratios = errors[:, 0] / errors[:, 1]
     efforts = [
-        f"{Value(updates)} updates of {name}"
-        for name, updates in zip((curve, other), median("iteration"), strict=True)
+        f"{Value(float(updates))} updates of {name}"
+        for name, updates in zip((curve, other), np.median(at_epoch("iteration"), 0), strict=True)
     ]
+    both = np.stack([ratios, ratios], axis=1)
     return Row(
         claim,
         paper,
-        Value(above / below),
+        Value(float(np.median(ratios))),
+        interval=verdicts.bootstrap(both) if len(pairs) >= verdicts.PAIRS else "",
         note=note,
-        holds=holds(above / below),
+        verdict=judge(ratios),
         reason=f"{note}, with {' and '.join(efforts)}",
     )

@@ -1,0 +1,137 @@
+"""What an epoch costs: measured for all curves in turns, and the same for every run of a curve.
+
+Runs may share a machine, and a machine is not equally fast at all hours. So the minutes of a
+reproduction are epochs times the cost of an epoch, and that is measured apart from the runs.
+"""
+
+import math
+import time
+from statistics import median
+
+from kfcnet import data
+from kfcnet.batches import Loader
+from kfcnet.reproduce.work import placed, say
+from kfcnet.runs.files import read_json, write_json
+from kfcnet.training.build import build_for, build_ops, captured_step, examples_of
+from kfcnet.training.clock import Stopwatch
+
+FILE = "costs.json"
+TURNS = 7
+EXAMPLES = 2560
+"""At least so many are trained on in a turn, and every kind of update takes its share of it."""
+
+
+def measure_missing(plan, progress, out, places):
+    """Measure the curves that are drawn over time and have runs, all again if one is missing.
+
+    Writes FILE to the folder `out`. Nothing else should run on the machine. Returns {"costs":
+    reason} where the data are missing, else {}.
+    """
+    configs = {
+        name: plan.configure(progress[name].curve, progress[name].settings)
+        for name in timed(plan)
+        if name in progress and progress[name].finals
+    }
+    if not configs or configs.keys() <= read(out).keys():
+        return {}
+    say(f"measuring what an epoch of {', '.join(configs)} costs; nothing else should run")
+    try:
+        costs = measure(configs, places)
+    except data.DataError as error:
+        return {"costs": str(error)}
+    device = build_ops(next(iter(configs.values()))).describe()
+    write_json(out / FILE, {"device": device, "turns": TURNS, "curves": costs})
+    return {}
+
+
+def timed(plan):
+    """Names of the curves that a figure of the plan draws over time."""
+    return list(
+        dict.fromkeys(
+            name
+            for figure in plan.figures.values()
+            for panel in figure.panels
+            if panel.x == "seconds" and figure.kind == "runs"
+            for name in panel.curves
+        )
+    )
+
+
+def measure(configs, places):
+    """{name: {"seconds": of an epoch, one a turn; "phases": {phase: share of the time}}}."""
+    datasets = {config.data: None for config in configs.values()}
+    for each in datasets:
+        datasets[each] = data.load(placed(each, places))
+    contestants = {
+        name: _Contestant(config, datasets[config.data]) for name, config in configs.items()
+    }
+    # What is compiled and captured in two turns is not timed.
+    for _ in range(2):
+        for contestant in contestants.values():
+            contestant.turn()
+    for contestant in contestants.values():
+        contestant.begin()
+    for _ in range(TURNS):
+        for contestant in contestants.values():
+            contestant.turn()
+    return {name: contestant.result() for name, contestant in contestants.items()}
+
+
+class _Contestant:
+    """A run of a Config that takes its updates when it is its turn."""
+
+    def __init__(self, config, dataset):
+        ops = build_ops(config)
+        self.optimizer, self.ops = build_for(dataset, config, ops), ops
+        self.clock = Stopwatch(ops)
+        self.optimizer.phase = self.clock.phase
+        examples = examples_of(dataset, "train", config, ops)
+        self.loader = Loader(examples, config.optimizer.batch_size, config.seed)
+        self.optimizer.prepare([self.loader.batch(0)])
+        self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
+        period = _period(config.optimizer)
+        self.updates = period * math.ceil(EXAMPLES / (period * self.loader.size))
+        self.turns_of_an_epoch = len(examples) / (self.updates * self.loader.size)
+        self.seconds = []
+
+    def begin(self):
+        """Forget what has been measured so far."""
+        self.clock.count()
+        self.seconds.clear()
+        self.before = dict(self.clock.phases)
+
+    def turn(self):
+        began = time.perf_counter()
+        for _ in range(self.updates):
+            self.loader.provide(self.optimizer.steps)
+            step = self.take_step()
+        self.ops.to_numpy(step.totals)  # waits for the device
+        self.seconds.append(time.perf_counter() - began)
+
+    def result(self):
+        self.clock.count()
+        spent = {name: self.clock.phases[name] - self.before[name] for name in self.before}
+        whole = sum(self.seconds)
+        return {
+            "seconds": [each * self.turns_of_an_epoch for each in self.seconds],
+            "phases": {name: seconds / whole for name, seconds in spent.items()},
+        }
+
+
+def _period(optimizer):
+    """Updates after which everything that one may do has been done."""
+    keys = ("statistics_period", "inverse_period", "damping_period", "factor_damping_period")
+    return math.lcm(*(getattr(optimizer, key, 1) for key in keys))
+
+
+def read(out):
+    """{curve: what `measure` found}; empty where nothing was measured. Raises RecordError."""
+    path = out / FILE
+    return read_json(path)["curves"] if path.exists() else {}
+
+
+def with_cost(run, cost):
+    """A Run whose seconds are epochs times the median cost of an epoch."""
+    seconds = run.metrics["epoch"] * median(cost["seconds"])
+    phases = {f"seconds_{name}": share * seconds for name, share in cost["phases"].items()}
+    return run._replace(metrics={**run.metrics, "seconds": seconds, **phases})
