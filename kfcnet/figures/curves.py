@@ -243,11 +243,20 @@ def _order(value):
 
 
 def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
-    """Training dashed with open markers, test solid with full ones; about eight markers a line."""
-    positions = _over_seeds(runs, column)[1] / scale
+    """Training dashed with open markers, test solid with full ones; about eight markers a line.
+
+    Behind the end of the shortest run, the others are thin lines of their own.
+    """
+    iterations = _common_iterations(runs)
+    positions = np.median(_at(runs, column, iterations), axis=0) / scale
     every = max(1, len(positions) // 8)
     for part, line, face in (("train", "--", "white"), ("test", "-", colour)):
-        low, middle, high = _over_seeds(runs, f"{part}_{quantity}")
+        values = _at(runs, f"{part}_{quantity}", iterations)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a row of diverged runs is all NaN
+            low, middle, high = (
+                pick(values, axis=0) for pick in (np.nanmin, np.nanmedian, np.nanmax)
+            )
         if len(runs) > 1:
             axes.fill_between(positions, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(
@@ -260,31 +269,35 @@ def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
             markerfacecolor=face,
             label="_nolegend_",
         )
+        for run in runs:
+            rest = run.metrics["iteration"] >= iterations[-1]
+            if rest.sum() > 1:
+                axes.plot(
+                    run.metrics[column][rest] / scale,
+                    run.metrics[f"{part}_{quantity}"][rest],
+                    line,
+                    color=colour,
+                    linewidth=0.6,
+                    label="_nolegend_",
+                )
 
 
-def _over_seeds(runs, column):
-    """Lowest value, median and highest value (rows,) of a column over runs.
-
-    There is a row for every iteration at which a run has one; other runs are interpolated linearly.
-    A run that ends before the others leaves a row of NaN behind, a gap in the curve: from there on
-    the median is over fewer runs.
-    """
+def _common_iterations(runs):
+    """The iterations, up to the end of the shortest run, at which a run has a row."""
     iterations = np.unique(np.concatenate([run.metrics["iteration"] for run in runs]))
-    values = np.array(
-        [
-            np.interp(
-                iterations, run.metrics["iteration"], run.metrics[column], left=np.nan, right=np.nan
-            )
-            for run in runs
-        ]
-    )
-    for row, run in zip(values, runs, strict=True):  # np.interp spreads NaN to a row's neighbours
-        row[np.searchsorted(iterations, run.metrics["iteration"])] = run.metrics[column]
-    ends = {run.metrics["iteration"][-1] for run in runs} - {iterations[-1]}
-    values = np.insert(values, [np.searchsorted(iterations, end) + 1 for end in ends], np.nan, 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a row of diverged runs alone is all NaN
-        return np.nanmin(values, axis=0), np.nanmedian(values, axis=0), np.nanmax(values, axis=0)
+    return iterations[iterations <= min(run.metrics["iteration"][-1] for run in runs)]
+
+
+def _at(runs, column, iterations):
+    """A column's values (runs, iterations), interpolated linearly where a run has no row."""
+    values = []
+    for run in runs:
+        there = run.metrics["iteration"]
+        row = np.interp(iterations, there, run.metrics[column])
+        own = np.isin(iterations, there)  # np.interp spreads NaN to a row's neighbours
+        row[own] = run.metrics[column][np.isin(there, iterations)]
+        values.append(row)
+    return np.array(values)
 
 
 def _set_log_axis(axes, factor):
