@@ -10,13 +10,17 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kfcnet import cli
-from kfcnet.config import load_config, parse_config
+from kfcnet.config import config_names, load_config, parse_config
 from kfcnet.curvature.inversion import InversionWarning
-from kfcnet.ops import get_ops
+from kfcnet.ops import get_ops, which_device
+from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
+from kfcnet.reproduce import demo
+from kfcnet.runs.read import Run
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config", "digits_sgd", "--device", "cpu", "--set", "epochs=0.1"]
@@ -200,10 +204,12 @@ def test_sweep_prints_a_table_of_its_runs(capsys):
     ["train", "--config", "digits_kfc", "--pick-periods", "--sgd-batch-size", "0"],
     ["train", "--config", "digits_kfc", "--print-config", "--sgd-batch-size", "64"],
 ])  # fmt: skip
-def test_misuse_gets_the_usage_and_status_2(argv, capsys):
+def test_misuse_is_one_line_that_names_the_help_and_status_2(argv, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(argv)
-    assert stopped.value.code == 2 and "usage: kfcnet" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2 and line.startswith("error: ")
+    assert re.search(r"\(`kfcnet( \w+)? --help` lists the options\)$", line)
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
@@ -230,6 +236,7 @@ def test_readme_commands_are_understood(words, monkeypatch):
         "figures.milestones.compare",
         "benchmarks.cpu.benchmark_cpu",
         "reproduce.reproduce",
+        "reproduce.demo.demo",
     ):
         monkeypatch.setattr(f"kfcnet.{target}", note)
     if words[0] == "python":
@@ -244,6 +251,97 @@ def test_scripts_run_from_any_folder(script):
     command = [sys.executable, ROOT / "scripts" / f"{script}.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f"usage: {script}.py")
+
+
+MEANT = [
+    ("train --config digits_kfc --epochs 3", "--set epochs=3?"),
+    ("train --config digits_kfc --seed=1", "--set seed=1?"),
+    ("train --config digits_kfc --lr 0.1", "--set optimizer.learning_rate=0.1?"),
+    ("train --config digits_kfc --batch-size", "--set optimizer.batch_size=VALUE?"),
+    ("train --config digits_kfc learning_rate=0.1", "--set optimizer.learning_rate=0.1?"),
+    ("train digits_kfc", "--config digits_kfc?"),
+    ("train my.yaml", "--config my.yaml?"),
+    ("reproduce fig1 --lr 0.1", "--set optimizer.learning_rate=0.1?"),
+]
+
+
+@pytest.mark.parametrize("line, suggested", MEANT, ids=[line for line, _ in MEANT])
+def test_what_was_meant_by_an_argument_is_suggested(line, suggested, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(line.split())
+    assert stopped.value.code == 2
+    assert f"no such argument; did you mean {suggested}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["train --config digits_kfc --foo", "evaluate run --lr 1"])
+def test_nothing_is_suggested_where_nothing_is_like_it(line, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(line.split())
+    assert "no such argument (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        (["--config", "cifar_kcf"], "No such file or directory; did you mean cifar_kfc?"),
+        (["--config", "digits_kfc", "--set", "optimizer.name=kfc"], "did you mean kfc_pre?"),
+        (
+            ["--config", "digits_kfc", "--set", "learning_rate=0.1"],
+            "learning_rate: unknown key; did you mean optimizer.learning_rate?",
+        ),
+    ],
+)
+def test_a_name_that_is_nearly_right_gets_the_right_one(setting, message, capsys):
+    assert message in complaint(capsys, cli.train, *setting)
+
+
+def test_every_configuration_is_listed_with_a_sentence(capsys):
+    assert cli.main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == config_names()
+    assert all(re.fullmatch(r"\w+ {2,}[A-Z].*\.", line) for line in lines)
+    assert lines[3].endswith("  The paper's CIFAR-10 network trained with KFC-pre (Figure 1a, 1b).")
+
+
+def test_a_missing_package_is_named_with_the_way_out(tmp_path):
+    """Python without site-packages, as where the environment was not activated."""
+    script = ROOT / "scripts" / "train.py"
+    done = subprocess.run([sys.executable, "-S", script], capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and ".venv/bin/pip install -e ." in line
+    assert line.startswith("error: the package ")
+
+
+def test_without_the_extension_a_line_says_what_it_would_bring(monkeypatch):
+    monkeypatch.setattr("kfcnet.ops.cpu.cpu_ops._native", None)
+    assert "without the C extension" in which_device(CpuOps())
+
+
+def test_the_demo_trains_both_methods_and_says_what_was_seen(tmp_path, capsys):
+    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    kfc, sgd, ratio, ends, _, following = said.out.splitlines()
+    updates = [
+        int(re.search(r"at 1% training error after (\d+) updates", line)[1]) for line in (kfc, sgd)
+    ]
+    assert 3 * updates[0] < updates[1]
+    assert f"SGD takes {updates[1] / updates[0]:.1f} times the updates" in ratio
+    assert re.fullmatch(r"Test error at the end: KFC-pre \d\.\d%, SGD \d\.\d%\.", ends)
+    assert following == "next: kfcnet reproduce fig1 --quick"
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+    assert said.err.splitlines()[-1] == str(tmp_path / "demo.png")
+
+
+def test_the_demo_says_where_a_method_did_not_get_there():
+    kfc = Run({"train_error": np.array([0.5, 0.01]), "test_error": np.array([0.5, 0.02]),
+               "iteration": np.array([0, 4]), "epoch": np.array([0, 1.0]),
+               "seconds": np.array([0, 2.0])}, {}, {})  # fmt: skip
+    sgd = kfc._replace(metrics={**kfc.metrics, "train_error": np.array([0.5, 0.4])})
+    assert demo.seen({"KFC-pre": kfc, "SGD": sgd}) == [
+        "KFC-pre is at 1% training error after 4 updates, 2.0 s.",
+        "SGD did not get to 1% training error.",
+        "Test error at the end: KFC-pre 2.0%, SGD 2.0%.",
+    ]
 
 
 def test_the_package_runs_as_a_module():

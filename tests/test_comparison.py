@@ -1,6 +1,7 @@
 """When runs reached the paper's errors: from their records, and from nothing else."""
 
 import csv
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,16 @@ import pytest
 
 from kfcnet.config import dump_config, load_config
 from kfcnet.figures import milestones
-from kfcnet.figures.milestones import compare, markdown, medians, milestone_rows
+from kfcnet.figures.html import write_page
+from kfcnet.figures.milestones import (
+    compare,
+    ends,
+    markdown,
+    medians,
+    milestone_rows,
+    milestones_of,
+)
+from kfcnet.figures.paper import MILESTONES
 from kfcnet.runs.files import write_json
 from kfcnet.runs.labels import titles_and_labels
 from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics
@@ -60,6 +70,8 @@ def test_milestones_in_updates_alone_say_nothing_of_seconds(folders, tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "milestones.csv",
         "milestones.md",
+        "runs.md",
+        "report.html",
         "curves_by_updates.png",
     }
     table = markdown(rows)
@@ -158,6 +170,71 @@ def folders(tmp_path):
     return made
 
 
+def digits(*errors):
+    """Runs on the digits, one for each list of training errors; test errors are twice as large."""
+    config = {"data": {"name": "digits"}, "network": [], "optimizer": {"name": "sgd"}}
+    runs = [run(np.array(row), 1.0, 1) for row in errors]
+    for one, row in zip(runs, errors, strict=True):
+        one.metrics.update(train_error=np.array(row), test_error=2 * np.array(row))
+    return [Run(one.metrics, config, {}) for one in runs]
+
+
+def test_milestones_are_the_papers_on_cifar_and_the_data_sets_own_elsewhere(folders):
+    cifar = [milestones.read_run(folder) for folder in folders]
+    assert milestones_of(cifar) == MILESTONES
+    runs = digits([0.45, 0.04, 0.012], [0.45, 0.2, 0.06])
+    assert milestones_of(runs) == (
+        ("test_error", 0.15),  # all reached it
+        ("test_error", 0.03),  # one did
+        ("train_error", 0.07),
+        ("train_error", 0.02),
+    )
+    assert milestones_of(digits([0.4, 0.012], [0.4, 0.011])) == (
+        ("test_error", 0.03),
+        ("train_error", 0.02),
+    )
+    assert milestones_of(digits([0.9, 0.8])) == ()
+
+
+def test_where_runs_ended_is_told_with_the_lowest_test_error():
+    (one,) = digits([0.45, 0.01, 0.02])
+    header, _, line = cells(ends([one], ["mine"]))
+    told = dict(zip(header, line, strict=True))
+    assert (told["run"], told["epochs"], told["updates"], told["seconds"]) == (
+        "mine",
+        "2.0",
+        "2",
+        "2",
+    )
+    assert (told["training error"], told["test error"]) == ("2.00%", "4.00%")
+    assert (told["lowest"], told["at"]) == ("2.00%", "epoch 1.0")
+
+
+def test_a_report_needs_no_other_file(folders, tmp_path):
+    compare(folders, tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2 and "src=" not in re.sub(
+        r'src="data:[^"]*"', "", page
+    )
+    assert not re.search(r"https?://", page)
+    assert page.index("Where the runs ended") < page.index("When they first reached")
+    assert "<td>KFC-pre, M = 512</td>" in page and "prefers-color-scheme: dark" in page
+    assert "<title>CIFAR-10" in page
+
+
+def test_a_figure_of_a_page_has_its_caption_and_a_wide_table_scrolls(tmp_path):
+    (tmp_path / "a.svg").write_text("<svg/>")
+    write_page(
+        "# One & two\n\n![Errors < 1](a.svg)\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n",
+        tmp_path / "p.html",
+    )
+    page = (tmp_path / "p.html").read_text()
+    assert "<title>One &amp; two</title>" in page
+    assert '<figure><img alt="Errors &lt; 1" src="data:image/svg+xml;base64,PHN2Zy8+">' in page
+    assert "<figcaption>Errors &lt; 1</figcaption>" in page
+    assert '<div class="table"><table>' in page and "</table></div>" in page
+
+
 def test_compare_reads_each_run_once(folders, tmp_path, monkeypatch):
     read, original = [], milestones.read_run
     monkeypatch.setattr(
@@ -175,6 +252,8 @@ def test_compare_leaves_both_figures_and_the_table(folders, tmp_path):
         "curves_by_updates.png",
         "milestones.csv",
         "milestones.md",
+        "runs.md",
+        "report.html",
     }
     with open(tmp_path / "out" / "milestones.csv", newline="") as file:
         rows = list(csv.DictReader(file))

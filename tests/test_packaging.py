@@ -134,5 +134,5 @@ def test_an_installed_wheel_trains_the_digits_from_an_empty_folder(wheel, tmp_pa
 @pytest.mark.slow
 def test_a_broken_compiler_does_not_break_the_install(tmp_path):
     names = zipfile.ZipFile(build_wheel(tmp_path, CC="false", CXX="false")).namelist()
-    assert "kfcnet/cli.py" in names
+    assert "kfcnet/cli/__init__.py" in names
     assert not any("_native" in name for name in names)

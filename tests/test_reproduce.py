@@ -315,7 +315,7 @@ def test_what_is_running_and_what_is_left_is_shown(plan, tmp_path, capsys):
     do(plan, tmp_path / "out")
     lines = [line for line in capsys.readouterr().err.splitlines() if "learning rate" in line]
     assert "digits_kfc, learning rate 0.003, seed 0, tuning 1 of 2, epochs 0 to 0.5" in lines[0]
-    assert "left: 9 epochs of 2 curves and 2 curves of unknown speed" in lines[0]
+    assert "left: 9 epochs of 2 curves, about 0 s" in lines[0]
     assert re.search(r"final run, epochs 1 to 1.5 \(left: 6.5 epochs of 2 curves, about", lines[5])
     assert "left: 1.5 epochs of 1 curve, about" in lines[-1]
 
@@ -448,8 +448,8 @@ def test_stopped_and_started_again_it_takes_no_step_twice(plan, tmp_path, monkey
 
 
 def test_the_command_reports_failures_and_status_1(tmp_path, monkeypatch, capsys):
-    seen = []
-    monkeypatch.setattr(reproduce, "reproduce", lambda *args: seen.append(args) or {"a": "burnt"})
+    seen, failures = [], {"a": "burnt", "b": "burnt", "c": "lost"}
+    monkeypatch.setattr(reproduce, "reproduce", lambda *args: seen.append(args) or failures)
     argv = [
         "fig2",
         "--device",
@@ -480,7 +480,13 @@ def test_the_command_reports_failures_and_status_1(tmp_path, monkeypatch, capsys
             3,
         )
     ]
-    assert capsys.readouterr().err.startswith("failed: a: burnt\n")
+    out = tmp_path
+    assert capsys.readouterr().err.splitlines() == [
+        "failed: a, b: burnt",
+        "failed: c: lost",
+        str(out / "README.md"),
+        str(out / "report.html"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -493,7 +499,7 @@ def test_the_command_reports_failures_and_status_1(tmp_path, monkeypatch, capsys
         ["fig1", "--data", "mnist=here"],
     ],
 )
-def test_misuse_gets_the_usage(argv):
+def test_misuse_ends_with_status_2(argv):
     with pytest.raises(SystemExit) as stopped:
         cli.reproduce(argv)
     assert stopped.value.code == 2

@@ -3,10 +3,12 @@
 from kfcnet.config.load import (
     ConfigError,
     config_names,
+    config_summary,
     dump_config,
     load_config,
     parse_config,
     read_config,
+    setting_key,
 )
 from kfcnet.config.schema import Config
 
@@ -14,8 +16,10 @@ __all__ = [
     "Config",
     "ConfigError",
     "config_names",
+    "config_summary",
     "dump_config",
     "load_config",
     "parse_config",
     "read_config",
+    "setting_key",
 ]

@@ -30,7 +30,13 @@ def _explain_one(error: ErrorDetails, model: type[BaseModel]) -> str:
     kind, context, got = error["type"], error.get("ctx", {}), show(error["input"])
     key, fields = _locate(error["loc"], model)
     if kind == "extra_forbidden":
-        return f"{key}: unknown key" + suggestion(str(error["loc"][-1]), fields)
+        elsewhere = setting_key(key, model)
+        hint = (
+            f"; did you mean {elsewhere}?"
+            if elsewhere
+            else suggestion(str(error["loc"][-1]), fields)
+        )
+        return f"{key}: unknown key{hint}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         key = f"{key}.{context['discriminator'].strip(chr(39))}"
         if kind == "union_tag_not_found":
@@ -109,5 +115,29 @@ def show(value: Any) -> str:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """End of a message about an unknown name: the most similar known one, or all of them."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = [other for other in known if name and other.startswith(name)]
+    close += difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"
+
+
+def setting_key(name: str, model: type[BaseModel]) -> str | None:
+    """The full key of the setting of a configuration of `model` whose last part is `name`.
+
+    Of several the first, those of the top level before those of sections; None where none is.
+    """
+    fields = model.model_fields
+    if name in fields:
+        return name
+    for section, field in fields.items():
+        if any(name in getattr(part, "model_fields", {}) for part in _models(field.annotation)):
+            return f"{section}.{name}"
+    return None
+
+
+def _models(annotation: Any) -> list[Any]:
+    """The models in a field's annotation, those of unions included; layers have no key."""
+    if hasattr(annotation, "model_fields"):
+        return [annotation]
+    if getattr(annotation, "__origin__", None) is tuple:
+        return []
+    return [model for part in get_args(annotation) for model in _models(part)]

@@ -4,6 +4,8 @@ A configuration is a YAML file (`configs/` has one for each curve) that follows
 `kfcnet.config.schema`. Anything else raises ConfigError, whose one or two lines name the key.
 """
 
+import itertools
+import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kfcnet.config import aliases, yaml_text
+from kfcnet.config import aliases, errors, yaml_text
 from kfcnet.config.errors import ConfigError, explain, show, suggestion
 from kfcnet.config.names import layer_names
 from kfcnet.config.schema import Config
@@ -68,6 +70,22 @@ def config_names() -> list[str]:
     )
 
 
+def config_summary(name: str) -> str:
+    """What a configuration of the package is: the first sentence of its comment."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), _read(name).splitlines())
+    comment = " ".join(line.lstrip("# ") for line in lines)
+    return re.split(r"[.:;](?: |$)", comment)[0] + "."
+
+
+def setting_key(name: str) -> str | None:
+    """The full key of the setting whose last part is `name`: optimizer.learning_rate; or None."""
+    return errors.setting_key(name, Config)
+
+
+def _read(name):
+    return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def _folder():
     try:
         return resources.files("kfcnet.configs")
@@ -79,7 +97,7 @@ def _find(name_or_path: str | Path) -> tuple[str, str]:
     """(source for errors, text) of a packaged configuration or of a file."""
     path, name = Path(name_or_path), str(name_or_path).removesuffix(".yaml")
     if name in config_names():
-        text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+        text = _read(name)
         if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
             raise ConfigError(
                 f"{path} is a packaged config and another file in this folder:\n"
@@ -92,8 +110,7 @@ def _find(name_or_path: str | Path) -> tuple[str, str]:
         raise ConfigError(f"{path}: not a text file (UTF-8)") from None
     except OSError as error:
         raise ConfigError(
-            f"config {path}: {error.strerror or error}\n"
-            f"give a path, or one of {', '.join(config_names())}"
+            f"config {path}: {error.strerror or error}{suggestion(name, config_names())}"
         ) from None
 
 

@@ -6,23 +6,29 @@ from pathlib import Path
 import numpy as np
 
 from kfcnet.figures import curves
+from kfcnet.figures.html import write_page
 from kfcnet.figures.paper import MILESTONES
 from kfcnet.runs.files import markdown_table, write_csv, write_text
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
-from kfcnet.runs.labels import PARTS, titles_and_labels
+from kfcnet.runs.labels import DATA_SETS, PARTS, published_data_set, titles_and_labels
 from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run
 
 BY = ("updates", "seconds")
 """Units of milestones; seconds are meaningful only for runs that had the machine to themselves."""
 
+ROUND = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
+"""Errors at which runs are compared where the paper has none."""
 
-def compare(folders, out, milestones=MILESTONES, by=BY):
-    """Write `milestones.csv`, `milestones.md` and the curves of runs to the folder `out`.
 
-    Where runs differ in their seed alone, `medians.md` is there too.
-    folders: run folders, the first of which the others are compared with; by: one of BY or both.
-    Raises RecordError for a run that cannot be read.
+def compare(folders, out, milestones=None, by=BY):
+    """Write a comparison of runs to the folder `out`: curves, tables, and `report.html` with both.
+
+    `runs.md` says where each run ended, `milestones.csv` and `.md` when it reached which error,
+    `medians.md` the medians where runs differ in their seed alone. folders: run folders, the first
+    of which the others are compared with; milestones: pairs of a column and its value, by default
+    those of `milestones_of`; by: one of BY or both. Returns the rows of the milestones. Raises
+    RecordError for a run that cannot be read.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -30,13 +36,73 @@ def compare(folders, out, milestones=MILESTONES, by=BY):
     for x in by:
         curves.save_figure(partial(curves.draw_runs, runs, x), out / f"curves_by_{x}.png")
     _, labels = titles_and_labels(runs, ignored=("epochs",))
+    milestones = milestones_of(runs) if milestones is None else milestones
     rows = milestone_rows(runs, labels, milestones, by)
-    write_csv(out / "milestones.csv", [rows[0], *(row.values() for row in rows)])
-    write_text(out / "milestones.md", markdown(rows))
+    tables = {"runs.md": ends(runs, labels, by)}
+    if rows:
+        write_csv(out / "milestones.csv", [rows[0], *(row.values() for row in rows)])
+        tables["milestones.md"] = markdown(rows)
     groups = group_by_seed(runs)
-    if len(groups) < len(runs):
-        write_text(out / "medians.md", medians(groups, milestones, by))
+    if rows and len(groups) < len(runs):
+        tables["medians.md"] = medians(groups, milestones, by)
+    for name, table in tables.items():
+        write_text(out / name, table)
+    write_page(_page(runs, tables, by), out / "report.html")
     return rows
+
+
+def milestones_of(runs):
+    """The errors at which runs are compared, as pairs of a column and its value.
+
+    On CIFAR-10 those of the paper; elsewhere, of test and of training error, the lowest round one
+    that all runs have reached, and the lowest that any has.
+    """
+    if {published_data_set(run) for run in runs} == {DATA_SETS["cifar10"]}:
+        return MILESTONES
+    found = []
+    for column in ("test_error", "train_error"):
+        best = [np.nanmin(run.metrics[column]) for run in runs]
+        reached = [
+            [error for error in ROUND if lowest <= error] for lowest in (max(best), min(best))
+        ]
+        found += [(column, error) for error in dict.fromkeys(row[-1] for row in reached if row)]
+    return tuple(found)
+
+
+def ends(runs, labels, by=BY):
+    """Where each run ended, in Markdown: its effort, its last errors, its lowest test error."""
+    header = ["run", "epochs", *by, "training loss", "training error", "test error", "lowest", "at"]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for run, label in zip(runs, labels, strict=True):
+        last = {name: values[-1] for name, values in run.metrics.items()}
+        at = np.nanargmin(run.metrics["test_error"])
+        effort = {"updates": f"{last['iteration']}", "seconds": _number(last["seconds"])}
+        lines.append(
+            [
+                label,
+                f"{last['epoch']:.1f}",
+                *(effort[name] for name in by),
+                f"{last['train_loss']:.4f}",
+                f"{last['train_error']:.2%}",
+                f"{last['test_error']:.2%}",
+                f"{run.metrics['test_error'][at]:.2%}",
+                f"epoch {run.metrics['epoch'][at]:.1f}",
+            ]
+        )
+    return markdown_table(lines)
+
+
+def _page(runs, tables, by):
+    titles, _ = titles_and_labels(runs)
+    titles_of = {
+        "runs.md": "Where the runs ended",
+        "milestones.md": "When they first reached which error",
+        "medians.md": "Medians over seeds",
+    }
+    parts = [f"# {', '.join(titles) or 'Runs'}"]
+    parts += [f"## {titles_of[name]}\n\n{table}" for name, table in tables.items()]
+    parts += [f"## Curves over {x}\n\n![Losses and errors over {x}](curves_by_{x}.png)" for x in by]
+    return "\n\n".join(parts) + "\n"
 
 
 def milestone_rows(runs, labels, milestones=MILESTONES, by=BY):
@@ -48,7 +114,7 @@ def milestone_rows(runs, labels, milestones=MILESTONES, by=BY):
         base = first_crossing(runs[0].metrics, column, threshold)
         for run, label in zip(runs, labels, strict=True):
             here = first_crossing(run.metrics, column, threshold)
-            row = {"milestone": f"{threshold:.0%} {PARTS[column]}", "run": label}
+            row = {"milestone": f"{100 * threshold:g}% {PARTS[column]}", "run": label}
             for name in ("epoch", *by):
                 row[name] = getattr(here, name) if here else ""
             for name in by:
@@ -67,12 +133,17 @@ def markdown(rows):
         if row["epoch"] == "":
             lines.append([row["milestone"], row["run"], "not reached", *[""] * (len(header) - 3)])
             continue
-        places = [f"{row[name]:.0f}" for name in by]
+        places = [_number(row[name]) for name in by]
         ratios = [
             f"{row[f'{name}_ratio']:.2f}" if row[f"{name}_ratio"] != "" else "" for name in by
         ]
         lines.append([row["milestone"], row["run"], f"{row['epoch']:.1f}", *places, *ratios])
     return markdown_table(lines)
+
+
+def _number(value):
+    """A number of updates or seconds as text: whole from 100 on, else of two digits at least."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def medians(groups, milestones=MILESTONES, by=BY):
@@ -90,7 +161,7 @@ def medians(groups, milestones=MILESTONES, by=BY):
         header += [f"{name}, ratio" for name in by if number]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for column, threshold in milestones:
-        line = [f"{threshold:.0%} {PARTS[column]}"]
+        line = [f"{100 * threshold:g}% {PARTS[column]}"]
         base, *others = [_crossings(group, column, threshold, by) for group in groups]
         line += _medians(base.values(), ".0f", "not reached")
         for here in others:

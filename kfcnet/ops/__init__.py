@@ -1,6 +1,6 @@
 """The array primitives, the same functions on every device; `primitives.py` is their contract."""
 
-from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.cpu import CpuOps, has_extension
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.primitives import Primitives
 
@@ -45,5 +45,11 @@ def get_ops(
 
 
 def which_device(ops: Primitives) -> str:
-    """A line that names the device, for a user who left the choice open."""
-    return f"device: {ops.name}, {ops.describe()['processor']}"
+    """A line that names the device, for a user who left the choice open, and what would help it."""
+    line = f"device: {ops.name}, {ops.describe()['processor']}"
+    if isinstance(ops, CpuOps) and not has_extension():
+        line += (
+            "; without the C extension, which takes about a third of the time: install kfcnet "
+            "again where there is a C compiler"
+        )
+    return line

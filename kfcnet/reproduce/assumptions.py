@@ -13,7 +13,7 @@ import numpy as np
 from kfcnet import data
 from kfcnet.config import dump_config, parse_config
 from kfcnet.curvature.assumptions import correlations, distances, fisher_blocks
-from kfcnet.reproduce.work import placed, say
+from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.checkpoint import load_checkpoint, save_checkpoint
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.identity import run_key

@@ -10,7 +10,7 @@ from statistics import median
 
 from kfcnet import data
 from kfcnet.batches import Loader
-from kfcnet.reproduce.work import placed, say
+from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.files import read_json, write_json
 from kfcnet.training.build import build_for, build_ops, captured_step, examples_of
 from kfcnet.training.clock import Stopwatch
@@ -75,6 +75,14 @@ def measure(configs, places):
         for contestant in contestants.values():
             contestant.turn()
     return {name: contestant.result() for name, contestant in contestants.items()}
+
+
+def quick_cost(config, places):
+    """Seconds of an epoch, from one turn of a few updates. Raises DataError."""
+    contestant = _Contestant(config, data.load(placed(config.data, places)))
+    for _ in range(2):
+        contestant.turn()
+    return contestant.seconds[-1] * contestant.turns_of_an_epoch
 
 
 class _Contestant:

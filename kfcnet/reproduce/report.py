@@ -1,5 +1,6 @@
 """`numbers.csv` and `README.md`: the table of claims, the figures, and their provenance."""
 
+from kfcnet.figures.html import write_page
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.costs import timed
@@ -18,7 +19,7 @@ def write_numbers(rows, path):
 
 
 def write_readme(evidence, progress, rows, drawn, tables, failures, path):
-    """Write the page.
+    """Write the page, and `report.html` beside it, which holds its figures.
 
     progress: {name: CurveProgress}; drawn: {figure: names of its pictures}; tables:
     {figure: what stands below its pictures}; failures: {run: reason}. Raises WriteError.
@@ -41,7 +42,9 @@ def write_readme(evidence, progress, rows, drawn, tables, failures, path):
         _failed(failures, begun),
         _provenance(begun, path.parent),
     ]
-    write_text(path, "\n".join(section for section in sections if section))
+    text = "\n".join(section for section in sections if section)
+    write_text(path, text)
+    write_page(text, path.with_name("report.html"))
 
 
 def _fields(rows):

@@ -1,13 +1,18 @@
 """Training the runs that are missing."""
 
 import concurrent.futures
+import contextlib
 import sys
 import time
 import traceback
 
+import numpy as np
+
 from kfcnet import data
 from kfcnet.config import ConfigError
 from kfcnet.ops.errors import DeviceError
+from kfcnet.reproduce.costs import quick_cost
+from kfcnet.reproduce.places import placed, say
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.files import RecordError, WriteError
@@ -35,7 +40,9 @@ def train_missing(plan, figure, index, places, at_a_time=1):
         # Data named by the user are checked even if no run needs them any more.
         if config.name in places and (reason := unusable.reason(config)):
             failures[curve.name] = reason
-    costs, running = Costs(at_a_time), {}  # running: {Future: (its Task, when it began)}
+    forecast, running = Forecast(at_a_time), {}  # running: {Future: (its Task, when it began)}
+    forecast.estimate(progress_of(plan, index), places, unusable)
+    say(forecast.plan(progress_of(plan, index)))
     with workers(at_a_time) as pool:
         while True:
             now = progress_of(plan, index)
@@ -55,7 +62,7 @@ def train_missing(plan, figure, index, places, at_a_time=1):
                 if reason := unusable.reason(task.config.data):
                     failures[task.name] = reason
                     continue
-                say(f"{_describe(task)} ({costs.left(now)})")
+                say(f"{_describe(task)} ({forecast.left(now)})")
                 began = time.monotonic()
                 running[pool.submit(_try, task, places)] = task, began
             elif not running:
@@ -67,7 +74,7 @@ def train_missing(plan, figure, index, places, at_a_time=1):
                 for future in done:
                     task, began = running.pop(future)
                     reason = future.result()
-                    costs.add(task, time.monotonic() - began)
+                    forecast.add(task, time.monotonic() - began)
                     index.add(task.folder)
                     status = index.status(task.config)
                     if not (status and status.is_over(task.config)):
@@ -110,8 +117,9 @@ class UnusableData:
         self.places, self.index, self.reasons = places, index, {}
 
     def reason(self, config):
-        """The reason why the data of a DataConfig cannot be used, or None."""
-        if config not in self.reasons:
+        """The reason why the data of a DataConfig cannot be used, or None; said once."""
+        images = config.model_copy(update={"path": None, "input_scale": 1.0})
+        if images not in self.reasons:
             try:
                 dataset = data.load(placed(config, self.places))
                 reason = self.index.why_not_with(config, dataset.provenance["sha256"])
@@ -119,8 +127,8 @@ class UnusableData:
                 reason = str(error)
             if reason:
                 say(f"{reason}\nGoing on without {config.name}.")
-            self.reasons[config] = reason
-        return self.reasons[config]
+            self.reasons[images] = reason
+        return self.reasons[images]
 
 
 def _train(task, places):
@@ -136,12 +144,7 @@ def _train(task, places):
         ) from None
 
 
-def placed(config, places):
-    """A DataConfig with the place where its data are stored."""
-    return config.model_copy(update={"path": places.get(config.name)})
-
-
-class Costs:
+class Forecast:
     """Seconds per epoch of each curve, measured here or, before that, read from the records."""
 
     def __init__(self, at_a_time=1):
@@ -150,6 +153,26 @@ class Costs:
     def add(self, task, seconds):
         if task.epochs_to_go > 0:
             self.measured[task.name] = seconds / task.epochs_to_go
+
+    def estimate(self, now, places, unusable):
+        """Take a few updates of each curve that has no record yet and something to train."""
+        for name, state in now.items():
+            tasks = [task for task in state.pending if not unusable.reason(task.config.data)]
+            if tasks and state.epochs_left > 0 and not _recorded_cost(state):
+                with contextlib.suppress(np.linalg.LinAlgError):
+                    self.measured[name] = quick_cost(tasks[0].config, places)
+
+    def plan(self, now):
+        """What is to be trained, curve by curve, and how long all of it takes: a text."""
+        lines = []
+        for name, state in now.items():
+            if state.epochs_left > 0:
+                seconds = state.epochs_left * (
+                    self.measured.get(name) or _recorded_cost(state) or 0
+                )
+                about = f", about {duration(seconds / self.at_a_time)}" if seconds else ""
+                lines.append(f"  {name}: {state.epochs_left:.3g} epochs{about}")
+        return "\n".join(["to train:", *lines, self.left(now)]) if lines else "nothing to train"
 
     def left(self, now):
         """What is left to train, in words. now: {name: CurveProgress}."""
@@ -186,8 +209,3 @@ def duration(seconds):
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def say(text):
-    """Print a message at once."""
-    print(text, file=sys.stderr, flush=True)

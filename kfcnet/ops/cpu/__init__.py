@@ -1,5 +1,5 @@
 """The array primitives on the CPU, over NumPy, with an optional C extension."""
 
-from kfcnet.ops.cpu.cpu_ops import CpuOps
+from kfcnet.ops.cpu.cpu_ops import CpuOps, has_extension
 
-__all__ = ["CpuOps"]
+__all__ = ["CpuOps", "has_extension"]

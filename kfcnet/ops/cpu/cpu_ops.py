@@ -27,6 +27,11 @@ except ImportError:
     _native = None
 
 
+def has_extension():
+    """Whether the C extension is built."""
+    return _native is not None
+
+
 def _uses_native(native, dtype):
     """Whether the C extension is used; it has all functions of `windows`, and the convolutions."""
     if native not in ("auto", "on", "off"):

@@ -14,20 +14,32 @@ import warnings
 from importlib import metadata
 from pathlib import Path
 
-from kfcnet.config import ConfigError, config_names, dump_config, load_config
+try:
+    from kfcnet.cli.arguments import Parser
+    from kfcnet.config import ConfigError, config_names, config_summary, dump_config, load_config
+except ModuleNotFoundError as error:
+    if (error.name or "kfcnet").partition(".")[0] == "kfcnet":
+        raise
+    raise SystemExit(
+        f"error: the package {error.name} is not installed for {sys.executable}; in the folder of "
+        "kfcnet, `python3 -m venv .venv && .venv/bin/pip install -e .` installs what it needs, and "
+        ".venv/bin/python runs it"
+    ) from None
 
 
 def main(argv=None):
     """Run `kfcnet COMMAND ...`; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="kfcnet",
         description="Train convolutional networks with Kronecker-factored curvature (KFC).",
         epilog="`kfcnet COMMAND --help` lists the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"kfcnet {_version()}")
-    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("command", choices=COMMANDS, nargs="?", metavar="COMMAND")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args(argv)
+    if options.command is None:
+        parser.error(f"a command is missing; there are {', '.join(COMMANDS)}")
     return COMMANDS[options.command](options.arguments, f"kfcnet {options.command}")
 
 
@@ -84,7 +96,7 @@ def _exit_status(error):
 @command
 def train(argv=None, prog=None):
     """Train a network as a configuration says; leaves a run folder."""
-    parser = argparse.ArgumentParser(prog=prog, description=train.__doc__)
+    parser = Parser(prog=prog, description=train.__doc__)
     _add_config_options(parser)
     parser.add_argument(
         "--print-config",
@@ -150,7 +162,7 @@ def train(argv=None, prog=None):
 @command
 def evaluate(argv=None, prog=None):
     """Print the test loss and error of a run's averaged parameters."""
-    parser = argparse.ArgumentParser(prog=prog, description=evaluate.__doc__)
+    parser = Parser(prog=prog, description=evaluate.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--data", type=Path, metavar="PATH", help="where the data set lies")
@@ -179,7 +191,7 @@ def plot(argv=None, prog=None):
     """Draw the losses and errors of runs side by side: training dashed, test solid."""
     from kfcnet.figures import curves
 
-    parser = argparse.ArgumentParser(prog=prog, description=plot.__doc__)
+    parser = Parser(prog=prog, description=plot.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--x", choices=curves.X_AXES, default="seconds", help="horizontal axis")
     parser.add_argument(
@@ -198,11 +210,11 @@ def plot(argv=None, prog=None):
 
 @command
 def compare(argv=None, prog=None):
-    """Draw runs against time and against updates, and table when each reached the paper's errors.
+    """Draw runs against time and against updates, and table when each reached which errors.
 
     The first run is the one that the others' updates and seconds are divided by.
     """
-    parser = argparse.ArgumentParser(prog=prog, description=compare.__doc__)
+    parser = Parser(prog=prog, description=compare.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--out",
@@ -221,7 +233,11 @@ def compare(argv=None, prog=None):
     from kfcnet.figures import milestones
 
     by = milestones.BY if options.by == "both" else (options.by,)
-    print(milestones.markdown(milestones.compare(options.runs, options.out, by=by)), end="")
+    rows = milestones.compare(options.runs, options.out, by=by)
+    print((options.out / "runs.md").read_text(encoding="utf-8"))
+    if rows:
+        print(milestones.markdown(rows), end="")
+    print(options.out / "report.html", file=sys.stderr)
 
 
 @command
@@ -229,7 +245,7 @@ def sweep(argv=None, prog=None):
     """Train a grid of variations of a configuration in stages, the best ones further."""
     from kfcnet.training import sweep as sweeps
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=prog,
         description=sweep.__doc__,
         epilog="The paper's rule: --grid optimizer.learning_rate=0.3,0.1,0.03,0.01,0.003,0.001,"
@@ -270,7 +286,7 @@ def sweep(argv=None, prog=None):
 @command
 def benchmark(argv=None, prog=None):
     """Time training steps of the CIFAR-10 network, beside PyTorch if it is there."""
-    parser = argparse.ArgumentParser(prog=prog, description=benchmark.__doc__)
+    parser = Parser(prog=prog, description=benchmark.__doc__)
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
@@ -323,11 +339,12 @@ def benchmark(argv=None, prog=None):
 def reproduce(argv=None, prog=None):
     """Train what the paper's figures and numbers need, where it is not there yet, and draw them.
 
-    Leaves figures/, numbers.csv and README.md in the folder. The same command goes on after a stop.
+    Leaves figures/, numbers.csv, README.md and report.html in the folder. The same command goes on
+    after a stop.
     """
     from kfcnet import reproduce as reproduction
 
-    parser = argparse.ArgumentParser(prog=prog, description=reproduce.__doc__)
+    parser = Parser(prog=prog, description=reproduce.__doc__)
     parser.add_argument(
         "figure",
         metavar="FIGURE",
@@ -395,13 +412,43 @@ def reproduce(argv=None, prog=None):
         options.draw,
         options.workers,
     )
-    for name, reason in failures.items():
-        print(f"failed: {name}: {reason}", file=sys.stderr)
-    print(out / "README.md", file=sys.stderr)
+    for reason in dict.fromkeys(failures.values()):
+        names = [name for name, why in failures.items() if why == reason]
+        print(f"failed: {', '.join(names)}: {reason}", file=sys.stderr)
+    print(out / "README.md", out / "report.html", sep="\n", file=sys.stderr)
     return 1 if failures else 0
 
 
+@command
+def configs(argv=None, prog=None):
+    """List the configurations that come with the package."""
+    Parser(prog=prog, description=configs.__doc__).parse_args(argv)
+    width = max(map(len, config_names()))
+    for name in config_names():
+        print(f"{name:<{width}}  {config_summary(name)}")
+
+
+@command
+def demo(argv=None, prog=None):
+    """Train KFC-pre and SGD on the embedded digits, and draw both over updates and over time."""
+    parser = Parser(prog=prog, description=demo.__doc__)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("results/demo"),
+        help="folder of the runs and of demo.png (default: results/demo)",
+    )
+    options = parser.parse_args(argv)
+    from kfcnet.reproduce import demo as demonstration
+
+    print(demonstration.demo(options.out))
+    print(options.out / "demo.png", file=sys.stderr)
+
+
 COMMANDS = {
+    "demo": demo,
+    "configs": configs,
     "train": train,
     "evaluate": evaluate,
     "plot": plot,
@@ -413,11 +460,8 @@ COMMANDS = {
 
 
 def _add_config_options(parser):
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="NAME",
-        help=f"a path, or one of {', '.join(config_names())}",
+    parser.require(
+        "--config", metavar="NAME", help=f"a path, or one of {', '.join(config_names())}"
     )
     parser.add_argument(
         "--set",

@@ -1,0 +1,11 @@
+"""List the configurations: python scripts/configs.py."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run the code of this checkout
+
+from kfcnet.cli import configs  # noqa: E402
+
+if __name__ == "__main__":
+    sys.exit(configs())
