@@ -18,7 +18,7 @@ from kfcnet.reproduce.verdicts import DIRECTION, FAILED, OPEN, REPRODUCED, Inter
 from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.identity import run_key
 from kfcnet.runs.index import RunIndex
-from kfcnet.runs.read import read_run
+from kfcnet.runs.read import Run, read_run
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -399,6 +399,28 @@ def test_starts_are_compared_by_their_first_epochs_alone(plan, tmp_path):
     text = (out / "README.md").read_text()
     assert "| SGD, M = 120 | a rise | 1.0 |" in text and "No source tells" in text
     assert (out / "figures" / "starts.png").exists()
+
+
+def test_the_start_is_chosen_by_training_error_among_those_that_kill_two_maps_at_most():
+    def begun(*errors, dead=0, name="kfc_pre"):
+        run = Run({}, {"optimizer": {"name": name, "batch_size": 7}}, {})
+        return [
+            starts.Begun(
+                run,
+                {"train_error": np.array([0.9, error])},
+                {"c_dead": np.array([9.0, dead]), "d_dead": np.array([9.0, 1.0])},
+            )
+            for error in errors
+        ]
+
+    found = {
+        "a": ("violent", begun(0.1, 0.1, dead=2)),  # three with that of the other layer
+        "b": ("even", begun(0.2, 0.2)),
+        "c": ("lucky", begun(0.1, 0.4)),
+        "d": ("of SGD", begun(0.05, name="sgd")),
+    }
+    assert starts.chosen(found) == "even"
+    assert starts.chosen({"a": found["a"], "d": found["d"]}) is None
 
 
 def test_sensitivity_shows_the_errors_of_every_stage(plan, tmp_path):

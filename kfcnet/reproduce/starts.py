@@ -4,12 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kfcnet.figures import curves
 from kfcnet.runs.files import markdown_table
 from kfcnet.runs.labels import data_set, method, network_and_device
 from kfcnet.runs.metrics import COUNTS, read_metrics
 from kfcnet.runs.read import Run, read_run
+
+MOST_DEAD = 2
+"""A start that kills more maps than this, at any seed, is not chosen."""
 
 
 class Begun(NamedTuple):
@@ -68,21 +72,26 @@ def draw(found):
     for words, begun in found.values():
         methods.setdefault(method(begun[0].run), []).append((words, begun))
     figure = Figure(figsize=(3.6 * len(methods) + 2.4, 5.6))
-    panels = figure.subplots(2, len(methods), squeeze=False)
-    looks = {words: None for words, _ in found.values()}
-    looks = dict(zip(looks, zip(curves.COLOURS * 2, curves.MARKERS * 2, strict=True), strict=False))
+    panels = figure.subplots(2, len(methods), squeeze=False, sharey="row")
+    looks = {words: _look(number) for number, words in enumerate(dict(found.values()))}
+    most = 10  # dead maps that the axis shows at least
     for column, (title, starts) in enumerate(methods.items()):
         for words, begun in starts:
-            colour, marker = looks[words]
             for number, each in enumerate(begun):
-                look = dict(color=colour, marker=marker, label="_" if number else words)
-                panels[0, column].plot(
-                    each.metrics["epoch"], 100 * each.metrics["raw_train_error"], **look
-                )
+                look = looks[words] | dict(label="_" if number else words)
+                errors = 100 * each.metrics["raw_train_error"]
+                panels[0, column].plot(each.metrics["epoch"], errors, **look)
                 epochs = each.diagnostics["examples"] / each.run.record["data"]["train_examples"]
-                panels[1, column].plot(epochs, sum(each.dead().values()), **look)
-        panels[0, column].set(title=title, ylim=(0, 100))
-        panels[1, column].set(xlabel="epochs", ylim=(0, None))
+                dead = sum(each.dead().values())
+                panels[1, column].plot(epochs, dead, **look)
+                most = max(most, dead.max(initial=0))
+        panels[0, column].set(title=title, yscale="log")
+        panels[0, column].yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        panels[0, column].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panels[0, column].yaxis.set_minor_formatter(NullFormatter())
+        panels[1, column].set(xlabel="epochs")
+    for axes in panels[1]:
+        axes.set(xlim=panels[0, 0].get_xlim(), ylim=(-0.03 * most, 1.05 * most))
     panels[0, 0].set_ylabel("training error of the latest parameters (%)")
     panels[1, 0].set_ylabel("dead maps in all layers")
     handles = {
@@ -96,15 +105,44 @@ def draw(found):
     return figure
 
 
+def _look(number):
+    """The look of a start's lines; a second round of colours is dotted, with open markers."""
+    again, at = divmod(number, len(curves.COLOURS))
+    return dict(
+        color=curves.COLOURS[at],
+        marker=curves.MARKERS[at],
+        linestyle=":" if again else "-",
+        markerfacecolor="white" if again else curves.COLOURS[at],
+    )
+
+
+def chosen(found):
+    """The start in words that docs/rules.md chooses, None where every one kills too many maps.
+
+    The one with which the first method, KFC-pre, has the lowest training error, among those with
+    at most MOST_DEAD dead maps at any seed.
+    """
+    first = method(next(iter(found.values()))[1][0].run)
+    errors = {
+        words: np.median([each.metrics["train_error"][-1] for each in begun])
+        for words, begun in found.values()
+        if method(begun[0].run) == first
+        and max(sum(each.dead().values())[-1] for each in begun) <= MOST_DEAD
+    }
+    return min(errors, key=errors.get, default=None)
+
+
 def page(found):
     """What stands below the figure, in Markdown."""
+    choice = chosen(found)
     return (
         "No source tells how the authors of the paper began. *Warm-up* is a linear rise of the "
         "learning rate from a hundredth of it; a clip that counts momentum bounds nu by C (1 - "
         "mu)^2 in place of C, because momentum mu lets 1/(1 - mu) steps add up. A map is dead that "
         "is active on less than 1% of the pixels of 1,000 training images. Errors and h are of the "
         "averaged parameters where the column does not say otherwise; a cell has every seed's "
-        "number.\n\n" + table(found)
+        f"number. By the rules (`docs/rules.md`) the choice is: {choice or 'none of these'}.\n\n"
+        + table(found)
     )
 
 
