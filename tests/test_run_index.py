@@ -59,10 +59,11 @@ def test_the_name_of_a_pool_identifies_no_run_and_may_change():
 
 
 def test_the_names_of_our_own_runs_end_in_their_keys():
-    index = RunIndex(ROOT / "results")
-    keys = {folder: key for key, folders in index.folders.items() for folder in folders}
-    named = [folder for folder in keys if folder.parent.name == "runs"]
-    assert named and all(folder.name.endswith(f"_{keys[folder]}") for folder in named)
+    for evidence in ("paper", "without_warm_up"):
+        index = RunIndex(ROOT / "results" / evidence)
+        keys = {folder: key for key, folders in index.folders.items() for folder in folders}
+        named = [folder for folder in keys if folder.parent.name == "runs"]
+        assert named and all(folder.name.endswith(f"_{keys[folder]}") for folder in named)
 
 
 def test_runs_that_others_left_are_taken_in(plan, tmp_path):

@@ -364,7 +364,7 @@ def reproduce(argv=None, prog=None):
         "--out",
         type=Path,
         metavar="DIR",
-        help="where runs are looked for and left (default: results, or results/quick)",
+        help="where runs are looked for and left (default: results/reproduction, or results/quick)",
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds of every curve")
     parser.add_argument(
@@ -400,7 +400,7 @@ def reproduce(argv=None, prog=None):
         key = setting.partition("=")[0].strip()
         if key in reproduction.DECIDED:
             parser.error(f"--set {key}: the plan decides it; see --seeds, --device and --data")
-    out = options.out or Path("results", *(["quick"] if options.quick else []))
+    out = options.out or Path("results", "quick" if options.quick else "reproduction")
     failures = reproduction.reproduce(
         options.figure,
         out,

@@ -178,7 +178,7 @@ def table(found):
                     )
                 ),
                 ", ".join(f"{_clipped(each.metrics):.0%}" for each in begun),
-                ", ".join(_largest(each.metrics["nu"]) for each in begun),
+                ", ".join(filter(None, (_largest(each.metrics["nu"]) for each in begun))),
                 "; ".join(
                     f"{layer} {', '.join(f'{each.dead()[layer][-1]:.0f}' for each in begun)}"
                     for layer in begun[0].dead()
