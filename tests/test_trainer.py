@@ -1,8 +1,10 @@
 """The training loop: what is measured and when, what failing leaves, who may use a folder."""
 
 import contextlib
+import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import warnings
@@ -14,6 +16,7 @@ from runs import SGD as SGD_TEXT
 from runs import assert_same_run, small
 
 import kfcnet
+from kfcnet import locks
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
 from kfcnet.optimizers import SGD, KfcPre
@@ -499,6 +502,41 @@ def test_two_processes_cannot_use_one_folder(tmp_path):
     pytest.importorskip("fcntl")
     with RunFolder(tmp_path / "run"), pytest.raises(RunFolderError, match="in use by another"):
         train(small(), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_system_without_locks_is_told_once_and_trained_on(
+    number, tmp_path, monkeypatch, caplog
+):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    locks._say_unlocked.cache_clear()
+    for name in ("run", "another"):
+        train(small("epochs=0.4"), tmp_path / name)
+        assert (tmp_path / name / "checkpoint.h5").exists()
+    assert caplog.text.count(f"has no locks ({os.strerror(number)})") == 1
+
+
+@pytest.mark.parametrize("kind", [stat.S_ISDIR, stat.S_ISREG])
+def test_a_file_system_that_cannot_flush_is_told_once_and_trained_on(
+    kind, tmp_path, monkeypatch, caplog
+):
+    fsync = os.fsync
+
+    def refuse(descriptor):
+        if kind(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    files._say_unsynced.cache_clear()
+    train(small("epochs=0.4"), tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.h5").exists()
+    assert caplog.text.count("cannot flush") == 1
 
 
 # The records

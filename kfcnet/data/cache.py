@@ -39,7 +39,8 @@ def read(path: Path) -> tuple[Arrays, str]:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
+        # Opened by Python: HDF5's own locks are refused by some file systems.
+        with open(path, "rb") as raw, h5py.File(raw, "r") as file:
             arrays = Arrays(*(file[name][()] for name in Arrays._fields))
             expected = file.attrs["sha256"]
     except Exception as error:  # a damaged HDF5 file can raise nearly anything

@@ -4,10 +4,18 @@ What cannot be read or written raises an error that names the file and says what
 """
 
 import csv
+import errno
 import io
 import json
+import logging
 import os
+from functools import cache
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
+"""What file systems answer that cannot flush: SMB and some of FUSE, of folders above all."""
 
 
 class RecordError(RuntimeError):
@@ -30,7 +38,7 @@ def write_bytes(path, content):
         try:
             with open(temporary, "wb", buffering=0) as file:
                 _write_all(file, content)
-                os.fsync(file.fileno())
+                _sync(file.fileno())
             os.replace(temporary, path)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -55,7 +63,7 @@ def append_line(path, line):
             end = file.seek(0, os.SEEK_END)
             try:
                 _write_all(file, f"{line}\n".encode())
-                os.fsync(file.fileno())
+                _sync(file.fileno())
             except OSError:
                 file.truncate(end)
                 raise
@@ -130,11 +138,30 @@ def _write_all(file, content):
         view = view[file.write(view) :]
 
 
+def _sync(descriptor):
+    """Flush to the disk, where the file system can. Raises OSError where the disk fails."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        _say_unsynced(error.strerror)
+
+
 def _sync_folder(folder):
     """Flush a rename to the disk; only POSIX systems can open a folder for that."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _sync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@cache
+def _say_unsynced(reason):
+    logger.warning(
+        "the file system cannot flush all files and folders (%s): after a power failure the latest "
+        "records may be missing",
+        reason,
+    )

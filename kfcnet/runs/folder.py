@@ -1,10 +1,10 @@
 """The folder of a run: its files, and the lock that keeps other processes out."""
 
 import contextlib
-import os
 from pathlib import Path
 
 from kfcnet.config import dump_config, parse_config
+from kfcnet.locks import locked
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.runs.files import read_json, write_json, write_text
 from kfcnet.runs.identity import changed_setting
@@ -174,25 +174,20 @@ def portable_config(config):
 
 @contextlib.contextmanager
 def alone_in(folder):
-    """Keep other processes out of a folder, by a lock. Raises RunFolderError if one is in it.
+    """Keep other processes out of a folder, by a lock where the file system has such.
 
-    The lock of a killed process ends by itself. Only POSIX systems have such locks; on others this
-    does nothing.
+    Raises RunFolderError if one is in it, or if the folder cannot be opened.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(folder))
         except BlockingIOError:
             raise RunFolderError(
                 f"{folder} is in use by another process; wait for it or stop it, "
                 "or choose another folder with --out"
             ) from None
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot open the folder {folder}: {error.strerror}; choose another with --out"
+            ) from error
         yield
-    finally:
-        os.close(descriptor)
