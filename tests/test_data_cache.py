@@ -1,6 +1,8 @@
+import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 
 import h5py
 import numpy as np
@@ -68,6 +70,24 @@ def test_data_are_built_once(tmp_path):
     assert_same(built, arrays)
     assert_same(read, arrays)
     assert read_sha256 == sha256
+
+
+def test_several_can_write_one_cache_at_once(tmp_path, monkeypatch):
+    meeting, replace = threading.Barrier(3), os.replace
+
+    def wait_and_replace(*paths):
+        meeting.wait(10)
+        replace(*paths)
+
+    monkeypatch.setattr(cache.os, "replace", wait_and_replace)
+    monkeypatch.setattr(cache.os, "getpid", lambda: 1)  # as that of several containers
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        for future in [
+            pool.submit(cache.write, tmp_path / "data.h5", some_arrays()) for _ in range(3)
+        ]:
+            future.result()
+    assert [path.name for path in tmp_path.iterdir()] == ["data.h5"]
+    assert_same(cache.read(tmp_path / "data.h5")[0], some_arrays())
 
 
 def flip_a_pixel(path, _):

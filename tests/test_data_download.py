@@ -1,5 +1,7 @@
 """The downloader against a server on this machine that cuts, forgets and lies."""
 
+import concurrent.futures
+import contextlib
 import errno
 import hashlib
 import http.server
@@ -129,7 +131,7 @@ def test_a_file_of_unknown_length_is_refused(server, tmp_path):
 
 def test_a_missing_page_is_named(server, tmp_path):
     server.behaviour = {"status": 404}
-    with pytest.raises(DataError, match="set.bin could not be downloaded: Not Found"):
+    with pytest.raises(DataError, match="set.bin could not be downloaded to .*set.bin: Not Found"):
         download.fetch(server.url, tmp_path / "set.bin", MD5)
     assert names(tmp_path) == []
 
@@ -146,7 +148,7 @@ def test_a_silent_server_counts_as_cut(server, tmp_path, monkeypatch):
 def test_an_unreachable_server_is_named(tmp_path, server):
     server.shutdown()
     server.server_close()
-    with pytest.raises(DataError, match="could not be downloaded: .*refused"):
+    with pytest.raises(DataError, match="could not be downloaded to .*: .*refused"):
         download.fetch(server.url, tmp_path / "set.bin", MD5)
 
 
@@ -158,3 +160,34 @@ def test_a_full_disk_is_said(server, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="No space left on device"):
         download.fetch(server.url, tmp_path / "set.bin", MD5)
     assert not (tmp_path / "set.bin").exists()
+
+
+def fetch_at_once(server, path, count=3):
+    """Fetch one file from several threads, whose locks keep each other out as processes' do."""
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        for future in [pool.submit(download.fetch, server.url, path, MD5) for _ in range(count)]:
+            future.result()
+    assert path.read_bytes() == CONTENT
+    assert names(path.parent) == ["set.bin"]
+
+
+def test_of_several_that_fetch_one_file_the_first_downloads_and_the_others_take_it(
+    server, tmp_path
+):
+    pytest.importorskip("fcntl")
+    fetch_at_once(server, tmp_path / "set.bin")
+    assert server.ranges == [None]
+
+
+def test_without_locks_each_has_a_part_of_its_own(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        download, "locked", lambda folder, wait: contextlib.nullcontext(enter_result=False)
+    )
+    meeting = threading.Barrier(3)
+    monkeypatch.setattr(download, "_check", lambda *_: meeting.wait(10))
+    fetch_at_once(server, tmp_path / "set.bin")
+    assert server.ranges == 3 * [None]
+    server.behaviour = {"cuts": [70_000, 0]}
+    with pytest.raises(DataError, match="the connection was cut.$"):
+        download.fetch(server.url, tmp_path / "other.bin", MD5)
+    assert names(tmp_path) == ["set.bin"]

@@ -105,7 +105,7 @@ def test_absent_data_name_the_ways_out(tmp_path, name, title, file):
         load(data_config(name))
     first, second = str(error.value).splitlines()
     assert first.startswith(f"{title} was found neither in data/ nor in $KFCNET_DATA")
-    assert f"{file} could not be downloaded: there is no network" in first
+    assert f"{file} could not be downloaded to data/{name}/{file}: there is no network" in first
     for way in (
         file,
         str(tmp_path / "data" / name),
@@ -155,6 +155,15 @@ def test_absent_data_are_downloaded_once(tmp_path, monkeypatch, variable):
     ]
     home = tmp_path / (variable or "data")
     assert sorted(path.name for path in home.iterdir()) == ["cache", "svhn"]
+
+
+def test_what_another_process_has_brought_meanwhile_is_taken(tmp_path, monkeypatch):
+    def fail(url, path, md5):
+        put(path.parent, {path.name: svhn_contents()[path.name]})
+        raise DataError("the connection was cut")
+
+    monkeypatch.setattr(download, "fetch", fail)
+    assert len(load(data_config("svhn")).train_images) == 5
 
 
 def test_only_what_is_missing_is_downloaded(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ have another cache. A damaged cache is built again from its source.
 import io
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,16 @@ def write(path: Path, arrays: Arrays, compression: str | None = None, **attribut
     read-only directory) and then leaves no file behind.
     """
     # No fsync: after a power failure the checksum does not match, and the cache is built again.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     sha256 = sha256_of(arrays)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        # Several processes may write it at once: each has a folder of its own for its part.
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as own:
+            partial = Path(own, path.name)
             with _DeferredErrorFile(partial, "w+") as raw:
                 _write_arrays(raw, arrays, compression, {"sha256": sha256, **attributes})
                 raw.raise_failure()
             os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(
             f"The cache {path} cannot be written: {error.strerror or error}.\n"

@@ -1,14 +1,17 @@
 """Download of a published file: resumed after a cut, verified, and stored in one step."""
 
+import contextlib
 import http.client
 import os
 import re
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from kfcnet.data.checksum import md5_of
 from kfcnet.data.dataset import DataError
+from kfcnet.locks import locked
 
 BLOCK_BYTES = 1 << 16
 TIMEOUT = 30.0
@@ -19,18 +22,27 @@ def fetch(url: str, path: Path, md5: str) -> None:
     """Download `url`, whose MD5 must be `md5`, to `path`; a terminal shows a progress bar.
 
     An incomplete download stays in `path`.part, and a later call resumes it. The complete file is
-    renamed to `path`. Raises DataError if the download fails or has another MD5.
+    renamed to `path`. Of several processes one downloads, the others wait and take its file; where
+    the file system has no locks each has an incomplete file of its own, which does not stay.
+
+    Raises DataError if the download fails or has another MD5.
     """
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch_all(url, partial)
-        _check(partial, url, md5)
-        os.replace(partial, path)
+        with contextlib.ExitStack() as stack:
+            if not stack.enter_context(locked(path.parent, wait=True)):
+                own = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+                partial = Path(stack.enter_context(own), partial.name)
+            if path.exists():
+                return  # another process has brought it
+            _fetch_all(url, partial)
+            _check(partial, url, md5)
+            os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
         kept = f" What came is kept in {partial}: run again to go on." if _size(partial) else ""
         reason = getattr(error, "reason", None) or error
-        raise DataError(f"{url} could not be downloaded: {reason}.{kept}") from error
+        raise DataError(f"{url} could not be downloaded to {path}: {reason}.{kept}") from error
 
 
 def _fetch_all(url, partial):

@@ -163,7 +163,8 @@ def _download(found, title):
         try:
             fetch(distribution.url + path.name, path, distribution.files[path.name])
         except DataError as error:
-            raise _absent(found, title, f"{error}") from error
+            if path in found.missing:  # else another process has brought it
+                raise _absent(found, title, f"{error}") from error
 
 
 def _absent(found, title, reason):
