@@ -161,6 +161,15 @@ def test_a_label_out_of_range_is_named(tmp_path, write, name):
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize("wrong", [2.5, np.nan, "2", None])
+def test_a_label_that_is_no_whole_number_is_named_and_not_cut(tmp_path, wrong):
+    files = cifar_files(python3_batch)
+    batch = pickle.loads(files["data_batch_2"])
+    files["data_batch_2"] = pickle.dumps({**batch, "labels": [wrong, 3, 1]})
+    with pytest.raises(DataError, match=f"the label of image 0 is {wrong}, not one of 0 to 9"):
+        load(data_config("cifar10", put(tmp_path / "set", files)))
+
+
 class Hostile:
     """Pickles to a call of an arbitrary function."""
 

@@ -603,8 +603,22 @@ def test_images_of_another_shape_or_kind_are_errors_naming_both(finished, datase
     run = kfcnet.load_run(finished)
     with pytest.raises(ValueError, match=r"\(3, 9, 9, 1\).*\(M, 8, 8, 1\)"):
         run.predict(np.zeros((3, 9, 9, 1), np.uint8))
-    with pytest.raises(ValueError, match="float64 given.*uint8"):
-        run.predict(dataset.test_images / 16)
+    for refuse in (run.predict, lambda images: run.evaluate(images, dataset.test_labels)):
+        with pytest.raises(ValueError, match="float64 given.*uint8"):
+            refuse(dataset.test_images / 16)
+
+
+@pytest.mark.parametrize("wrong", [-1, 10, 2.5, np.nan])
+def test_labels_that_are_no_classes_are_errors_naming_the_first(finished, dataset, wrong):
+    run, labels = kfcnet.load_run(finished), dataset.test_labels.astype(float)
+    assert run.evaluate(dataset.test_images, labels) == run.evaluate(
+        dataset.test_images, dataset.test_labels
+    )
+    labels[7:] = wrong
+    with pytest.raises(ValueError, match=f"the label of image 7 is {float(wrong)}, not one of 0"):
+        run.evaluate(dataset.test_images, labels)
+    with pytest.raises(ValueError, match=r"labels of shape \(3,\) given for 360 images"):
+        run.evaluate(dataset.test_images, labels[:3])
 
 
 def test_no_images_get_no_predictions(finished):

@@ -66,13 +66,22 @@ def pixel_mean(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (images.sum(axis=0, dtype=np.int64) / len(images)).astype(np.float32)
 
 
+def wrong_label(labels: NDArray[Any], lowest: int, highest: int) -> int | None:
+    """Index of the first label (N,) that is no whole number from lowest to highest, or None."""
+    if labels.dtype.kind in "iuf":
+        wrong = np.flatnonzero(~np.isin(labels, np.arange(lowest, highest + 1)))
+    else:
+        wrong = np.arange(len(labels))
+    return int(wrong[0]) if wrong.size else None
+
+
 def check_labels(
     labels: NDArray[Any], lowest: int, highest: int, source: str | PathLike[str]
 ) -> None:
     """Raise DataError naming the first label outside lowest..highest; `source` names the file."""
-    wrong = np.flatnonzero((labels < lowest) | (labels > highest))
-    if wrong.size:
+    wrong = wrong_label(labels, lowest, highest)
+    if wrong is not None:
         raise DataError(
-            f"{source}: the label of image {wrong[0]} is {labels[wrong[0]]}, "
+            f"{source}: the label of image {wrong} is {labels[wrong]}, "
             f"not one of {lowest} to {highest}. The file is damaged: fetch it again."
         )

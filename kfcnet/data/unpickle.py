@@ -54,15 +54,15 @@ class _Unpickler(pickle.Unpickler):
         return _NAMES[module, name]
 
 
-def load_batch(file: BinaryIO) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """One batch of CIFAR-10: open binary file -> (data uint8 (N, 3072), labels (N,)).
+def load_batch(file: BinaryIO) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """One batch of CIFAR-10: open binary file -> (data uint8 (N, 3072), labels (N,) of any type).
 
     Raises pickle.UnpicklingError for anything else.
     """
     try:
         batch = _Unpickler(file, encoding="bytes").load()
         batch = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
-        return _as_rows(batch["data"]), np.array(batch["labels"], dtype=np.int64)
+        return _as_rows(batch["data"]), np.array(batch["labels"])
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything

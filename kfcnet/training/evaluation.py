@@ -9,6 +9,7 @@ from kfcnet.batches import Examples
 from kfcnet.config import parse_config
 from kfcnet.config.schema import Config
 from kfcnet.data import DataError, Dataset
+from kfcnet.data.dataset import wrong_label
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.training.build import build_model, build_ops
 
@@ -65,20 +66,16 @@ class TrainedNetwork:
         Raises ValueError for images of another shape or kind than the network was trained on.
         """
         images = np.asarray(images)
-        if images.shape[1:] != self.mean.shape or images.ndim != 4:
-            raise ValueError(
-                f"images of shape {images.shape} given; the network takes "
-                f"(M, {', '.join(map(str, self.mean.shape))})"
-            )
-        if images.dtype != np.uint8:
-            raise ValueError(f"images of {images.dtype} given; the network takes raw pixels, uint8")
-        examples = self.examples(images, np.zeros(len(images), np.int32))
+        examples = self.examples(images, np.zeros(images.shape[:1], np.int32))
         parts = map(self._predictive, examples.batches(np.arange(len(images))))
         none = np.empty((0, *self.network.layers[-1].output_shape), self.network.ops.dtype)
         return np.concatenate([none, *parts])
 
-    def evaluate(self, images: NDArray, labels: NDArray) -> tuple[float, float]:
-        """(mean loss in nats, share of wrong classes) on images (M, H, W, C), labels int32 (M,)."""
+    def evaluate(self, images: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+        """(mean loss in nats, share of wrong classes) on raw images (M, H, W, C), labels (M,).
+
+        Raises ValueError like `examples`.
+        """
         return evaluate(self.network, self.loss, self.examples(images, labels))
 
     def check_data(self, dataset: Dataset) -> None:
@@ -91,8 +88,29 @@ class TrainedNetwork:
                 "place of its data by --data"
             )
 
-    def examples(self, images: NDArray, labels: NDArray) -> Examples:
-        """Images and labels as the network takes them."""
+    def examples(self, images: ArrayLike, labels: ArrayLike) -> Examples:
+        """Raw images uint8 (M, H, W, C) and labels (M,) as the network takes them.
+
+        Raises ValueError for images of another shape or kind than the network was trained on, and
+        for labels that are not its classes.
+        """
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.shape[1:] != self.mean.shape or images.ndim != 4:
+            raise ValueError(
+                f"images of shape {images.shape} given; the network takes "
+                f"(M, {', '.join(map(str, self.mean.shape))})"
+            )
+        if images.dtype != np.uint8:
+            raise ValueError(f"images of {images.dtype} given; the network takes raw pixels, uint8")
+        if labels.shape != images.shape[:1]:
+            raise ValueError(f"labels of shape {labels.shape} given for {len(images)} images")
+        (classes,) = self.network.layers[-1].output_shape
+        wrong = wrong_label(labels, 0, classes - 1)
+        if wrong is not None:
+            raise ValueError(
+                f"the label of image {wrong} is {labels[wrong]}, not one of 0 to {classes - 1}"
+            )
+        labels = labels.astype(np.int32)
         return Examples(self.network.ops, images, labels, self.mean, self.config.data.input_scale)
 
     def _predictive(self, batch):
