@@ -65,8 +65,8 @@ def test_a_cache_is_read_without_locks_which_a_file_system_may_not_have(tmp_path
 
 def test_data_are_built_once(tmp_path):
     arrays = some_arrays()
-    built, sha256 = cache.cached(tmp_path / "data.h5", lambda: arrays)
-    read, read_sha256 = cache.cached(tmp_path / "data.h5", refuse)
+    built, sha256 = cache.cached([tmp_path / "data.h5"], lambda: arrays)
+    read, read_sha256 = cache.cached([tmp_path / "data.h5"], refuse)
     assert_same(built, arrays)
     assert_same(read, arrays)
     assert read_sha256 == sha256
@@ -129,7 +129,7 @@ def test_a_damaged_cache_is_noticed_and_made_again(tmp_path, caplog, damage):
     damage(path, arrays)
     with pytest.raises(DataError, match="data.h5"):
         cache.read(path)
-    again, _ = cache.cached(path, lambda: arrays)
+    again, _ = cache.cached([path], lambda: arrays)
     assert_same(again, arrays)
     assert "made again" in caplog.text
     assert_same(cache.read(path)[0], arrays)
@@ -140,7 +140,7 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path):
         raise DataError("no")
 
     with pytest.raises(DataError):
-        cache.cached(tmp_path / "data.h5", fail)
+        cache.cached([tmp_path / "data.h5"], fail)
     assert not list(tmp_path.iterdir())
 
 
@@ -160,8 +160,31 @@ def test_an_interrupted_write_leaves_the_old_cache_alone(tmp_path, monkeypatch):
 
 def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match="cannot be written.*\n.*KFCNET_DATA"):
+    with pytest.raises(DataError, match="data.h5 cannot be written"):
         cache.write(tmp_path / "file" / "data.h5", some_arrays())
+
+
+def test_a_cache_beside_data_that_may_only_be_read_is_kept_elsewhere(tmp_path, caplog):
+    (tmp_path / "shared").write_bytes(b"")  # in its way; permissions do not count for root
+    places = [tmp_path / "shared" / "data.h5", tmp_path / "own" / "data.h5"]
+    arrays = some_arrays()
+    built, sha256 = cache.cached(places, lambda: arrays)
+    assert_same(built, arrays)
+    assert caplog.text.count("shared/data.h5 cannot be written") == 1
+    assert f"It is {places[1]} instead" in caplog.text
+    caplog.clear()
+    read, read_sha256 = cache.cached(places, refuse)
+    assert_same(read, arrays)
+    assert read_sha256 == sha256 and not caplog.text
+
+
+def test_without_any_place_for_a_cache_the_data_are_used_without_one(tmp_path, caplog):
+    (tmp_path / "shared").write_bytes(b"")
+    arrays = some_arrays()
+    built, sha256 = cache.cached([tmp_path / "shared" / "data.h5"], lambda: arrays)
+    assert_same(built, arrays)
+    assert sha256 == cache.write(tmp_path / "data.h5", arrays)
+    assert len(caplog.records) == 1 and "XDG_CACHE_HOME" in caplog.text
 
 
 FILL_THE_DISK = """
@@ -191,5 +214,5 @@ def test_a_full_disk_is_a_clear_error_and_nothing_stays(tmp_path, room):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "cannot be written: File too large" in done.stdout
-    assert len(done.stdout.splitlines()) == 2
+    assert len(done.stdout.splitlines()) == 1
     assert not list(tmp_path.iterdir())

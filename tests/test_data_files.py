@@ -207,6 +207,18 @@ def test_the_cache_is_named_after_the_contents_of_the_files(tmp_path):
     assert len(list((tmp_path / "data" / "cache").iterdir())) == 2
 
 
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "HOME"])
+def test_shared_data_that_may_only_be_read_are_cached_in_the_users_own_folder(
+    tmp_path, monkeypatch, variable
+):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path / "user"))
+    monkeypatch.setenv("KFCNET_DATA", str(put(tmp_path / "shared", {**marked(7), "cache": b""})))
+    assert mark_of(load(data_config("cifar10"))) == 7
+    (path,) = (tmp_path / "user").rglob("*.h5")
+    assert path.parent.name == "kfcnet"
+
+
 def test_files_of_the_data_directory_are_recorded_with_their_sums(tmp_path):
     put(tmp_path / "data", CIFAR)
     records = load(data_config("cifar10")).provenance["files"]

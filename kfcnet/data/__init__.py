@@ -32,8 +32,8 @@ def _load_published(config, source, download):
     distributions = source.distributions(config)
     found = files.locate(config.name, source.TITLE, distributions, config.path, download)
     records = files.verify(found, source.TITLE)
-    path = _cache_path(config.name, [records])
-    arrays, sha256 = cache.cached(path, lambda: found.distribution.read(found.paths))
+    paths = _cache_paths(config.name, [records])
+    arrays, sha256 = cache.cached(paths, lambda: found.distribution.read(found.paths))
     files.warn_unpublished(found, records, source.TITLE)
     provenance = {"files": records, "sha256": sha256}
     return make_dataset(config.name, arrays, source.CLASSES, provenance)
@@ -41,12 +41,13 @@ def _load_published(config, source, download):
 
 def _load_synthetic(examples):
     origin = {"examples": examples, "seed": synthetic.SEED, "version": synthetic.VERSION}
-    path = _cache_path("synthetic", origin)
-    arrays, sha256 = cache.cached(path, lambda: synthetic.generate(examples))
+    paths = _cache_paths("synthetic", origin)
+    arrays, sha256 = cache.cached(paths, lambda: synthetic.generate(examples))
     return make_dataset("synthetic", arrays, synthetic.CLASSES, {**origin, "sha256": sha256})
 
 
-def _cache_path(name, origin):
-    """Path of a cache. Its name contains a hash of everything that determines the contents."""
+def _cache_paths(name, origin):
+    """Where a cache may lie. Its name contains a hash of everything that determines the contents."""
     text = json.dumps([cache.FORMAT, origin], sort_keys=True)
-    return files.home() / "cache" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.h5"
+    file = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.h5"
+    return [folder / file for folder in files.cache_folders()]

@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,40 @@ CHUNK_BYTES = 1 << 20
 logger = logging.getLogger(__name__)
 
 
-def cached(path: Path, build: Callable[[], Arrays]) -> tuple[Arrays, str]:
-    """The arrays stored at `path` and their SHA-256; `build()` makes them where there are none.
+def cached(paths: Sequence[Path], build: Callable[[], Arrays]) -> tuple[Arrays, str]:
+    """The arrays stored at one of `paths` and their SHA-256; where they are not, `build()`'s.
 
-    Raises DataError if the cache cannot be written.
+    These are stored at the first path that can be written, so that shared data which may only be
+    read have their cache elsewhere; a notice says so. Raises what `build` raises.
     """
-    if path.exists():
-        try:
-            return read(path)
-        except DataError as error:
-            logger.warning("%s It is made again.", error)
+    for path in paths:
+        if os.path.exists(path):
+            try:
+                return read(path)
+            except DataError as error:
+                logger.warning("%s It is made again.", error)
     arrays = build()
-    return arrays, write(path, arrays)
+    return arrays, _store(paths, arrays)
+
+
+def _store(paths, arrays):
+    """Write the arrays to the first of `paths` that can be written, if any; their SHA-256."""
+    failures = []
+    for path in paths:
+        try:
+            sha256 = write(path, arrays)
+        except DataError as error:
+            failures.append(str(error))
+            continue
+        if failures:
+            logger.warning("%s It is %s instead.", failures[0], path)
+        return sha256
+    logger.warning(
+        "%s Nor is there another place for it: the next run reads the data set anew, unless "
+        "XDG_CACHE_HOME names a directory that can be written to.",
+        failures[0],
+    )
+    return sha256_of(arrays)
 
 
 def read(path: Path) -> tuple[Arrays, str]:
@@ -70,8 +92,7 @@ def write(path: Path, arrays: Arrays, compression: str | None = None, **attribut
             os.replace(partial, path)
     except OSError as error:
         raise DataError(
-            f"The cache {path} cannot be written: {error.strerror or error}.\n"
-            "Make room there, or set KFCNET_DATA to a directory that can be written to."
+            f"The cache {path} cannot be written: {error.strerror or error}."
         ) from error
     return sha256
 

@@ -1,5 +1,6 @@
 """Search for the files of a data set, and the check that they are the published ones."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +53,15 @@ class Found:
 def home() -> Path:
     """Directory of downloads and caches: $KFCNET_DATA where it is set, else data/ here."""
     return Path(os.environ.get("KFCNET_DATA") or "data").expanduser()
+
+
+def cache_folders() -> list[Path]:
+    """Directories for caches: beside the data, and the user's own where those are read-only."""
+    folders = [home() / "cache"]
+    with contextlib.suppress(RuntimeError):  # a user without a home directory
+        own = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+        folders.append(Path(own).expanduser() / "kfcnet")
+    return folders
 
 
 def locate(
