@@ -1,6 +1,11 @@
 """Figures: what is in them, that they are the same bytes twice, and what they cannot be made of."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -13,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
+import kfcnet
 from kfcnet.config import dump_config, load_config
 from kfcnet.figures import curves
 from kfcnet.runs.files import RecordError, read_json, write_json
@@ -20,6 +26,7 @@ from kfcnet.runs.identity import group_by_seed
 from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics, read_metrics
 from kfcnet.runs.read import read_run
 
+PACKAGE = Path(kfcnet.__file__).parent
 LAYERS = [
     {"layer": "conv", "filters": 32},
     {"layer": "relu"},
@@ -450,3 +457,46 @@ def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tm
     crosses = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "x"]
     assert crosses == [[[2, 1]], []]  # the empty one is the legend's
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.03", "0.1", "0.3"]
+
+
+USES_MATPLOTLIB = """
+import os, sys
+from kfcnet.figures import curves
+import matplotlib
+
+def draw():
+    figure = curves.Figure()
+    figure.subplots().plot([1, 2])
+    return figure
+
+curves.save_figure(draw, sys.argv[1])
+print(matplotlib.rcParams["backend"], os.environ["MPLBACKEND"])
+"""
+
+
+@pytest.mark.parametrize("backend, counts", [("no_such_backend", False), ("svg", True)])
+def test_figures_do_not_depend_on_the_backend_that_a_notebook_asks_for(backend, counts, tmp_path):
+    out = tmp_path / "empty.png"
+    done = subprocess.run(
+        [sys.executable, "-c", USES_MATPLOTLIB, out],
+        env={**os.environ, "MPLBACKEND": backend},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    used, asked = done.stdout.split()
+    assert asked == backend and (used == backend) == counts
+    assert image.imread(out).ndim == 3
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if re.search("^(from|import) matplotlib", path.read_text(encoding="utf-8"), re.M)
+    ],
+)
+def test_a_module_that_draws_can_be_imported_whatever_the_backend_is(module):
+    environment = {**os.environ, "MPLBACKEND": "no_such_backend"}
+    subprocess.run([sys.executable, "-c", f"import {module}"], env=environment, check=True)

@@ -11,11 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from kfcnet.benchmarks.cuda import benchmark_cuda
 from kfcnet.config import load_config
-from kfcnet.figures.curves import save_figure
+from kfcnet.figures.curves import Figure, save_figure
 from kfcnet.ops import get_ops
 from kfcnet.runs.files import write_json
 from kfcnet.runs.metrics import read_metrics
