@@ -1,6 +1,7 @@
 """Every primitive, on every device, against plain loops in float64 and finite differences."""
 
 import inspect
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -567,6 +568,31 @@ def test_blas_is_held_to_one_thread_beside_the_shards():
     CpuOps(shards=2)
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     assert pools and all(pool["num_threads"] == 1 for pool in pools)
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork"
+)
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_computes_though_its_parents_threads_are_gone():
+    ops = CpuOps(shards=2)
+    x = ops.asarray(np.arange(-4, 4).reshape(4, 2))
+
+    def compute():
+        (later,) = ops.submit(lambda ops, x: [ops.relu(x)], x).result()
+        return np.stack([ops.relu(x), later]).tolist()
+
+    context = multiprocessing.get_context("fork")
+    received, sent = context.Pipe(duplex=False)
+    expected = compute()
+    child = context.Process(target=lambda: sent.send(compute()))
+    child.start()
+    try:
+        assert received.poll(20), "the child waits for threads that it does not have"
+        assert received.recv() == expected
+    finally:
+        child.kill()
+        child.join()
 
 
 OF_A_DEVICE_ALONE = {"launch", "swept_inverses"}

@@ -8,7 +8,6 @@ extension where it is built, else from NumPy: the same functions with the same s
 
 import math
 import platform
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy
@@ -18,6 +17,7 @@ import threadpoolctl
 from kfcnet import philox
 from kfcnet.ops.cpu import batch_norm, convolution, windows
 from kfcnet.ops.cpu.eager import Eager
+from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_sides, pooled_shape
 
@@ -60,7 +60,7 @@ class CpuOps(Eager):
         self.native = _uses_native(native, self.dtype)
         self._convolutions = _native if self.native else convolution
         self._windows = _native if self.native else windows
-        self._threads = ThreadPoolExecutor(shards, thread_name_prefix="kfcnet")
+        self._threads = Threads(shards, "kfcnet")
         threadpoolctl.threadpool_limits(1, user_api="blas")
 
     def describe(self):
@@ -85,7 +85,7 @@ class CpuOps(Eager):
         ]
         if len(slices) == 1:
             return [function(*slices[0])]
-        return list(self._threads.map(lambda arrays: function(*arrays), slices))
+        return self._threads.map(lambda arrays: function(*arrays), slices)
 
     def _sum(self, function, shape, *batched):
         """The sum over shards, in their order, of what function(*slices, out) writes into out."""

@@ -2,11 +2,11 @@
 
 import inspect
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
 
+from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.primitives import Primitives
 
 
@@ -43,7 +43,7 @@ class Eager(Primitives):
 
     @cached_property
     def _side_thread(self):
-        return ThreadPoolExecutor(1, "kfcnet-side")
+        return Threads(1, "kfcnet-side")
 
     def captured(self, function, *owners):
 

@@ -1,11 +1,11 @@
 """Steps that are captured once and replayed, and work on a side stream."""
 
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cpu.eager import Future, as_generator
+from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.cuda.inverse import Factorizations
 
 
@@ -147,7 +147,7 @@ class Graphs(Factorizations):
     @cached_property
     def _host(self):
         """One thread and the primitives of the CPU, for factorizations there."""
-        return ThreadPoolExecutor(1, "kfcnet-host"), CpuOps(self.dtype, shards=1)
+        return Threads(1, "kfcnet-host"), CpuOps(self.dtype, shards=1)
 
     def captured(self, function, *owners):
         return CapturedGraph(self.runtime, function, self._in_graph, owners)

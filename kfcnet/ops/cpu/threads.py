@@ -1,0 +1,29 @@
+"""Threads that outlive a fork."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+
+class Threads:
+    """A pool of threads, made when it is first used and made anew in a forked process.
+
+    A child has the executor of its parent but none of its threads, and would wait for them for
+    ever.
+    """
+
+    def __init__(self, count, name):
+        self._arguments = count, name
+        self._executor = self._process = None
+
+    def map(self, function, arguments):
+        """[function(argument) for each], each in a thread."""
+        return list(self._running().map(function, arguments))
+
+    def submit(self, function, *arguments):
+        """The concurrent.futures.Future of function(*arguments)."""
+        return self._running().submit(function, *arguments)
+
+    def _running(self):
+        if self._process != os.getpid():
+            self._executor, self._process = ThreadPoolExecutor(*self._arguments), os.getpid()
+        return self._executor
