@@ -2,6 +2,8 @@
 
 import inspect
 import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from checks import (
 from kfcnet import philox
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cpu import convolution as numpy_convolution
+from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.primitives import Primitives
 from kfcnet.ops.shapes import output_size, pooled_size
@@ -563,11 +566,46 @@ def test_no_update_moves_anything_after_a_loss_that_was_not_finite(
     assert stays == [first == 0] * (state + 1) + [True]
 
 
-def test_blas_is_held_to_one_thread_beside_the_shards():
-    threadpoolctl.threadpool_limits(2, user_api="blas")
-    CpuOps(shards=2)
-    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-    assert pools and all(pool["num_threads"] == 1 for pool in pools)
+def blas_threads():
+    pools = threadpoolctl.threadpool_info()
+    return {pool["num_threads"] for pool in pools if pool["user_api"] == "blas"}
+
+
+@pytest.fixture
+def two_blas_threads():
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        yield
+
+
+def test_blas_is_held_to_one_thread_beside_the_shards_and_given_back(two_blas_threads):
+    ops = CpuOps(shards=2)
+    seen = []
+    ops._run(lambda x: seen.append(blas_threads()), np.zeros((2, 1)))
+    ops.submit(lambda ops: seen.append(blas_threads())).result()
+    ops.captured(lambda: seen.append(blas_threads()))()
+    assert seen == 4 * [{1}]
+    assert blas_threads() == {2}
+
+
+def test_blas_is_given_back_by_the_last_of_several_threads_and_after_an_error(two_blas_threads):
+    inside, leave = threading.Event(), threading.Event()
+
+    @one_blas_thread
+    def wait():
+        inside.set()
+        leave.wait()
+        raise ValueError("an error on the way")
+
+    with ThreadPoolExecutor(1) as threads:
+        with one_blas_thread:
+            later = threads.submit(wait)
+            inside.wait()
+        held = blas_threads()
+        leave.set()
+        with pytest.raises(ValueError):
+            later.result()
+    assert held == {1}
+    assert blas_threads() == {2}
 
 
 @pytest.mark.skipif(

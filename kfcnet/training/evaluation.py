@@ -10,10 +10,12 @@ from kfcnet.config import parse_config
 from kfcnet.config.schema import Config
 from kfcnet.data import DataError, Dataset
 from kfcnet.data.dataset import wrong_label
+from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.training.build import build_model, build_ops
 
 
+@one_blas_thread
 def evaluate(network, loss, examples, indices=None, check=lambda: None):
     """(mean loss in nats, share of wrong classes) of a network as it stands on some examples.
 
@@ -60,6 +62,7 @@ class TrainedNetwork:
         """Class numbers int64 (M,) of raw images uint8 (M, H, W, C)."""
         return self.probabilities(images).argmax(axis=1)
 
+    @one_blas_thread
     def probabilities(self, images: ArrayLike) -> NDArray:
         """Predictive distributions (M, classes) of raw images uint8 (M, H, W, C).
 

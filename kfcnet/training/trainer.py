@@ -18,6 +18,7 @@ from kfcnet.config.schema import Config
 from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.ops import which_device
+from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.philox import SHUFFLE, words
 from kfcnet.runs.checkpoint import save_checkpoint
@@ -66,6 +67,7 @@ class TrainingInterrupted(Exception):
         return type(self), (self.number, str(self))
 
 
+@one_blas_thread
 def train(
     config: Config,
     out: str | Path,

@@ -12,10 +12,10 @@ import platform
 import numpy as np
 import scipy
 import scipy.linalg
-import threadpoolctl
 
 from kfcnet import philox
 from kfcnet.ops.cpu import batch_norm, convolution, windows
+from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.errors import DeviceError
@@ -61,7 +61,6 @@ class CpuOps(Eager):
         self._convolutions = _native if self.native else convolution
         self._windows = _native if self.native else windows
         self._threads = Threads(shards, "kfcnet")
-        threadpoolctl.threadpool_limits(1, user_api="blas")
 
     def describe(self):
         return {
@@ -74,6 +73,7 @@ class CpuOps(Eager):
             "scipy": scipy.__version__,
         }
 
+    @one_blas_thread
     def _run(self, function, *batched):
         """Call function(*slices) for every shard of the arrays' first axis; list of results."""
         M = len(batched[0])
@@ -362,12 +362,15 @@ class CpuOps(Eager):
 
     # Vectors and matrices
 
+    @one_blas_thread
     def matmul(self, a, b, transpose_a=False, transpose_b=False, out=None):
         return np.matmul(a.T if transpose_a else a, b.T if transpose_b else b, out=out)
 
+    @one_blas_thread
     def dot(self, x, y):
         return self.asarray([np.vdot(x, y)])
 
+    @one_blas_thread
     def weighted_dot(self, w, x, y):
         return self.asarray([np.vdot(w * x, y)])
 
@@ -380,6 +383,7 @@ class CpuOps(Eager):
     def trace(self, matrix):
         return self.asarray([np.trace(matrix)])
 
+    @one_blas_thread
     def spd_inverse(self, matrix, shift):
         damped = matrix.copy()
         damped.flat[:: len(matrix) + 1] += shift
@@ -392,6 +396,7 @@ class CpuOps(Eager):
         upper = np.triu(inverse)
         return np.ascontiguousarray(upper + np.triu(upper, 1).T)
 
+    @one_blas_thread
     def eigh(self, matrix):
         return np.linalg.eigh(matrix)
 

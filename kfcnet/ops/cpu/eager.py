@@ -6,6 +6,7 @@ from functools import cached_property
 
 import numpy as np
 
+from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.primitives import Primitives
 
@@ -47,6 +48,7 @@ class Eager(Primitives):
 
     def captured(self, function, *owners):
 
+        @one_blas_thread
         def run(*inputs):
             parts = as_generator(function)(*inputs)
             while True:
@@ -60,6 +62,7 @@ class Eager(Primitives):
 
     def submit(self, function, *arrays, on_host=False):
         inputs = [self.copy(array) for array in arrays]
+        function = one_blas_thread(function)
         return Future(inputs, self._side_thread.submit(function, self, *inputs).result)
 
     def event(self):

@@ -3,6 +3,8 @@
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+from kfcnet.ops.cpu.blas import hold_own_thread
+
 
 class Threads:
     """A pool of threads, made when it is first used and made anew in a forked process.
@@ -25,5 +27,6 @@ class Threads:
 
     def _running(self):
         if self._process != os.getpid():
-            self._executor, self._process = ThreadPoolExecutor(*self._arguments), os.getpid()
+            self._executor = ThreadPoolExecutor(*self._arguments, initializer=hold_own_thread)
+            self._process = os.getpid()
         return self._executor
