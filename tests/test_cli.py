@@ -73,6 +73,19 @@ def test_out_names_another_folder():
     assert Path("here/metrics.csv").exists() and not Path("results").exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the shell closes the streams")
+@pytest.mark.parametrize(
+    "closed, shown", [("1>&-", "stderr"), ("2>&-", "stdout"), ("1>&- 2>&-", "")]
+)
+def test_a_run_does_not_need_the_streams_that_were_closed(closed, shown):
+    argv = [sys.executable, "-m", "kfcnet.cli", "train", *SHORT, "--device", "auto", "--out", "run"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *argv], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert [name for name in ("stdout", "stderr") if getattr(done, name)] == shown.split()
+
+
 def test_print_config_prints_what_loads_back_and_trains_nothing(capsys):
     assert cli.train(["--config", "cifar_kfc.yaml", "--set", "seed=7", "--print-config"]) == 0
     printed = parse_config(capsys.readouterr().out)

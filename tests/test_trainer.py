@@ -54,6 +54,21 @@ def in_folder(folder):
 # What is measured
 
 
+def test_a_process_without_streams_trains_and_shows_nothing(tmp_path, monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    train(small("device=auto"), tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.csv")["iteration"][-1] == 12
+
+
+def test_without_standard_error_its_notices_do_not_go_to_standard_output(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "stderr", None)
+    train(small("device=auto"), tmp_path / "run")
+    assert all(line.startswith("epoch ") for line in capsys.readouterr().out.splitlines())
+
+
 def test_a_run_leaves_its_five_files_and_no_other(finished):
     assert {path.name for path in finished.iterdir()} == {
         "config.yaml",

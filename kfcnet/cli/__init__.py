@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import logging
+import os
 import sys
 import warnings
 from importlib import metadata
@@ -48,6 +49,7 @@ def command(function):
 
     @functools.wraps(function)
     def run(argv=None, prog=None):
+        _open_missing_streams()
         try:
             with _notices_on_stderr():
                 return function(argv, prog) or 0
@@ -481,6 +483,31 @@ def _add_config_options(parser):
 
 def _overrides(options):
     return options.overrides + ([f"device={options.device}"] if options.device else [])
+
+
+def _open_missing_streams():
+    """Let standard output and standard error, where they were closed, lead nowhere.
+
+    Under their numbers too: the next file to be opened would get such a number, and with it what
+    libraries in C write there. Worker processes inherit them.
+    """
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is not None:
+            continue
+        is_free = not _is_open(number)
+        null = os.open(os.devnull, os.O_WRONLY)
+        if is_free:
+            os.dup2(null, number)
+            os.set_inheritable(number, True)  # no matter whether `null` is that number
+        setattr(sys, name, open(null, "w", encoding="utf-8"))
+
+
+def _is_open(number):
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

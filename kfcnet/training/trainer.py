@@ -82,7 +82,7 @@ def train(
     is there.
 
     rows: where a line for each row of metrics is printed, by default standard output; the progress
-    bar and notices go to standard error.
+    bar and notices go to standard error. Nothing is shown on a stream that the process lacks.
 
     Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
     DataError, DeviceError and CheckpointError for what is missing or damaged, WriteError where
@@ -144,7 +144,7 @@ class Trainer:
             self._restore(state)
             self.folder.go_on(self.config, record, self.optimizer.steps)
         self.last_row = self.folder.last_row()
-        if self.config.device == "auto":
+        if self.config.device == "auto" and sys.stderr:
             print(which_device(self.ops), file=sys.stderr)
         with self.signals, self._progress_bar() as self.bar:
             try:
@@ -324,13 +324,14 @@ class Trainer:
         )
         self.last_row, self.steps_since_row = steps, 0
         self._restart_sums()
-        self.bar.write(
-            f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s; averaged "
-            f"parameters: training loss {train[0]:.4f}, error {train[1]:.2%}; "
-            f"test loss {test[0]:.4f}, error {test[1]:.2%}",
-            file=self.rows,
-        )
-        self.rows.flush()
+        if self.rows:
+            self.bar.write(
+                f"epoch {self._epoch():.2f}, update {steps}, {self.clock.seconds:.1f} s; averaged "
+                f"parameters: training loss {train[0]:.4f}, error {train[1]:.2%}; "
+                f"test loss {test[0]:.4f}, error {test[1]:.2%}",
+                file=self.rows,
+            )
+            self.rows.flush()
 
     def _errors(self, theta):
         """((loss, error) on the measured training examples, the same on the test set) at theta."""
@@ -448,7 +449,8 @@ class Trainer:
             unit="update",
             file=sys.stderr,
             dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 30,
+            mininterval=0.2 if sys.stderr and sys.stderr.isatty() else 30,
+            disable=sys.stderr is None,
         )
 
     def _farewell(self, stop):
