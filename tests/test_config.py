@@ -1,5 +1,6 @@
 """Configurations: every key is checked, errors name it in full, text survives a round trip."""
 
+import math
 from pathlib import Path
 from typing import get_args
 
@@ -124,16 +125,22 @@ def test_a_config_cannot_be_changed():
 
 
 @pytest.mark.parametrize("text, value", [
-    ("1e-3", 1e-3), ("-1E3", -1e3), (".5", 0.5), ("12", 12), ("010", 10.0), ("off", "off"),
+    ("1e-3", 1e-3), ("-1E3", -1e3), (".5", 0.5), ("12", 12), ("010", 10), ("off", "off"),
     ("yes", "yes"), ("true", True), ("null", None), ("~", None), ("", None), ("1:30", "1:30"),
     ("'1e-3'", "1e-3"), ("2016-05-24", "2016-05-24"), ("{a: [1, b]}", {"a": [1, "b"]}),
+    ("True", True), ("FALSE", False), ("tRUE", "tRUE"), ("Null", None), ("NULL", None),
+    ("0x1F", 31), ("0o17", 15), ("+12", 12), ("1_000", "1_000"), (".Inf", math.inf),
+    ("-.INF", -math.inf), ("!!float 3", 3.0), ("!!str 0x10", "0x10"), ("!!int 0o17", 15),
 ])  # fmt: skip
 def test_plain_scalars_are_read_by_the_rules_of_yaml_1_2(text, value):
     parsed = yaml_text.parse(text)
     assert parsed == value and type(parsed) is type(value)
 
 
-@pytest.mark.parametrize("value", ["off", "1e-3", "1:30", "null", "é", "a: b", "0x10", 1e-5, 3])
+@pytest.mark.parametrize(
+    "value",
+    ["off", "1e-3", "1:30", "null", "é", "a: b", "0x10", "0o17", "True", "NULL", "010", 1e-5, 3],
+)
 def test_dumped_scalars_mean_the_same_to_any_yaml_reader(value):
     text = yaml_text.dump({"key": value})
     assert yaml_text.parse(text) == {"key": value} == yaml.safe_load(text)
@@ -286,6 +293,14 @@ def test_many_errors_are_counted_not_listed():
     ("a: *b", "my.yaml: line 1, column 4: found undefined alias"),
     ("? [1, 2]\n: 3", "found unhashable key"),
     ("a: \x00", "my.yaml: not YAML"),
+    ("a: !!bool perhaps", "my.yaml: line 1, column 4: 'perhaps' is no bool of YAML 1.2"),
+    ("a: !!int 1_000", "my.yaml: line 1, column 4: '1_000' is no int of YAML 1.2"),
+    ("a: !!float [1]", "my.yaml: line 1, column 4: expected a scalar node"),
+    ("a: !!map b", "my.yaml: line 1, column 4: expected a mapping node"),
+    ("a: !!timestamp soon", "my.yaml: line 1, column 4: could not determine a constructor"),
+    ("a: !!binary x", "my.yaml: line 1, column 4: could not determine a constructor"),
+    ("a: " + 5000 * "9", "my.yaml: line 1, column 4: '999"),
+    ("a: 0x" + 5000 * "f", "my.yaml: line 1, column 4: '0xfff"),
     ("", "my.yaml: expected keys and values, got None"),
     ("- 1", "my.yaml: expected keys and values, got [1]"),
 ])  # fmt: skip
