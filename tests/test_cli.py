@@ -78,7 +78,7 @@ def test_out_names_another_folder():
     "closed, shown", [("1>&-", "stderr"), ("2>&-", "stdout"), ("1>&- 2>&-", "")]
 )
 def test_a_run_does_not_need_the_streams_that_were_closed(closed, shown):
-    argv = [sys.executable, "-m", "kfcnet.cli", "train", *SHORT, "--device", "auto", "--out", "run"]
+    argv = [sys.executable, "-m", "kfcnet", "train", *SHORT, "--device", "auto", "--out", "run"]
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" {closed}', "sh", *argv], capture_output=True, text=True
     )

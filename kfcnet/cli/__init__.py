@@ -533,7 +533,3 @@ def _version():
         return metadata.version("kfcnet")
     except metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
