@@ -1,6 +1,7 @@
 """KFC: Kronecker-factored curvature for convolutional networks (Grosse & Martens 2016).
 
-`train(config, out)` trains as a configuration says, `load_run(path)` gives a trained network back;
+`fit(images, labels, network)` trains on arrays, `load(path)` reads what it saved; `train(config,
+out)` trains as a configuration says, `load_run(path)` gives a trained network back;
 `load_config(name)` reads a configuration. Layers, networks and optimizers work without one.
 """
 
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
     from kfcnet.ops import get_ops
     from kfcnet.optimizers import build_optimizer
     from kfcnet.training.evaluation import load_run
+    from kfcnet.training.fit import fit, load
     from kfcnet.training.trainer import train
 
 _HOMES = {
+    "fit": "training.fit",
+    "load": "training.fit",
     "load_config": "config",
     "load_run": "training.evaluation",
     "train": "training.trainer",
@@ -24,7 +28,16 @@ _HOMES = {
     "get_ops": "ops",
 }
 
-__all__ = ["build_network", "build_optimizer", "get_ops", "load_config", "load_run", "train"]
+__all__ = [
+    "build_network",
+    "build_optimizer",
+    "fit",
+    "get_ops",
+    "load",
+    "load_config",
+    "load_run",
+    "train",
+]
 
 
 def __getattr__(name):

@@ -41,6 +41,14 @@ class SoftmaxCrossEntropy:
         uniforms = self.ops.uniforms(len(p), self.seed, philox.TARGETS, step)
         return self.ops.sampled_gradient(p, uniforms)
 
+    def fisher_factors(self, p):
+        """Arrays dz (M, C) whose outer products sum to F_R = diag(p) - p p^T, one a class."""
+        p = self.ops.to_numpy(p)
+        for label in range(p.shape[1]):
+            dz = p.copy()
+            dz[:, label] -= 1
+            yield self.ops.asarray(np.sqrt(p[:, label, None]) * dz)
+
     def fisher_quadratic(self, p, r, scale):
         """scale * sum over examples of r^T F_R r, F_R = diag(p) - p p^T, r (m, C): (1,)."""
         return self.ops.softmax_fisher(p, r, scale)
@@ -73,6 +81,14 @@ class SquaredError:
         """dz (M, C) at targets drawn from N(z, I): standard normals."""
         noise = self.ops.normals(z.size, self.seed, philox.TARGETS, step)
         return noise.reshape(z.shape)
+
+    def fisher_factors(self, z):
+        """Arrays dz (M, C) whose outer products sum to F_R, the identity, one an output."""
+        M, C = z.shape
+        for output in range(C):
+            dz = np.zeros((M, C))
+            dz[:, output] = 1
+            yield self.ops.asarray(dz)
 
     def fisher_quadratic(self, z, r, scale):
         """scale * sum over examples of |r|^2: the Fisher matrix of the outputs is the identity."""

@@ -7,7 +7,7 @@ no generator state. `kernels/philox.cuh` is the same function on the GPU.
 
 import numpy as np
 
-SHUFFLE, DROPOUT, TARGETS, INITIAL, SYNTHETIC = range(5)
+SHUFFLE, DROPOUT, TARGETS, INITIAL, SYNTHETIC, SPLIT = range(6)
 """What a number is for; the second word of the key, so that no two uses share a sequence."""
 
 _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

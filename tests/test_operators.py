@@ -9,7 +9,7 @@ from scipy.sparse.linalg import LinearOperator, aslinearoperator, cg, eigsh
 from kfcnet.batches import Batch
 from kfcnet.curvature import FisherOperator, KroneckerFisher, derivative_factor, input_factor
 from kfcnet.curvature.structures import build_block
-from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
+from kfcnet.losses import LOSSES, SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
 
@@ -374,3 +374,26 @@ def test_factors_agree_with_those_of_curvlinops(ops64, rng):
     v = rng.standard_normal(len(net.theta))
     product = theirs @ torch.cat([part.flatten() for part in to_torch(v)])
     assert_close(product, torch.cat([part.flatten() for part in to_torch(ours @ v)]), 1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_expectation_over_the_targets_is_what_many_draws_come_near_to(ops64, rng, loss):
+    net = network(ops64)
+    inputs = ops64.asarray(rng.standard_normal((3, *INPUT_SHAPE)))
+    loss = LOSSES[loss](ops64, 0)
+    exact = KroneckerFisher.estimate(net, loss, inputs, draws=None)
+    drawn = KroneckerFisher.estimate(net, loss, inputs, draws=4000)
+    for (Omega, Gamma), (same, near) in zip(exact.factors, drawn.factors, strict=True):
+        assert_close(Omega, same, 1e-12)
+        assert np.abs(Gamma - near).max() < 0.1 * np.abs(Gamma).max()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_outer_products_of_a_losss_factors_are_its_fisher_matrix(ops, rng, loss):
+    loss = LOSSES[loss](ops, 0)
+    z = ops.asarray(rng.standard_normal((4, 3)))
+    predictive = loss.predictive(z)
+    r = ops.asarray(rng.standard_normal((4, 3)))
+    factors = [ops.to_numpy(dz) for dz in loss.fisher_factors(predictive)]
+    product = sum(dz * (dz * ops.to_numpy(r)).sum(axis=1, keepdims=True) for dz in factors)
+    assert_close(product, ops.to_numpy(loss.fisher_product(predictive, r)), 1e-5)

@@ -98,8 +98,9 @@ def _choices(annotation: Any) -> dict[str | None, Any]:
     """
     if hasattr(annotation, "model_fields"):
         first = next(iter(annotation.model_fields.values()))
-        values = get_args(first.annotation)  # a tag is a Literal with one value
-        return {values[0] if len(values) == 1 else None: annotation}
+        values = get_args(first.annotation)  # a tag is a value of a Literal
+        none = {} if len(values) == 1 else {None: annotation}
+        return {**dict.fromkeys(values, annotation), **none}
     choices: dict[str | None, Any] = {}
     for part in get_args(annotation):
         choices |= {part.tag: annotation} if isinstance(part, Tag) else _choices(part)

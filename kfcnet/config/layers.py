@@ -62,10 +62,10 @@ class ConvConfig(_WeightedConfig):
 
 
 class DenseConfig(_WeightedConfig):
-    """Every unit is connected to all inputs."""
+    """Every unit is connected to all inputs. The last layer has a unit a class by default."""
 
     layer: Literal["dense"] = "dense"
-    units: PositiveInt
+    units: PositiveInt | None = None
     std: Deviation = "he"
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from kfcnet.config.errors import suggestion
 from kfcnet.config.fields import Model, PositiveFloat, PositiveInt
@@ -42,6 +42,7 @@ from kfcnet.config.optimizers import (
 )
 
 __all__ = [
+    "ArraysDataConfig",
     "AdagradConfig",
     "AdamConfig",
     "AvgPoolConfig",
@@ -55,6 +56,7 @@ __all__ = [
     "DiagnosticsConfig",
     "DropoutConfig",
     "EvaluationConfig",
+    "FolderDataConfig",
     "HessianFreeConfig",
     "KfacConfig",
     "KfcPreConfig",
@@ -71,16 +73,51 @@ __all__ = [
 ]
 
 
+InputScale = Annotated[
+    Annotated[PositiveFloat, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
+]
+"""What pixels are divided by; "auto" is the deviation of the training set's."""
+
+DataPath = Annotated[Path | None, Field(strict=False)]
+
+
 class DataConfig(Model):
     """A data set. The input of the network is (pixel - training mean) / input_scale."""
 
     name: Literal["cifar10", "svhn", "digits", "synthetic"]
-    path: Annotated[Path | None, Field(strict=False)] = (
-        None  # the only directory searched, if given
-    )
-    input_scale: PositiveFloat = 1.0
+    path: DataPath = None  # the only directory searched, if given
+    input_scale: InputScale = 1.0
     extra: bool = False  # SVHN: the extra set belongs to the training set
     examples: PositiveInt = 10000  # synthetic: size of the training set
+
+
+class _OwnDataConfig(Model):
+    """A user's own images. Without a test part, `test_share` of them is drawn by `split_seed`."""
+
+    name: str
+    path: DataPath = None
+    input_scale: InputScale = "auto"
+    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class ArraysDataConfig(_OwnDataConfig):
+    """A file of arrays, .npz, HDF5 or MATLAB (`kfcnet.data.arrays`)."""
+
+    name: Literal["arrays"] = "arrays"
+
+
+class FolderDataConfig(_OwnDataConfig):
+    """Images in a folder a class (`kfcnet.data.folder`), resized to `size` where it is given."""
+
+    name: Literal["folder"] = "folder"
+    size: Annotated[tuple[PositiveInt, PositiveInt] | None, Field(strict=False)] = None
+
+
+AnyDataConfig = Annotated[
+    DataConfig | ArraysDataConfig | FolderDataConfig, Field(discriminator="name")
+]
 
 
 class EvaluationConfig(Model):
@@ -121,7 +158,7 @@ class OpsConfig(Model):
 class Config(Model):
     """The configuration of one run."""
 
-    data: DataConfig
+    data: AnyDataConfig
     network: Annotated[tuple[LayerConfig, ...], Field(strict=False, min_length=1)]
     loss: Literal["softmax_cross_entropy"] = "softmax_cross_entropy"
     optimizer: OptimizerConfig
@@ -155,6 +192,15 @@ class Config(Model):
             if uses > 1:
                 raise ValueError(f"{uses} layers are named {name}; names must differ")
         return network
+
+    @model_validator(mode="after")
+    def _units_may_be_left_out_at_the_end(self):
+        for index, layer in enumerate(self.network[:-1]):
+            if getattr(layer, "units", 1) is None:
+                raise ValueError(
+                    f"network.{index}.units: missing; only the last layer leaves them to the data"
+                )
+        return self
 
     @model_validator(mode="after")
     def _mappings_name_layers(self):

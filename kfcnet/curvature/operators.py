@@ -120,15 +120,28 @@ class KroneckerFisher(LinearOperator):
 
     @classmethod
     def estimate(
-        cls, network: Network, loss: Any, inputs: Any, draws: int = 1
+        cls, network: Network, loss: Any, inputs: Any, draws: int | None = 1
     ) -> "KroneckerFisher":
-        """From a mini-batch (M, H, W, C), the mean over `draws` sampled targets of each example."""
+        """From a mini-batch (M, H, W, C), the mean over `draws` sampled targets of each example.
+
+        draws: None for the expectation over the targets, without sampling: one backward pass a
+        class.
+        """
         blocks = [build_block("kfc", layer, network.ops) for layer in network.weighted]
         predictive = loss.predictive(network.forward(inputs))
-        for draw in range(draws):
-            network.backward(loss.sampled_gradient(predictive, draw), per_example=True)
+        if draws is None:
+            passes = loss.fisher_factors(predictive)
+        else:
+            passes = (loss.sampled_gradient(predictive, draw) for draw in range(draws))
+        count = 0
+        for dz in passes:
+            network.backward(dz, per_example=True)
             for block in blocks:
-                block.update_factors(decay=draw / (draw + 1))
+                block.update_factors(decay=count / (count + 1))
+            count += 1
+        if draws is None:  # a sum over the classes, not their mean
+            for block in blocks:
+                block.Gamma *= count
         return cls.of(blocks)
 
     def _matvec(self, v):

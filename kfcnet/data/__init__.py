@@ -3,21 +3,28 @@
 import hashlib
 import json
 
-from kfcnet.config.schema import DataConfig
-from kfcnet.data import cache, cifar10, digits, files, svhn, synthetic
+from kfcnet.config.schema import ArraysDataConfig, DataConfig, FolderDataConfig
+from kfcnet.data import arrays as array_files
+from kfcnet.data import cache, cifar10, digits, files, folder, own, svhn, synthetic
+from kfcnet.data.checksum import md5_of, sha256_of
 from kfcnet.data.dataset import DataError, Dataset, make_dataset
 
-__all__ = ["DataError", "Dataset", "load"]
+__all__ = ["DataError", "Dataset", "from_arrays", "load"]
 
 PUBLISHED = {"cifar10": cifar10, "svhn": svhn}
+OWN = ("arrays", "folder")
 
 
-def load(config: DataConfig, download: bool = True) -> Dataset:
+def load(
+    config: DataConfig | ArraysDataConfig | FolderDataConfig, download: bool = True
+) -> Dataset:
     """The data set of a configuration; `download`: from the network where no directory has it.
 
     Raises DataError where it is absent or damaged; the text says what to do. Another data set is
     never used in its place.
     """
+    if config.name in OWN:
+        return _load_own(config)
     if config.name in PUBLISHED:
         return _load_published(config, PUBLISHED[config.name], download)
     if config.path is not None:
@@ -37,6 +44,61 @@ def _load_published(config, source, download):
     files.warn_unpublished(found, records, source.TITLE)
     provenance = {"files": records, "sha256": sha256}
     return make_dataset(config.name, arrays, source.CLASSES, provenance)
+
+
+def _load_own(config):
+    """A user's own images; the cache is made anew when a file has changed."""
+    if config.path is None:
+        raise DataError(f"data.path: missing; name the {config.name} of images")
+    path = config.path.expanduser()
+    if not path.exists():
+        raise DataError(f"data.path: {path} does not exist")
+    if config.name == "arrays":
+        names = ()
+        origin = [{"name": path.name, "bytes": path.stat().st_size, "md5": md5_of(path)}]
+    else:
+        names, listed = folder.listing(path)
+        origin = {"size": config.size, "classes": names, "files": _changes(path, listed)}
+    split = [config.test_share, config.split_seed]
+    store = _cache_paths(config.name, [own.VERSION, origin, split])
+
+    def build():
+        parts = (
+            array_files.read(path) if config.name == "arrays" else folder.read(listed, config.size)
+        )
+        return own.together(*parts, *split, path)
+
+    found, sha256 = cache.cached(store, build)
+    provenance = {"title": own.title(path), "sha256": sha256}
+    if config.name == "arrays":
+        provenance["files"] = [{**origin[0], "published": True}]
+    return make_dataset(config.name, found, own.classes_of(found), provenance, tuple(names))
+
+
+def _changes(root, listed):
+    """What tells whether the files of a folder have changed: path, size and time of each."""
+    found = []
+    for part, pairs in listed.items():
+        for path, _ in pairs:
+            status = path.stat()
+            name = path.relative_to(root).as_posix()
+            found.append([part, name, status.st_size, status.st_mtime_ns])
+    return found
+
+
+def from_arrays(
+    images, labels, test_images=None, test_labels=None, test_share=0.2, split_seed=0
+) -> Dataset:
+    """The Dataset of arrays in memory: images (N, H, W, C) or (N, H, W), labels (N,).
+
+    Without a test part, `test_share` of the images is drawn as one. Raises DataError, which names
+    the index of what is wrong.
+    """
+    train = own.checked(images, labels, "the training part")
+    test = None if test_images is None else own.checked(test_images, test_labels, "the test part")
+    found = own.together(train, test, test_share, split_seed, "the data")
+    provenance = {"title": "arrays in memory", "sha256": sha256_of(found)}
+    return make_dataset("arrays", found, own.classes_of(found), provenance)
 
 
 def _load_synthetic(examples):

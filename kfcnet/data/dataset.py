@@ -13,12 +13,15 @@ class DataError(Exception):
 
 
 class Arrays(NamedTuple):
-    """Images uint8 (N, H, W, C) and labels uint8 (N,) of the training and of the test set."""
+    """Images (N, H, W, C) and labels (N,) of the training and of the test set.
 
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.uint8]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.uint8]
+    Published sets have pixels and labels of uint8; a user's own may be float32 and int32.
+    """
+
+    train_images: NDArray
+    train_labels: NDArray
+    test_images: NDArray
+    test_labels: NDArray
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,23 @@ class Dataset:
     """
 
     name: str
-    train_images: NDArray[np.uint8]  # (N, H, W, C)
+    train_images: NDArray  # (N, H, W, C), uint8 or float32
     train_labels: NDArray[np.int32]  # (N,)
-    test_images: NDArray[np.uint8]  # (N', H, W, C)
+    test_images: NDArray  # (N', H, W, C)
     test_labels: NDArray[np.int32]  # (N',)
     mean: NDArray[np.float32]  # (H, W, C), in pixel values
     classes: int
     provenance: dict[str, Any] = field(repr=False)
+    class_names: tuple[str, ...] = ()
 
 
-def make_dataset(name: str, arrays: Arrays, classes: int, provenance: dict[str, Any]) -> Dataset:
+def make_dataset(
+    name: str,
+    arrays: Arrays,
+    classes: int,
+    provenance: dict[str, Any],
+    class_names: tuple[str, ...] = (),
+) -> Dataset:
     """The `Dataset` of checked arrays; computes the mean training image."""
     return Dataset(
         name=name,
@@ -53,17 +63,29 @@ def make_dataset(name: str, arrays: Arrays, classes: int, provenance: dict[str, 
             "name": name,
             "train_examples": len(arrays.train_images),
             "test_examples": len(arrays.test_images),
+            **({"classes": list(class_names)} if class_names else {}),
             **provenance,
         },
+        class_names=tuple(class_names),
     )
 
 
-def pixel_mean(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Mean image: uint8 (N, H, W, C) -> float32 (H, W, C).
+def pixel_mean(images: NDArray) -> NDArray[np.float32]:
+    """Mean image: uint8 or float32 (N, H, W, C) -> float32 (H, W, C).
 
     The sum of integers is exact; only the quotient is rounded, to float64 and then to float32.
     """
-    return (images.sum(axis=0, dtype=np.int64) / len(images)).astype(np.float32)
+    wide = np.int64 if images.dtype == np.uint8 else np.float64
+    return (images.sum(axis=0, dtype=wide) / len(images)).astype(np.float32)
+
+
+def deviation(dataset: Dataset) -> float:
+    """The deviation of the training pixels from the mean image, to six digits; 1 for no spread."""
+    squares = 0.0
+    for begin in range(0, len(dataset.train_images), 1024):
+        part = dataset.train_images[begin : begin + 1024] - dataset.mean
+        squares += float(np.square(part, dtype=np.float64).sum())
+    return float(f"{(squares / dataset.train_images.size) ** 0.5:.6g}") or 1.0
 
 
 def wrong_label(labels: NDArray[Any], lowest: int, highest: int) -> int | None:

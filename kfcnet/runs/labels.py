@@ -61,7 +61,8 @@ def data_set(run):
 def published_data_set(run):
     """The name of the published data set that the images are from."""
     name = run.config["data"]["name"]
-    return DATA_SETS.get(name, name)
+    own = (run.record or {}).get("data", {}).get("title")
+    return DATA_SETS.get(name, own or name)
 
 
 def is_part(run):

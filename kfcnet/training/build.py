@@ -1,7 +1,10 @@
 """From a configuration to what trains: device, network, loss, optimizer, and its captured step."""
 
+import numpy as np
+
 from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
+from kfcnet.data.dataset import deviation
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
@@ -22,6 +25,23 @@ def build_ops(config, device=None):
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def is_open(config):
+    """Whether a configuration leaves something to the data: see `resolved`."""
+    return config.data.input_scale == "auto" or getattr(config.network[-1], "units", 1) is None
+
+
+def resolved(config, dataset):
+    """The Config with what the data decide: the inputs' scale, the units of the last layer."""
+    if config.data.input_scale == "auto":
+        data = config.data.model_copy(update={"input_scale": deviation(dataset)})
+        config = config.model_copy(update={"data": data})
+    *layers, last = config.network
+    if getattr(last, "units", 1) is None:
+        last = last.model_copy(update={"units": dataset.classes})
+        config = config.model_copy(update={"network": (*layers, last)})
+    return config
 
 
 def build_model(config, ops, input_shape):
@@ -50,6 +70,8 @@ def build_for(dataset, config, ops):
             f"optimizer.batch_size: {batch_size:,} is above the {examples:,} training examples of "
             f"{config.data.name}: take a smaller one"
         )
+    if ops.name != "cpu" and dataset.train_images.dtype != np.uint8:
+        raise ConfigError("data: a GPU takes pixels of uint8 only; give such, or set device=cpu")
     try:
         optimizer = build(config, ops, dataset.mean.shape)
     except ValueError as error:

@@ -1,5 +1,6 @@
 """Loss and error of a network on given images, and trained networks read back from their runs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,9 @@ class TrainedNetwork:
         ops = build_ops(config, device)
         self.config, self.steps = config, checkpoint["optimizer"]["steps"]
         self.mean = checkpoint["data"]["mean"]
+        # Older checkpoints are of published data, whose pixels are bytes.
+        self.pixels = np.dtype(checkpoint["data"].get("pixels", "uint8"))
+        self.class_names = tuple(json.loads(checkpoint["data"].get("classes", "[]")))
         self.data_checksum = checkpoint["origin"]["checksum of the data"]
         self.network, self.loss = build_model(config, ops, self.mean.shape)
         self.network.theta[...] = ops.asarray(checkpoint["optimizer"]["average"])
@@ -59,8 +63,12 @@ class TrainedNetwork:
                 layer.population = ops.asarray(saved["mean"]), ops.asarray(saved["inv_std"])
 
     def predict(self, images: ArrayLike) -> NDArray[np.int64]:
-        """Class numbers int64 (M,) of raw images uint8 (M, H, W, C)."""
+        """Class numbers int64 (M,) of raw images (M, H, W, C); `class_names` has their names."""
         return self.probabilities(images).argmax(axis=1)
+
+    def predict_proba(self, images: ArrayLike) -> NDArray:
+        """The same as `probabilities`, by the name that scikit-learn gives it."""
+        return self.probabilities(images)
 
     @one_blas_thread
     def probabilities(self, images: ArrayLike) -> NDArray:
@@ -98,13 +106,16 @@ class TrainedNetwork:
         for labels that are not its classes.
         """
         images, labels = np.asarray(images), np.asarray(labels)
+        if images.ndim == 3 and self.mean.shape[-1] == 1:  # grey images without a channel
+            images = images[..., None]
         if images.shape[1:] != self.mean.shape or images.ndim != 4:
             raise ValueError(
                 f"images of shape {images.shape} given; the network takes "
                 f"(M, {', '.join(map(str, self.mean.shape))})"
             )
-        if images.dtype != np.uint8:
+        if self.pixels == np.uint8 and images.dtype != np.uint8:
             raise ValueError(f"images of {images.dtype} given; the network takes raw pixels, uint8")
+        images = images.astype(self.pixels, copy=False)
         if labels.shape != images.shape[:1]:
             raise ValueError(f"labels of shape {labels.shape} given for {len(images)} images")
         (classes,) = self.network.layers[-1].output_shape

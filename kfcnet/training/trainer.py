@@ -1,6 +1,7 @@
 """The training loop: mini-batches, evaluations, checkpoints, and going on after an interruption."""
 
 import contextlib
+import json
 import math
 import signal
 import sys
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from kfcnet import data
 from kfcnet.batches import Loader
 from kfcnet.config.schema import Config
+from kfcnet.data import Dataset
 from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.ops import which_device
@@ -27,7 +29,14 @@ from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.provenance import describe_run
 from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training import diagnostics
-from kfcnet.training.build import build_for, build_ops, captured_step, examples_of
+from kfcnet.training.build import (
+    build_for,
+    build_ops,
+    captured_step,
+    examples_of,
+    is_open,
+    resolved,
+)
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
 from kfcnet.training.evaluation import batch_statistics, evaluate
 
@@ -74,12 +83,15 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     rows: TextIO | None = None,
+    dataset: Dataset | None = None,
 ) -> None:
     """Train as `config` says, leaving a run in the folder `out`.
 
     resume: go on from the checkpoint in `out` as if the run had never stopped; without a
     checkpoint start it, and of a finished run redraw the figure. overwrite: replace the run that
     is there.
+
+    dataset: to train on in place of the configured one, as `kfcnet.data.from_arrays` makes it.
 
     rows: where a line for each row of metrics is printed, by default standard output; the progress
     bar and notices go to standard error. Nothing is shown on a stream that the process lacks.
@@ -90,9 +102,12 @@ def train(
     the state is saved, after SIGINT or SIGTERM.
     """
     with RunFolder(out, resume, overwrite) as folder:
+        if is_open(config):
+            dataset = dataset or data.load(config.data)
+            config = resolved(config, dataset)
         state = folder.saved_state(config)
         if state is None or not _is_finished(config, state, folder):
-            Trainer(config, folder, data.load(config.data), rows).run(state)
+            Trainer(config, folder, dataset or data.load(config.data), rows).run(state)
         curves.plot_runs([folder.path], folder.path / "curves.png")
         if folder.diagnostics.exists():
             diagnostic_figures.plot_diagnostics(folder.path, folder.path / "diagnostics.png")
@@ -398,7 +413,7 @@ class Trainer:
             {
                 "config": portable_config(self.config),
                 "origin": self._origin(),
-                "data": {"mean": self.dataset.mean, "examples": len(self.train_set)},
+                "data": self._data_state(),
                 "optimizer": state,
                 "statistics": batch_statistics(self.evaluated),
                 "clock": {"seconds": self.clock.seconds, "phases": self.clock.phases},
@@ -410,6 +425,16 @@ class Trainer:
             },
         )
         self.saved_steps, self.saved_at = steps, time.monotonic()
+
+    def _data_state(self):
+        """What a trained network needs to know of its data."""
+        names = self.dataset.class_names
+        return {
+            "mean": self.dataset.mean,
+            "examples": len(self.train_set),
+            "pixels": self.dataset.train_images.dtype.name,
+            **({"classes": json.dumps(names)} if names else {}),
+        }
 
     def _restore(self, state):
         """Take over what `_save` wrote. Raises RunFolderError for another device or other data."""

@@ -1,0 +1,110 @@
+"""Images in folders, one a class: `train/CLASS/*.png` and `test/CLASS/...`, or `CLASS/...`."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from kfcnet.data.dataset import DataError
+from kfcnet.data.own import Images
+
+TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+GREY = ("1", "L", "I;16", "I;16B", "I")
+TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def listing(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
+    """(names of the classes, {"train": [(file, label), ...], "test": the same if it is there}).
+
+    Classes are folders in the order of their names. Raises DataError naming the folder.
+    """
+    if not root.is_dir():
+        raise DataError(f"data.path: {root} is no folder; name one of images in a folder a class")
+    has_parts = (root / "train").is_dir()
+    parts = {"train": root / "train" if has_parts else root}
+    if has_parts and (root / "test").is_dir():
+        parts["test"] = root / "test"
+    folders = {name: _folders(place) for name, place in parts.items()}
+    classes = sorted({folder.name for of_part in folders.values() for folder in of_part})
+    if len(classes) < 2:
+        raise DataError(
+            f"{parts['train']}: holds {len(classes)} folders; there must be one for each of at "
+            "least 2 classes"
+        )
+    files = {
+        name: [(file, classes.index(folder.name)) for folder in of_part for file in _images(folder)]
+        for name, of_part in folders.items()
+    }
+    for label, name in enumerate(classes):
+        if label not in {label for _, label in files["train"]}:
+            raise DataError(
+                f"{parts['train'] / name}: holds no image; images end in {', '.join(TYPES)}"
+            )
+    if "test" in files and not files["test"]:
+        raise DataError(f"{parts['test']}: holds no image")
+    return classes, files
+
+
+def _folders(place):
+    return sorted(path for path in place.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _images(folder):
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in TYPES)
+
+
+def read(
+    files: dict[str, list[tuple[Path, int]]], size: tuple[int, int] | None
+) -> tuple[Images, Images | None]:
+    """(training Images, test Images or None) of what `listing` found, grey only if all are.
+
+    size: (height, width) to resize to. Raises DataError naming the first file that is damaged,
+    transparent, or of another size than the first one.
+    """
+    pictures = {path: _read_one(path, size) for listed in files.values() for path, _ in listed}
+    first, expected = next(iter(pictures.items()))
+    for path, picture in pictures.items():
+        if picture.shape[:2] != expected.shape[:2]:
+            raise DataError(
+                f"{path}: is {_sides(picture)}, but {first} is {_sides(expected)}; for one size "
+                f"set data.size to [height, width], such as {list(expected.shape[:2])}"
+            )
+    channels = max(picture.shape[2] for picture in pictures.values())
+
+    def stacked(listed):
+        images = [np.broadcast_to(pictures[p], (*expected.shape[:2], channels)) for p, _ in listed]
+        return Images(np.stack(images), np.array([label for _, label in listed], np.int32))
+
+    return stacked(files["train"]), stacked(files["test"]) if "test" in files else None
+
+
+def _read_one(path, size):
+    """uint8 (H, W, 1) or (H, W, 3), upright."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                picture = ImageOps.exif_transpose(picture)
+                if picture.mode in TRANSPARENT or "transparency" in picture.info:
+                    raise DataError(f"{path}: has transparency; flatten it onto a background first")
+                grey = picture.mode in GREY
+                if picture.mode.startswith("I"):  # 16 bits
+                    values = np.asarray(picture, np.int64)
+                    picture = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+                picture = picture.convert("L" if grey else "RGB")
+                if size is not None and (picture.height, picture.width) != tuple(size):
+                    picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+                array = np.asarray(picture)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged picture can make a decoder raise nearly anything
+        raise DataError(
+            f"{path}: cannot be read as an image ({type(error).__name__}: {error})"
+        ) from error
+    return array.reshape(*array.shape[:2], -1)
+
+
+def _sides(picture):
+    return f"{picture.shape[0]} x {picture.shape[1]}"

@@ -1,0 +1,119 @@
+"""A user's own images: checked, split where there is no test part, named after their file."""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kfcnet.data.dataset import Arrays, DataError, check_labels
+from kfcnet.philox import SPLIT, words
+
+MOST_CLASSES = 1000
+VERSION = 1
+"""Part of the cache's name: raise it when the same files give other arrays."""
+
+logger = logging.getLogger(__name__)
+
+
+class Images(NamedTuple):
+    """Images (N, H, W, C), uint8 or float32, and labels int32 (N,) from 0 on."""
+
+    images: NDArray
+    labels: NDArray[np.int32]
+
+
+def checked(images: NDArray, labels: NDArray, source: object) -> Images:
+    """Images (N, H, W, C) or (N, H, W) and labels (N,) as Images.
+
+    Pixels are uint8 or any floating type, which becomes float32. Raises DataError, which begins
+    with `source` and names the index of what is wrong.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or not images.size:
+        raise DataError(
+            f"{source}: images of shape {images.shape}; they must be (N, H, W, C) or (N, H, W)"
+        )
+    if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
+        raise DataError(f"{source}: pixels are {images.dtype}; they must be uint8 or floating")
+    if images.shape[-1] not in (1, 3):
+        hint = {2: " (grey with transparency?)", 4: " (colour with transparency?)"}
+        raise DataError(
+            f"{source}: images have {images.shape[-1]} channels{hint.get(images.shape[-1], '')}; "
+            "they must have 1 or 3: flatten them onto a background, or move channels to the end"
+        )
+    if labels.ndim == 2 and 1 in labels.shape:  # a column or a row, as MATLAB writes them
+        labels = labels.reshape(-1)
+    if labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{source}: {len(images)} images and labels of shape {labels.shape}; there must be one "
+            "label for each image"
+        )
+    if images.dtype != np.uint8:
+        finite = np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+        if not finite.all():
+            raise DataError(f"{source}: a pixel of image {np.argmin(finite)} is not finite")
+        images = images.astype(np.float32)
+    check_labels(labels, 0, MOST_CLASSES - 1, source)
+    return Images(np.ascontiguousarray(images), labels.astype(np.int32))
+
+
+def together(train: Images, test: Images | None, share: float, seed: int, source: object) -> Arrays:
+    """Arrays of both parts; without a test part, `share` of the images is one.
+
+    Raises DataError where the two do not fit together or a class has no training image.
+    """
+    if test is None:
+        train, test = _split(train, share, seed)
+        logger.warning(
+            "%s has no test part: %d of its %d images, drawn at random (data.split_seed), are one",
+            source,
+            len(test.labels),
+            len(train.labels) + len(test.labels),
+        )
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"{source}: training images are {train.images.shape[1:]}, test images "
+            f"{test.images.shape[1:]}; they must have one shape"
+        )
+    if train.images.dtype != test.images.dtype:
+        raise DataError(
+            f"{source}: training pixels are {train.images.dtype}, test pixels {test.images.dtype}"
+        )
+    arrays = Arrays(*train, *test)
+    classes = classes_of(arrays)
+    if classes < 2:
+        raise DataError(f"{source}: there is one class only, 0; there must be at least 2")
+    missing = np.flatnonzero(np.bincount(train.labels, minlength=classes) == 0)
+    if missing.size:
+        raise DataError(
+            f"{source}: no training image has label {missing[0]}, though labels go up to "
+            f"{classes - 1}; number the classes from 0 without gaps"
+        )
+    return arrays
+
+
+def classes_of(arrays: Arrays) -> int:
+    """The number of classes: labels go from 0 to one below it."""
+    return 1 + max(int(arrays.train_labels.max()), int(arrays.test_labels.max()))
+
+
+def _split(whole, share, seed):
+    """(rest, part): `share` of the images, at least one, drawn at random."""
+    order = np.argsort(words(seed, SPLIT, 0, len(whole.labels)), kind="stable")
+    count = min(max(1, round(share * len(order))), len(order) - 1)
+    if count < 1:
+        raise DataError("one image cannot be split into a training and a test part")
+    part, rest = np.sort(order[:count]), np.sort(order[count:])
+    return (
+        Images(whole.images[rest], whole.labels[rest]),
+        Images(whole.images[part], whole.labels[part]),
+    )
+
+
+def title(path: Path) -> str:
+    """The name under which a run shows the data of a file or folder."""
+    return path.resolve().stem

@@ -1,0 +1,130 @@
+"""Training on arrays in memory, from one call."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from kfcnet import data
+from kfcnet.config import parse_config
+from kfcnet.runs.checkpoint import load_checkpoint
+from kfcnet.runs.folder import RunFolderError
+from kfcnet.runs.metrics import read_metrics
+from kfcnet.training.evaluation import TrainedNetwork
+from kfcnet.training.trainer import train
+
+MOST_EXAMPLES = 50000
+"""Timescales and the rise of the learning rate are an epoch, and at most so many examples."""
+
+
+class FittedNetwork(TrainedNetwork):
+    """A TrainedNetwork and the run that it comes from.
+
+    `history` is {column: array} of the run's metrics.csv, `class_names` the names of the classes
+    where there are any. What `fit` left without `out` is kept as long as this object.
+    """
+
+    def __init__(self, folder, device="cpu", temporary=None):
+        checkpoint = load_checkpoint(Path(folder) / "checkpoint.h5")
+        super().__init__(parse_config(checkpoint["config"], str(folder)), checkpoint, device)
+        self.folder, self._temporary = Path(folder), temporary
+        self.history = read_metrics(self.folder / "metrics.csv")
+
+    def save(self, path: str | Path) -> None:
+        """Copy the run to a new folder `path`, for `kfcnet.load`; RunFolderError if it is there."""
+        if Path(path).exists():
+            raise RunFolderError(f"{path} is there already: name another folder")
+        shutil.copytree(self.folder, path)
+
+
+def load(path: str | Path, device: str = "cpu") -> FittedNetwork:
+    """The network of the run in a folder, with its history.
+
+    Raises CheckpointError or RecordError where the run cannot be read.
+    """
+    return FittedNetwork(path, device)
+
+
+def fit(
+    images: ArrayLike,
+    labels: ArrayLike,
+    network: Iterable[Any],
+    optimizer: Mapping[str, Any] | str | None = None,
+    epochs: float = 10,
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    *,
+    input_scale: float | str = "auto",
+    seed: int = 0,
+    device: str = "auto",
+    out: str | Path | None = None,
+    **settings: Any,
+) -> FittedNetwork:
+    """Train a network on images (M, H, W, C) or (M, H, W), uint8 or floating, and labels (M,).
+
+    network: layers in order, mappings like those of a configuration or models such as
+    `kfcnet.config.schema.ConvConfig`; the units of the last one may be left out. optimizer: its
+    settings or its name, KFC-pre by default; what is left out is chosen for the number of images.
+    validation: (images, labels) to measure; without them a fifth of the images is drawn. out: the
+    run's folder. settings: further sections of a configuration.
+
+    Raises DataError naming the index of a wrong image or label, ConfigError naming a wrong setting,
+    TrainingFailed, and RunFolderError where `out` holds a run.
+    """
+    held_out = () if validation is None else validation
+    dataset = data.from_arrays(images, labels, *held_out)
+    document = {
+        "data": {"name": "arrays", "input_scale": input_scale},
+        "network": [_mapping(layer) for layer in network],
+        "optimizer": settings_for(optimizer, len(dataset.train_labels)),
+        "epochs": epochs,
+        "seed": seed,
+        "device": device,
+        **settings,
+    }
+    config = parse_config(json.dumps(document), "fit")
+    temporary = None if out else tempfile.TemporaryDirectory(prefix="kfcnet-")
+    folder = Path(out or temporary.name) / ("" if out else "run")
+    train(config, folder, dataset=dataset)
+    return FittedNetwork(folder, temporary=temporary)
+
+
+def settings_for(optimizer: Mapping[str, Any] | str | None, examples: int) -> dict[str, Any]:
+    """An optimizer's settings, of which those that are left out suit the number of examples.
+
+    KFC-pre gets a clip that counts momentum, C (1 - mu)^2, and a rise of the learning rate over the
+    first epoch: with both it trained from every learning rate and damping that was tried.
+    """
+    given = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer or {})
+    name = given.setdefault("name", "kfc_pre")
+    span = min(examples, MOST_EXAMPLES)
+    chosen = {"averaging_timescale": 2 * span}
+    if name not in ("kfac", "hessian_free"):
+        chosen["schedule"] = {"name": "constant", "warm_up": span}
+    if name == "kfc_pre":
+        batch = given.get("batch_size", min(512, max(1, examples // 8)))
+        chosen |= {
+            "batch_size": batch,
+            "learning_rate": 0.01,
+            "weight_decay": 1e-4,
+            "damping": 1e-2,
+            "clip": 0.3 * (1 - given.get("momentum", 0.9)) ** 2,
+            "statistics_fraction": min(1.0, max(0.25, 128 / batch)),
+            "statistics_timescale": min(10000, 2 * span),
+            "initial_examples": min(5000, examples),
+            "inverse_period": 5,
+        }
+    elif name in ("sgd", "adagrad", "rmsprop", "adam"):
+        chosen["batch_size"] = min(128, max(1, examples // 8))
+        chosen["learning_rate"] = 0.01 if name == "sgd" else 0.001
+    else:
+        chosen["batch_size"] = min(512, max(1, examples // 8))
+        chosen["initial_examples"] = min(5000, examples)
+    return {**chosen, **given}
+
+
+def _mapping(layer):
+    return dict(layer) if isinstance(layer, Mapping) else layer.model_dump(mode="json")

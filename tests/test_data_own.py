@@ -1,0 +1,332 @@
+"""A user's own images: what is read, what is refused and how, and that a network trains on them."""
+
+import json
+import logging
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+import kfcnet
+from kfcnet import data
+from kfcnet.cli import main
+from kfcnet.config import ConfigError, parse_config
+from kfcnet.data import DataError
+from kfcnet.runs.files import read_json
+from kfcnet.runs.folder import RunFolderError
+from kfcnet.training.fit import settings_for
+
+pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
+
+NETWORK = [
+    {"layer": "conv", "filters": 3, "kernel": 3, "padding": 1},
+    {"layer": "relu"},
+    {"layer": "dense"},
+]
+TEXT = f"""
+data: {{name: NAME, path: PATH}}
+network: {json.dumps(NETWORK)}
+optimizer: {{name: sgd, learning_rate: 0.01, batch_size: 8, averaging_timescale: 50}}
+epochs: 1
+device: cpu
+ops: {{native: "off"}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def data_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("KFCNET_DATA", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def arrays(rng):
+    """24 training and 8 test images of three classes, 5 x 4 pixels in colour."""
+    return {
+        "train_images": rng.integers(0, 256, (24, 5, 4, 3), np.uint8),
+        "train_labels": np.arange(24) % 3,
+        "test_images": rng.integers(0, 256, (8, 5, 4, 3), np.uint8),
+        "test_labels": np.arange(8) % 3,
+    }
+
+
+def config(path, *overrides, name="arrays"):
+    text = TEXT.replace("NAME", name).replace("PATH", str(path))
+    return parse_config(text, "test", overrides)
+
+
+def save(path, arrays):
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    elif path.suffix == ".mat":
+        scipy.io.savemat(path, arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for key, array in arrays.items():
+                file[key] = array
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5", ".mat"])
+def test_a_file_of_arrays_is_read_as_it_is(tmp_path, arrays, suffix):
+    path = tmp_path / f"flowers{suffix}"
+    save(path, arrays)
+    for _ in range(2):  # the second time from the cache
+        dataset = data.load(config(path).data)
+        for key, expected in arrays.items():
+            assert np.array_equal(getattr(dataset, key), expected), key
+        assert dataset.classes == 3 and dataset.provenance["title"] == "flowers"
+    assert len(list((tmp_path / "home" / "cache").iterdir())) == 1
+
+
+def test_a_file_that_changes_is_read_again(tmp_path, arrays):
+    path = tmp_path / "a.npz"
+    save(path, arrays)
+    before = data.load(config(path).data)
+    save(path, arrays | {"train_images": 255 - arrays["train_images"]})
+    after = data.load(config(path).data)
+    assert np.array_equal(after.train_images, 255 - before.train_images)
+    assert after.provenance["sha256"] != before.provenance["sha256"]
+
+
+def test_grey_and_floating_pixels_keep_their_values(tmp_path, arrays, rng):
+    grey = {key: array[..., 0] if "images" in key else array for key, array in arrays.items()}
+    grey = {key: array / 255 if "images" in key else array for key, array in grey.items()}
+    save(tmp_path / "a.npz", grey)
+    dataset = data.load(config(tmp_path / "a.npz").data)
+    assert dataset.train_images.shape == (24, 5, 4, 1)
+    assert dataset.train_images.dtype == np.float32
+    np.testing.assert_allclose(dataset.train_images[..., 0], grey["train_images"], rtol=1e-6)
+    np.testing.assert_allclose(dataset.mean[..., 0], grey["train_images"].mean(0), rtol=1e-5)
+
+
+def test_without_a_test_part_a_share_is_drawn_and_said_so(tmp_path, arrays, caplog):
+    del arrays["test_images"], arrays["test_labels"]
+    arrays["train_images"][:] = np.arange(24)[:, None, None, None]  # an image's number
+    save(tmp_path / "a.npz", arrays)
+    with caplog.at_level(logging.WARNING):
+        dataset = data.load(config(tmp_path / "a.npz", "data.test_share=0.25").data)
+    assert "a.npz has no test part: 6 of its 24 images, drawn at random" in caplog.text
+    train, test = (images[:, 0, 0, 0] for images in (dataset.train_images, dataset.test_images))
+    assert sorted([*train, *test]) == list(range(24)) and len(test) == 6
+    assert np.array_equal(dataset.test_labels, test % 3)
+    again = data.load(config(tmp_path / "a.npz", "data.test_share=0.25").data)
+    assert np.array_equal(again.test_images, dataset.test_images)
+    other = data.load(config(tmp_path / "a.npz", "data.test_share=0.25", "data.split_seed=1").data)
+    assert not np.array_equal(other.test_images, dataset.test_images)
+
+
+BAD_ARRAYS = {
+    "a label below zero": ({"train_labels": np.r_[0, 1, -1, np.arange(21) % 3]}, "image 2 is -1"),
+    "a label that is no number": (
+        {"train_labels": np.r_[0.0, np.nan, np.arange(22) % 3]},
+        "label of image 1 is nan",
+    ),
+    "a missing class": ({"train_labels": 2 * (np.arange(24) % 2)}, "no training image has label 1"),
+    "one class": (
+        {"train_labels": np.zeros(24, int), "test_labels": np.zeros(8, int)},
+        "there is one class only",
+    ),
+    "fewer labels": ({"train_labels": np.arange(23) % 3}, "24 images and labels of shape (23,)"),
+    "alpha": ({"train_images": np.zeros((24, 5, 4, 4), np.uint8)}, "transparency?"),
+    "wide pixels": ({"train_images": np.zeros((24, 5, 4, 3), int)}, "pixels are int64"),
+    "no images": ({"train_images": np.zeros((0, 5, 4, 3), np.uint8)}, "images of shape (0,"),
+    "flat images": ({"train_images": np.zeros((24, 60), np.uint8)}, "images of shape (24, 60)"),
+    "other sides": ({"test_images": np.zeros((8, 4, 4, 3), np.uint8)}, "they must have one shape"),
+    "half a test part": ({"test_labels": None}, "only one is there"),
+    "no training part": ({"train_images": None}, "it holds test_images, test_labels, train_labels"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays_are_refused_in_a_line_that_names_file_and_index(tmp_path, arrays, case):
+    changes, message = BAD_ARRAYS[case]
+    arrays = {key: array for key, array in (arrays | changes).items() if array is not None}
+    save(tmp_path / "a.npz", arrays)
+    with pytest.raises(DataError) as error:
+        data.load(config(tmp_path / "a.npz").data)
+    text = str(error.value)
+    assert message in text and "a.npz" in text and "\n" not in text
+
+
+def test_a_pixel_that_is_not_finite_is_refused_by_its_image(arrays):
+    images = arrays["train_images"].astype(float)
+    images[7, 2, 1, 0] = np.inf
+    with pytest.raises(DataError, match="the training part: a pixel of image 7 is not finite"):
+        data.from_arrays(images, arrays["train_labels"])
+
+
+@pytest.mark.parametrize("name, message", [
+    ("a.txt", "is no file of arrays; these end in .npz"), ("b.npz", "cannot be read as arrays"),
+    ("c.h5", "cannot be read as arrays"), ("d.mat", "cannot be read as arrays"),
+])  # fmt: skip
+def test_a_file_that_holds_no_arrays_is_refused(tmp_path, name, message):
+    (tmp_path / name).write_bytes(b"no arrays at all, and long enough to have a header" * 9)
+    with pytest.raises(DataError, match=message):
+        data.load(config(tmp_path / name).data)
+
+
+def test_a_path_is_needed_and_must_be_there(tmp_path):
+    with pytest.raises(DataError, match="data.path: missing; name the arrays of images"):
+        data.load(config(tmp_path, "data.path=null").data)
+    with pytest.raises(DataError, match="nowhere.npz does not exist"):
+        data.load(config(tmp_path / "nowhere.npz").data)
+
+
+# Folders
+
+
+def picture(path, size=(4, 5), mode="RGB", value=0):
+    """A picture of width and height `size`; its first pixel has the given value."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Image.new(mode, size)
+    made.putpixel((0, 0), value if mode in ("L", "P") else (value,) * len(mode))
+    made.save(path)
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    """train/ and test/ of two classes with 6 and 2 images each."""
+    root = tmp_path / "flowers"
+    for part, count in (("train", 6), ("test", 2)):
+        for label, name in enumerate(("daisy", "rose")):
+            for number in range(count):
+                picture(root / part / name / f"{number}.png", value=10 * label + number)
+    return root
+
+
+def test_folders_are_classes_in_the_order_of_their_names(flowers):
+    dataset = data.load(config(flowers, name="folder").data)
+    assert dataset.class_names == ("daisy", "rose") and dataset.classes == 2
+    assert dataset.train_images.shape == (12, 5, 4, 3) and dataset.test_images.shape[0] == 4
+    assert dataset.train_images[:, 0, 0, 0].tolist() == [*range(6), *range(10, 16)]
+    assert dataset.train_labels.tolist() == 6 * [0] + 6 * [1]
+    assert dataset.provenance["classes"] == ["daisy", "rose"]
+
+
+def test_folders_without_parts_are_split(flowers):
+    dataset = data.load(config(flowers / "train", name="folder").data)
+    assert len(dataset.train_images) == 10 and len(dataset.test_images) == 2
+
+
+def test_a_picture_that_is_added_is_seen(flowers):
+    data.load(config(flowers, name="folder").data)
+    picture(flowers / "train" / "rose" / "more.jpg")
+    assert len(data.load(config(flowers, name="folder").data).train_images) == 13
+
+
+def test_pictures_are_grey_only_if_all_are(flowers, tmp_path):
+    picture(flowers / "train" / "daisy" / "0.png", mode="L", value=7)
+    dataset = data.load(config(flowers, name="folder").data)
+    assert dataset.train_images[0, 0, 0].tolist() == [7, 7, 7]
+    for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png"):
+        picture(tmp_path / "grey" / name, mode="L", value=9)
+    assert data.load(config(tmp_path / "grey", name="folder").data).mean.shape == (5, 4, 1)
+
+
+def test_pictures_of_other_sizes_are_resized_when_asked_to(flowers):
+    odd = flowers / "test" / "rose" / "odd.png"
+    picture(odd, size=(8, 6))
+    with pytest.raises(DataError, match=r"odd.png: is 6 x 8, but .*0.png is 5 x 4; .*data.size"):
+        data.load(config(flowers, name="folder").data)
+    dataset = data.load(config(flowers, "data.size=[6, 8]", name="folder").data)
+    assert dataset.train_images.shape == (12, 6, 8, 3)
+
+
+def broken(root):
+    (root / "train" / "rose" / "3.png").write_bytes(b"\x89PNG not really")
+
+
+def transparent(root):
+    picture(root / "train" / "rose" / "3.png", mode="RGBA")
+
+
+def emptied(root):
+    for path in (root / "train" / "rose").iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("change, message", [
+    (broken, "rose/3.png: cannot be read as an image"), (transparent, "3.png: has transparency"),
+    (emptied, "train/rose: holds no image; images end in .png"),
+])  # fmt: skip
+def test_what_is_wrong_with_a_folder_is_named_in_a_line(flowers, change, message):
+    change(flowers)
+    with pytest.raises(DataError) as error:
+        data.load(config(flowers, name="folder").data)
+    assert message in str(error.value).replace("\\", "/") and "\n" not in str(error.value)
+
+
+def test_a_folder_of_one_class_or_a_file_is_refused(tmp_path):
+    picture(tmp_path / "one" / "daisy" / "0.png")
+    with pytest.raises(DataError, match="holds 1 folders; there must be one for each"):
+        data.load(config(tmp_path / "one", name="folder").data)
+    with pytest.raises(DataError, match="is no folder"):
+        data.load(config(tmp_path / "one" / "daisy" / "0.png", name="folder").data)
+
+
+# Training
+
+
+def test_a_network_trains_on_a_folder_and_knows_the_names_of_its_classes(flowers, tmp_path):
+    (tmp_path / "own.yaml").write_text(TEXT.replace("NAME", "folder").replace("PATH", str(flowers)))
+    out = tmp_path / "run"
+    argv = ["train", "--config", str(tmp_path / "own.yaml"), "--out", str(out)]
+    assert main(argv) == 0
+    assert main([*argv, "--resume", "--set", "epochs=2"]) == 0
+    run = kfcnet.load(out)
+    assert run.class_names == ("daisy", "rose")
+    assert run.config.network[-1].units == 2 and run.config.data.input_scale > 0
+    assert run.predict_proba(np.zeros((3, 5, 4, 3), np.uint8)).shape == (3, 2)
+    assert read_json(out / "run.json")["data"]["classes"] == ["daisy", "rose"]
+    assert read_json(out / "run.json")["data"]["title"] == "flowers"
+    assert main(["evaluate", str(out), "--data", str(flowers), "--device", "cpu"]) == 0
+
+
+def test_only_the_last_layer_leaves_its_units_to_the_data(tmp_path):
+    with pytest.raises(ConfigError, match="network.1.units: missing; only the last layer"):
+        config(tmp_path, "network.1={layer: dense}")
+
+
+def test_fit_trains_on_arrays_and_gives_a_network_that_can_be_kept(arrays, tmp_path):
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    held_out = arrays["test_images"], arrays["test_labels"]
+    run = kfcnet.fit(images, labels, NETWORK, epochs=2, validation=held_out, device="cpu")
+    assert run.predict(images).shape == (24,) and run.predict(images).max() <= 2
+    assert run.history["epoch"][-1] >= 2 and run.evaluate(*held_out)[1] <= 1
+    deviation = (images - images.mean(axis=0)).std()
+    assert run.config.data.input_scale == pytest.approx(deviation, rel=1e-5)
+    run.save(tmp_path / "kept")
+    again = kfcnet.load(tmp_path / "kept")
+    assert np.array_equal(again.predict_proba(images), run.predict_proba(images))
+    with pytest.raises(RunFolderError, match="is there already"):
+        run.save(tmp_path / "kept")
+
+
+def test_fit_takes_grey_floating_images_and_predicts_them(rng, tmp_path):
+    images = rng.random((40, 6, 5))
+    labels = (images.mean(axis=(1, 2)) > 0.5).astype(int)
+    out = tmp_path / "out"
+    run = kfcnet.fit(images, labels, NETWORK, "sgd", epochs=1, device="cpu", out=out)
+    assert run.predict(images).shape == (40,) and run.pixels == np.float32
+    assert (out / "metrics.csv").exists() and run.history["test_error"].size
+
+
+@pytest.mark.parametrize("name", ["kfc_pre", "sgd", "adam", "kfac", "hessian_free"])
+@pytest.mark.parametrize("examples", [3, 1437, 200_000])
+def test_the_settings_that_fit_chooses_are_valid_for_any_number_of_images(name, examples):
+    settings = settings_for(name, examples)
+    parsed = config("x", f"optimizer={json.dumps(settings)}").optimizer
+    assert parsed.name == name and parsed.batch_size <= examples
+    own = settings_for({"name": name, "batch_size": 2}, examples)
+    assert own["batch_size"] == 2
+
+
+def test_fit_says_what_is_wrong_with_its_arguments(arrays):
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    with pytest.raises(DataError, match="24 images and labels of shape"):
+        kfcnet.fit(images, labels[:-1], NETWORK)
+    with pytest.raises(ConfigError, match="fit: optimizer.learning_rat: unknown key; did you mean"):
+        kfcnet.fit(images, labels, NETWORK, {"name": "sgd", "learning_rat": 1})
+    with pytest.raises(ConfigError, match="fit: network.0.layer: unknown value cnov"):
+        kfcnet.fit(images, labels, [{"layer": "cnov"}])
