@@ -66,14 +66,14 @@ def test_one_changed_bit_is_an_error_naming_the_file(saved, place):
     content = bytearray(saved.read_bytes())
     content[BLOCK + int(place * (len(content) - BLOCK))] ^= 1
     saved.write_bytes(content)
-    with pytest.raises(CheckpointError, match="checkpoint.h5 is damaged.*--overwrite"):
+    with pytest.raises(CheckpointError, match="checkpoint.h5 is damaged.*, or move the folder"):
         load_checkpoint(saved)
 
 
 @pytest.mark.parametrize("length", [0, 10, BLOCK - 1, BLOCK, -1])
 def test_a_truncated_file_is_an_error_naming_the_file(saved, length):
     saved.write_bytes(saved.read_bytes()[:length])
-    with pytest.raises(CheckpointError, match="checkpoint.h5 is .*--overwrite"):
+    with pytest.raises(CheckpointError, match="checkpoint.h5 is .*move the folder"):
         load_checkpoint(saved)
 
 

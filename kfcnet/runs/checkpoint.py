@@ -18,6 +18,7 @@ from kfcnet.runs.files import write_bytes
 
 CHECKPOINT = "checkpoint.h5"  # its name in the folder of a run
 MAGIC = b"kfcnet checkpoint 1\nsha256 "
+START_ANEW = "move the folder of the run away to start it anew"
 BLOCK = 512  # bytes ahead of the HDF5 data, the smallest that HDF5 allows
 
 
@@ -53,14 +54,12 @@ def load_checkpoint(path):
             "run first, or go on with --resume"
         ) from error
     if not content.startswith(MAGIC):
-        raise CheckpointError(
-            f"{path} is no kfcnet checkpoint; start the run again with --overwrite"
-        )
+        raise CheckpointError(f"{path} is no kfcnet checkpoint; {START_ANEW}")
     expected = content[len(MAGIC) : len(MAGIC) + 64].decode(errors="replace")
     if hashlib.sha256(memoryview(content)[BLOCK:]).hexdigest() != expected:
         raise CheckpointError(
             f"{path} is damaged (its content does not match its checksum); "
-            "restore it, or start the run again with --overwrite"
+            f"restore it, or {START_ANEW}"
         )
     with h5py.File(io.BytesIO(content), "r") as file:
         return _read_group(file)

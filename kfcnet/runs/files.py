@@ -118,10 +118,7 @@ def missing_entry(path, key):
 
 def unreadable(path, line, reason):
     """The RecordError for a line of a file that cannot be read."""
-    return RecordError(
-        f"{path}, line {line}: {reason}; mend the line, start the run again with "
-        "--overwrite, or move its folder away"
-    )
+    return RecordError(f"{path}, line {line}: {reason}; mend the line, or move its folder away")
 
 
 def _cannot_write(path, error):

@@ -91,8 +91,8 @@ class RunFolder:
         if changed:
             key, before, now = changed
             raise RunFolderError(
-                f"{key} is {now} now and was {before} in {self.path}: set it "
-                "back to go on, replace the run by --overwrite, or choose another --out"
+                f"{key} is {now} now and was {before} in {self.path}: set it back to go on, "
+                "move that folder away to start anew, or choose another --out"
             )
         return state
 
@@ -103,8 +103,8 @@ class RunFolder:
         if outcome.get("state") == "finished":
             raise RunFolderError(
                 f"{self.path} holds the records of a finished run, up to update "
-                f"{outcome.get('iteration')}, and no checkpoint to go on from: choose another "
-                "folder with --out, or replace the run by --overwrite"
+                f"{outcome.get('iteration')}, and no checkpoint to go on from: restore it, move "
+                "that folder away to start anew, or choose another with --out"
             )
 
     def start(self, config, record):
