@@ -1,5 +1,7 @@
 """Sweeps: the grid, the stages, the ranking, and going on after a stop."""
 
+import concurrent.futures
+import contextlib
 import csv
 import os
 import shutil
@@ -14,13 +16,15 @@ import pytest
 from runs import assert_same_run, small
 
 from kfcnet.config import ConfigError
-from kfcnet.runs.folder import RunFolderError
+from kfcnet.data import DataError
+from kfcnet.runs.files import WriteError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training import sweep as sweeps
 from kfcnet.training import tuning
-from kfcnet.training.sweep import parse_grid, parse_stages, sweep
+from kfcnet.training.sweep import SweepError, parse_grid, parse_stages, sweep
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 from kfcnet.training.tuning import Point, Stage, Task, Tuning
+from kfcnet.training.workers import WorkerDied, workers
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "sweep.py"
 CONFIG = """
@@ -215,7 +219,7 @@ def test_without_stages_every_run_goes_to_the_configured_end(config, tmp_path):
 
 def test_another_configuration_is_never_mixed_in(config, tmp_path):
     sweep(config, {"seed": [3]}, [], tmp_path / "out")
-    with pytest.raises(RunFolderError, match="optimizer.momentum is 0.8 now and was 0.9"):
+    with pytest.raises(SweepError, match="optimizer.momentum is 0.8 now and was 0.9"):
         sweep(config, {"seed": [3]}, [], tmp_path / "out", ["optimizer.momentum=0.8"])
 
 
@@ -242,6 +246,102 @@ def test_a_sweep_whose_runs_all_diverge_says_so(config, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_loop", fail)
     sweep(config, {"seed": [3, 4]}, STAGES, tmp_path / "out")
     assert [row["state"] for row in table(tmp_path / "out")] == ["diverged", "diverged"]
+
+
+def refusing(monkeypatch, **errors):
+    """Let the training of some runs, given by their seeds, raise."""
+
+    def refuse_or_train(config, folder, **options):
+        if error := errors.get(f"seed{config.seed}"):
+            raise error
+        train(config, folder, **options)
+
+    monkeypatch.setattr(sweeps, "train", refuse_or_train)
+
+
+def test_a_point_that_fails_is_a_row_with_its_reason_and_the_others_go_on(
+    config, tmp_path, monkeypatch, capsys
+):
+    refusing(
+        monkeypatch,
+        seed1=MemoryError("2 TiB"),
+        seed2=ConfigError("network.0: impossible"),
+        seed3=ZeroDivisionError("of ours"),
+    )
+    results = sweep(config, {"seed": [1, 2, 3, 4]}, STAGES[:2], tmp_path / "out")
+    assert [result.point.settings["seed"] for result in results if result.row] == [4, 4]
+    failures = {
+        row["seed"]: row["failure"] for row in table(tmp_path / "out") if row["state"] == "failed"
+    }
+    assert failures == {
+        "1": "out of memory (2 TiB)",
+        "2": "network.0: impossible",
+        "3": "ZeroDivisionError: of ours",
+    }
+    assert "failed: out of memory (2 TiB)" in (tmp_path / "out" / "sweep.md").read_text()
+    assert (tmp_path / "out" / "sweep.png").exists()
+    assert "seed=2 failed: network.0: impossible" in capsys.readouterr().err
+    monkeypatch.setattr(sweeps, "train", train)  # the failures were of the machine
+    sweep(config, {"seed": [1, 2, 3, 4]}, STAGES[:1], tmp_path / "out")
+    assert {row["state"] for row in table(tmp_path / "out")} == {"finished"}
+
+
+def test_a_sweep_whose_points_all_fail_for_one_reason_is_an_error(config, tmp_path, monkeypatch):
+    refusing(monkeypatch, seed1=DataError("no data"), seed2=DataError("no data"))
+    with pytest.raises(SweepError, match="^no data$"):
+        sweep(config, {"seed": [1, 2]}, STAGES, tmp_path / "out")
+
+
+def test_a_sweep_whose_points_fail_for_several_reasons_has_a_table_of_them(
+    config, tmp_path, monkeypatch
+):
+    refusing(monkeypatch, seed1=MemoryError(), seed2=DataError("no data"))
+    sweep(config, {"seed": [1, 2]}, STAGES, tmp_path / "out")
+    reasons = [row["failure"] for row in table(tmp_path / "out")]
+    assert reasons == ["out of memory", "no data"]
+
+
+def test_a_full_disk_ends_a_sweep(config, tmp_path, monkeypatch):
+    refusing(monkeypatch, seed1=WriteError("no room"))
+    with pytest.raises(WriteError, match="no room"):
+        sweep(config, {"seed": [1, 2]}, STAGES, tmp_path / "out")
+
+
+def test_a_finished_run_without_its_checkpoint_names_a_way_out_that_a_sweep_has(config, tmp_path):
+    out = tmp_path / "out"
+    sweep(config, {"seed": [1, 2]}, [Stage(0.5, None)], out)
+    (out / "seed=1" / "checkpoint.h5").unlink()
+    sweep(config, {"seed": [1, 2]}, [Stage(1, None)], out)
+    (failed,) = [row for row in table(out) if row["state"] == "failed"]
+    assert failed["seed"] == "1" and "move that folder away" in failed["failure"]
+    assert "--overwrite" not in failed["failure"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_fails_its_own_call_alone():
+    with workers(2) as pool:
+        futures = [pool.submit(*call) for call in ((os._exit, 9), (abs, -3), (abs, -4), (abs, -5))]
+        with pytest.raises(WorkerDied, match="was killed, perhaps because memory was short"):
+            futures[0].result()
+        assert [future.result() for future in futures[1:]] == [3, 4, 5]
+
+
+def test_a_killed_worker_is_a_failed_point(config, tmp_path, monkeypatch):
+    class Killed:
+        def submit(self, function, task):
+            future = concurrent.futures.Future()
+            if task.config.seed == 1:
+                future.set_exception(WorkerDied("its process was killed"))
+            else:
+                future.set_result(function(task))
+            return future
+
+    monkeypatch.setattr(sweeps, "workers", lambda count: contextlib.nullcontext(Killed()))
+    sweep(config, {"seed": [1, 2]}, STAGES[:1], tmp_path / "out", at_a_time=2)
+    assert {row["seed"]: row["failure"] for row in table(tmp_path / "out")} == {
+        "1": "its process was killed",
+        "2": "",
+    }
 
 
 def test_an_unknown_key_is_an_error_before_anything_is_trained(config, tmp_path):

@@ -80,19 +80,15 @@ def _exit_status(error):
     """Exit status of an error that the user can solve; None for any other."""
     if isinstance(error, ConfigError):
         return 2
-    from kfcnet.data import DataError
-    from kfcnet.ops.errors import DeviceError
-    from kfcnet.runs.checkpoint import CheckpointError
-    from kfcnet.runs.files import RecordError, WriteError
-    from kfcnet.runs.folder import RunFolderError
-    from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted
+    from kfcnet.runs.files import WriteError
+    from kfcnet.training.sweep import SweepError
+    from kfcnet.training.trainer import UNUSABLE, TrainingFailed, TrainingInterrupted
 
     if isinstance(error, (TrainingFailed, TrainingInterrupted)):
         return error.exit_status
     if isinstance(error, WriteError):
         return 1
-    of_input = (CheckpointError, DataError, DeviceError, RecordError, RunFolderError)
-    return 2 if isinstance(error, of_input) else None
+    return 2 if isinstance(error, (*UNUSABLE, SweepError)) else None
 
 
 @command
@@ -281,8 +277,9 @@ def sweep(argv=None, prog=None):
         parser.error(str(error))
     if options.workers < 1:
         parser.error(f"--workers {options.workers}: at least one is needed")
-    sweeps.sweep(options.config, grid, stages, out, _overrides(options), options.workers)
+    results = sweeps.sweep(options.config, grid, stages, out, _overrides(options), options.workers)
     print((out / "sweep.md").read_text(encoding="utf-8"), end="")
+    return 1 if any(result.failure for result in results) else 0
 
 
 @command

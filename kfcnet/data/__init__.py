@@ -109,7 +109,7 @@ def _load_synthetic(examples):
 
 
 def _cache_paths(name, origin):
-    """Where a cache may lie. Its name has a hash of everything that determines the contents."""
+    """Where a cache may lie: its name contains a hash of all that determines the contents."""
     text = json.dumps([cache.FORMAT, origin], sort_keys=True)
     file = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.h5"
     return [folder / file for folder in files.cache_folders()]

@@ -4,16 +4,22 @@ import itertools
 import json
 import re
 import sys
+import traceback
 from pathlib import Path
 
 from kfcnet.config import ConfigError, load_config, yaml_text
 from kfcnet.figures import curves
-from kfcnet.runs.files import markdown_table, write_csv, write_text
+from kfcnet.runs.files import WriteError, markdown_table, write_csv, write_text
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import read_run
-from kfcnet.training.trainer import TrainingFailed, train
+from kfcnet.training.trainer import UNUSABLE, TrainingFailed, TrainingInterrupted, train
 from kfcnet.training.tuning import Point, Stage, Tuning, find_task
-from kfcnet.training.workers import workers
+from kfcnet.training.workers import WorkerDied, workers
+
+
+class SweepError(RuntimeError):
+    """No run of a sweep can be trained, all for one reason: the text says what to do."""
+
 
 RESULTS = ("iteration", "epoch", "seconds", "train_error", "train_loss", "test_error", "test_loss")
 
@@ -56,7 +62,9 @@ def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
     in `out`, in whatever folder, is used and gone on with; it is evaluated as it was begun. Returns
     the Results of all stages, best first within each.
 
-    Raises what `train` raises, except TrainingFailed: a run that diverges is a result.
+    A run that diverges or fails is a result, and the others go on. Raises SweepError where all of a
+    stage fail for one reason, ConfigError and RecordError for what cannot be read, WriteError for a
+    full disk, TrainingInterrupted after a signal.
     """
     out = Path(out)
     stages = stages or [Stage(load_config(config, overrides).epochs, None)]
@@ -69,10 +77,12 @@ def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
             file=sys.stderr,
         )
         tasks = _find_tasks(index, tuning.points, configs)
-        _train_all([task for task in tasks if not task.is_over], at_a_time)
+        failures = _train_all([task for task in tasks if not task.is_over], at_a_time)
+        if len(failures) == len(tasks) and len(set(failures.values())) == 1:
+            raise SweepError(next(iter(failures.values())))
         for task in tasks:
             index.add(task.folder)
-        tuning.complete(_find_tasks(index, tuning.points, configs))
+        tuning.complete(_find_tasks(index, tuning.points, configs), failures)
         write_tables(out, list(grid), stages, tuning.results)
     return tuning.results
 
@@ -98,20 +108,23 @@ def write_tables(out, keys, stages, results):
 
     Only the first has seconds: the runs of a sweep may share the machine.
     """
-    header = ["stage", "epochs", "rank", *keys, "state", *RESULTS]
+    header = ["stage", "epochs", "rank", *keys, "state", *RESULTS, "failure"]
     rows = [
         [
             result.stage,
             stages[result.stage - 1].epochs,
             place,
             *map(show, values),
-            "finished" if result.row else "diverged",
+            _state(result),
             *(result.row[name] if result.row else "" for name in RESULTS),
+            result.failure,
         ]
         for result, place, values in _placed(results)
     ]
+    out.mkdir(parents=True, exist_ok=True)  # where every run failed before it had a folder
     write_csv(out / "sweep.csv", [header, *rows])
     write_text(out / "sweep.md", markdown(keys, stages, results))
+    trained = [result for result in results if not result.failure]
     drawn = [
         (
             stages[result.stage - 1].epochs,
@@ -121,10 +134,11 @@ def write_tables(out, keys, stages, results):
             },
             result.row and result.row["train_error"],
         )
-        for result in results
+        for result in trained
     ]
-    run = read_run(results[0].point.folder)
-    curves.save_figure(lambda: curves.draw_sweep(drawn, run), out / "sweep.png")
+    if drawn:
+        run = read_run(trained[0].point.folder)
+        curves.save_figure(lambda: curves.draw_sweep(drawn, run), out / "sweep.png")
 
 
 def markdown(keys, stages, results):
@@ -151,12 +165,16 @@ def markdown(keys, stages, results):
                 str(row["iteration"]),
             ]
             if row
-            else ["diverged"] + 4 * [""]
+            else [_state(result) + f": {result.failure}".rstrip(": "), *4 * [""]]
         )
         lines.append(
             [f"{stages[result.stage - 1].epochs:g}", str(place), *map(show, values), *measured]
         )
     return markdown_table(lines)
+
+
+def _state(result):
+    return "finished" if result.row else "failed" if result.failure else "diverged"
 
 
 def show(value):
@@ -184,17 +202,39 @@ def _find_tasks(index, points, configs):
 
 
 def _train_all(tasks, count):
+    """{folder: reason} of the runs that could not be trained; the others go on."""
+    failures = {}
     with workers(count) as pool:
-        for future in [
-            pool.submit(_train_one, task.training_config(), task.folder) for task in tasks
-        ]:
-            future.result()
+        futures = {task.folder: pool.submit(_train_one, task) for task in tasks}
+        for folder, future in futures.items():
+            try:
+                reason = future.result()
+            except WorkerDied as error:
+                reason = str(error)
+            if reason:
+                print(f"{folder.name} failed: {reason}", file=sys.stderr)
+                failures[folder] = " ".join(reason.split())
+    return failures
 
 
-def _train_one(config, folder):
-    """Take a run to the end of its stage; one that diverges says so."""
-    print(folder.name, file=sys.stderr)
+def _train_one(task):
+    """Take a run to the end of its stage; one that diverges says so. The reason why it failed.
+
+    It is a text: the error itself would keep the run's memory.
+    """
+    print(task.folder.name, file=sys.stderr)
     try:
-        train(config, folder, resume=True, rows=sys.stderr)  # standard output is the table's
+        # Standard output is the table's.
+        train(task.training_config(), task.folder, resume=True, rows=sys.stderr)
     except TrainingFailed as error:
-        print(f"{folder.name}: {error}", file=sys.stderr)
+        print(f"{task.folder.name}: {error}", file=sys.stderr)
+    except (TrainingInterrupted, WriteError):
+        raise
+    except UNUSABLE as error:
+        return str(error)
+    except MemoryError as error:
+        return f"out of memory ({error})" if str(error) else "out of memory"
+    except Exception as error:
+        traceback.print_exc()
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -15,15 +15,18 @@ from tqdm import tqdm
 
 from kfcnet import data
 from kfcnet.batches import Loader
+from kfcnet.config import ConfigError
 from kfcnet.config.schema import Config
 from kfcnet.data import Dataset
 from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.ops import which_device
 from kfcnet.ops.cpu.blas import one_blas_thread
+from kfcnet.ops.errors import DeviceError
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.philox import SHUFFLE, words
-from kfcnet.runs.checkpoint import save_checkpoint
+from kfcnet.runs.checkpoint import CheckpointError, save_checkpoint
+from kfcnet.runs.files import RecordError
 from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.provenance import describe_run
@@ -46,6 +49,10 @@ WAYS_OUT = {
 }  # of a run that fails, where it has the key
 ACTIVITY_EXAMPLES = 1000  # what the share of active units is measured on
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
+
+
+UNUSABLE = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordError, RunFolderError)
+"""Errors of what a run is given, whose texts say what to do."""
 
 
 class TrainingFailed(RuntimeError):

@@ -71,18 +71,23 @@ def find_task(index, config, new_folder, name, purpose=""):
 
 
 class Result(NamedTuple):
-    """A run at the end of a stage; `row` of its metrics is None if it diverged before."""
+    """A run at the end of a stage; `row` of its metrics is None if it diverged or failed before.
+
+    failure: why, for a run that could not be trained.
+    """
 
     stage: int
     point: Point
     row: dict | None
+    failure: str = ""
 
 
 class Tuning:
     """Points, and the stages that they are trained in.
 
     results: Results of the complete stages, best first within each. A run with a lower training
-    error is better, the training loss decides between equal ones; diverged runs come last.
+    error is better, the training loss decides between equal ones; diverged and failed runs come
+    last.
     """
 
     def __init__(self, points, stages):
@@ -100,12 +105,16 @@ class Tuning:
         """The Points of the stage that comes next; after the last one those that have got there."""
         return self._left[: self.stage.keep] if self.stage else self._left
 
-    def complete(self, tasks):
-        """Rank the runs of the stage, one Task for each of its points; the next stage follows."""
-        results = [
-            Result(self.number, Point(point.settings, task.folder), task.row())
-            for point, task in zip(self.points, tasks, strict=True)
-        ]
+    def complete(self, tasks, failures=None):
+        """Rank the runs of the stage, one Task for each of its points; the next stage follows.
+
+        failures: {folder: why its run could not be trained}.
+        """
+        results = []
+        for point, task in zip(self.points, tasks, strict=True):
+            row = task.row()
+            failure = "" if row else (failures or {}).get(task.folder, "")
+            results.append(Result(self.number, Point(point.settings, task.folder), row, failure))
         ranked = sorted(zip(results, self.points, strict=True), key=lambda pair: _rank(pair[0].row))
         self.results += [result for result, _ in ranked]
         self._left = [point for result, point in ranked if result.row]

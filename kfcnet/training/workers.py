@@ -5,6 +5,14 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
+from concurrent.futures.process import BrokenProcessPool
+
+from kfcnet.training.trainer import TrainingInterrupted
+
+
+class WorkerDied(RuntimeError):
+    """The process that a function was called in has ended before the function did."""
 
 
 @contextlib.contextmanager
@@ -16,20 +24,16 @@ def workers(count):
     if count == 1:
         yield _Here()
         return
-    context = multiprocessing.get_context("spawn")
-    # Each worker has its own session where the system has such: a Ctrl-C does not reach it.
-    with concurrent.futures.ProcessPoolExecutor(
-        count, context, getattr(os, "setsid", None)
-    ) as pool:
-        previous = {
-            number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            yield pool
-        finally:
-            pool.shutdown(cancel_futures=True)
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    pool = _Processes(count)
+    previous = {
+        number: signal.signal(number, pool.stop) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield pool
+    finally:
+        pool.shutdown()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class _Here:
@@ -42,6 +46,58 @@ class _Here:
         return future
 
 
-def _stop(*_):
-    for worker in multiprocessing.active_children():
-        worker.terminate()
+class _Processes:
+    """Calls functions in `count` processes, one a thread: one that is killed fails its own call.
+
+    A ProcessPoolExecutor of several fails all calls when one of its processes is killed, and does
+    not tell which.
+    """
+
+    def __init__(self, count):
+        self._threads = concurrent.futures.ThreadPoolExecutor(count)
+        self._own = threading.local()  # .executor, of one process
+        self._executors, self._stopped_by = [], None
+
+    def submit(self, function, *arguments):
+        """A Future of function(*arguments).
+
+        Its result raises what the function raises, WorkerDied where the process was killed, and
+        TrainingInterrupted where a signal came before the function could save anything.
+        """
+        return self._threads.submit(self._call, function, *arguments)
+
+    def _call(self, function, *arguments):
+        try:
+            if self._stopped_by is None:
+                return self._executor().submit(function, *arguments).result()
+        except BrokenProcessPool:
+            del self._own.executor  # the next call has a new one
+            if self._stopped_by is None:
+                raise WorkerDied(
+                    "its process was killed, perhaps because memory was short: see --workers"
+                ) from None
+        raise TrainingInterrupted(
+            self._stopped_by,
+            f"stopped by {signal.Signals(self._stopped_by).name}: the same command goes on",
+        )
+
+    def _executor(self):
+        if not hasattr(self._own, "executor"):
+            # A worker has its own session where the system has such: a Ctrl-C does not reach it.
+            self._own.executor = concurrent.futures.ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), getattr(os, "setsid", None)
+            )
+            self._executors.append(self._own.executor)
+        return self._own.executor
+
+    def stop(self, number, _):
+        """Handle a signal: begin no call any more, and ask the processes to stop."""
+        self._stopped_by = number
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+
+    def shutdown(self):
+        """Wait for the calls that are under way; the others are dropped."""
+        self._threads.shutdown(cancel_futures=True)
+        for executor in self._executors:
+            executor.shutdown()
