@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
 from kfcnet.reproduce import demo
 from kfcnet.runs.read import Run
+from kfcnet.runs.metrics import create_metrics
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config", "digits_sgd", "--device", "cpu", "--set", "epochs=0.1"]
@@ -187,6 +189,21 @@ def test_evaluate_and_plot_read_a_run(capsys):
     assert Path("figure.svg").stat().st_size > 1000
 
 
+@pytest.mark.parametrize(
+    "draw", [(cli.plot, "--out", "figure.png"), (cli.compare, "--out", "compared")]
+)
+def test_a_run_that_has_just_begun_is_drawn_without_it_and_named(draw, capsys):
+    cli.train(SHORT)
+    shutil.copytree("results/digits_sgd", "begun")
+    create_metrics("begun/metrics.csv")
+    command, *out = draw
+    capsys.readouterr()
+    assert command(["begun", "results/digits_sgd", *out]) == 0
+    assert capsys.readouterr().err.startswith("begun has no row yet and is not drawn\n")
+    assert Path(out[1]).exists()
+    assert "nothing to draw yet in begun" in complaint(capsys, command, "begun", *out)
+
+
 def test_the_device_that_auto_takes_is_said_in_one_line(capsys):
     for device, lines in (("auto", 1), ("cpu", 0)):
         cli.train([*SHORT, "--device", device, "--overwrite"])
@@ -245,7 +262,7 @@ def test_readme_commands_are_understood(words, monkeypatch):
         "training.evaluation.load_run",
         "training.periods.settle",
         "training.sweep.sweep",
-        "figures.curves.plot_runs",
+        "runs.read.read_run",
         "figures.milestones.compare",
         "benchmarks.cpu.benchmark_cpu",
         "reproduce.reproduce",

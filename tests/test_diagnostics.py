@@ -15,7 +15,8 @@ from kfcnet.config import ConfigError
 from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.network import build_network
-from kfcnet.runs.metrics import COUNTS, DIAGNOSTICS, LAYER_DIAGNOSTICS, read_metrics
+from kfcnet.runs.files import RecordError
+from kfcnet.runs.metrics import COUNTS, DIAGNOSTICS, LAYER_DIAGNOSTICS, create_metrics, read_metrics
 from kfcnet.runs.read import read_run
 from kfcnet.training import diagnostics, trainer
 from kfcnet.training.diagnostics import measure
@@ -350,6 +351,12 @@ def test_the_figure_drawn_twice_is_the_same_bytes(finished, tmp_path):
     with matplotlib.rc_context({"lines.linewidth": 9}):  # a user's own settings
         diagnostic_figures.plot_diagnostics(finished, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (finished / "diagnostics.png").read_bytes()
+
+
+def test_diagnostics_without_a_row_are_an_error_naming_the_file(tmp_path):
+    create_metrics(tmp_path / "diagnostics.csv", columns=COUNTS)
+    with pytest.raises(RecordError, match="nothing to draw yet in .*diagnostics.csv"):
+        diagnostic_figures.plot_diagnostics(tmp_path, tmp_path / "diagnostics.png")
 
 
 def test_a_row_is_the_same_on_every_device(ops, ops64):

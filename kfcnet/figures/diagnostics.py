@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kfcnet.figures import curves
+from kfcnet.runs.files import RecordError
 from kfcnet.runs.labels import titles_and_labels
 from kfcnet.runs.metrics import COUNTS, read_metrics
 from kfcnet.runs.read import read_run
@@ -14,9 +15,12 @@ from kfcnet.runs.read import read_run
 def plot_diagnostics(folder, out):
     """Draw the diagnostics of the run in `folder` to the file `out` (.png, .svg or .pdf).
 
-    Raises RecordError where they cannot be read, ValueError for another format.
+    Raises RecordError where they cannot be read or have no row, ValueError for another format.
     """
-    table = read_metrics(Path(folder) / "diagnostics.csv", columns=COUNTS)
+    path = Path(folder) / "diagnostics.csv"
+    table = read_metrics(path, columns=COUNTS)
+    if not len(table["iteration"]):
+        raise RecordError(f"there is nothing to draw yet in {path}: it has no row")
     run = read_run(folder)
     curves.save_figure(lambda: draw_diagnostics(table, run), out)
 

@@ -12,7 +12,7 @@ from kfcnet.runs.files import markdown_table, write_csv, write_text
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import DATA_SETS, PARTS, published_data_set, titles_and_labels
 from kfcnet.runs.metrics import first_crossing
-from kfcnet.runs.read import read_run
+from kfcnet.runs.read import read_run, with_rows
 
 BY = ("updates", "seconds")
 """Units of milestones; seconds are meaningful only for runs that had the machine to themselves."""
@@ -27,16 +27,18 @@ def compare(folders, out, milestones=None, by=BY):
     `runs.md` says where each run ended, `milestones.csv` and `.md` when it reached which error,
     `medians.md` the medians where runs differ in their seed alone. folders: run folders, the first
     of which the others are compared with; milestones: pairs of a column and its value, by default
-    those of `milestones_of`; by: one of BY or both. Returns the rows of the milestones. Raises
-    RecordError for a run that cannot be read.
+    those of `milestones_of`; by: one of BY or both. A run without rows has reached nothing and is in
+    no figure. Returns the rows of the milestones. Raises RecordError for a run that cannot be read,
+    and where none has rows.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     runs = [read_run(folder) for folder in folders]
+    drawn = with_rows(runs, folders)
     for x in by:
-        curves.save_figure(partial(curves.draw_runs, runs, x), out / f"curves_by_{x}.png")
+        curves.save_figure(partial(curves.draw_runs, drawn, x), out / f"curves_by_{x}.png")
     _, labels = titles_and_labels(runs, ignored=("epochs",))
-    milestones = milestones_of(runs) if milestones is None else milestones
+    milestones = milestones_of(drawn) if milestones is None else milestones
     rows = milestone_rows(runs, labels, milestones, by)
     tables = {"runs.md": ends(runs, labels, by)}
     if rows:
@@ -74,6 +76,9 @@ def ends(runs, labels, by=BY):
     header = ["run", "epochs", *by, "training loss", "training error", "test error", "lowest", "at"]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for run, label in zip(runs, labels, strict=True):
+        if not len(run.metrics["iteration"]):
+            lines.append([label, "no row yet", *[""] * (len(header) - 2)])
+            continue
         last = {name: values[-1] for name, values in run.metrics.items()}
         at = np.nanargmin(run.metrics["test_error"])
         effort = {"updates": f"{last['iteration']}", "seconds": _number(last["seconds"])}

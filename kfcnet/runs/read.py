@@ -1,12 +1,15 @@
 """A run, read from its folder."""
 
 import contextlib
+import logging
 from pathlib import Path
 from typing import NamedTuple
 
 from kfcnet.config import ConfigError, parse_config, yaml_text
 from kfcnet.runs.files import RecordError, missing_entry, read_json
 from kfcnet.runs.metrics import read_metrics
+
+logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
@@ -45,3 +48,21 @@ def read_run(folder):
     with contextlib.suppress(ConfigError):
         config = parse_config(text).model_dump(mode="json")
     return Run(read_metrics(folder / "metrics.csv"), config, record)
+
+
+def with_rows(runs, folders):
+    """The Runs, read from `folders`, that have a row: those that can be drawn.
+
+    A notice names each of the others. Raises RecordError where none has.
+    """
+    pairs = list(zip(runs, folders, strict=True))
+    drawable = [run for run, _ in pairs if len(run.metrics["iteration"])]
+    if not drawable:
+        raise RecordError(
+            f"there is nothing to draw yet in {', '.join(map(str, folders))}: a run's first row "
+            "comes with its first evaluation"
+        )
+    for run, folder in pairs:
+        if not len(run.metrics["iteration"]):
+            logger.warning("%s has no row yet and is not drawn", folder)
+    return drawable
