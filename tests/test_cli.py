@@ -21,8 +21,8 @@ from kfcnet.ops import get_ops, which_device
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
 from kfcnet.reproduce import demo
-from kfcnet.runs.read import Run
 from kfcnet.runs.metrics import create_metrics
+from kfcnet.runs.read import Run
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config", "digits_sgd", "--device", "cpu", "--set", "epochs=0.1"]

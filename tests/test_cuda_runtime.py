@@ -11,6 +11,7 @@ from checks import assert_close
 from gpu import launch_twice
 from test_cuda_training import Training
 
+from kfcnet import ops as ops_package
 from kfcnet.ops import get_ops, which_device
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, kernels
@@ -79,13 +80,81 @@ def test_cupy_without_a_driver_is_an_error_for_cuda_and_the_cpu_for_auto(fake, r
             get_ops("cuda")
 
 
+def driver_error(cupy):
+    """What CuPy raises for code of a toolkit that is newer than the driver."""
+    kind = type("CUDADriverError", (RuntimeError,), {"__module__": "cupy_backends.cuda.api.driver"})
+    return kind("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+
+
+def busy_error(cupy):
+    return cupy.cuda.runtime.CUDARuntimeError("cudaErrorDevicesUnavailable: busy or unavailable")
+
+
+UNUSABLE = {
+    "busy at the first stream": ("cuda.Stream", busy_error),
+    "busy at the properties": ("cuda.runtime.getDeviceProperties", busy_error),
+    "no NVRTC": (
+        "RawModule.compile",
+        lambda _: RuntimeError("CuPy failed to load libnvrtc.so.13:\nOSError: no such file"),
+    ),
+    "an NVRTC that cannot be opened": (
+        "RawModule.compile",
+        lambda _: OSError("libnvrtc-builtins.so.13: cannot open shared object file"),
+    ),
+    "a toolkit newer than the driver": ("RawModule.compile", driver_error),
+    "no code for this GPU": ("RawModule.get_function", driver_error),
+}
+
+
+@pytest.mark.parametrize("place, error", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_gpu_that_cannot_be_used_is_one_line_for_cuda_and_the_cpu_for_auto(
+    fake, place, error, caplog
+):
+    *path, name = place.split(".")
+    owner = fake
+    for part in path:
+        owner = getattr(owner, part)
+    failure = error(fake)
+    ops_package._say_fallback.cache_clear()
+    with patch.object(owner, name, side_effect=failure):
+        with pytest.raises(DeviceError, match="^(the GPU|a fake): .*nvidia-smi.*device cpu$"):
+            get_ops("cuda")
+        assert get_ops("auto").name == get_ops("auto").name == "cpu"
+    assert caplog.text.count("device auto is the CPU, for the GPU cannot be used. ") == 1
+    assert str(failure).splitlines()[-1] in caplog.text
+    assert get_ops("auto").name == "cuda"
+
+
+@pytest.mark.parametrize("cause", [None, OSError("libcuda.so.1: no such file")])
+def test_a_cupy_that_cannot_be_imported_says_in_a_line_how_to_get_it(fake, cause):
+    page = ImportError("Failed to import CuPy.\n\nIf you installed CuPy via wheels ...")
+    page.__cause__ = cause
+    with (
+        patch.dict(sys.modules, {"cupy": None}),
+        patch("builtins.__import__", side_effect=page),
+        pytest.raises(DeviceError) as error,
+    ):
+        cuda_runtime._cupy()
+    text = str(error.value)
+    assert "\n" not in text and str(cause or "Failed to import CuPy.") in text
+    assert "pip install -e '.[cuda13]' in the checkout" in text
+
+
+def test_errors_that_are_not_the_devices_stay_what_they_are(cuda):
+    with (
+        patch.object(cuda.runtime._cupy, "empty", side_effect=TypeError("of ours")),
+        pytest.raises(TypeError, match="of ours"),
+    ):
+        cuda.empty(2)
+
+
 def test_cupy_without_the_library_of_factorizations_says_how_to_get_it(cuda):
     with (
         patch.object(sys.modules["cupy.cuda"], "cusolver", None),
         patch.dict(vars(sys.modules["cupy.cuda"])) as names,
     ):
         del names["cusolver"]
-        with pytest.raises(DeviceError, match=r"cuSOLVER.*kfcnet\[cuda13\]"):
+        with pytest.raises(DeviceError, match=r"cuSOLVER.*pip install -e '\.\[cuda13\]'"):
             cuda.spd_inverse(cuda.asarray(np.eye(3)), cuda.asarray([0.5]))
 
 

@@ -1,8 +1,13 @@
 """The array primitives, the same functions on every device; `primitives.py` is their contract."""
 
+import logging
+from functools import cache
+
 from kfcnet.ops.cpu import CpuOps, has_extension
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.primitives import Primitives
+
+logger = logging.getLogger(__name__)
 
 TENSOR_CORES = {"auto": None, "on": True, "off": False}
 
@@ -16,7 +21,8 @@ def get_ops(
 ) -> Primitives:
     """The primitives of a device.
 
-    device: "cpu", "cuda", or "auto" (the GPU where there is one). dtype: "float32", or "float64" on
+    device: "cpu", "cuda", or "auto" (the GPU where there is one that can be used; a notice says
+    why one that is there cannot). dtype: "float32", or "float64" on
     the CPU. shards: threads that a mini-batch is split over on the CPU; a result depends on it, so
     it belongs to the configuration, not to the machine. native: "auto", "on" or "off", whether
     the C extension is used on the CPU. tensor_cores: the same of a GPU's, for TF32 products.
@@ -34,14 +40,25 @@ def get_ops(
         if device == "cuda" or cuda.is_available():
             if dtype != "float32":
                 raise ValueError(f"dtype: the CUDA kernels work in float32, not in {dtype}")
-            ops = cuda.CudaOps(tensor_cores=TENSOR_CORES[tensor_cores])
-            if ops.tensor_cores and not ops.runtime.tensor_cores:
-                raise DeviceError(
-                    "ops.tensor_cores is on, but TF32 needs compute capability 8.0: "
-                    "set ops.tensor_cores=auto, or use another GPU"
-                )
-            return ops
+            try:
+                ops = cuda.CudaOps(tensor_cores=TENSOR_CORES[tensor_cores])
+            except DeviceError as error:
+                if device == "cuda":
+                    raise
+                _say_fallback(str(error))
+            else:
+                if ops.tensor_cores and not ops.runtime.tensor_cores:
+                    raise DeviceError(
+                        "ops.tensor_cores is on, but TF32 needs compute capability 8.0: "
+                        "set ops.tensor_cores=auto, or use another GPU"
+                    )
+                return ops
     return CpuOps(dtype=dtype, shards=shards, native=native)
+
+
+@cache
+def _say_fallback(reason):
+    logger.warning("The device auto is the CPU, for the GPU cannot be used. %s", reason)
 
 
 def which_device(ops: Primitives) -> str:

@@ -18,21 +18,40 @@ MOST_BLOCKS = 65535  # of a grid in its second and third direction
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking for more
 
 
+INSTALL = (
+    "pip install -e '.[cuda13]' in the checkout of kfcnet brings it, or '.[cuda12]' for a driver "
+    "before CUDA 13"
+)
+BUSY = (
+    "nvidia-smi shows whether another program keeps the GPU to itself, and the driver, which may "
+    "not be older than CuPy's CUDA; otherwise use the device cpu"
+)
+
+
+def _is_of_cuda(error):
+    """Whether CuPy or a library of CUDA raised it. What they cannot load is a plain error."""
+    package = type(error).__module__.partition(".")[0]
+    return package in ("cupy", "cupy_backends", "cuda") or type(error) in (RuntimeError, OSError)
+
+
+def _in_one_line(error):
+    return " ".join(str(error).split())
+
+
 @cache
 def _cupy():
     """CuPy, where there is a GPU for it. Raises DeviceError with the way out."""
     try:
         import cupy
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
+        cause = _in_one_line(error.__cause__ or error)  # CuPy's own text is a page
         raise DeviceError(
-            f"the GPU is used through CuPy, which cannot be imported ({error}): pip "
-            'install "kfcnet[cuda13]", or "kfcnet[cuda12]" for a driver before '
-            "CUDA 13"
+            f"the GPU is used through CuPy, which cannot be imported ({cause}): {INSTALL}"
         ) from None
     try:
         found, reason = cupy.cuda.is_available(), ""
-    except cupy.cuda.runtime.CUDARuntimeError as error:  # CuPy 13 without a driver
-        found, reason = False, f" ({error})"
+    except (RuntimeError, OSError) as error:  # CuPy 13 without a driver
+        found, reason = False, f" ({_in_one_line(error)})"
     if not found:
         raise DeviceError(
             f"CuPy {cupy.__version__} finds no NVIDIA GPU or no driver that it can "
@@ -46,10 +65,10 @@ def _libraries():
     """CuPy's (cublas, cusolver, device). Raises DeviceError where CUDA's libraries are missing."""
     try:
         from cupy.cuda import cublas, cusolver, device
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:
         raise DeviceError(
-            f"matrices are factorized by cuSOLVER, which CuPy cannot load ({error}): "
-            'pip install "kfcnet[cuda13]" or "kfcnet[cuda12]" brings it'
+            "matrices are factorized by cuSOLVER, which CuPy cannot load "
+            f"({_in_one_line(error)}): {INSTALL}"
         ) from None
     return cublas, cusolver, device
 
@@ -68,16 +87,26 @@ def is_available():
         return False
 
 
+class CapturedStepError(RuntimeError):
+    """A captured step asks for what its graph could not repeat."""
+
+
 class CupyRuntime:
     """Arrays and launches on the current GPU of CuPy."""
 
     def __init__(self):
-        """Raises DeviceError where there is no CuPy, no GPU, or too old a one."""
+        """Raises DeviceError where there is no CuPy, no GPU, too old a one, or one that is busy,
+        and where CuPy cannot compile for it.
+        """
         self._cupy = cupy = _cupy()
-        self.array_type = cupy.ndarray
-        self.device = cupy.cuda.Device()
-        self.name = cupy.cuda.runtime.getDeviceProperties(self.device.id)["name"].decode()
-        self.capability = int(self.device.compute_capability)
+        self._kernels, self._launched, self.capturing = {}, {}, False
+        self._pools = []  # of each the memory that it has taken
+        self.name = "the GPU"
+        with self._errors():
+            self.array_type = cupy.ndarray
+            self.device = cupy.cuda.Device()
+            self.name = cupy.cuda.runtime.getDeviceProperties(self.device.id)["name"].decode()
+            self.capability = int(self.device.compute_capability)
         if self.capability < OLDEST:
             raise DeviceError(
                 f"{self.name} has compute capability {self.capability / 10}; the "
@@ -85,20 +114,22 @@ class CupyRuntime:
             )
         self.tensor_cores = self.capability >= TENSOR_CORES_FROM
         self.shared_limit = (99 if self.tensor_cores else 48) * 1024
-        self._stream, self._side = _streams()
-        self._stream.use()
-        self._kernels, self._launched, self.capturing = {}, {}, False
-        self._pools = []  # of each the memory that it has taken
+        with self._errors():
+            self._stream, self._side = _streams()
+            self._stream.use()
+            self._kernel("training_state", "advance_step", ())  # better here than in a run
 
     def describe(self):
         runtime = self._cupy.cuda.runtime
+        with self._errors():
+            driver, toolkit = runtime.driverGetVersion(), runtime.runtimeGetVersion()
         return {
             "device": "cuda",
             "processor": self.name,
             "compute_capability": f"{self.capability / 10}",
             "cupy": self._cupy.__version__,
-            "cuda_driver": runtime.driverGetVersion(),
-            "cuda_runtime": runtime.runtimeGetVersion(),
+            "cuda_driver": driver,
+            "cuda_runtime": toolkit,
             "numpy": np.__version__,
         }
 
@@ -106,7 +137,7 @@ class CupyRuntime:
 
     @contextlib.contextmanager
     def _errors(self):
-        """Errors of CUDA as DeviceErrors that name what may have caused them."""
+        """Errors of CUDA and CuPy as DeviceErrors that name what may have caused them."""
         cupy = self._cupy
         try:
             yield
@@ -114,14 +145,16 @@ class CupyRuntime:
             raise DeviceError(
                 f"{self.name} is out of memory: {error}. A smaller optimizer.batch_size needs less"
             ) from None
-        except RuntimeError as error:
-            if not type(error).__module__.startswith("cupy_backends."):  # CUDA and its libraries
+        except Exception as error:
+            if not _is_of_cuda(error):
                 raise
-            launched = ", ".join(self._launched) or "none"
-            raise DeviceError(
-                f"{self.name}: {error}. Kernels since the host last waited: "
-                f"{launched}. With CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
-            ) from None
+            hint = BUSY
+            if self._launched:
+                hint = (
+                    f"Kernels since the host last waited: {', '.join(self._launched)}. With "
+                    "CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
+                )
+            raise DeviceError(f"{self.name}: {_in_one_line(error)}. {hint}") from None
 
     def empty(self, shape, dtype):
         with self._errors():
@@ -167,7 +200,7 @@ class CupyRuntime:
 
     def _refuse_in_capture(self, what):
         if self.capturing:
-            raise RuntimeError(f"a captured step cannot move {what}: it would not be repeated")
+            raise CapturedStepError(f"a captured step cannot move {what}: it would not be repeated")
 
     # Kernels
 
@@ -185,12 +218,12 @@ class CupyRuntime:
                 f"{kernel}: a grid of {size} blocks, a GPU takes {MOST_BLOCKS} from "
                 "the second number on: use a smaller batch"
             )
-        function = self._kernel(file, kernel, tuple(constants.items()))
-        if shared > STATIC_SHARED:
-            function.max_dynamic_shared_size_bytes = shared
         passed = tuple(np.uintp(0) if value is None else value for value in values)
-        self._launched[kernel] = None
         with self._errors():
+            function = self._kernel(file, kernel, tuple(constants.items()))
+            if shared > STATIC_SHARED:
+                function.max_dynamic_shared_size_bytes = shared
+            self._launched[kernel] = None
             function(grid, block, passed, shared_mem=shared)
 
     def _kernel(self, file, kernel, constants):
@@ -302,31 +335,33 @@ class CupyRuntime:
     def library_product(self, a, b, out, tensor_cores, transpose_a=False):
         """out = op(a) b by cuBLAS: what kernels are measured against."""
         cublas, _, device = _libraries()
-        handle, (m, n), k = device.get_cublas_handle(), out.shape, len(b)
-        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-        cublas.setStream(handle, self._stream.ptr)
-        cublas.setMathMode(
-            handle,
-            cublas.CUBLAS_TF32_TENSOR_OP_MATH if tensor_cores else cublas.CUBLAS_DEFAULT_MATH,
-        )
-        # In columns, as the library sees the same memory: out^T = b^T op(a)^T.
-        cublas.sgemm(
-            handle,
-            cublas.CUBLAS_OP_N,
-            cublas.CUBLAS_OP_T if transpose_a else cublas.CUBLAS_OP_N,
-            n,
-            m,
-            k,
-            one.ctypes.data,
-            b.data.ptr,
-            n,
-            a.data.ptr,
-            m if transpose_a else k,
-            zero.ctypes.data,
-            out.data.ptr,
-            n,
-        )
-        cublas.setMathMode(handle, cublas.CUBLAS_DEFAULT_MATH)
+        (m, n), k = out.shape, len(b)
+        with self._errors():
+            handle = device.get_cublas_handle()
+            one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+            cublas.setStream(handle, self._stream.ptr)
+            cublas.setMathMode(
+                handle,
+                cublas.CUBLAS_TF32_TENSOR_OP_MATH if tensor_cores else cublas.CUBLAS_DEFAULT_MATH,
+            )
+            # In columns, as the library sees the same memory: out^T = b^T op(a)^T.
+            cublas.sgemm(
+                handle,
+                cublas.CUBLAS_OP_N,
+                cublas.CUBLAS_OP_T if transpose_a else cublas.CUBLAS_OP_N,
+                n,
+                m,
+                k,
+                one.ctypes.data,
+                b.data.ptr,
+                n,
+                a.data.ptr,
+                m if transpose_a else k,
+                zero.ctypes.data,
+                out.data.ptr,
+                n,
+            )
+            cublas.setMathMode(handle, cublas.CUBLAS_DEFAULT_MATH)
 
     # Factorization
 
@@ -336,8 +371,8 @@ class CupyRuntime:
         cupy = self._cupy
         cublas, cusolver, device = _libraries()
         n, lower = len(matrix), cublas.CUBLAS_FILL_MODE_LOWER
-        handle = device.get_cusolver_handle()
         with self._errors():
+            handle = device.get_cusolver_handle()
             factor, inverse = matrix.copy(), cupy.eye(n, dtype=matrix.dtype)
             factor.ravel()[:: n + 1] += shift
             info = cupy.zeros(2, np.int32)
