@@ -27,16 +27,16 @@ def state(rng):
 
 
 def assert_same(actual, expected):
-    assert type(actual) is type(expected)
     if isinstance(expected, dict):
         assert actual.keys() == expected.keys()
         for name in expected:
             assert_same(actual[name], expected[name])
     elif isinstance(expected, np.ndarray):
+        assert isinstance(actual, np.ndarray)
         assert actual.dtype == expected.dtype and actual.shape == expected.shape
         assert actual.tobytes() == expected.tobytes()
     else:
-        assert actual == expected
+        assert type(actual) is type(expected) and actual == expected
 
 
 @pytest.fixture
@@ -83,6 +83,22 @@ def test_a_foreign_file_is_an_error_naming_the_file(tmp_path):
         file["theta"] = np.arange(3)
     with pytest.raises(CheckpointError, match="checkpoint.h5 is no kfcnet checkpoint"):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_of_another_format_is_an_error_naming_both(saved, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint.h5 is of another version .*\(format 1, here 2\)"
+    ):
+        load_checkpoint(saved)
+
+
+def test_an_entry_that_is_not_there_is_an_error_naming_it(saved):
+    state = load_checkpoint(saved)
+    with pytest.raises(CheckpointError, match="checkpoint.h5 lacks row: it is of another version"):
+        state["row"]
+    with pytest.raises(CheckpointError, match="lacks optimizer.blocks.conv1.Gamma:"):
+        state["optimizer"]["blocks"]["conv1"]["Gamma"]
 
 
 def test_a_missing_file_is_an_error_naming_it_and_the_way_out(tmp_path):

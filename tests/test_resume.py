@@ -18,7 +18,7 @@ from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.errors import DeviceError
 from kfcnet.runs import files
-from kfcnet.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from kfcnet.runs.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
 from kfcnet.runs.files import read_json
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import LATER_COLUMNS, read_metrics
@@ -419,3 +419,95 @@ def test_the_records_of_a_finished_run_without_its_checkpoint_are_not_started_an
     assert (run / "metrics.csv").read_text() == kept
     train(small(), run, overwrite=True)
     assert (run / "checkpoint.h5").exists()
+
+
+# Checkpoints of other versions
+
+COMMON = """
+config
+clock.phases.clip clock.phases.gradient clock.phases.inverses clock.phases.preconditioning
+clock.phases.statistics clock.seconds
+data.examples data.mean
+optimizer.average optimizer.examples optimizer.steps optimizer.theta optimizer.velocity
+origin.device origin.checksum_of_the_data origin.use_of_tensor_cores origin.use_of_the_C_extension
+row.clipped row.nu row.steps
+"""
+FACTORS = "optimizer.factors_at blocks.Omega blocks.Gamma "
+DAMPING = " optimizer.learning_rate optimizer.damping optimizer.factor_damping"
+EIGENBASIS = "blocks.input_basis blocks.derivative_basis blocks.inverse_values "
+CONTENTS = {
+    1: {
+        "{name: sgd, learning_rate: 0.01}": "",
+        "{name: adam, learning_rate: 0.01}": "optimizer.squares",
+        "{name: kfc_pre, learning_rate: 0.01, inverse_delay: 1, inverse_period: 1,"
+        " statistics_period: 1}": FACTORS
+        + "blocks.Omega_inv blocks.Gamma_inv begun.adoption begun.Omega begun.Gamma",
+        "{name: kfc_pre, learning_rate: 0.01, structure: ekfac}": FACTORS
+        + EIGENBASIS
+        + "blocks.moments blocks.passes",
+        "{name: kfac}": FACTORS + "blocks.Omega_inv blocks.Gamma_inv" + DAMPING,
+        "{name: hessian_free}": FACTORS + EIGENBASIS + DAMPING,
+    }
+}
+"""{format of checkpoints: {optimizer: its entries beside COMMON}}; those of one layer."""
+
+
+def entries(state, place=()):
+    """The dotted names of all entries of a checkpoint, of its layers only conv1."""
+    for name, value in state.items():
+        if isinstance(value, dict):
+            yield from entries(value, (*place, name))
+        elif "dense1" not in place:
+            kept = [part for part in (*place, name) if part not in ("conv1", "factors")]
+            if "blocks" in kept or "begun" in kept:
+                kept.remove("optimizer")
+            yield ".".join(kept).replace(" ", "_")
+
+
+@pytest.mark.parametrize("optimizer", CONTENTS[FORMAT])
+def test_contents_of_a_checkpoint_change_with_the_number_of_its_format_alone(optimizer, tmp_path):
+    """Where this fails, let the format's number go up and note the new contents under it."""
+    changes = f"optimizer={optimizer[:-1]}, batch_size: 120}}"
+    train(small(changes, "epochs=0.1"), tmp_path / "run")
+    saved = set(entries(load_checkpoint(tmp_path / "run" / "checkpoint.h5")))
+    assert saved == set(COMMON.split()) | set(CONTENTS[FORMAT][optimizer].split())
+
+
+def stopped(folder, change):
+    """A run that was killed, whose checkpoint `change` has made one of another version."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Trainer, "_step", 8)
+        train(small(ALWAYS), folder)
+    state = load_checkpoint(folder / "checkpoint.h5")
+    change(state)
+    save_checkpoint(folder / "checkpoint.h5", state)
+
+
+@pytest.mark.parametrize(
+    "place, name", [((), "row"), ((), "data"), (("optimizer",), "velocity"), (("row",), "steps")]
+)
+def test_a_checkpoint_that_lacks_an_entry_is_refused_and_nothing_is_touched(place, name, tmp_path):
+    def change(state):
+        for part in place:
+            state = state[part]
+        del state[name]
+
+    run = tmp_path / "run"
+    stopped(run, change)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    with pytest.raises(CheckpointError, match=rf"lacks {'.'.join((*place, name))}: it is of anoth"):
+        train(small(ALWAYS), run, resume=True)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_a_condition_of_a_later_version_is_not_taken_as_met(tmp_path):
+    stopped(tmp_path / "run", lambda state: state["origin"].update({"phase of the moon": "full"}))
+    with pytest.raises(RunFolderError, match="phase of the moon is unknown now and was full"):
+        train(small(ALWAYS), tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_from_before_inversions_could_be_under_way_goes_on(tmp_path):
+    stopped(tmp_path / "run", lambda state: state["optimizer"].pop("begun"))
+    train(small(ALWAYS), tmp_path / "run", resume=True)
+    train(small(ALWAYS), tmp_path / "straight")
+    assert_same_run(tmp_path / "run", tmp_path / "straight")

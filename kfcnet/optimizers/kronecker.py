@@ -142,7 +142,7 @@ class KroneckerOptimizer(Optimizer):
         for block in self.blocks:
             block.load_state(state["blocks"][block.layer.name])
         self._begun = None
-        if state["begun"]:
+        if state.get("begun"):  # older states have none: no inversion was ever under way
             saved = state["begun"]["factors"]
             factors = [
                 [self.ops.asarray(saved[block.layer.name][name]) for name in block.FACTORS]

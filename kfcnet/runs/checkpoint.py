@@ -9,6 +9,7 @@ a block before its own data, so any HDF5 tool can open the file:
 
 import hashlib
 import io
+import re
 from pathlib import Path
 
 import h5py
@@ -17,13 +18,32 @@ import numpy as np
 from kfcnet.runs.files import write_bytes
 
 CHECKPOINT = "checkpoint.h5"  # its name in the folder of a run
-MAGIC = b"kfcnet checkpoint 1\nsha256 "
+FORMAT = 1
+"""Goes up with every change of the contents; tests/test_resume.py has what they are."""
+HEADER = re.compile(rb"kfcnet checkpoint ([0-9]+)\nsha256 ([0-9a-f]{64})\n")
 START_ANEW = "move the folder of the run away to start it anew"
 BLOCK = 512  # bytes ahead of the HDF5 data, the smallest that HDF5 allows
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing or damaged; the text names the file and says what to do."""
+    """A checkpoint is missing, damaged or of another version; the text says what to do."""
+
+
+class Contents(dict):
+    """The contents of a checkpoint or of a group in it.
+
+    To ask for an entry that is not there raises CheckpointError: another version saved it.
+    """
+
+    def __init__(self, items, path, place):
+        super().__init__(items)
+        self._path, self._place = path, place
+
+    def __missing__(self, name):
+        raise CheckpointError(
+            f"{self._path} lacks {self._place}{name}: it is of another version of kfcnet. Use "
+            f"that, or {START_ANEW}"
+        )
 
 
 def save_checkpoint(path, state):
@@ -36,15 +56,17 @@ def save_checkpoint(path, state):
     with h5py.File(memory, "w", userblock_size=BLOCK) as file:
         _write_group(file, state)
     content = memory.getbuffer()
-    header = MAGIC + hashlib.sha256(content[BLOCK:]).hexdigest().encode() + b"\n"
-    content[:BLOCK] = header.ljust(BLOCK, b"\0")
+    checksum = hashlib.sha256(content[BLOCK:]).hexdigest()
+    header = f"kfcnet checkpoint {FORMAT}\nsha256 {checksum}\n"
+    content[:BLOCK] = header.encode().ljust(BLOCK, b"\0")
     write_bytes(path, content)
 
 
 def load_checkpoint(path):
-    """The nested dict given to `save_checkpoint`.
+    """The nested dict given to `save_checkpoint`, as Contents.
 
-    Raises CheckpointError, naming the file, if it is missing, of another kind, cut or changed.
+    Raises CheckpointError, naming the file, if it is missing, of another kind or version, cut or
+    changed.
     """
     try:
         content = Path(path).read_bytes()
@@ -53,16 +75,22 @@ def load_checkpoint(path):
             f"cannot read the checkpoint {path}: {error.strerror}; train the "
             "run first, or go on with --resume"
         ) from error
-    if not content.startswith(MAGIC):
+    header = HEADER.match(content)
+    if not header:
         raise CheckpointError(f"{path} is no kfcnet checkpoint; {START_ANEW}")
-    expected = content[len(MAGIC) : len(MAGIC) + 64].decode(errors="replace")
+    form, expected = int(header[1]), header[2].decode()
+    if form != FORMAT:
+        raise CheckpointError(
+            f"{path} is of another version of kfcnet (format {form}, here {FORMAT}): use that, or "
+            f"{START_ANEW}"
+        )
     if hashlib.sha256(memoryview(content)[BLOCK:]).hexdigest() != expected:
         raise CheckpointError(
             f"{path} is damaged (its content does not match its checksum); "
             f"restore it, or {START_ANEW}"
         )
     with h5py.File(io.BytesIO(content), "r") as file:
-        return _read_group(file)
+        return _read_group(file, path)
 
 
 def _write_group(group, state):
@@ -73,11 +101,13 @@ def _write_group(group, state):
             group.create_dataset(name, data=value)
 
 
-def _read_group(group):
-    return {
-        name: _read_group(item) if isinstance(item, h5py.Group) else _read_value(item)
+def _read_group(group, path):
+    items = {
+        name: _read_group(item, path) if isinstance(item, h5py.Group) else _read_value(item)
         for name, item in group.items()
     }
+    place = group.name.strip("/").replace("/", ".")
+    return Contents(items, path, f"{place}." if place else "")
 
 
 def _read_value(dataset):

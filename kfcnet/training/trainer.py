@@ -444,12 +444,16 @@ class Trainer:
         }
 
     def _restore(self, state):
-        """Take over what `_save` wrote. Raises RunFolderError for another device or other data."""
+        """Take over what `_save` wrote.
+
+        Raises RunFolderError for another device or other data, CheckpointError for the contents of
+        another version.
+        """
         now = self._origin()
         for key, before in state["origin"].items():
-            if now[key] != before:
+            if now.get(key, "unknown") != before:
                 raise RunFolderError(
-                    f"{key} is {now[key]} now and was {before} when the run in "
+                    f"{key} is {now.get(key, 'unknown')} now and was {before} when the run in "
                     f"{self.folder.path} was saved: go on with it where it was "
                     "begun, or choose another folder with --out"
                 )
