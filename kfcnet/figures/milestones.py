@@ -27,9 +27,9 @@ def compare(folders, out, milestones=None, by=BY):
     `runs.md` says where each run ended, `milestones.csv` and `.md` when it reached which error,
     `medians.md` the medians where runs differ in their seed alone. folders: run folders, the first
     of which the others are compared with; milestones: pairs of a column and its value, by default
-    those of `milestones_of`; by: one of BY or both. A run without rows has reached nothing and is in
-    no figure. Returns the rows of the milestones. Raises RecordError for a run that cannot be read,
-    and where none has rows.
+    those of `milestones_of`; by: one of BY or both. A run without rows has reached nothing and is
+    in no figure. Returns the rows of the milestones. Raises RecordError for a run that cannot be
+    read, and where none has rows.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
