@@ -1,8 +1,10 @@
 """metrics.csv and run.json: complete rows or none, errors that name file and line."""
 
+import concurrent.futures
 import errno
 import os
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -202,6 +204,22 @@ def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         files.write_json(path, {"new": 2})
     assert files.read_json(path) == {"old": 1}
+
+
+def test_several_can_write_one_file_at_once(tmp_path, monkeypatch):
+    meeting, replace = threading.Barrier(3), os.replace
+
+    def wait_and_replace(*paths):
+        meeting.wait(10)
+        replace(*paths)
+
+    monkeypatch.setattr(files.os, "replace", wait_and_replace)
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        for future in [
+            pool.submit(files.write_text, tmp_path / "sweep.md", "a table") for _ in range(3)
+        ]:
+            future.result()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"sweep.md": "a table"}
 
 
 def test_unreadable_json_is_an_error_naming_file_and_line(tmp_path):

@@ -96,6 +96,17 @@ def test_a_killed_run_goes_on_bit_for_bit(kill, text, uninterrupted, tmp_path):
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_a_kill_during_a_write_has_left_is_removed(resume, tmp_path):
+    run = tmp_path / "run"
+    if resume:
+        train(small("epochs=0.4"), run)
+    run.mkdir(exist_ok=True)
+    (run / "checkpoint.h5.0a1b2c3d.tmp").write_bytes(b"a part")
+    train(small(), run, resume=resume)
+    assert not list(run.glob("*.tmp"))
+
+
 def test_a_run_whose_device_fails_goes_on_from_its_last_checkpoint(text, uninterrupted, tmp_path):
     config, whole = small(ALWAYS, text=text), CpuOps.to_numpy
 

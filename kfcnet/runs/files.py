@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import secrets
 from functools import cache
 from pathlib import Path
 
@@ -33,19 +34,24 @@ def write_bytes(path, content):
     a full disk the old file is still whole. Raises WriteError where the bytes cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    # Other processes may write the same figure or table, in other containers too.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
             with open(temporary, "wb", buffering=0) as file:
                 _write_all(file, content)
                 _sync(file.fileno())
             os.replace(temporary, path)
-        except OSError:
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
         _sync_folder(path.parent)
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def left_behind(folder, names):
+    """The temporary files of `names` that kills during a write have left in a folder."""
+    return [path for name in names for path in Path(folder).glob(f"{name}.*.tmp")]
 
 
 def write_text(path, text):

@@ -6,7 +6,7 @@ from pathlib import Path
 from kfcnet.config import dump_config, parse_config
 from kfcnet.locks import locked
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
-from kfcnet.runs.files import read_json, write_json, write_text
+from kfcnet.runs.files import left_behind, read_json, write_json, write_text
 from kfcnet.runs.identity import changed_setting
 from kfcnet.runs.metrics import append_metrics, create_metrics, last_iteration, truncate_metrics
 
@@ -63,7 +63,7 @@ class RunFolder:
 
     def _check_use(self):
         present = {entry.name for entry in self.path.iterdir()}
-        present -= {name + ".tmp" for name in FILES}  # left by a kill during a write
+        present -= {entry.name for entry in left_behind(self.path, FILES)}
         if present and present.isdisjoint({CHECKPOINT, "config.yaml", "run.json"}):
             raise RunFolderError(
                 f"{self.path} holds files that are not a run's; choose another folder with --out"
@@ -111,13 +111,14 @@ class RunFolder:
         """Begin a run; removes the files of any other."""
         for name in FILES:
             (self.path / name).unlink(missing_ok=True)
-            (self.path / f"{name}.tmp").unlink(missing_ok=True)
+        self._tidy()
         self.write_config(config)
         write_json(self.path / "run.json", record)
         create_metrics(self.metrics)
 
     def go_on(self, config, record, iteration):
         """Go on from `iteration`: drop later rows, and add the present program to run.json."""
+        self._tidy()
         truncate_metrics(self.metrics, iteration)
         if self.diagnostics.exists():
             truncate_metrics(self.diagnostics, iteration, columns=("iteration",))
@@ -127,6 +128,10 @@ class RunFolder:
         kept.setdefault("resumed", []).append({"iteration": iteration, **now})
         kept["outcome"] = record["outcome"]
         write_json(self.path / "run.json", kept)
+
+    def _tidy(self):
+        for path in left_behind(self.path, FILES):
+            path.unlink()
 
     def write_config(self, config):
         write_text(self.path / "config.yaml", portable_config(config))
