@@ -334,6 +334,11 @@ def test_softmax_fisher_is_the_quadratic_form(ops, rng):
     assert_close(ops.to_numpy(got), [expected])
 
 
+def test_softmax_fisher_is_finite_where_a_tangent_of_probability_zero_is_large(ops):
+    got = ops.softmax_fisher(ops.asarray([[1, 0, 0]]), ops.asarray([[0, 1e25, -1e30]]), 1.0)
+    assert ops.to_numpy(got) == 0
+
+
 def test_softmax_fisher_product_is_the_product_with_the_matrix_of_every_example(ops, rng):
     p, r = rng.dirichlet(np.ones(4), 6), rng.standard_normal((6, 4)) + 3
     expected = [(np.diag(q) - np.outer(q, q)) @ v for q, v in zip(p, r, strict=True)]

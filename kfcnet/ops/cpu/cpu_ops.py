@@ -333,7 +333,9 @@ class CpuOps(Eager):
 
     def softmax_fisher(self, p, r, scale):
         mean = (p * r).sum(axis=1, keepdims=True)
-        return self.asarray([scale * (p * np.square(r - mean)).sum()])
+        d = r - mean
+        # From left to right: d^2 can be infinite where p is zero.
+        return self.asarray([scale * (p * d * d).sum()])
 
     def softmax_fisher_product(self, p, r):
         return p * (r - (p * r).sum(axis=1, keepdims=True))
