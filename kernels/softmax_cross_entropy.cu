@@ -4,8 +4,8 @@
 //                          totals (2) = [sum over examples of -log p[label], how many are wrong]
 //   sampled_gradient       dz = p - onehot(class), the first class whose cumulative p exceeds the
 //                          example's uniform number (the last class where rounding leaves none)
-//   softmax_fisher         result (1) = scale * sum over examples of r^T (diag(p) - p p^T) r, the
-//                          exact Fisher matrix of the outputs between their tangents r (M, CLASSES)
+//   softmax_fisher         result (1) = scale * sum over examples of r^T (diag(p) - p p^T) s, the
+//                          exact Fisher matrix of the outputs between tangents r, s (M, CLASSES)
 //   softmax_fisher_product product (M, CLASSES) = (diag(p) - p p^T) r of every example
 //
 // An example is wrong where its label is not its first largest logit. NaN logits give NaN losses.
@@ -13,7 +13,7 @@
 // second launch would take longer than the other multiprocessors save.
 // Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
 // tests/test_kernels_elementwise.py.
-// Bytes a logit: 12, 8, 8 and 12; limited by latency.
+// Bytes a logit: 12, 8, 12 and 12; limited by latency.
 #include "block_sum.cuh"
 
 constexpr int ROW = CLASSES | 1;  // odd: threads that walk over rows side by side hit all banks
@@ -86,17 +86,21 @@ extern "C" __global__ void sampled_gradient(
 extern "C" __global__ void __launch_bounds__(BLOCK) softmax_fisher(
     const float* __restrict__ p,  // (M, CLASSES)
     const float* __restrict__ r,  // (M, CLASSES)
+    const float* __restrict__ s,  // (M, CLASSES), may be r
     float* __restrict__ result,   // (1)
     int M,
     float scale) {
     float sum = 0.0f;
     for (int example = threadIdx.x; example < M; example += BLOCK) {
-        const float *weight = p + example * CLASSES, *tangent = r + example * CLASSES;
-        float mean = 0.0f, variance = 0.0f;
-        for (int c = 0; c < CLASSES; ++c) mean += weight[c] * tangent[c];
-        for (int c = 0; c < CLASSES; ++c)
-            variance += weight[c] * (tangent[c] - mean) * (tangent[c] - mean);
-        sum += variance;
+        const int first = example * CLASSES;
+        float mean_r = 0.0f, mean_s = 0.0f, covariance = 0.0f;
+        for (int c = 0; c < CLASSES; ++c) {
+            mean_r += p[first + c] * r[first + c];
+            mean_s += p[first + c] * s[first + c];
+        }
+        for (int c = 0; c < CLASSES; ++c)  // from left to right: r * s can overflow where p is 0
+            covariance += p[first + c] * (r[first + c] - mean_r) * (s[first + c] - mean_s);
+        sum += covariance;
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) *result = scale * sum;

@@ -49,9 +49,9 @@ class SoftmaxCrossEntropy:
             dz[:, label] -= 1
             yield self.ops.asarray(np.sqrt(p[:, label, None]) * dz)
 
-    def fisher_quadratic(self, p, r, scale):
-        """scale * sum over examples of r^T F_R r, F_R = diag(p) - p p^T, r (m, C): (1,)."""
-        return self.ops.softmax_fisher(p, r, scale)
+    def fisher_form(self, p, r, s, scale):
+        """scale * sum over examples of r^T F_R s, F_R = diag(p) - p p^T; r, s (m, C): (1,)."""
+        return self.ops.softmax_fisher(p, r, s, scale)
 
     def fisher_product(self, p, r):
         """F_R r of every example, (m, C)."""
@@ -90,9 +90,9 @@ class SquaredError:
             dz[:, output] = 1
             yield self.ops.asarray(dz)
 
-    def fisher_quadratic(self, z, r, scale):
-        """scale * sum over examples of |r|^2: the Fisher matrix of the outputs is the identity."""
-        return scale * self.ops.dot(r, r)
+    def fisher_form(self, z, r, s, scale):
+        """scale * sum over examples of r^T s: the Fisher matrix of the outputs is the identity."""
+        return scale * self.ops.dot(r, s)
 
     def fisher_product(self, z, r):
         """F_R r of every example, (m, C): r itself."""

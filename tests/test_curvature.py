@@ -221,7 +221,8 @@ def test_fisher_quadratic_form_of_the_tangent_is_that_of_the_exact_fisher(ops64,
         net.compute_gradient()  # a third of the example's gradient: the mean over three
         expected += p[m, label] * (3 * net.gradient @ v) ** 2 / 3
     net.forward(x)
-    got = loss.fisher_quadratic(p, net.tangent(v, 3), scale=1 / 3)
+    r = net.tangent(v, 3)
+    got = loss.fisher_form(p, r, r, scale=1 / 3)
     assert_close(got, [expected])
 
 

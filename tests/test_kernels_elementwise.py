@@ -339,16 +339,17 @@ def test_sampled_gradient_draws_the_reference_class(reference, rng):
 
 def test_softmax_fisher_is_exact_for_tangents_far_from_zero(reference, rng):
     p = reference.softmax_cross_entropy(rng.standard_normal((150, 10)), np.zeros(150, int))[0]
-    p, r = p.astype(np.float32), normal(rng, 150, 10) + np.float32(30)
+    p, r, s = p.astype(np.float32), *(normal(rng, 150, 10) + np.float32(30) for _ in range(2))
     result = empty(1)
     launch(
         "softmax_cross_entropy",
         "softmax_fisher",
         (1,),
-        [p, r, result, 150, 0.25],
+        [p, r, s, result, 150, 0.25],
         **softmax_macros(10),
     )
-    assert_close(result, reference.softmax_fisher(*(a.astype(np.float64) for a in (p, r)), 0.25))
+    exact = reference.softmax_fisher(*(a.astype(np.float64) for a in (p, r, s)), 0.25)
+    assert_close(result, exact)
 
 
 # Vectors and sums

@@ -94,6 +94,21 @@ def test_each_step_is_the_dense_argmin_over_direction_and_previous_update(ops64,
         assert_close([opt.learning_rate], x[:1], 1e-8)
 
 
+def test_the_model_does_not_cancel_where_predictions_are_nearly_certain(ops64, rng):
+    """Tangents of about one and a Fisher matrix of about 1e-6 between them, in float32."""
+    z = rng.standard_normal((8, 3)) + [14, 0, 0]
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    inputs, vectors = rng.standard_normal((8, *SHAPE)), rng.standard_normal((2, 57))
+    found = []
+    for ops in (ops64, CpuOps("float32", shards=1)):
+        opt = kfac(ops, weight_decay=0.0, fisher_fraction=1.0)
+        opt.damping = 0.0
+        opt.network.forward(ops.asarray(inputs))
+        curvature, _ = opt._model(ops.asarray(p), [ops.asarray(v) for v in vectors])
+        found.append(curvature)
+    assert_close(found[1], found[0], 1e-4)
+
+
 def test_the_direction_is_the_damped_factors_natural_gradient(ops64, rng):
     opt = kfac(ops64, damping_period=NEVER, factor_damping_period=NEVER)
     first, batch = batches(ops64, rng, 2)

@@ -126,7 +126,8 @@ def test_the_quadratic_form_is_that_of_the_clip(classifier, rng):
     product = v @ (FisherOperator(net, loss, x) @ v)
     net.forward(x)
     r = net.tangent(v, len(x))
-    assert_close([product], loss.fisher_quadratic(loss.predictive(net.forward(x)), r, 1 / len(x)))
+    p = loss.predictive(net.forward(x))
+    assert_close([product], loss.fisher_form(p, r, r, 1 / len(x)))
 
 
 def test_the_operator_keeps_its_parameters_and_batch_whatever_the_network_does(classifier, rng):

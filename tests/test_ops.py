@@ -326,16 +326,28 @@ def test_sampled_gradient_never_draws_beyond_the_last_class(ops):
     assert_close(dz, [[0.5, 0.25, 0.2499 - 1]], 1e-6)
 
 
-def test_softmax_fisher_is_the_quadratic_form(ops, rng):
-    p, r = rng.dirichlet(np.ones(4), 6), rng.standard_normal((6, 4))
-    expected = sum(v @ (np.diag(q) - np.outer(q, q)) @ v for q, v in zip(p, r, strict=True)) / 3
-    got = ops.softmax_fisher(ops.asarray(p), ops.asarray(r), 1 / 3)
+def test_softmax_fisher_is_the_bilinear_form(ops, rng):
+    p, r, s = rng.dirichlet(np.ones(4), 6), *rng.standard_normal((2, 6, 4))
+    matrices = [np.diag(q) - np.outer(q, q) for q in p]
+    expected = np.einsum("mi,mij,mj", r, matrices, s) / 3
+    got = ops.softmax_fisher(ops.asarray(p), ops.asarray(r), ops.asarray(s), 1 / 3)
     assert got.shape == (1,)
     assert_close(ops.to_numpy(got), [expected])
 
 
+def test_softmax_fisher_does_not_cancel_where_a_prediction_is_nearly_certain(ops, rng):
+    z = rng.standard_normal((6, 4)) + [14, 0, 0, 0]
+    p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    r, s = rng.standard_normal((2, 6, 4)) + 3
+    matrices = [np.diag(q) - np.outer(q, q) for q in p]
+    expected = np.einsum("mi,mij,mj", r, matrices, s)
+    got = ops.softmax_fisher(ops.asarray(p), ops.asarray(r), ops.asarray(s), 1.0)
+    assert_close(ops.to_numpy(got), [expected], 1e-5)
+
+
 def test_softmax_fisher_is_finite_where_a_tangent_of_probability_zero_is_large(ops):
-    got = ops.softmax_fisher(ops.asarray([[1, 0, 0]]), ops.asarray([[0, 1e25, -1e30]]), 1.0)
+    r = ops.asarray([[0, 1e25, -1e30]])
+    got = ops.softmax_fisher(ops.asarray([[1, 0, 0]]), r, r, 1.0)
     assert ops.to_numpy(got) == 0
 
 

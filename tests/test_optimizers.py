@@ -225,7 +225,8 @@ def test_the_clip_brings_nu_to_exactly_its_cap(ops64, rng):
     v = opt.network.theta - before
     with opt.network.using(before):
         p = opt.loss.evaluate(opt.network.forward(batch.inputs), batch.targets)[0]
-        quadratic = opt.loss.fisher_quadratic(p, opt.network.tangent(v, 8), scale=1 / 8)
+        r = opt.network.tangent(v, 8)
+        quadratic = opt.loss.fisher_form(p, r, r, scale=1 / 8)
     assert scale[0] < 1
     assert_close(quadratic + v @ (opt.decay_vector * v), [0.3], 1e-9)
 

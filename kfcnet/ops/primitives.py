@@ -185,8 +185,11 @@ class Primitives:
     def sampled_gradient(self, p, uniforms):
         """p - onehot(class drawn from p): the first whose cumulative probability exceeds u."""
 
-    def softmax_fisher(self, p, r, scale):
-        """scale * sum over examples of r^T (diag(p) - p p^T) r, as a device scalar."""
+    def softmax_fisher(self, p, r, s, scale):
+        """scale * sum over examples of r^T (diag(p) - p p^T) s, as a device scalar.
+
+        It is exact where p is nearly one-hot, and r^T (product with s) would cancel.
+        """
 
     def softmax_fisher_product(self, p, r):
         """(diag(p) - p p^T) r of every example, (M, C)."""

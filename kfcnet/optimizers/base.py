@@ -104,7 +104,7 @@ class Optimizer:
         tangent (m, C): R(z) along d, of the first m examples of `predictive`; F is of these.
         """
         m = len(tangent)
-        result = self.loss.fisher_quadratic(predictive[:m], tangent, scale=1 / m)
+        result = self.loss.fisher_form(predictive[:m], tangent, tangent, scale=1 / m)
         penalty = self.ops.weighted_dot(self.decay_vector, direction, direction)
         self.ops.axpy(1.0, penalty, result)
         return result

@@ -94,14 +94,13 @@ class KFAC(LevenbergMarquardt):
         ops, loss, k = self.ops, self.loss, len(vectors)
         m = math.ceil(self.config.fisher_fraction * len(predictive))
         tangents = [self.network.tangent(v, m) for v in vectors]
-        products = [loss.fisher_product(predictive[:m], r) for r in tangents]
         curvature = np.empty((k, k))
         for i in range(k):
             for j in range(i + 1):
                 fisher, decay, identity = self._read(
-                    ops.dot(tangents[i], products[j]),
+                    loss.fisher_form(predictive[:m], tangents[i], tangents[j], scale=1 / m),
                     ops.weighted_dot(self.decay_vector, vectors[i], vectors[j]),
                     ops.dot(vectors[i], vectors[j]),
                 )
-                curvature[i, j] = curvature[j, i] = fisher / m + decay + self.damping * identity
+                curvature[i, j] = curvature[j, i] = fisher + decay + self.damping * identity
         return curvature, self._read(*(ops.dot(self.network.gradient, v) for v in vectors))

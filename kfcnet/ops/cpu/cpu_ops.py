@@ -331,11 +331,10 @@ class CpuOps(Eager):
         dz[np.arange(len(p)), np.minimum(below.sum(axis=1), p.shape[1] - 1)] -= 1
         return dz
 
-    def softmax_fisher(self, p, r, scale):
-        mean = (p * r).sum(axis=1, keepdims=True)
-        d = r - mean
-        # From left to right: d^2 can be infinite where p is zero.
-        return self.asarray([scale * (p * d * d).sum()])
+    def softmax_fisher(self, p, r, s, scale):
+        r, s = (tangent - (p * tangent).sum(axis=1, keepdims=True) for tangent in (r, s))
+        # From left to right: r * s can be infinite where p is zero.
+        return self.asarray([scale * (p * r * s).sum()])
 
     def softmax_fisher_product(self, p, r):
         return p * (r - (p * r).sum(axis=1, keepdims=True))

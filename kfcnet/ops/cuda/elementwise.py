@@ -282,7 +282,7 @@ class Elementwise(Launcher):
         )
         return dz
 
-    def softmax_fisher(self, p, r, scale):
+    def softmax_fisher(self, p, r, s, scale):
         M, C = p.shape
         result, block = self.empty(1), _softmax_block(C)
         self.launch(
@@ -291,6 +291,7 @@ class Elementwise(Launcher):
             1,
             p,
             r,
+            s,
             result,
             M,
             scale,
