@@ -68,6 +68,19 @@ def test_a_vector_of_zeros_and_a_parallel_one_are_left_out():
     assert np.isfinite(x).all() and np.isclose(x @ [1, 2], 2) and np.isclose(least, -4)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), None])
+def test_a_model_that_is_not_finite_has_no_minimum(place, bad, capfd):
+    curvature, slope = np.eye(2), np.ones(2)
+    if place is None:
+        slope[1] = bad
+    else:
+        curvature[place] = curvature[place[::-1]] = bad
+    with pytest.raises(FloatingPointError, match="quadratic model of the step is not finite"):
+        minimise_quadratic(curvature, slope)
+    assert capfd.readouterr().err == ""  # LAPACK has lines of its own for it
+
+
 # The step
 
 

@@ -20,6 +20,7 @@ from kfcnet import locks
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
 from kfcnet.optimizers import SGD, KfcPre
+from kfcnet.optimizers.kfac import KFAC
 from kfcnet.runs import files
 from kfcnet.runs.checkpoint import load_checkpoint
 from kfcnet.runs.files import WriteError, read_json
@@ -388,6 +389,15 @@ def test_a_factor_that_cannot_be_inverted_ends_the_run_with_a_way_out(
     monkeypatch.setattr(KfcPre, method, fail)
     with pytest.raises(TrainingFailed, match=r"update 0 .*\(dense1: Gamma .*damping may help"):
         train(small(), tmp_path / "run")
+
+
+def test_a_model_of_kfac_that_is_not_finite_ends_the_run_and_no_factor_is_blamed(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(KFAC, "_model", lambda self, *_: (np.full((2, 2), np.nan), np.zeros(2)))
+    config = small("optimizer={name: kfac, batch_size: 120, initial_examples: 120}")
+    with pytest.raises(TrainingFailed, match="^after update 0 the quadratic model of the step is"):
+        train(config, tmp_path / "run")
 
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")

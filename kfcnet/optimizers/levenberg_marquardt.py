@@ -16,8 +16,11 @@ def minimise_quadratic(curvature, slope):
     """(x (k,), least value) of slope^T x + 1/2 x^T curvature x, for a PSD matrix (k, k) in float64.
 
     Directions without curvature are left out. The matrix is scaled to a unit diagonal first, so
-    that vectors of very different lengths do not count as one that vanishes.
+    that vectors of very different lengths do not count as one that vanishes. Raises
+    FloatingPointError where a number is not finite.
     """
+    if not (np.isfinite(curvature).all() and np.isfinite(slope).all()):
+        raise FloatingPointError("the quadratic model of the step is not finite")
     diagonal = np.diag(curvature)
     scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 0)
     scaled = np.linalg.lstsq(scale[:, None] * curvature * scale, -scale * slope, rcond=1e-6)[0]

@@ -56,7 +56,7 @@ UNUSABLE = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordErr
 
 
 class TrainingFailed(RuntimeError):
-    """The loss is not finite, or a factor cannot be inverted; the text says at which step.
+    """A loss or a model is not finite, or a factor not inverted; the text says at which step.
 
     `reason` is the part of it that holds for any machine.
     """
@@ -230,7 +230,7 @@ class Trainer:
         with self.clock:
             if self.optimizer.needs_preparation:
                 self.bar.set_description("first estimate of the factors")
-                with self._inverting():
+                with self._computing():
                     self._prepare()
                 self.bar.set_description()
             self.bar.unpause()  # the time left is estimated from updates alone
@@ -250,7 +250,7 @@ class Trainer:
         is_diagnosed = wanted is not None and (step + 1) % wanted.every == 0
         before = self.ops.copy(self.network.theta) if is_diagnosed else None
         self.loader.provide(step)
-        with self._inverting():
+        with self._computing():
             self.take_step()
         unread = self.optimizer.steps - self.read_steps
         if unread >= STEPS_BETWEEN_READS[self.ops.name] or is_diagnosed:
@@ -269,15 +269,18 @@ class Trainer:
         return row | diagnostics.activity(self.evaluated, self.train_set, images)
 
     @contextlib.contextmanager
-    def _inverting(self):
-        """End the run where a factor cannot be inverted, often the first that is seen of a NaN."""
+    def _computing(self):
+        """End the run where its optimizer gives up, often the first that is seen of a NaN."""
         try:
             yield
+        except FloatingPointError as error:
+            what = str(error)
         except np.linalg.LinAlgError as error:
-            self._read()
-            self._fail(
-                self.optimizer.steps, f"a factor cannot be inverted ({error})", self.network.theta
-            )
+            what = f"a factor cannot be inverted ({error})"
+        else:
+            return
+        self._read()
+        self._fail(self.optimizer.steps, what, self.network.theta)
 
     def _prepare(self):
         """Start the factors from the mini-batches that training will begin with."""
@@ -288,7 +291,8 @@ class Trainer:
         """Let another network of the same kind take one step, so that compilation is not timed."""
         optimizer = build_for(self.dataset, self.config, self.ops)
         self.loader.provide(0)
-        with contextlib.suppress(np.linalg.LinAlgError):  # the real step will report it
+        # The real step will report it.
+        with contextlib.suppress(np.linalg.LinAlgError, FloatingPointError):
             optimizer.prepare([self.loader.batch(0)])
             captured_step(optimizer, self.loader.draw, self.loader.size)()
         self.warm = True
