@@ -7,7 +7,13 @@ import pytest
 from checks import assert_close, patches_loops
 from networks import network
 
-from kfcnet.curvature import damped_inverses, derivative_factor, input_factor, precondition
+from kfcnet.curvature import (
+    damped_inverses,
+    damping_floor,
+    derivative_factor,
+    input_factor,
+    precondition,
+)
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import build_network
 
@@ -377,6 +383,43 @@ def test_a_window_that_is_none_is_refused_by_name(window, match):
 def test_factors_need_an_example(factor):
     with pytest.raises(ValueError, match=r"shape \(0, 5, 4, 3\) is empty"):
         factor(np.ones((0, 5, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    "refused, error, message",
+    [
+        (
+            lambda: damped_inverses(np.ones((2, 3)), np.eye(2), 0.1),
+            ValueError,
+            r"Omega: .*\(2, 3\)",
+        ),
+        (lambda: damped_inverses(np.eye(3), np.ones(3), 0.1), ValueError, r"Gamma: .*\(3,\)"),
+        (lambda: damping_floor(np.ones((0, 0)), np.eye(2)), ValueError, r"Omega: .*\(0, 0\)"),
+        (lambda: damping_floor(np.eye(2), np.eye(2, dtype=int)), TypeError, "Gamma: int64 is"),
+        (lambda: input_factor(np.ones((2, 3), np.float16)), TypeError, "activations: float16 is"),
+        (lambda: precondition(np.ones(2), np.eye(2), np.eye(1)), ValueError, "gradient: "),
+        (lambda: precondition(np.ones((2, 3)), np.eye(2), np.eye(3)), ValueError, "Omega_inv: "),
+        (lambda: precondition(np.ones((2, 3)), np.eye(3), np.eye(3)), ValueError, "Gamma_inv: "),
+    ],
+)
+def test_a_matrix_that_cannot_be_used_is_refused_by_name(refused, error, message):
+    with pytest.raises(error, match=message):
+        refused()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matrices_take_either_byte_order_and_may_be_lists(rng, dtype):
+    matrices = [random_spd(rng, n).astype(dtype) for n in (4, 3)]
+    swapped = [matrix.astype(matrix.dtype.newbyteorder()) for matrix in matrices]
+    inverses = damped_inverses(*matrices, 0.1)
+    assert all(map(np.array_equal, damped_inverses(*swapped, 0.1), inverses))
+    assert damping_floor(*swapped) == damping_floor(*matrices)
+    gradient = rng.standard_normal((3, 4)).astype(dtype)
+    expected = precondition(gradient, *inverses)
+    assert np.array_equal(precondition(gradient.astype(swapped[0].dtype), *inverses), expected)
+    lists = precondition(gradient.tolist(), *(inverse.tolist() for inverse in inverses))
+    assert lists.dtype == np.float64
+    assert_close(lists, expected, 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

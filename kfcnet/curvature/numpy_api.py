@@ -1,6 +1,7 @@
 """The curvature for NumPy arrays: factors, damping and the natural gradient as plain functions.
 
-They take and return NumPy arrays, float32 or float64, and keep the dtype.
+They take and return NumPy arrays, float32 or float64, and keep the dtype: the more precise one of
+several arguments.
 """
 
 import numpy as np
@@ -11,15 +12,33 @@ from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.shapes import output_sides
 
 
-def _reference_ops(*arrays):
-    dtype = np.result_type(*arrays)
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"arrays are {dtype}, not float32 or float64")
-    return CpuOps(dtype=dtype, shards=1)
+def _reference_ops(**arrays):
+    """The primitives for the precision that the named arrays have in common."""
+    for name, array in arrays.items():
+        if array.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{name}: {array.dtype} is neither float32 nor float64")
+    return CpuOps(np.result_type(*arrays.values()), shards=1)
+
+
+def _native(array):
+    """C-contiguous, in the byte order of the machine."""
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _as_matrices(**matrices):
+    """(the primitives, [each of the named matrices in their common precision])."""
+    arrays = {name: _native(np.asarray(matrix)) for name, matrix in matrices.items()}
+    for name, array in arrays.items():
+        if array.ndim != 2 or not array.size:
+            raise ValueError(f"{name}: an array of shape {array.shape} is no matrix")
+        if name != "gradient" and len(array) != array.shape[1]:
+            raise ValueError(f"{name}: a matrix of shape {array.shape} is not square")
+    ops = _reference_ops(**arrays)
+    return ops, [ops.asarray(array) for array in arrays.values()]
 
 
 def _as_images(array, name):
-    """(M, H, W, J) as it is, (M, J) as M images of one pixel; in the byte order of the machine."""
+    """(M, H, W, J) as it is, (M, J) as M images of one pixel."""
     array = np.asarray(array)
     if array.ndim not in (2, 4):
         raise ValueError(f"{name}: shape {array.shape} is neither (M, H, W, maps) nor (M, units)")
@@ -27,7 +46,7 @@ def _as_images(array, name):
         raise ValueError(f"{name}: an array of shape {array.shape} is empty")
     if array.ndim == 2:
         array = array[:, None, None, :]
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    return _native(array)
 
 
 def input_factor(
@@ -53,7 +72,7 @@ def input_factor(
             f"kernel_size: {kernel_size} with padding {padding} does not fit into "
             f"activations of {x.shape[1]} x {x.shape[2]}"
         )
-    ops = _reference_ops(x)
+    ops = _reference_ops(activations=x)
     P = 1 + kernel_size**2 * x.shape[-1]
     Omega = ops.empty((P, P))
     factors.update_input_factor(ops, x, (kernel_size, stride, padding), 0.0, Omega)
@@ -66,30 +85,42 @@ def derivative_factor(derivatives: ArrayLike) -> NDArray:
     The mean over examples and over locations. Raises like `input_factor`.
     """
     ds = _as_images(derivatives, "derivatives")
-    ops = _reference_ops(ds)
+    ops = _reference_ops(derivatives=ds)
     Gamma = ops.empty((ds.shape[-1],) * 2)
     factors.update_derivative_factor(ops, ds, 0.0, Gamma)
     return Gamma
 
 
-def damped_inverses(Omega: NDArray, Gamma: NDArray, c: float) -> tuple[NDArray, NDArray]:
+def damped_inverses(Omega: ArrayLike, Gamma: ArrayLike, c: float) -> tuple[NDArray, NDArray]:
     """(Omega_inv, Gamma_inv) of Eq. 21 with the trace-norm pi; c = weight decay + damping > 0.
 
-    Raises ValueError for c <= 0, numpy.linalg.LinAlgError where a factor is not positive definite.
+    Raises ValueError for c <= 0 and a factor that is not square, TypeError for another dtype than
+    float32 and float64, numpy.linalg.LinAlgError where a factor is not positive definite.
     """
     if not c > 0:
         raise ValueError(f"c: {c} is not positive")
-    return damping.damped_inverses(_reference_ops(Omega, Gamma), Omega, Gamma, c)
+    ops, factors = _as_matrices(Omega=Omega, Gamma=Gamma)
+    return damping.damped_inverses(ops, *factors, c)
 
 
-def damping_floor(Omega: NDArray, Gamma: NDArray) -> float:
+def damping_floor(Omega: ArrayLike, Gamma: ArrayLike) -> float:
     """The least c of `damped_inverses` that is safe for these factors in their precision.
 
     Zero eigenvalues need a shift above rounding, and rounding can make them a little negative.
+    Raises ValueError for a factor that is not square, TypeError like `damped_inverses`.
     """
-    return damping.damping_floor(_reference_ops(Omega, Gamma), Omega, Gamma)[0]
+    ops, factors = _as_matrices(Omega=Omega, Gamma=Gamma)
+    return damping.damping_floor(ops, *factors)[0]
 
 
-def precondition(gradient: NDArray, Omega_inv: NDArray, Gamma_inv: NDArray) -> NDArray:
-    """The natural gradient Gamma_inv @ gradient @ Omega_inv of Eq. 22; gradient (I, P)."""
-    return damping.precondition(_reference_ops(gradient), gradient, Omega_inv, Gamma_inv)
+def precondition(gradient: ArrayLike, Omega_inv: ArrayLike, Gamma_inv: ArrayLike) -> NDArray:
+    """The natural gradient Gamma_inv @ gradient @ Omega_inv of Eq. 22; gradient (I, P).
+
+    Raises ValueError for shapes that do not belong together, TypeError like `damped_inverses`.
+    """
+    ops, matrices = _as_matrices(gradient=gradient, Omega_inv=Omega_inv, Gamma_inv=Gamma_inv)
+    (I, P), Omega_shape, Gamma_shape = (matrix.shape for matrix in matrices)
+    for name, shape, side in (("Omega_inv", Omega_shape, P), ("Gamma_inv", Gamma_shape, I)):
+        if shape[0] != side:
+            raise ValueError(f"{name}: shape {shape} does not fit a gradient of shape {(I, P)}")
+    return damping.precondition(ops, *matrices)
