@@ -24,6 +24,7 @@ from kfcnet import philox
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cpu import convolution as numpy_convolution
 from kfcnet.ops.cpu.blas import one_blas_thread
+from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.primitives import Primitives
 from kfcnet.ops.shapes import output_size, pooled_size
@@ -648,6 +649,15 @@ def test_a_forked_process_computes_though_its_parents_threads_are_gone():
     finally:
         child.kill()
         child.join()
+
+
+def test_a_device_that_lacks_a_primitive_cannot_be_made_and_the_error_names_it():
+    class Forgetful(Eager):
+        name = "forgetful"
+
+    missing = "abstract .*conv_forward.*spd_inverse"
+    with pytest.raises(TypeError, match=missing):
+        Forgetful()
 
 
 OF_A_DEVICE_ALONE = {"launch", "swept_inverses"}

@@ -10,8 +10,10 @@ output locations, P = 1 + K*K*J. Images are NHWC; weights are Wbar = (b, W), (I,
 device scalar is an array of shape (1,). Functions return new arrays unless `out` is given.
 """
 
+from abc import ABC, abstractmethod
 
-class Primitives:
+
+class Primitives(ABC):
     """What a device offers. `name` is "cpu" or "cuda", `dtype` that of its arrays.
 
     `phases_measured` says for the record of a run how the phases of a step are measured.
@@ -19,31 +21,39 @@ class Primitives:
 
     # The device
 
+    @abstractmethod
     def describe(self):
         """Device and library versions, for the record of a run."""
 
     # Arrays
 
+    @abstractmethod
     def asarray(self, x):
         """x on the device, C-contiguous, in `dtype`."""
 
+    @abstractmethod
     def to_device(self, x):
         """x on the device, in the type it has: a data set that stays there."""
 
+    @abstractmethod
     def to_numpy(self, a):
         """An array of the device as a NumPy array; waits for the device."""
 
+    @abstractmethod
     def zeros(self, shape):
         """A new array of zeros."""
 
+    @abstractmethod
     def empty(self, shape):
         """A new array whose elements are not set."""
 
+    @abstractmethod
     def copy(self, a):
         """A new array with the elements of a."""
 
     # When things happen
 
+    @abstractmethod
     def captured(self, function, *owners):
         """`function` of arrays as one that a GPU captures and replays; a CPU runs it every time.
 
@@ -51,6 +61,7 @@ class Primitives:
         whose `saved` it leaves arrays.
         """
 
+    @abstractmethod
     def submit(self, function, *arrays, on_host=False):
         """Start function(ops, *arrays) beside what follows; a Future of the arrays it returns.
 
@@ -58,105 +69,133 @@ class Primitives:
         the CPU rather than on the side stream of a GPU.
         """
 
+    @abstractmethod
     def event(self):
         """A moment on the device; on a GPU None within a captured graph."""
 
+    @abstractmethod
     def seconds_between(self, start, end):
         """Seconds between two events that the device has passed."""
 
     # What changes from step to step, in device memory
 
+    @abstractmethod
     def scalar(self, value):
         """A number in device memory, which a captured graph reads at every replay: (1,)."""
 
+    @abstractmethod
     def counter(self, value):
         """A step number that a captured graph can advance: int64 (1,)."""
 
+    @abstractmethod
     def advance(self, step):
         """step += 1."""
 
+    @abstractmethod
     def write(self, target, value):
         """Write a number or an array into the memory of `target`."""
 
     # Convolution
 
+    @abstractmethod
     def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
         """Weights (I, P) in the form that the passes of a layer read, until they change.
 
         backward: whether for `conv_backward_data` too.
         """
 
+    @abstractmethod
     def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
         """x (M, H, W, J), weight (I, P) -> [[x]]_H Wbar^T, (M, Ho, Wo, I): Eq. 10.
 
         bias=False takes column 0 as zero; relu cuts the result at zero in the same pass.
         """
 
+    @abstractmethod
     def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
         """dy (M, Ho, Wo, I), weight (I, P) -> dx (M, H, W, J): its adjoint in x."""
 
+    @abstractmethod
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
         """out (I, P) = scale * dy^T [[x]]_H, over images and locations: Eq. 11."""
 
+    @abstractmethod
     def patches(self, x, kernel, stride, padding):
         """[[x]]_H: x (M, H, W, J) -> (M*T, P), first column one."""
 
+    @abstractmethod
     def patches_adjoint(self, rows, x_shape, kernel, stride, padding):
         """rows (M*T, P) -> (M, H, W, J): every patch added back; column 0 is ignored."""
 
     # Kronecker factors
 
+    @abstractmethod
     def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
         """out (P, P) <- decay*out + scale * [[x]]_H^T [[x]]_H, summed over images and locations."""
 
+    @abstractmethod
     def gram(self, rows, scale, decay, out):
         """out (I, I) <- decay*out + scale * rows^T rows, for rows (n, I)."""
 
     # Pooling
 
+    @abstractmethod
     def max_pool(self, x, size, stride):
         """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window."""
 
+    @abstractmethod
     def max_pool_backward(self, dy, argmax, x_shape, size, stride):
         """dy (M, Ho, Wo, J) -> dx of x_shape: every derivative goes to its window's argmax."""
 
+    @abstractmethod
     def max_pool_tangent(self, rx, argmax, size, stride):
         """rx (M, H, W, J) -> ry (M, Ho, Wo, J): the tangent of the pixel at each argmax."""
 
+    @abstractmethod
     def avg_pool(self, x, size, stride):
         """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J)."""
 
+    @abstractmethod
     def avg_pool_backward(self, dy, x_shape, size, stride):
         """dy (M, Ho, Wo, J) -> dx of x_shape: a derivative is spread over its clipped window."""
 
     # Normalisation
 
+    @abstractmethod
     def response_norm(self, x, size, alpha, power, across):
         """x -> (y, d): y = x * d^-power, d = 1 + alpha * sum of x^2 over the neighbourhood."""
 
+    @abstractmethod
     def response_norm_backward(self, dy, x, d, size, alpha, power, across):
         """dx: the adjoint of the derivative of `response_norm` at x, applied to dy; d as it
         returned.
         """
 
+    @abstractmethod
     def response_norm_tangent(self, rx, x, d, size, alpha, power, across):
         """ry: the derivative of `response_norm` at x along rx."""
 
+    @abstractmethod
     def batch_norm(self, x, epsilon):
         """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes."""
 
+    @abstractmethod
     def batch_norm_apply(self, x, mean, inv_std):
         """x (..., J) -> (x - mean) * inv_std, map by map."""
 
+    @abstractmethod
     def batch_norm_backward(self, dy, y, inv_std):
         """dx through the batch's mean and variance; the Jacobian is symmetric: also the tangent."""
 
+    @abstractmethod
     def scale_maps(self, x, s):
         """x (..., J), s (J,) -> x * s, map by map."""
 
+    @abstractmethod
     def scale_shift(self, x, weight):
         """x (..., J), weight (J, 2) -> shift + scale * x, for weight's rows (shift, scale)."""
 
+    @abstractmethod
     def map_sums(self, x, dy):
         """x, dy (m, H, W, J) -> (m, J, 2): sums over locations of dy and of dy * x.
 
@@ -165,45 +204,56 @@ class Primitives:
 
     # Activation and dropout
 
+    @abstractmethod
     def relu(self, x):
         """max(x, 0)."""
 
+    @abstractmethod
     def relu_backward(self, dy, y):
         """dy where y > 0; the tangent has the same mask."""
 
+    @abstractmethod
     def dropout(self, x, keep, seed, step, stream):
         """x -> (x * mask / keep, mask uint8); elements whose uniform is below keep are kept."""
 
+    @abstractmethod
     def dropout_backward(self, dy, mask, keep):
         """dy * mask / keep; the tangent has the same mask."""
 
     # Losses and sampling
 
+    @abstractmethod
     def softmax_cross_entropy(self, z, labels):
         """z (M, C), labels int32 (M,) -> (p, p - onehot, [sum of nats, number wrong])."""
 
+    @abstractmethod
     def sampled_gradient(self, p, uniforms):
         """p - onehot(class drawn from p): the first whose cumulative probability exceeds u."""
 
+    @abstractmethod
     def softmax_fisher(self, p, r, s, scale):
         """scale * sum over examples of r^T (diag(p) - p p^T) s, as a device scalar.
 
         It is exact where p is nearly one-hot, and r^T (product with s) would cancel.
         """
 
+    @abstractmethod
     def softmax_fisher_product(self, p, r):
         """(diag(p) - p p^T) r of every example, (M, C)."""
 
+    @abstractmethod
     def uniforms(self, count, seed, purpose, step, stream=0):
         """Uniform numbers in [0, 1), (count,), by Philox 4x32-10 from seed, purpose, step and
         stream.
         """
 
+    @abstractmethod
     def normals(self, count, seed, purpose, step, stream=0):
         """Standard normal numbers (count,), likewise."""
 
     # Mini-batches
 
+    @abstractmethod
     def gather(self, images, indices, mean, scale, batch=None, step=0):
         """images uint8 (N, H, W, C), indices (n,), mean (H, W, C) -> (image - mean) * scale.
 
@@ -211,35 +261,44 @@ class Primitives:
         `indices` as a ring. step: a number or a counter.
         """
 
+    @abstractmethod
     def take(self, labels, indices, batch=None, step=0):
         """The labels that belong to `gather`'s images."""
 
     # Vectors and matrices
 
+    @abstractmethod
     def matmul(self, a, b, transpose_a=False, transpose_b=False, out=None):
         """op(a) op(b), op being the transpose where that is asked for."""
 
+    @abstractmethod
     def dot(self, x, y):
         """Sum of x*y, as a device scalar."""
 
+    @abstractmethod
     def weighted_dot(self, w, x, y):
         """Sum of w*x*y, as a device scalar."""
 
+    @abstractmethod
     def axpy(self, alpha, x, y):
         """y += alpha * x."""
 
+    @abstractmethod
     def multiply_add(self, w, x, y):
         """y += w * x, element by element."""
 
+    @abstractmethod
     def trace(self, matrix):
         """The sum of the diagonal, as a device scalar."""
 
+    @abstractmethod
     def spd_inverse(self, matrix, shift):
         """(matrix + shift*I)^-1 by Cholesky, for a symmetric matrix and a device scalar.
 
         Raises numpy.linalg.LinAlgError where the shifted matrix is not positive definite.
         """
 
+    @abstractmethod
     def eigh(self, matrix):
         """Eigenvalues (n,), ascending, and eigenvectors (n, n), in columns, of a symmetric matrix.
 
@@ -248,6 +307,7 @@ class Primitives:
 
     # Updates
 
+    @abstractmethod
     def update_running_sums(self, totals, clip_scale, nu, step, sums, nonfinite_step):
         """sums (4,) += [loss, errors, clipped or not, nu] of totals (2,), clip_scale and nu (1,).
 
@@ -256,9 +316,11 @@ class Primitives:
         not.
         """
 
+    @abstractmethod
     def clip_scale(self, quadratic, learning_rate, clip):
         """min(1, sqrt(clip / nu)) and nu = learning_rate^2 * quadratic, as device scalars."""
 
+    @abstractmethod
     def momentum_update(
         self,
         theta,
@@ -280,6 +342,7 @@ class Primitives:
         none moves anything once nonfinite_step (1,) is not negative: see `update_running_sums`.
         """
 
+    @abstractmethod
     def nesterov_update(
         self,
         theta,
@@ -296,6 +359,7 @@ class Primitives:
         the new velocity: the look-ahead form of Sutskever et al. (2013).
         """
 
+    @abstractmethod
     def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
         """Shorten every row of weight[:, 1:] (I, P - 1) above the Euclidean norm `limit` to it.
 
@@ -304,6 +368,7 @@ class Primitives:
         not negative: see `update_running_sums`.
         """
 
+    @abstractmethod
     def adagrad_update(
         self,
         theta,
@@ -318,6 +383,7 @@ class Primitives:
     ):
         """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
 
+    @abstractmethod
     def rmsprop_update(
         self,
         theta,
@@ -333,6 +399,7 @@ class Primitives:
     ):
         """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
 
+    @abstractmethod
     def adam_update(
         self,
         theta,
