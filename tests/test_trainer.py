@@ -16,12 +16,11 @@ from runs import SGD as SGD_TEXT
 from runs import assert_same_run, small
 
 import kfcnet
-from kfcnet import locks
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
 from kfcnet.optimizers import SGD, KfcPre
 from kfcnet.optimizers.kfac import KFAC
-from kfcnet.runs import files
+from kfcnet.runs import files, locks
 from kfcnet.runs.checkpoint import load_checkpoint
 from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolder, RunFolderError

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kfcnet.data.checksum import md5_of
 from kfcnet.data.dataset import DataError
-from kfcnet.locks import locked
+from kfcnet.runs.locks import locked
 
 BLOCK_BYTES = 1 << 16
 TIMEOUT = 30.0

@@ -4,10 +4,10 @@ import contextlib
 from pathlib import Path
 
 from kfcnet.config import dump_config, parse_config
-from kfcnet.locks import locked
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.runs.files import left_behind, read_json, write_json, write_text
 from kfcnet.runs.identity import changed_setting
+from kfcnet.runs.locks import locked
 from kfcnet.runs.metrics import append_metrics, create_metrics, last_iteration, truncate_metrics
 
 FILES = (
