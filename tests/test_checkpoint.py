@@ -87,8 +87,9 @@ def test_a_foreign_file_is_an_error_naming_the_file(tmp_path):
 
 def test_a_checkpoint_of_another_format_is_an_error_naming_both(saved, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    monkeypatch.setattr(checkpoint, "READABLE", (checkpoint.FORMAT,))
     with pytest.raises(
-        CheckpointError, match=r"checkpoint.h5 is of another version .*\(format 1, here 2\)"
+        CheckpointError, match=r"checkpoint.h5 is of another version .*\(format 2, here 3\)"
     ):
         load_checkpoint(saved)
 

@@ -311,6 +311,18 @@ def test_several_workers_train_the_same_runs(plan, tmp_path):
         assert_same_run(beside, straight)
 
 
+def killed(task, places):
+    """In place of training: the process ends as one that the system kills."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_killed_worker_fails_its_own_run_and_the_others_go_on(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "_try", killed)
+    failures = work.train_missing(plan, "fig1", RunIndex(tmp_path), {}, 2)
+    assert len(failures) == 6 and all("process was killed" in why for why in failures.values())
+
+
 def test_what_is_running_and_what_is_left_is_shown(plan, tmp_path, capsys):
     do(plan, tmp_path / "out")
     lines = [line for line in capsys.readouterr().err.splitlines() if "learning rate" in line]

@@ -438,7 +438,7 @@ COMMON = """
 config
 clock.phases.clip clock.phases.gradient clock.phases.inverses clock.phases.preconditioning
 clock.phases.statistics clock.seconds
-data.examples data.mean
+data.examples data.mean data.pixels
 optimizer.average optimizer.examples optimizer.steps optimizer.theta optimizer.velocity
 origin.device origin.checksum_of_the_data origin.use_of_tensor_cores origin.use_of_the_C_extension
 row.clipped row.nu row.steps
@@ -447,7 +447,7 @@ FACTORS = "optimizer.factors_at blocks.Omega blocks.Gamma "
 DAMPING = " optimizer.learning_rate optimizer.damping optimizer.factor_damping"
 EIGENBASIS = "blocks.input_basis blocks.derivative_basis blocks.inverse_values "
 CONTENTS = {
-    1: {
+    2: {
         "{name: sgd, learning_rate: 0.01}": "",
         "{name: adam, learning_rate: 0.01}": "optimizer.squares",
         "{name: kfc_pre, learning_rate: 0.01, inverse_delay: 1, inverse_period: 1,"

@@ -654,5 +654,5 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, kfcnet; assert not {'numpy', 'matplotlib', 'h5py'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
     assert kfcnet.train is train and "load_run" in dir(kfcnet)
-    with pytest.raises(AttributeError, match="no attribute 'fit'"):
-        kfcnet.fit  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        kfcnet.fitt  # noqa: B018

@@ -31,7 +31,7 @@ from kfcnet.runs.labels import (
     published_data_set,
     titles_and_labels,
 )
-from kfcnet.runs.read import read_run
+from kfcnet.runs.read import read_run, with_rows
 
 X_AXES = {
     "seconds": "training time",
@@ -80,10 +80,11 @@ DATELESS = {
 def plot_runs(folders, out, x="seconds"):
     """Draw the runs in `folders` over `x` to the file `out` (.png, .svg or .pdf).
 
-    x: "seconds", "updates", "epochs" or "examples". Raises ValueError for another `x` or format,
-    RecordError for a run that cannot be read or a file that cannot be written.
+    x: "seconds", "updates", "epochs" or "examples". A run without rows is left out, with a notice.
+    Raises ValueError for another `x` or format, RecordError for a run that cannot be read, where
+    none has rows, or a file that cannot be written.
     """
-    runs = [read_run(folder) for folder in folders]
+    runs = with_rows([read_run(folder) for folder in folders], folders)
     save_figure(lambda: draw_runs(runs, x), out)
 
 

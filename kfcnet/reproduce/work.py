@@ -9,20 +9,13 @@ import traceback
 import numpy as np
 
 from kfcnet import data
-from kfcnet.config import ConfigError
-from kfcnet.ops.errors import DeviceError
 from kfcnet.reproduce.costs import quick_cost
 from kfcnet.reproduce.places import placed, say
 from kfcnet.reproduce.progress import progress_of
-from kfcnet.runs.checkpoint import CheckpointError
-from kfcnet.runs.files import RecordError, WriteError
-from kfcnet.runs.folder import RunFolderError
+from kfcnet.runs.files import WriteError
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted, train
-from kfcnet.training.workers import workers
-
-FORESEEN = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordError, RunFolderError)
-"""Errors whose texts say what to do."""
+from kfcnet.training.trainer import UNUSABLE, TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.workers import WorkerDied, workers
 
 
 def train_missing(plan, figure, index, places, at_a_time=1):
@@ -73,12 +66,21 @@ def train_missing(plan, figure, index, places, at_a_time=1):
                 )
                 for future in done:
                     task, began = running.pop(future)
-                    reason = future.result()
+                    reason = _reason(future)
                     forecast.add(task, time.monotonic() - began)
                     index.add(task.folder)
                     status = index.status(task.config)
                     if not (status and status.is_over(task.config)):
                         failures[index.relative(task.folder)] = reason or "it ended before its end"
+
+
+def _reason(future):
+    """Why a run that was tried failed, or None."""
+    try:
+        return future.result()
+    except WorkerDied as error:
+        say(str(error))
+        return str(error)
 
 
 def _describe(task):
@@ -100,7 +102,7 @@ def _try(task, places):
     except TrainingFailed as error:
         say(f"diverged: {error.reason}")
         return str(error)
-    except FORESEEN as error:
+    except UNUSABLE as error:
         reason = str(error)
         say(reason)
     except Exception as error:

@@ -18,8 +18,10 @@ import numpy as np
 from kfcnet.runs.files import write_bytes
 
 CHECKPOINT = "checkpoint.h5"  # its name in the folder of a run
-FORMAT = 1
+FORMAT = 2
 """Goes up with every change of the contents; tests/test_resume.py has what they are."""
+READABLE = (1, FORMAT)
+"""Format 1 lacks the kind of the pixels, which were bytes."""
 HEADER = re.compile(rb"kfcnet checkpoint ([0-9]+)\nsha256 ([0-9a-f]{64})\n")
 START_ANEW = "move the folder of the run away to start it anew"
 BLOCK = 512  # bytes ahead of the HDF5 data, the smallest that HDF5 allows
@@ -79,7 +81,7 @@ def load_checkpoint(path):
     if not header:
         raise CheckpointError(f"{path} is no kfcnet checkpoint; {START_ANEW}")
     form, expected = int(header[1]), header[2].decode()
-    if form != FORMAT:
+    if form not in READABLE:
         raise CheckpointError(
             f"{path} is of another version of kfcnet (format {form}, here {FORMAT}): use that, or "
             f"{START_ANEW}"
