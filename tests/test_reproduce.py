@@ -652,6 +652,7 @@ def test_the_quick_run_killed_and_started_again_makes_everything_in_five_minutes
         "methods.svg",
         "structures.svg",
         "sensitivity.svg",
+        "starts.svg",
         "assumptions.svg",
         "assumptions_digits_sgd.svg",
         "assumptions_digits_sgd_avg.svg",
