@@ -17,6 +17,7 @@ from kfcnet.data import DataError
 from kfcnet.runs.files import read_json
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.training.fit import settings_for
+from kfcnet.training.sweep import sweep
 
 pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
 
@@ -330,3 +331,16 @@ def test_fit_says_what_is_wrong_with_its_arguments(arrays):
         kfcnet.fit(images, labels, NETWORK, {"name": "sgd", "learning_rat": 1})
     with pytest.raises(ConfigError, match="fit: network.0.layer: unknown value cnov"):
         kfcnet.fit(images, labels, [{"layer": "cnov"}])
+
+
+def test_a_sweep_finds_the_runs_of_what_the_data_decide(arrays, tmp_path):
+    """A run records the scale of its inputs and the units of its last layer as numbers."""
+    save(tmp_path / "a.npz", arrays)
+    text = TEXT.replace("NAME", "arrays").replace("PATH", str(tmp_path / "a.npz"))
+    (tmp_path / "own.yaml").write_text(text)
+    rates = {"optimizer.learning_rate": [0.01, 0.001]}
+    results = sweep(str(tmp_path / "own.yaml"), rates, [], tmp_path / "out")
+    assert [bool(result.row) for result in results] == [True, True]
+    again = sweep(str(tmp_path / "own.yaml"), rates, [], tmp_path / "out")
+    seconds = [[result.row["seconds"] for result in each] for each in (results, again)]
+    assert seconds[0] == seconds[1]  # nothing was trained again

@@ -1,5 +1,6 @@
 """A sweep: a grid of runs, trained in stages, and its tables."""
 
+import functools
 import itertools
 import json
 import re
@@ -7,11 +8,13 @@ import sys
 import traceback
 from pathlib import Path
 
+from kfcnet import data
 from kfcnet.config import ConfigError, load_config, yaml_text
 from kfcnet.figures import curves
 from kfcnet.runs.files import WriteError, markdown_table, write_csv, write_text
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import read_run
+from kfcnet.training.build import is_open, resolved
 from kfcnet.training.trainer import UNUSABLE, TrainingFailed, TrainingInterrupted, train
 from kfcnet.training.tuning import Point, Stage, Tuning, find_task
 from kfcnet.training.workers import WorkerDied, workers
@@ -63,15 +66,18 @@ def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
     the Results of all stages, best first within each.
 
     A run that diverges or fails is a result, and the others go on. Raises SweepError where all of a
-    stage fail for one reason, ConfigError and RecordError for what cannot be read, WriteError for a
-    full disk, TrainingInterrupted after a signal.
+    stage fail for one reason, ConfigError, DataError and RecordError for what cannot be read,
+    WriteError for a full disk, TrainingInterrupted after a signal.
     """
     out = Path(out)
     stages = stages or [Stage(load_config(config, overrides).epochs, None)]
     tuning, index = Tuning(grid_points(grid, out), stages), RunIndex(out)
+    load = functools.cache(data.load)  # once for all points
     while tuning.stage:
         epochs = tuning.stage.epochs
         configs = [_configure(config, overrides, point, epochs) for point in tuning.points]
+        # A run records what its data decide, and is found by it.
+        configs = [resolved(each, load(each.data)) if is_open(each) else each for each in configs]
         print(
             f"stage {tuning.number} of {len(stages)}: {len(configs)} runs to {epochs:g} epochs",
             file=sys.stderr,
