@@ -62,6 +62,13 @@ class TrainedNetwork:
                 saved = checkpoint["statistics"][layer.name]
                 layer.population = ops.asarray(saved["mean"]), ops.asarray(saved["inv_std"])
 
+    @classmethod
+    def of_run(cls, folder: str | Path, device: str = "cpu") -> "TrainedNetwork":
+        """That of the run in a folder. Raises CheckpointError where it cannot be used."""
+        path = Path(folder) / CHECKPOINT
+        checkpoint = load_checkpoint(path)
+        return cls(parse_config(checkpoint["config"], str(path)), checkpoint, device)
+
     def predict(self, images: ArrayLike) -> NDArray[np.int64]:
         """Class numbers int64 (M,) of raw images (M, H, W, C); `class_names` has their names."""
         return self.probabilities(images).argmax(axis=1)
@@ -137,6 +144,4 @@ def load_run(path: str | Path, device: str = "cpu") -> TrainedNetwork:
 
     Needs nothing but the run's checkpoint. Raises CheckpointError where it cannot be used.
     """
-    path = Path(path) / CHECKPOINT
-    checkpoint = load_checkpoint(path)
-    return TrainedNetwork(parse_config(checkpoint["config"], str(path)), checkpoint, device)
+    return TrainedNetwork.of_run(path, device)

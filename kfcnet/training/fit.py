@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 
 from kfcnet import data
 from kfcnet.config import parse_config
-from kfcnet.runs.checkpoint import load_checkpoint
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.evaluation import TrainedNetwork
@@ -28,11 +27,13 @@ class FittedNetwork(TrainedNetwork):
     where there are any. What `fit` left without `out` is kept as long as this object.
     """
 
-    def __init__(self, folder, device="cpu", temporary=None):
-        checkpoint = load_checkpoint(Path(folder) / "checkpoint.h5")
-        super().__init__(parse_config(checkpoint["config"], str(folder)), checkpoint, device)
-        self.folder, self._temporary = Path(folder), temporary
-        self.history = read_metrics(self.folder / "metrics.csv")
+    @classmethod
+    def of_run(cls, folder, device="cpu", temporary=None):
+        """That of the run in a folder, which `temporary`, if given, keeps in being."""
+        network = super().of_run(folder, device)
+        network.folder, network._temporary = Path(folder), temporary
+        network.history = read_metrics(network.folder / "metrics.csv")
+        return network
 
     def save(self, path: str | Path) -> None:
         """Copy the run to a new folder `path`, for `kfcnet.load`; RunFolderError if it is there."""
@@ -46,7 +47,7 @@ def load(path: str | Path, device: str = "cpu") -> FittedNetwork:
 
     Raises CheckpointError or RecordError where the run cannot be read.
     """
-    return FittedNetwork(path, device)
+    return FittedNetwork.of_run(path, device)
 
 
 def fit(
@@ -89,14 +90,15 @@ def fit(
     temporary = None if out else tempfile.TemporaryDirectory(prefix="kfcnet-")
     folder = Path(out or temporary.name) / ("" if out else "run")
     train(config, folder, dataset=dataset)
-    return FittedNetwork(folder, temporary=temporary)
+    return FittedNetwork.of_run(folder, temporary=temporary)
 
 
 def settings_for(optimizer: Mapping[str, Any] | str | None, examples: int) -> dict[str, Any]:
     """An optimizer's settings, of which those that are left out suit the number of examples.
 
     KFC-pre gets a clip that counts momentum, C (1 - mu)^2, and a rise of the learning rate over the
-    first epoch: with both it trained from every learning rate and damping that was tried.
+    first epoch: of what was tried they save most runs, though not those with a rate far above the
+    default and little damping.
     """
     given = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer or {})
     name = given.setdefault("name", "kfc_pre")
