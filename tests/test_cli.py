@@ -262,7 +262,7 @@ def test_readme_commands_are_understood(words, monkeypatch):
         "training.evaluation.load_run",
         "training.periods.settle",
         "training.sweep.sweep",
-        "runs.read.read_run",
+        "figures.curves.plot_runs",
         "figures.milestones.compare",
         "benchmarks.cpu.benchmark_cpu",
         "reproduce.reproduce",

@@ -55,8 +55,8 @@ def example_batch(ops, M, seed=0):
 
 def period(config):
     """Steps after which everything that a step may do has been done."""
-    c = config.optimizer
-    return math.lcm(getattr(c, "statistics_period", 1), getattr(c, "inverse_period", 1))
+    keys = ("statistics_period", "inverse_period", "damping_period", "factor_damping_period")
+    return math.lcm(*(getattr(config.optimizer, key, 1) for key in keys))
 
 
 def benchmark_cpu(sgd="cifar_sgd", kfc="cifar_kfc", rounds=5, native="auto", shards=2):

@@ -188,7 +188,6 @@ def evaluate(argv=None, prog=None):
 def plot(argv=None, prog=None):
     """Draw the losses and errors of runs side by side: training dashed, test solid."""
     from kfcnet.figures import curves
-    from kfcnet.runs.read import read_run, with_rows
 
     parser = Parser(prog=prog, description=plot.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
@@ -203,8 +202,7 @@ def plot(argv=None, prog=None):
     options = parser.parse_args(argv)
     if options.out.suffix.lstrip(".").lower() not in curves.DATELESS:
         parser.error(f"--out {options.out}: a figure is a .png, .svg or .pdf file")
-    runs = with_rows([read_run(folder) for folder in options.runs], options.runs)
-    curves.save_figure(lambda: curves.draw_runs(runs, options.x), options.out)
+    curves.plot_runs(options.runs, options.out, options.x)
     print(options.out, file=sys.stderr)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from kfcnet.data.dataset import DataError
-from kfcnet.data.own import Images, checked
+from kfcnet.data.own import Images, checked, reading
 
 FIELDS = ("train_images", "train_labels", "test_images", "test_labels")
 TYPES = (".npz", ".h5", ".hdf5", ".mat")
@@ -39,7 +39,7 @@ def _arrays(path):
     kind = path.suffix.lower()
     if kind not in TYPES:
         raise DataError(f"{path}: is no file of arrays; these end in {', '.join(TYPES)}")
-    try:
+    with reading(path, "arrays"):
         if kind == ".npz":
             with np.load(path, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files if name in FIELDS}
@@ -54,12 +54,6 @@ def _arrays(path):
             found = {name: file[name][()] for name in FIELDS if name in file}
         # MATLAB stores the last axis first.
         return {name: array.T for name, array in found.items()} if kind == ".mat" else found
-    except DataError:
-        raise
-    except Exception as error:  # a damaged file can make a parser raise nearly anything
-        raise DataError(
-            f"{path}: cannot be read as arrays ({type(error).__name__}: {error})"
-        ) from error
 
 
 def _is_hdf5(path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from kfcnet.data.dataset import DataError
-from kfcnet.data.own import Images
+from kfcnet.data.own import Images, reading
 
 TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GREY = ("1", "L", "I;16", "I;16B", "I")
@@ -82,27 +82,20 @@ def _read_one(path, size):
     """uint8 (H, W, 1) or (H, W, 3), upright."""
     from PIL import Image, ImageOps
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                picture = ImageOps.exif_transpose(picture)
-                if picture.mode in TRANSPARENT or "transparency" in picture.info:
-                    raise DataError(f"{path}: has transparency; flatten it onto a background first")
-                grey = picture.mode in GREY
-                if picture.mode.startswith("I"):  # 16 bits
-                    values = np.asarray(picture, np.int64)
-                    picture = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
-                picture = picture.convert("L" if grey else "RGB")
-                if size is not None and (picture.height, picture.width) != tuple(size):
-                    picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
-                array = np.asarray(picture)
-    except DataError:
-        raise
-    except Exception as error:  # a damaged picture can make a decoder raise nearly anything
-        raise DataError(
-            f"{path}: cannot be read as an image ({type(error).__name__}: {error})"
-        ) from error
+    with reading(path, "an image"), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path) as picture:
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode in TRANSPARENT or "transparency" in picture.info:
+                raise DataError(f"{path}: has transparency; flatten it onto a background first")
+            grey = picture.mode in GREY
+            if picture.mode.startswith("I"):  # 16 bits
+                values = np.asarray(picture, np.int64)
+                picture = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+            picture = picture.convert("L" if grey else "RGB")
+            if size is not None and (picture.height, picture.width) != tuple(size):
+                picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
+            array = np.asarray(picture)
     return array.reshape(*array.shape[:2], -1)
 
 

@@ -1,6 +1,8 @@
 """A user's own images: checked, split where there is no test part, named after their file."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,19 @@ class Images(NamedTuple):
 
     images: NDArray
     labels: NDArray[np.int32]
+
+
+@contextlib.contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever a parser raises about a damaged file into a DataError that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # a parser can raise nearly anything
+        raise DataError(
+            f"{path}: cannot be read as {what} ({type(error).__name__}: {error})"
+        ) from error
 
 
 def checked(images: NDArray, labels: NDArray, source: object) -> Images:

@@ -96,22 +96,25 @@ class KroneckerOptimizer(Optimizer):
 
     def _natural_gradient(self):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""
-        self._block_by_block("natural_gradient", self.network.gradient, self.direction)
+        for block, gradient, out in self._by_block(self.network.gradient, self.direction):
+            block.natural_gradient(gradient, out)
 
     def _precondition(self, vector, out):
         """out <- [F^(gamma)]^-1 vector, block by block, for any flat vector (n,)."""
-        self._block_by_block("precondition", vector, out)
+        for block, part, result in self._by_block(vector, out):
+            block.precondition(part, result)
 
-    def _block_by_block(self, method, vector, out):
-        """Raises RuntimeError before `prepare`: without inverses no parameter would move."""
+    def _by_block(self, *vectors):
+        """(block, its part (I, P) of each flat vector (n,)), one after the other.
+
+        Raises RuntimeError before `prepare`: without inverses no parameter would move.
+        """
         if self.needs_preparation:
             raise RuntimeError(
                 "the factors have no first estimate yet: call prepare(batches) "
                 "once, before the first step"
             )
-        views = self.network.views
-        for block, view, result in zip(self.blocks, views(vector), views(out), strict=True):
-            getattr(block, method)(view, result)
+        return zip(self.blocks, *map(self.network.views, vectors), strict=True)
 
     def state(self):
         blocks = {block.layer.name: block.state() for block in self.blocks}

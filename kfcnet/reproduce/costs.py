@@ -10,6 +10,7 @@ from statistics import median
 
 from kfcnet import data
 from kfcnet.batches import Loader
+from kfcnet.benchmarks.cpu import period
 from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.files import read_json, write_json
 from kfcnet.training.build import build_for, build_ops, captured_step, examples_of
@@ -97,8 +98,8 @@ class _Contestant:
         self.loader = Loader(examples, config.optimizer.batch_size, config.seed)
         self.optimizer.prepare([self.loader.batch(0)])
         self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
-        period = _period(config.optimizer)
-        self.updates = period * math.ceil(EXAMPLES / (period * self.loader.size))
+        whole = period(config)
+        self.updates = whole * math.ceil(EXAMPLES / (whole * self.loader.size))
         self.turns_of_an_epoch = len(examples) / (self.updates * self.loader.size)
         self.seconds = []
 
@@ -124,12 +125,6 @@ class _Contestant:
             "seconds": [each * self.turns_of_an_epoch for each in self.seconds],
             "phases": {name: seconds / whole for name, seconds in spent.items()},
         }
-
-
-def _period(optimizer):
-    """Updates after which everything that one may do has been done."""
-    keys = ("statistics_period", "inverse_period", "damping_period", "factor_damping_period")
-    return math.lcm(*(getattr(optimizer, key, 1) for key in keys))
 
 
 def read(out):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from kfcnet.config import load_config
+from kfcnet.data.digits import TRAIN_EXAMPLES
 from kfcnet.figures import curves
 from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run
@@ -42,7 +43,7 @@ def demo(out):
         settings = [
             *settings,
             f"optimizer.batch_size={BATCH}",
-            f"epochs={updates * BATCH / 1437}",
+            f"epochs={updates * BATCH / TRAIN_EXAMPLES}",
             "evaluation={every: 1, unit: updates}",
             "device=cpu",
         ]
@@ -59,7 +60,7 @@ def demo(out):
 def seen(runs):
     """Three sentences about the runs {method: Run}."""
     kfc, sgd = (first_crossing(run.metrics, "train_error", ERROR) for run in runs.values())
-    lines = [f"{_got(name, crossing)}" for name, crossing in zip(runs, (kfc, sgd), strict=True)]
+    lines = [_got(name, crossing) for name, crossing in zip(runs, (kfc, sgd), strict=True)]
     if kfc and sgd:
         lines.append(
             f"SGD takes {sgd.updates / kfc.updates:.1f} times the updates and "

@@ -13,6 +13,7 @@ from kfcnet.reproduce.costs import quick_cost
 from kfcnet.reproduce.places import placed, say
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.files import WriteError
+from kfcnet.runs.index import images_of
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import UNUSABLE, TrainingFailed, TrainingInterrupted, train
 from kfcnet.training.workers import WorkerDied, workers
@@ -34,8 +35,9 @@ def train_missing(plan, figure, index, places, at_a_time=1):
         if config.name in places and (reason := unusable.reason(config)):
             failures[curve.name] = reason
     forecast, running = Forecast(at_a_time), {}  # running: {Future: (its Task, when it began)}
-    forecast.estimate(progress_of(plan, index), places, unusable)
-    say(forecast.plan(progress_of(plan, index)))
+    now = progress_of(plan, index)
+    forecast.estimate(now, places, unusable)
+    say(forecast.plan(now))
     with workers(at_a_time) as pool:
         while True:
             now = progress_of(plan, index)
@@ -120,7 +122,7 @@ class UnusableData:
 
     def reason(self, config):
         """The reason why the data of a DataConfig cannot be used, or None; said once."""
-        images = config.model_copy(update={"path": None, "input_scale": 1.0})
+        images = images_of(config)
         if images not in self.reasons:
             try:
                 dataset = data.load(placed(config, self.places))
@@ -160,18 +162,20 @@ class Forecast:
         """Take a few updates of each curve that has no record yet and something to train."""
         for name, state in now.items():
             tasks = [task for task in state.pending if not unusable.reason(task.config.data)]
-            if tasks and state.epochs_left > 0 and not _recorded_cost(state):
+            if tasks and state.epochs_left > 0 and not self._cost(name, state):
                 with contextlib.suppress(np.linalg.LinAlgError):
                     self.measured[name] = quick_cost(tasks[0].config, places)
+
+    def _cost(self, name, state):
+        """Seconds per epoch of a curve, None where they are not known."""
+        return self.measured.get(name) or _recorded_cost(state)
 
     def plan(self, now):
         """What is to be trained, curve by curve, and how long all of it takes: a text."""
         lines = []
         for name, state in now.items():
             if state.epochs_left > 0:
-                seconds = state.epochs_left * (
-                    self.measured.get(name) or _recorded_cost(state) or 0
-                )
+                seconds = state.epochs_left * (self._cost(name, state) or 0)
                 about = f", about {duration(seconds / self.at_a_time)}" if seconds else ""
                 lines.append(f"  {name}: {state.epochs_left:.3g} epochs{about}")
         return "\n".join(["to train:", *lines, self.left(now)]) if lines else "nothing to train"
@@ -181,7 +185,7 @@ class Forecast:
         epochs = sum(state.epochs_left for state in now.values())
         seconds, unknown = 0.0, 0
         for name, state in now.items():
-            cost = self.measured.get(name) or _recorded_cost(state)
+            cost = self._cost(name, state)
             seconds += state.epochs_left * (cost or 0)
             unknown += state.epochs_left > 0 and not cost
         curves = sum(state.epochs_left > 0 for state in now.values())

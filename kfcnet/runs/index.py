@@ -80,9 +80,10 @@ class RunIndex:
             if folder not in folders:
                 folders.append(folder)
             self.devices[config.data.name].add(device)
-            self.machines[folder] = machine_of(read_json(record)["device"])
-            checksum = read_json(record).get("data", {}).get("sha256")
-            self.checksums[_images(config.data)].setdefault(checksum, folder)
+            content = read_json(record)
+            self.machines[folder] = machine_of(content["device"])
+            checksum = content.get("data", {}).get("sha256")
+            self.checksums[images_of(config.data)].setdefault(checksum, folder)
 
     def status(self, config):
         """The RunStatus of the run to use for `config`, whose device is "cpu" or "cuda"; or None.
@@ -110,7 +111,7 @@ class RunIndex:
 
         checksum: SHA-256 of the images. None where the runs were trained on the same images.
         """
-        for other, folder in self.checksums[_images(config)].items():
+        for other, folder in self.checksums[images_of(config)].items():
             if other not in (checksum, None):
                 return (
                     f"{folder} was trained on other data called {config.name} than are here "
@@ -151,6 +152,6 @@ def _read_status(folder):
     )
 
 
-def _images(config):
+def images_of(config):
     """The part of a DataConfig that says which images they are."""
     return config.model_copy(update={"path": None, "input_scale": 1.0})
