@@ -232,6 +232,8 @@ def test_overrides_reach_layers_by_their_names():
      "optimizer.inverse_delay: 21 is above inverse_period, 20"),
     ("optimizer={name: kfc_pre, learning_rate: 1, structure: ekfac, inverse_delay: 1}",
      "optimizer.inverse_delay: 1 with structure ekfac would lose the moments seen meanwhile"),
+    ("optimizer={name: kfc_pre, learning_rate: 1, structure: sua, tikhonov: exact}",
+     "optimizer.structure: sua with tikhonov exact: exact goes with kfc alone"),
     ("evaluation={every: 1.5, unit: updates}", "evaluation: every must be a whole number"),
     ("data=null", "data: must be keys and values, got None"),
     ("epochs=0", "epochs: must be above 0, got 0"),

@@ -243,8 +243,23 @@ def test_a_new_basis_takes_the_moments_along_as_the_old_block_seen_in_it(ops64):
     assert np.linalg.norm(block.matrix() - old) > 0.01 * np.linalg.norm(old)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_training_with_any_structure_goes_on_bit_for_bit_from_its_state(structure, rng):
+DAMPED = [*(dict(structure=structure) for structure in STRUCTURES), dict(tikhonov="exact")]
+
+
+def test_exact_tikhonov_adds_the_damping_to_the_product(ops64, rng):
+    opt = optimizer(
+        ops64, "kfc_pre", LAYERS[:1] + LAYERS[4:], tikhonov="exact", weight_decay=0.03, damping=0.02
+    )
+    opt.prepare(batches(ops64, rng, 1, classes=4))
+    for block in opt.blocks:
+        gradient = rng.standard_normal(block.layer.weight_shape)
+        damped = np.kron(block.Gamma, block.Omega) + 0.05 * np.eye(gradient.size)
+        expected = np.linalg.solve(damped, gradient.ravel()).reshape(gradient.shape)
+        assert_close(block.natural_gradient(gradient, np.empty_like(gradient)), expected)
+
+
+@pytest.mark.parametrize("options", DAMPED, ids=lambda options: "-".join(options.values()))
+def test_training_with_any_structure_goes_on_bit_for_bit_from_its_state(options, rng):
     ops = CpuOps("float32", shards=2)
     data = [
         Batch(
@@ -255,7 +270,7 @@ def test_training_with_any_structure_goes_on_bit_for_bit_from_its_state(structur
     ]
     straight, resumed = (
         build_optimizer(
-            settings("kfc_pre", structure=structure, inverse_period=2),
+            settings("kfc_pre", **options, inverse_period=2),
             network(ops, EVERY_LAYER, seed=3),
             SoftmaxCrossEntropy(ops, 3),
         )
@@ -272,12 +287,12 @@ def test_training_with_any_structure_goes_on_bit_for_bit_from_its_state(structur
     assert np.array_equal(straight.network.theta, resumed.network.theta)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_training_with_any_structure_lowers_the_loss(ops64, rng, structure):
+@pytest.mark.parametrize("options", DAMPED, ids=lambda options: "-".join(options.values()))
+def test_training_with_any_structure_lowers_the_loss(ops64, rng, options):
     opt = build_optimizer(
         settings(
             "kfc_pre",
-            structure=structure,
+            **options,
             damping=0.03,
             learning_rate=0.1,
             momentum=0.5,

@@ -80,10 +80,12 @@ class StatisticsConfig(_OptimizerConfig):
     """An optimizer with Kronecker factors: how they are estimated, and how often.
 
     Periods are in updates, fractions are shares of the mini-batch. The factors are initialised from
-    `initial_examples` training examples.
+    `initial_examples` training examples. `tikhonov`: the damping is added to the factors of KFC's
+    matrix (`factored`, Eq. 21) or to their product (`exact`).
     """
 
     batch_size: PositiveInt = 512
+    tikhonov: Literal["factored", "exact"] = "factored"
     statistics_timescale: Annotated[PositiveFloat | None, Field(validate_default=True)] = None
     statistics_period: PositiveInt = 5
     statistics_fraction: Fraction = 0.25
@@ -156,6 +158,13 @@ class KfcPreConfig(StatisticsConfig, _RateConfig):
     inverse_delay: Annotated[int, Field(ge=0)] = 0
     inverse_on: Literal["device", "host"] = "device"
 
+    @field_validator("structure")
+    @classmethod
+    def _has_a_product_to_damp(cls, structure, info):
+        if structure != "kfc" and info.data.get("tikhonov") == "exact":
+            raise ValueError(f"{structure} with tikhonov exact: exact goes with kfc alone")
+        return structure
+
     @field_validator("inverse_delay")
     @classmethod
     def _can_wait(cls, delay, info):
@@ -176,11 +185,9 @@ class _TrustConfig(StatisticsConfig):
     `damping_decay` for each update since the rule was last applied, but it stays above
     `min_damping`. Without this bound it would keep falling, because the model fits its own small
     mini-batch well, and updates would follow the noise of mini-batches. The exact Fisher matrix is
-    computed on a share `fisher_fraction` of the mini-batch. `tikhonov`: the damping is added to
-    the factors of KFC's matrix (`factored`, Eq. 21) or to their product (`exact`).
+    computed on a share `fisher_fraction` of the mini-batch.
     """
 
-    tikhonov: Literal["factored", "exact"] = "factored"
     damping: PositiveFloat = 150.0
     damping_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
     min_damping: NonNegative = 0.0

@@ -7,6 +7,7 @@ shows what an assumption loses; none is written to be cheaper than KFC.
 
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.diagonal import DiagonalBlock
+from kfcnet.curvature.eigenbasis import EigenbasisBlock
 from kfcnet.curvature.ekfac import EigenvalueCorrectedBlock
 from kfcnet.curvature.scale_shift import ScaleShiftBlock
 from kfcnet.curvature.sua import SuaBlock
@@ -21,18 +22,16 @@ STRUCTURES = {
 }
 
 
-def build_block(structure, layer, ops, weight_decay=0.0):
+def build_block(structure, layer, ops, weight_decay=0.0, tikhonov="factored"):
     """The block of a weighted layer, which is exact for a learned scale and shift.
 
-    Raises ValueError for an unknown structure.
+    tikhonov: "factored", or for structure "kfc" also "exact" (`EigenbasisBlock`). Raises ValueError
+    for an unknown structure.
     """
     if structure not in STRUCTURES:
         raise ValueError(
             f"optimizer.structure: {structure!r} is not one of {', '.join(STRUCTURES)}"
         )
-    return block_class(layer, STRUCTURES[structure])(layer, ops, weight_decay)
-
-
-def block_class(layer, kronecker):
-    """The class of a layer's block: the one that it names, which may be the given `kronecker`."""
-    return {"kronecker": kronecker, "scale_shift": ScaleShiftBlock}[layer.fisher_block]
+    kronecker = EigenbasisBlock if tikhonov == "exact" else STRUCTURES[structure]
+    block = {"kronecker": kronecker, "scale_shift": ScaleShiftBlock}[layer.fisher_block]
+    return block(layer, ops, weight_decay)

@@ -24,7 +24,7 @@ class Weighted(Layer):
     After a pass `inputs` (M, H, W, J) and `derivatives` (m, Ho, Wo, I) are what the gradient and
     the Kronecker factors are made of; a dense layer has |T| = |Delta| = 1, so that nothing
     downstream asks which kind it has. `fisher_block` names the class of its block of the Fisher
-    matrix: see `block_class` in kfcnet/curvature/structures.py.
+    matrix: see `build_block` in kfcnet/curvature/structures.py.
     """
 
     fisher_block = "kronecker"

@@ -89,4 +89,5 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
                 self._update_inverses()
 
     def _block(self, layer, weight_decay):
-        return build_block(self.config.structure, layer, self.ops, weight_decay)
+        c = self.config
+        return build_block(c.structure, layer, self.ops, weight_decay, c.tikhonov)

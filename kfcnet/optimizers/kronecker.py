@@ -27,7 +27,7 @@ class KroneckerOptimizer(Optimizer):
         self._begun = None  # (step of adoption, an Inversion of each block)
 
     def _block(self, layer, weight_decay):
-        return build_block("kfc", layer, self.ops, weight_decay)
+        return build_block("kfc", layer, self.ops, weight_decay, self.config.tikhonov)
 
     def prepare(self, batches):
         """Factors and inverses at the initial parameters: the mean over all of the batches."""

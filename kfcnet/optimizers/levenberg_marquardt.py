@@ -7,8 +7,6 @@ with h the mini-batch's mean loss plus weight decay, g its gradient and F the ex
 
 import numpy as np
 
-from kfcnet.curvature.eigenbasis import EigenbasisBlock
-from kfcnet.curvature.structures import block_class
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 
 
@@ -51,11 +49,6 @@ class LevenbergMarquardt(KroneckerOptimizer):
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
         self.damping = config.damping
-
-    def _block(self, layer, weight_decay):
-        if self.config.tikhonov == "exact":
-            return block_class(layer, EigenbasisBlock)(layer, self.ops, weight_decay)
-        return super()._block(layer, weight_decay)
 
     @property
     def previous_learning_rate(self):

@@ -49,6 +49,8 @@ def method(run):
     name = METHODS.get(optimizer["name"], optimizer["name"])
     structure = optimizer.get("structure", "kfc")
     name += "" if structure == "kfc" else f" ({STRUCTURES.get(structure, structure)})"
+    if optimizer["name"] == "kfc_pre" and optimizer.get("tikhonov") == "exact":
+        name += " (exact Tikhonov)"
     return f"{name}, M = {optimizer['batch_size']}"
 
 
