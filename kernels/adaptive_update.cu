@@ -1,6 +1,7 @@
 // kernels/adaptive_update.cu: the steps of Adagrad, RMSProp and Adam over the parameter vector.
 //
-// With g = gradient + weight_decay * theta, all element by element:
+// With g = gradient + weight_decay * theta, all element by element; or, is_decoupled, with g =
+// gradient and theta first multiplied by 1 - learning_rate * weight_decay (Loshchilov & Hutter 2019):
 //   adagrad  squares  += g^2
 //            theta    -= learning_rate * g / (sqrt(squares) + epsilon)
 //   rmsprop  squares  += squares_gain * (g^2 - squares)
@@ -23,13 +24,20 @@
 
 using Four = Vector<float, 4>;
 
-// The gradient with the weight decay's part.
+// The gradient with the weight decay's part, which goes to theta itself where it is decoupled.
 __device__ __forceinline__ Four decayed(const float* gradient, const float* weight_decay,
-                                        const Four& theta4, unsigned first, int count) {
+                                        Four& theta4, float learning_rate, int is_decoupled,
+                                        unsigned first, int count) {
     Four g = load_four(gradient, first, count);
     if (weight_decay) {
         const Four decay4 = load_four(weight_decay, first, count);
-        for (int lane = 0; lane < 4; ++lane) g[lane] += decay4[lane] * theta4[lane];
+        for (int lane = 0; lane < 4; ++lane) {
+            const float part = decay4[lane] * theta4[lane];
+            if (is_decoupled)
+                theta4[lane] -= learning_rate * part;
+            else
+                g[lane] += part;
+        }
     }
     return g;
 }
@@ -55,11 +63,13 @@ extern "C" __global__ void adagrad_update(
     float* __restrict__ squares,                   // (count)
     float* __restrict__ average,                   // (count)
     int count,
+    int is_decoupled,
     float epsilon) {
     const unsigned first = first_of_four();
     if (first >= count || (nonfinite_step && *nonfinite_step >= 0)) return;
     Four theta4 = load_four(theta, first, count), squares4 = load_four(squares, first, count);
-    const Four g = decayed(gradient, weight_decay, theta4, first, count);
+    const Four g =
+        decayed(gradient, weight_decay, theta4, *learning_rate, is_decoupled, first, count);
     for (int lane = 0; lane < 4; ++lane) {
         squares4[lane] += g[lane] * g[lane];
         theta4[lane] -= *learning_rate * g[lane] / (sqrtf(squares4[lane]) + epsilon);
@@ -78,12 +88,14 @@ extern "C" __global__ void rmsprop_update(
     float* __restrict__ squares,                   // (count)
     float* __restrict__ average,                   // (count)
     int count,
+    int is_decoupled,
     float squares_gain,
     float epsilon) {
     const unsigned first = first_of_four();
     if (first >= count || (nonfinite_step && *nonfinite_step >= 0)) return;
     Four theta4 = load_four(theta, first, count), squares4 = load_four(squares, first, count);
-    const Four g = decayed(gradient, weight_decay, theta4, first, count);
+    const Four g =
+        decayed(gradient, weight_decay, theta4, *learning_rate, is_decoupled, first, count);
     for (int lane = 0; lane < 4; ++lane) {
         squares4[lane] += squares_gain * (g[lane] * g[lane] - squares4[lane]);
         theta4[lane] -= *learning_rate * g[lane] / (sqrtf(squares4[lane]) + epsilon);
@@ -104,6 +116,7 @@ extern "C" __global__ void adam_update(
     float* __restrict__ squares,                   // (count)
     float* __restrict__ average,                   // (count)
     int count,
+    int is_decoupled,
     float gain,
     float log_decay,
     float squares_gain,
@@ -117,7 +130,8 @@ extern "C" __global__ void adam_update(
 
     Four theta4 = load_four(theta, first, count), velocity4 = load_four(velocity, first, count);
     Four squares4 = load_four(squares, first, count);
-    const Four g = decayed(gradient, weight_decay, theta4, first, count);
+    const Four g =
+        decayed(gradient, weight_decay, theta4, *learning_rate, is_decoupled, first, count);
     for (int lane = 0; lane < 4; ++lane) {
         velocity4[lane] += gain * (g[lane] - velocity4[lane]);
         squares4[lane] += squares_gain * (g[lane] * g[lane] - squares4[lane]);

@@ -497,8 +497,9 @@ def test_momentum_update_stands_still_after_a_non_finite_step(rng, nonfinite_ste
         assert (a != b).all() if moves else np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("is_decoupled", [0, 1])
 @pytest.mark.parametrize("name", ["adagrad", "rmsprop", "adam"])
-def test_adaptive_updates_follow_their_published_formulas(rng, name):
+def test_adaptive_updates_follow_their_published_formulas(rng, name, is_decoupled):
     """Three steps with weight decay; Adam's second decay is near one, where floats are coarse."""
     gain, squares_gain, epsilon, rate, decay = 0.1, 0.001, 1e-8, 0.05, 0.9
     theta, weight_decay = normal(rng, 87), rng.choice([0, 0.01], 87).astype(np.float32)
@@ -518,6 +519,7 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
                 squares,
                 average,
                 87,
+                is_decoupled,
                 gain,
                 np.log1p(-gain),
                 squares_gain,
@@ -526,10 +528,12 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name):
             ]
         else:
             gains = [gain] if name == "rmsprop" else []
-            arguments = [*given, None, theta, squares, average, 87, *gains, epsilon]
+            sizes = [87, is_decoupled, *gains, epsilon]
+            arguments = [*given, None, theta, squares, average, *sizes]
         launch("adaptive_update", f"{name}_update", fours(theta), arguments)
 
-        g, t = gradient + weight_decay * parameters, step + 1
+        g, t = gradient + (not is_decoupled) * weight_decay * parameters, step + 1
+        parameters *= 1 - is_decoupled * rate * weight_decay
         if name == "adagrad":
             s += g**2
             parameters -= rate * g / (np.sqrt(s) + epsilon)

@@ -521,6 +521,25 @@ def test_other_updates_are_the_published_ones(ops, rng, name, weight_decay):
         assert_close(ops.to_numpy(got), want, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["adagrad", "rmsprop", "adam"])
+def test_decoupled_decay_shrinks_the_weights_and_stays_out_of_the_squares(ops, rng, name):
+    """Loshchilov & Hutter (2019): theta is multiplied by 1 - learning rate * decay besides."""
+    theta, g, velocity, average = (rng.standard_normal(77) for _ in range(4))
+    squares, decay = np.square(rng.standard_normal(77)), rng.choice([0, 0.3], 77)
+    expected = published_update(name, theta * (1 - 0.1 * decay), g, velocity, squares)
+    t, G, v, a, s = (ops.asarray(x.copy()) for x in (theta, g, velocity, average, squares))
+    options = {"weight_decay": ops.asarray(decay), "is_decoupled": True}
+    if name == "adagrad":
+        ops.adagrad_update(t, s, a, G, 0.1, 1e-3, AVERAGING, **options)
+    elif name == "rmsprop":
+        ops.rmsprop_update(t, s, a, G, 0.1, 0.95, 1e-3, AVERAGING, **options)
+    else:
+        ops.adam_update(t, v, s, a, G, 0.1, 0.9, 0.99, 1e-3, 2, AVERAGING, **options)
+    average = AVERAGING * average + (1 - AVERAGING) * expected[0]
+    for got, want in zip((t, v, s, a), (*expected, average), strict=True):
+        assert_close(ops.to_numpy(got), want, 1e-5)
+
+
 @pytest.mark.parametrize("clip_scale", [None, 0.5])
 def test_momentum_update_moves_and_averages(ops, rng, clip_scale, weight_decay):
     theta, velocity, average, direction = (rng.standard_normal(77) for _ in range(4))

@@ -152,6 +152,29 @@ def test_baselines_follow_pytorch_step_by_step(ops64, rng, name, arguments):
         assert_close(opt.average, average, 1e-9)
 
 
+def test_adam_with_decoupled_decay_is_pytorchs_adamw(ops64, rng):
+    torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
+    opt = optimizer(
+        ops64, "adam", layers=EVERY_LAYER[1:], weight_decay=0.3, decoupled_decay=True, momentum=0.8
+    )
+    # Biases do not decay, here as everywhere; AdamW decays whatever it is given.
+    free = opt.decay_vector == 0
+    theta = opt.network.theta.copy()
+    parts = [torch.tensor(theta[free], requires_grad=True), torch.tensor(theta[~free])]
+    parts[1].requires_grad = True
+    groups = [dict(params=parts[:1], weight_decay=0.0), dict(params=parts[1:], weight_decay=0.3)]
+    reference = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9), eps=1e-8)
+    for step, batch in enumerate(batches(ops64, rng, 4)):
+        with opt.network.using(theta):
+            gradient = loss_gradient(opt, batch, step)
+        for part, mask in zip(parts, (free, ~free), strict=True):
+            part.grad = torch.tensor(gradient[mask])
+        reference.step()
+        theta[free], theta[~free] = (part.detach().numpy() for part in parts)
+        opt.step(batch)
+        assert_close(opt.network.theta, theta, 1e-9)
+
+
 def test_kfc_pre_is_the_algorithm_box_written_out(ops64, rng):
     """Four steps with T_s = 2, T_f = 4, weight decay, dropout and an active clip, in NumPy."""
     opt = optimizer(ops64, "kfc_pre", weight_decay=0.05, learning_rate=3.0, clip=0.01)

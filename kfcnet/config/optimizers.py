@@ -116,28 +116,32 @@ class SgdConfig(_RateConfig):
     nesterov: bool = False
 
 
-class AdagradConfig(_RateConfig):
-    """The gradient divided by the root of the sum of all squared gradients."""
+class _AdaptiveConfig(_RateConfig):
+    """A co-ordinatewise method, whose weight decay may be kept out of its measure of size."""
 
-    name: Literal["adagrad"] = "adagrad"
+    decoupled_decay: bool = False
     epsilon: PositiveFloat = 1e-8
 
 
-class RmspropConfig(_RateConfig):
+class AdagradConfig(_AdaptiveConfig):
+    """The gradient divided by the root of the sum of all squared gradients."""
+
+    name: Literal["adagrad"] = "adagrad"
+
+
+class RmspropConfig(_AdaptiveConfig):
     """The gradient divided by the root of a running mean of squared gradients."""
 
     name: Literal["rmsprop"] = "rmsprop"
     square_decay: Decay = 0.9
-    epsilon: PositiveFloat = 1e-8
 
 
-class AdamConfig(_RateConfig):
+class AdamConfig(_AdaptiveConfig):
     """Running means of the gradient and of its square, corrected for their start at zero."""
 
     name: Literal["adam"] = "adam"
     momentum: Decay = 0.9
     square_decay: Decay = 0.999
-    epsilon: PositiveFloat = 1e-8
 
 
 class KfcPreConfig(StatisticsConfig, _RateConfig):

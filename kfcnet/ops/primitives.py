@@ -380,8 +380,13 @@ class Primitives(ABC):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
-        """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon)."""
+        """squares += g^2; theta -= learning_rate * g / (sqrt(squares) + epsilon).
+
+        is_decoupled: theta is multiplied by 1 - learning_rate * weight_decay first, and the decay
+        has no part in g; likewise in the two methods below.
+        """
 
     @abstractmethod
     def rmsprop_update(
@@ -396,6 +401,7 @@ class Primitives(ABC):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
         """squares <- square_decay*squares + (1 - square_decay)*g^2; theta as for Adagrad."""
 
@@ -415,6 +421,7 @@ class Primitives(ABC):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
         """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
 

@@ -8,7 +8,11 @@ from kfcnet.optimizers.base import GradientMethod
 
 
 class _Adaptive(GradientMethod):
-    """The gradient of h, and a running measure of its entries' squares."""
+    """The gradient of h, and a running measure of its entries' squares.
+
+    With `decoupled_decay` the gradient is that of the mean loss alone, and the weights shrink by
+    learning_rate * weight_decay besides (Loshchilov & Hutter 2019).
+    """
 
     moves_by_velocity = False
 
@@ -45,6 +49,7 @@ class Adagrad(_Adaptive):
             averaging_decay,
             self.running_sums.nonfinite_step,
             self.decay_vector,
+            self.config.decoupled_decay,
         )
 
 
@@ -63,6 +68,7 @@ class RMSProp(_Adaptive):
             averaging_decay,
             self.running_sums.nonfinite_step,
             self.decay_vector,
+            self.config.decoupled_decay,
         )
 
 
@@ -84,4 +90,5 @@ class Adam(_Adaptive):
             averaging_decay,
             self.running_sums.nonfinite_step,
             self.decay_vector,
+            self.config.decoupled_decay,
         )

@@ -476,10 +476,14 @@ class CpuOps(Eager):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
         if _is_set(nonfinite_step):
             return
-        gradient = _decayed(gradient, weight_decay, theta)
+        if is_decoupled and weight_decay is not None:
+            theta -= learning_rate * weight_decay * theta
+        else:
+            gradient = _decayed(gradient, weight_decay, theta)
         squares += gradient * gradient
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
@@ -496,10 +500,14 @@ class CpuOps(Eager):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
         if _is_set(nonfinite_step):
             return
-        gradient = _decayed(gradient, weight_decay, theta)
+        if is_decoupled and weight_decay is not None:
+            theta -= learning_rate * weight_decay * theta
+        else:
+            gradient = _decayed(gradient, weight_decay, theta)
         _fold(squares, gradient * gradient, square_decay)
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
@@ -519,10 +527,14 @@ class CpuOps(Eager):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
         if _is_set(nonfinite_step):
             return
-        gradient = _decayed(gradient, weight_decay, theta)
+        if is_decoupled and weight_decay is not None:
+            theta -= learning_rate * weight_decay * theta
+        else:
+            gradient = _decayed(gradient, weight_decay, theta)
         steps = _number(completed) + 1
         _fold(velocity, gradient, momentum)
         _fold(squares, gradient * gradient, square_decay)

@@ -199,6 +199,7 @@ class Updates(Launcher):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
         self._fours(
             "adaptive_update",
@@ -213,6 +214,7 @@ class Updates(Launcher):
             squares,
             average,
             theta.size,
+            int(is_decoupled),
             epsilon,
         )
 
@@ -228,6 +230,7 @@ class Updates(Launcher):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
         self._fours(
             "adaptive_update",
@@ -242,6 +245,7 @@ class Updates(Launcher):
             squares,
             average,
             theta.size,
+            int(is_decoupled),
             1 - square_decay,
             epsilon,
         )
@@ -261,6 +265,7 @@ class Updates(Launcher):
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
+        is_decoupled=False,
     ):
         self._fours(
             "adaptive_update",
@@ -277,6 +282,7 @@ class Updates(Launcher):
             squares,
             average,
             theta.size,
+            int(is_decoupled),
             1 - momentum,
             _log(momentum),
             1 - square_decay,
