@@ -49,8 +49,13 @@ def do(plan, out, figure="fig1", places=()):
     return work.train_missing(plan, figure, RunIndex(out), dict(places))
 
 
-def write_run(index, plan, name, settings, errors, seed=0, pace=60.0, state="finished"):
-    """A run of a curve that nobody trained, a row every half epoch with one of `errors`."""
+def write_run(
+    index, plan, name, settings, errors, seed=0, pace=60.0, state="finished", clipped=None
+):
+    """A run of a curve that nobody trained, a row every half epoch with one of `errors`.
+
+    clipped: {row: share of clipped updates}.
+    """
     config = plan.configure(plan.curves[name], settings, seed, 1.0)
     folder = index.new_folder(config, name)
     folder.mkdir(parents=True)
@@ -85,6 +90,7 @@ def write_run(index, plan, name, settings, errors, seed=0, pace=60.0, state="fin
                 "test_error": error + 0.1,
                 "train_loss": error,
                 "test_loss": error,
+                **({"clipped": clipped[row]} if clipped else {}),
             },
         )
     index.add(folder)

@@ -26,6 +26,7 @@ from kfcnet.runs.identity import group_by_seed, run_key
 from kfcnet.runs.index import RunIndex
 from kfcnet.training import trainer
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.tuning import Stage
 
 ROOT = Path(__file__).parents[1]
 PLANS = {
@@ -76,7 +77,7 @@ def test_every_planned_run_has_a_valid_configuration(name):
         assert all(name in plan.curves or name in plan.left_out for name in plan.shows(figure))
         assert set(plan.needs(figure)) <= set(plan.needs("all"))
     assert set(plan.needs("all")) == set(plan.curves)
-    missing = {"decay"} if name == "quick" else set()
+    missing = {"decay", "free", "invariance"} if name == "quick" else set()
     assert set(reproduce.FIGURES) - missing == {*plan.figures, "all"}
     # No curve is another one in disguise, but for the starts: one of them is the chosen one.
     starts = plan.shows("starts")
@@ -110,18 +111,18 @@ def test_what_a_cpu_leaves_out_is_said():
             assert bool(cpu.curves[name].shortened) == is_shorter, name
     assert all(curve.shortened for curve in PLANS["quick"].curves.values())
     assert cpu.curves["cifar_sgd_bn"].shortened == (
-        "1 of 3 seeds, 20 of 40 epochs, 5 of 7 learning rates, tuned after 1 and 3 epochs in place "
-        "of 2 and 8 and 20: to be done in hours"
+        "2 of 3 seeds, 20 of 40 epochs, 5 of 7 learning rates: to be done in hours"
     )
+    assert cpu.curves["cifar_free_kfc"].shortened == "2 of 3 seeds, to be done in hours"
     assert "12 of 20 epochs, `data.extra=false`" in cpu.curves["svhn_sgd_avg"].shortened
 
 
 @pytest.mark.parametrize(
     "seeds, kfc, normalised, quick",
     [
-        (1, "1 of 5 seeds", "1 of 3 seeds, 10 of 16 epochs", "1 of 2 seeds, few rates"),
-        (2, "2 of 5 seeds", "2 of 3 seeds, 10 of 16 epochs", "few rates"),
-        (5, "", "10 of 16 epochs", "few rates"),
+        (1, "1 of 5 seeds", "1 of 3 seeds, 5 of 7 learning rates", "1 of 2 seeds, few rates"),
+        (2, "2 of 5 seeds", "2 of 3 seeds, 5 of 7 learning rates", "few rates"),
+        (5, "", "5 of 7 learning rates", "few rates"),
     ],
 )
 def test_what_is_said_of_seeds_is_true_of_those_that_were_asked_for(seeds, kfc, normalised, quick):
@@ -214,6 +215,40 @@ def test_rates_grow_until_the_best_one_is_inside(plan, tmp_path):
             write_run(index, plan, "digits_kfc", rate(value), [errors[value]] * 3)
     assert sorted(tried) == sorted(errors)
     assert progress_of(plan, index)["digits_kfc"].settings == rate(1.0)
+
+
+@pytest.mark.parametrize("clipped", [0.49, 0.51])
+def test_the_clip_is_tuned_where_it_decides_the_step(clipped, plan, tmp_path):
+    """After the first two epochs; before them every step is clipped. An update is a sixth of one.
+
+    The runs have ten rows, half an epoch apart.
+    """
+    curve = plan.curves["digits_kfc"]._replace(
+        rates=(0.1, 0.03), clips=(0.1, 0.3), seeds=1, stages=(Stage(4.5, None),), epochs=4.5
+    )
+    kfc = Path(curve.config).with_name("kfc.yaml")
+    kfc.write_text(
+        Path(curve.config)
+        .read_text()
+        .replace("name: sgd", "name: kfc_pre, statistics_period: 1, inverse_period: 1")
+    )
+    plan = plan._replace(curves={"digits_kfc": curve._replace(config=str(kfc))})
+    index = RunIndex(tmp_path)
+    shares = dict.fromkeys(range(10), 1.0) | dict.fromkeys(range(5, 10), clipped)
+    for value, error in ((0.1, 0.5), (0.03, 0.4)):
+        write_run(index, plan, "digits_kfc", rate(value), [error] * 10, clipped=shares)
+    state = progress_of(plan, index)["digits_kfc"]
+    if clipped < 0.5:
+        assert (state.settings, state.pending, state.clip) == (rate(0.03), [], None)
+        return
+    (task,) = state.pending  # the configured clip has its run already
+    assert state.settings is None and task.purpose == "tuning of the clip 1 of 1"
+    assert (task.config.optimizer.learning_rate, task.config.optimizer.clip) == (0.03, 0.1)
+    settings = {**rate(0.03), "optimizer.clip": 0.1}
+    write_run(index, plan, "digits_kfc", settings, [0.2] * 10, clipped=shares)
+    state = progress_of(plan, index)["digits_kfc"]
+    assert (state.settings, state.clip, state.pending) == (settings, 0.1, [])
+    assert [result.point.settings for result in state.clip_tuning][0] == settings
 
 
 @pytest.mark.parametrize(

@@ -34,5 +34,11 @@ SVHN_MINUTES = {"kfc": (120, False), "sgd": (250, True)}
 UPDATES = {"kfc": 300, "sgd": 6000}
 """Updates to UPDATES_TRAIN_ERROR on CIFAR-10, with mini-batches of 4096 (section 5.3)."""
 
+FEWER_UPDATES = 10, 20
+"""How many times fewer updates KFC-pre needs, at least and at most (the abstract)."""
+
+EPOCH_COST = 2
+"""An epoch of KFC-pre costs less than this many of SGD's (appendix B.3)."""
+
 LOWEST_TEST_ERROR = {"kfc": 0.185, "sgd": 0.18, "kfc_small": 0.16}
 """On CIFAR-10; KFC-pre with mini-batches of 512, SGD, and KFC-pre with mini-batches of 128."""

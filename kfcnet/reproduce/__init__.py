@@ -34,6 +34,8 @@ FIGURES = (
     "sensitivity",
     "starts",
     "decay",
+    "free",
+    "invariance",
     "all",
 )
 KINDS = ("png", "svg")
@@ -132,11 +134,10 @@ def draw(plan, index, out, failures):
     """Write all figures, tables and the page, from the records alone."""
     progress = progress_of(plan, index)
     for name, state in progress.items():
-        if state.tuning:
-            folder = _make_folder(out / "sweeps" / name)
-            write_tables(
-                folder, list(state.tuning[0].point.settings), state.curve.stages, state.tuning
-            )
+        for what, results in ((name, state.tuning), (f"{name}_clip", state.clip_tuning)):
+            if results:
+                folder = _make_folder(out / "sweeps" / what)
+                write_tables(folder, list(results[0].point.settings), state.curve.stages, results)
     runs = {name: state.runs() for name, state in progress.items() if state.finals}
     measured_costs = costs.read(out)
     for name in measured_costs.keys() & runs.keys():

@@ -12,6 +12,9 @@ from kfcnet.figures import paper
 from kfcnet.runs.labels import STRUCTURES
 from kfcnet.training.tuning import Stage
 
+CLIPS = (0.03, 0.1, 0.3, 1.0)
+"""Values of C that are tried where the clip is the step size."""
+
 LOW_RATES = (0.0001, 0.00003)
 """Added for co-ordinatewise methods: their steps do not shrink with the small initial weights."""
 
@@ -21,7 +24,8 @@ class Curve(NamedTuple):
 
     rates: learning rates that are tuned in `stages`; without any the configured one is used, or the
     best one of the curve `rate_of`. grows: whether further rates are tried until the best one lies
-    between others. epochs: length of the final runs, None for the configured one.
+    between others. clips: values of C that are tuned where the run at the best rate is clipped.
+    epochs: length of the final runs, None for the configured one.
     shortened: what this plan leaves out and why, in words; words: what sets it apart in its figure.
     """
 
@@ -31,6 +35,7 @@ class Curve(NamedTuple):
     rates: tuple = paper.LEARNING_RATES
     rate_of: str = ""
     grows: bool = False
+    clips: tuple = ()
     stages: tuple = (Stage(2.0, None), Stage(8.0, 3), Stage(20.0, 2))
     epochs: float | None = None
     seeds: int = 3
@@ -202,35 +207,28 @@ def _published():
     svhn = (Stage(0.5, None), Stage(2.0, 3))
     # docs/rules.md says why these, and why both methods have the same.
     main, diagnosed = dict(grows=True, seeds=5), ("diagnostics.every=98", "evaluation.every=0.5")
+    # Updates of 4096 images: twelve an epoch.
+    long = dict(stages=(Stage(4.0, None), Stage(12.0, 3), Stage(40.0, 2)))
+    clips = dict(clips=CLIPS)
     curves = [
         *_starts("cifar", 50000, 49, ("conv1", "conv2", "conv3", "fc10"), seeds=2),
-        Curve("cifar_kfc", "cifar_kfc", diagnosed, epochs=20, **main),
+        Curve("cifar_kfc", "cifar_kfc", diagnosed, epochs=20, **main, **clips),
         Curve("cifar_sgd", "cifar_sgd", diagnosed, **main),
         *_decays(),
-        Curve("svhn_kfc", "svhn_kfc", stages=svhn),
+        Curve("svhn_kfc", "svhn_kfc", stages=svhn, **clips),
         Curve("svhn_sgd", "svhn_sgd", stages=svhn),
-        Curve(
-            "cifar_kfc_large",
-            "cifar_kfc",
-            large_kfc,
-            stages=(Stage(4.0, None), Stage(12.0, 3), Stage(40.0, 2)),
-            epochs=60,
-        ),
-        Curve(
-            "cifar_sgd_large",
-            "cifar_sgd",
-            large,
-            stages=(Stage(4.0, None), Stage(12.0, 3), Stage(40.0, 2)),
-            epochs=500,
-        ),
-        Curve("svhn_kfc_large", "svhn_kfc", large_kfc, stages=svhn, epochs=15),
+        Curve("cifar_kfc_large", "cifar_kfc", large_kfc, epochs=60, **long, **clips),
+        Curve("cifar_sgd_large", "cifar_sgd", large, epochs=500, **long),
+        Curve("svhn_kfc_large", "svhn_kfc", large_kfc, stages=svhn, epochs=15, **clips),
         Curve("svhn_sgd_large", "svhn_sgd", large, stages=svhn, epochs=60),
-        Curve("cifar_kfc_bn", "cifar_kfc_bn"),
+        Curve("cifar_kfc_bn", "cifar_kfc_bn", **clips),
         Curve("cifar_sgd_bn", "cifar_sgd_bn"),
         *_others("cifar", rates=(*paper.LEARNING_RATES, *LOW_RATES)),
         Curve("cifar_kfac", "cifar_kfac", rates=()),
-        Curve("cifar_kfc_small", "cifar_kfc", small_kfc),
-        *_structures("cifar"),
+        *_hessian_free(),
+        Curve("cifar_kfc_small", "cifar_kfc", small_kfc, **clips),
+        *_structures("cifar", **clips),
+        *_scaled(),
         Curve("cifar_sgd_max", "cifar_sgd", _pools("max", 2, 3), rate_of="cifar_sgd", seeds=1),
         Curve("cifar_sgd_avg", "cifar_sgd", _pools("avg", 1), rate_of="cifar_sgd", seeds=1),
         Curve("svhn_sgd_avg", "svhn_sgd", _pools("avg", 1, 2, 3), rate_of="svhn_sgd", seeds=1),
@@ -274,9 +272,8 @@ def _decay_note():
 def _shortened():
     """A plan for a CPU, with less of most curves; each says what it leaves out."""
     plan = _published()
-    five, two = paper.LEARNING_RATES[1:6], (Stage(1.0, None), Stage(3.0, 2))
-    once = dict(seeds=1, stages=two)
-    time = "to be done in hours"
+    five, time = paper.LEARNING_RATES[1:6], "to be done in hours"
+    twice = dict(seeds=2, epochs=20, shortened=time)
     # With few images, an average over 50,000 examples keeps the initial parameters for epochs, a
     # rise over 50,000 takes six of them, and a period of 100 updates is longer than the run. With a
     # damping of 1e-3 every step of the first epochs fits its own mini-batch (14 million parameters,
@@ -298,34 +295,26 @@ def _shortened():
         "the network takes twelve times the arithmetic of CIFAR-10's, and the extra images are "
         "seven eighths of all; with few images averages are shorter"
     )
-    svhn = dict(seeds=1, rates=five, epochs=20, shortened=why)
     # In its first two epochs SGD predicts the most frequent digit, at any learning rate.
-    svhn_sgd = svhn | dict(stages=(Stage(3.0, None), Stage(8.0, 2)))
-    svhn_kfc = svhn | dict(
-        stages=(Stage(1.0, None), Stage(2.0, 2)),
-        epochs=8,
-        shortened=f"{why}, inverses fresher and the damping larger",
-    )
-    large = dict(
-        seeds=1,
-        rates=five,
-        stages=(Stage(2.0, None), Stage(6.0, 2)),
-        shortened="as many updates as in the paper would take a day",
-    )
-    others = dict(once, rates=(0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001), epochs=10, shortened=time)
+    stages = (Stage(3.0, None), Stage(8.0, 2))
+    svhn = dict(seeds=3, rates=five, stages=stages, epochs=20, shortened=why)
+    svhn_kfc = svhn | dict(epochs=12, shortened=f"{why}, inverses fresher and the damping larger")
+    large = dict(rates=five, shortened="as many updates as in the paper would take a day")
+    others = dict(twice, rates=(0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001))
     changes = {
         "svhn_kfc": (few_kfc, svhn_kfc),
-        "svhn_sgd": (few, svhn_sgd),
+        "svhn_sgd": (few, svhn),
         "svhn_sgd_avg": (few, dict(epochs=12, shortened=why)),
-        "cifar_kfc_large": ((), large | dict(epochs=25)),
-        "cifar_sgd_large": ((), large | dict(epochs=60)),
-        "cifar_kfc_bn": ((), dict(once, rates=five, epochs=10, shortened=time)),
-        "cifar_sgd_bn": ((), dict(once, rates=five, epochs=20, shortened=time)),
-        "cifar_kfc_small": ((), dict(once, rates=five, epochs=10, shortened=time)),
-        "cifar_kfac": ((), dict(seeds=1, epochs=10, shortened=time)),
+        "cifar_kfc_large": ((), large | dict(epochs=40)),
+        "cifar_sgd_large": ((), large | dict(epochs=200)),
+        "cifar_kfc_bn": ((), dict(twice, rates=five)),
+        "cifar_sgd_bn": ((), dict(twice, rates=five)),
+        "cifar_kfc_small": ((), dict(twice, rates=five, epochs=30)),
+        "cifar_kfac": ((), dict(twice)),
+        **{curve.name: ((), dict(seeds=2, shortened=time)) for curve in _hessian_free()},
         **{curve.name: ((), others) for curve in _others("cifar")},
         **{
-            curve.name: ((), dict(once, rates=paper.LEARNING_RATES[2:], epochs=8, shortened=time))
+            curve.name: ((), dict(twice, rates=paper.LEARNING_RATES[2:]))
             for curve in _structures("cifar")
         },
         **{
@@ -360,7 +349,7 @@ def _change(whole, overrides, values):
         if curve.stages != whole.stages:
             parts.append(f"tuned after {ends[0]} epochs in place of {ends[1]}")
     parts += [f"`{override}`" for override in overrides]
-    return curve._replace(shortened=f"{', '.join(parts)}: {curve.shortened}")
+    return curve._replace(shortened=": ".join(filter(None, [", ".join(parts), curve.shortened])))
 
 
 def _quick():
@@ -484,18 +473,77 @@ def _pools(kind, *numbers):
 
 
 def _others(prefix, **values):
-    """The co-ordinatewise methods."""
+    """The co-ordinatewise methods, two of them also with decoupled weight decay."""
+    decoupled = dict(values, words="decoupled decay")
     return [
-        Curve(f"{prefix}_{name}", f"{prefix}_{name}", **values)
-        for name in ("adagrad", "rmsprop", "adam")
+        *(
+            Curve(f"{prefix}_{name}", f"{prefix}_{name}", **values)
+            for name in ("adagrad", "rmsprop", "adam")
+        ),
+        *(
+            Curve(
+                f"{prefix}_{name}w",
+                f"{prefix}_{name}",
+                ("optimizer.decoupled_decay=true",),
+                **decoupled,
+            )
+            for name in ("rmsprop", "adam")
+        ),
     ]
 
 
 def _structures(prefix, **values):
-    """KFC-pre with other structures of the Fisher blocks."""
+    """KFC-pre with other structures of the Fisher blocks, and with the product itself damped."""
     return [
-        Curve(f"{prefix}_{name}", f"{prefix}_kfc", (f"optimizer.structure={name}",), **values)
-        for name in STRUCTURES
+        Curve(f"{prefix}_{name}", f"{prefix}_kfc", (override,), **values)
+        for name, override in (
+            *((name, f"optimizer.structure={name}") for name in STRUCTURES),
+            ("tikhonov", "optimizer.tikhonov=exact"),
+        )
+    ]
+
+
+def _hessian_free():
+    """Hessian-free optimization, by conjugate gradients with KFC as the preconditioner or none."""
+    decay = _load("cifar_kfc", ()).optimizer.weight_decay
+    return [
+        Curve(
+            f"cifar_free_{name}",
+            "cifar_kfc",
+            (
+                f"optimizer={{name: hessian_free, preconditioner: {name}, batch_size: 2048, "
+                f"weight_decay: {json.dumps(decay)}}}",
+                "evaluation.every=0.25",
+            ),
+            rates=(),
+            epochs=3,
+            words=words,
+        )
+        for name, words in (("kfc", "KFC as preconditioner"), ("none", "no preconditioner"))
+    ]
+
+
+def _scaled():
+    """Both methods on inputs divided by 64, with conv1's weights and decay such that the network
+    and its objective are the same functions.
+    """
+    scale, config = 64, _load("cifar_kfc", ())
+    std, decay = config.network[0].std * scale, config.optimizer.weight_decay["conv1"] / scale**2
+    return [
+        Curve(
+            f"cifar_{method}_scaled",
+            f"cifar_{method}",
+            (
+                f"data.input_scale={scale}",
+                f"network.conv1.std={std:g}",
+                f"optimizer.weight_decay.conv1={decay:g}",
+                "evaluation.every=0.5",
+            ),
+            rate_of=f"cifar_{method}",
+            epochs=4,
+            words="inputs divided by 64",
+        )
+        for method in ("kfc", "sgd")
     ]
 
 
@@ -514,15 +562,29 @@ def _figures(main, *others):
     )
     normalised = tuple(f"{main}_{name}" for name in ("kfc", "sgd", "kfc_bn", "sgd_bn"))
     methods = tuple(
-        f"{main}_{name}" for name in ("kfc", "sgd", "kfac", "adam", "rmsprop", "adagrad")
+        f"{main}_{name}"
+        for name in ("kfc", "sgd", "kfac", "adam", "rmsprop", "adagrad", "adamw", "rmspropw")
     )
-    structures = tuple(f"{main}_{name}" for name in ("kfc", *STRUCTURES))
+    structures = tuple(f"{main}_{name}" for name in ("kfc", *STRUCTURES, "tikhonov"))
     pair = f"{main}_kfc", f"{main}_sgd"
     starts = tuple(curve.name for curve in _starts(main, 1, 1, others))
-    decays = {}
+    of_cifar = {}
     if main == "cifar":
-        shares = tuple(curve.name for curve in _decays())
-        decays["decay"] = FigurePlan("The weight decay", _loss_and_error(shares, "epochs"))
+        shares, free = (
+            tuple(curve.name for curve in group) for group in (_decays(), _hessian_free())
+        )
+        scaled = tuple(curve.name for curve in _scaled())
+        of_cifar = {
+            "decay": FigurePlan("The weight decay", _loss_and_error(shares, "epochs")),
+            "free": FigurePlan(
+                "Hessian-free optimization, with and without KFC (section 3.2)",
+                _loss_and_error(free, "updates"),
+            ),
+            "invariance": FigurePlan(
+                "Inputs as they are and divided by 64 (section 4.1)",
+                _loss_and_error((*pair, *scaled), "epochs"),
+            ),
+        }
     return {
         "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", fig1),
         "fig2": FigurePlan(
@@ -552,7 +614,7 @@ def _figures(main, *others):
         "starts": FigurePlan(
             "How training begins", (PanelPlan("a", "error", starts, "epochs"),), "starts"
         ),
-        **decays,
+        **of_cifar,
     }
 
 

@@ -3,23 +3,31 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
+
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.read import read_run
 from kfcnet.training.tuning import Point, Tuning, find_task
 
-RATE = "optimizer.learning_rate"
+RATE, CLIP = "optimizer.learning_rate", "optimizer.clip"
+
+CLIPPED_AFTER, CLIPPED_SHARE = 2.0, 0.5
+"""The clip is the step size where, after so many epochs, more than this share is clipped."""
 
 
 class CurveProgress(NamedTuple):
     """How far a curve's tuning and final runs have come.
 
-    tuning: Results of the complete stages, best first within each; settings: {key: value} of the
-    best run, None before the tuning is complete or if every run diverged; finals: {seed: RunStatus}
-    of the final runs; pending: Tasks that can be done now; epochs_left: an estimate of the epochs
-    that are still to be trained.
+    tuning: Results of the complete stages of the learning rates, best first within each;
+    clip_tuning: likewise of the clips at the best rate, empty where that is not clipped;
+    settings: {key: value} of the best run, None before the tuning is complete or if every run
+    diverged; finals: {seed: RunStatus} of the final runs; pending: Tasks that can be done now;
+    epochs_left: an estimate of the epochs that are still to be trained.
     """
 
     curve: object
     tuning: list
+    clip_tuning: list
     settings: dict | None
     finals: dict
     pending: list
@@ -34,6 +42,11 @@ class CurveProgress(NamedTuple):
         """The learning rate that was chosen; None without one."""
         return (self.settings or {}).get(RATE)
 
+    @property
+    def clip(self):
+        """The clip that was chosen; None where none was tuned."""
+        return (self.settings or {}).get(CLIP)
+
 
 def progress_of(plan, index):
     """{name: CurveProgress} of the curves of a Plan."""
@@ -45,17 +58,20 @@ def progress_of(plan, index):
 
 def _progress(plan, curve, index, tuned):
     """tuned: the CurveProgress of the curve whose learning rate this one takes; or None."""
-    if tuned:
-        results, settings, pending = [], tuned.settings, []
-    else:
-        results, settings, pending = _tune(plan, curve, index)
-    epochs_left = _epochs_of_tuning_left(curve, results, pending) if not tuned else 0
+    results, clips, settings, pending = [], [], tuned.settings if tuned else {}, []
+    epochs_left = 0
+    if curve.rates and not tuned:
+        results, settings, pending = _tune_rates(plan, curve, index)
+        epochs_left = _epochs_of_tuning_left(curve, results, pending, len(curve.rates))
+        if settings and curve.clips and _is_clipped(results):
+            clips, settings, pending = _tune_clips(plan, curve, index, settings)
+            epochs_left = _epochs_of_tuning_left(curve, clips, pending, len(curve.clips))
     epochs, finals = plan.final_epochs(curve), {}
     if settings is None:
         tuning_ends = curve.stages[-1].epochs if curve.rates and not tuned else 0
         is_lost = not pending and not tuned  # every run diverged
         epochs_left += 0 if is_lost else max(0, curve.seeds * epochs - tuning_ends)
-        return CurveProgress(curve, results, None, {}, pending, epochs_left)
+        return CurveProgress(curve, results, clips, None, {}, pending, epochs_left)
     for seed in range(curve.seeds):
         task = _task(plan, curve, index, settings, seed, epochs, "final run")
         if not task.is_over:
@@ -63,20 +79,20 @@ def _progress(plan, curve, index, tuned):
             epochs_left += task.epochs_to_go
         if task.status and task.status.iteration > 0:
             finals[seed] = task.status
-    return CurveProgress(curve, results, settings, finals, pending, epochs_left)
+    return CurveProgress(curve, results, clips, settings, finals, pending, epochs_left)
 
 
-def _tune(plan, curve, index):
+def _tune_rates(plan, curve, index):
     """(Results of the complete stages, settings of the best run or None, Tasks of the next).
 
     The rates of a curve that `grows` get a neighbour as long as the best one is the lowest or the
     highest of them.
     """
-    if not curve.rates:
-        return [], {}, []
     rates = list(curve.rates)
     while True:
-        results, settings, pending = _tune_among(plan, curve, index, rates)
+        results, settings, pending = _tune_among(
+            plan, curve, index, [{RATE: rate} for rate in rates], "tuning"
+        )
         if not curve.grows or pending or settings is None:
             return results, settings, pending
         if settings[RATE] == max(rates):
@@ -85,6 +101,24 @@ def _tune(plan, curve, index):
             rates.append(next_rate(settings[RATE], up=False))
         else:
             return results, settings, pending
+
+
+def _is_clipped(results):
+    """Whether the best run of the last stage was clipped so often that the clip is its step size.
+
+    The updates before CLIPPED_AFTER do not count: at first every step is clipped.
+    """
+    last = [result for result in results if result.stage == results[-1].stage]
+    metrics = read_metrics(last[0].point.folder / "metrics.csv")
+    is_counted = metrics["epoch"][1:] > CLIPPED_AFTER
+    updates = np.diff(metrics["iteration"]) * is_counted
+    return bool(updates @ metrics["clipped"][1:] > CLIPPED_SHARE * updates.sum())
+
+
+def _tune_clips(plan, curve, index, best):
+    """The same as `_tune_rates` for the clips of a curve, at the best rate."""
+    settings = [{**best, CLIP: clip} for clip in curve.clips]
+    return _tune_among(plan, curve, index, settings, "tuning of the clip")
 
 
 def next_rate(rate, up):
@@ -96,12 +130,12 @@ def next_rate(rate, up):
     return float(f"{3 if is_one else 1}e{exponent - 1 if is_one else exponent}")
 
 
-def _tune_among(plan, curve, index, rates):
-    tuning = Tuning([Point({RATE: rate}, None) for rate in rates], curve.stages)
+def _tune_among(plan, curve, index, settings, purpose):
+    tuning = Tuning([Point(each, None) for each in settings], curve.stages)
     while tuning.stage:
-        purpose = f"tuning {tuning.number} of {len(curve.stages)}"
+        stage = f"{purpose} {tuning.number} of {len(curve.stages)}"
         tasks = [
-            _task(plan, curve, index, point.settings, 0, tuning.stage.epochs, purpose)
+            _task(plan, curve, index, point.settings, 0, tuning.stage.epochs, stage)
             for point in tuning.points
         ]
         if pending := [task for task in tasks if not task.is_over]:
@@ -116,14 +150,12 @@ def _task(plan, curve, index, settings, seed, epochs, purpose):
     return find_task(index, config, index.new_folder(config, curve.name), curve.name, purpose)
 
 
-def _epochs_of_tuning_left(curve, results, pending):
-    """Epochs left in the current stage and in those after it."""
+def _epochs_of_tuning_left(curve, results, pending, count):
+    """Epochs left in the current stage and in those after it; `count` points are tuned in all."""
     if not pending:
         return 0
     under_way = results[-1].stage + 1 if results else 1
     left = sum(task.epochs_to_go for task in pending)
     for before, stage in zip(curve.stages[under_way - 1 :], curve.stages[under_way:], strict=False):
-        left += min(stage.keep or len(curve.rates), len(curve.rates)) * (
-            stage.epochs - before.epochs
-        )
+        left += min(stage.keep or count, count) * (stage.epochs - before.epochs)
     return left

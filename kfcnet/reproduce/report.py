@@ -4,7 +4,7 @@ from kfcnet.figures.html import write_page
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.costs import timed
-from kfcnet.reproduce.progress import RATE
+from kfcnet.reproduce.progress import CLIP, RATE
 from kfcnet.reproduce.values import Value
 from kfcnet.runs.files import markdown_table, write_csv, write_text
 from kfcnet.runs.labels import data_set, device, is_part, method
@@ -155,34 +155,39 @@ def _where_time_goes(evidence):
 def _tuning(plan, progress):
     lines = []
     for name, state in progress.items():
-        if not state.tuning:
-            continue
-        curve, last = plan.curves[name], state.tuning[-1].stage
-        tried = sorted({result.point.settings[RATE] for result in state.tuning})
-        best = next(result.row for result in state.tuning if result.stage == last)
-        stages = ", ".join(
-            f"{'all' if stage.keep is None else f'the best {stage.keep}'} to epoch {stage.epochs:g}"
-            for stage in curve.stages
-        )
-        chosen = f"{state.rate:g}" if state.rate else f"after {last} of {len(curve.stages)} stages"
-        chosen += " (edge)" if state.rate in (tried[0], tried[-1]) else ""
-        lines.append(
-            [
-                f"[{name}](sweeps/{name}/sweep.md)",
-                ", ".join(f"{rate:g}" for rate in tried),
-                stages,
-                chosen,
-                f"{best['train_error']:.2%}" if best else "all diverged",
-            ]
-        )
+        for what, results, key, chosen in (
+            (name, state.tuning, RATE, state.rate),
+            (f"{name}_clip", state.clip_tuning, CLIP, state.clip),
+        ):
+            if results:
+                lines.append(_tuned(what, plan.curves[name].stages, results, key, chosen))
     if not lines:
         return ""
     return (
-        "## Tuning\n\nThe learning rate with the lowest training error, as in the paper. "
-        "*(edge)* stands beside the lowest and the highest one that was tried: a better one "
+        "## Tuning\n\nThe learning rate with the lowest training error, as in the paper; where the "
+        "clip is the step size, also the clip. "
+        "*(edge)* stands beside the lowest and the highest value that was tried: a better one "
         "may lie beyond.\n\n"
         + _table(["curve", "tried", "stages", "chosen", "training error"], lines, "lllrr")
     )
+
+
+def _tuned(what, stages, results, key, chosen):
+    """A line of the table: what was tried of a setting `key`, and what was chosen, or None."""
+    last = results[-1].stage
+    tried = sorted({result.point.settings[key] for result in results})
+    best = next(result.row for result in results if result.stage == last)
+    text = f"{chosen:g}" if chosen else f"after {last} of {len(stages)} stages"
+    return [
+        f"[{what}](sweeps/{what}/sweep.md)",
+        ", ".join(f"{value:g}" for value in tried),
+        ", ".join(
+            f"{'all' if stage.keep is None else f'the best {stage.keep}'} to epoch {stage.epochs:g}"
+            for stage in stages
+        ),
+        text + (" (edge)" if chosen in (tried[0], tried[-1]) else ""),
+        f"{best['train_error']:.2%}" if best else "all diverged",
+    ]
 
 
 def _shortened(plan, progress):
