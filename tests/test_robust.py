@@ -152,6 +152,22 @@ def test_a_later_failure_keeps_all_of_the_last_good_inverses_and_warns(
         assert np.array_equal(getattr(block, key), inverse)
 
 
+def test_of_many_failed_inversions_few_are_told_with_their_count(ops64, rng):
+    block = fresh_block(ops64, rng)
+    block.update_inverses(0.1)
+    block.Omega[0, 0] = np.nan
+    with pytest.warns(InversionWarning) as warned:
+        for step in range(120):
+            block.update_inverses(0.1, step)
+    told = [str(warning.message).split("stay")[-1] for warning in warned]
+    assert told == ["", ", failure 10 of this layer", ", failure 100 of this layer"]
+    assert [str(warning.message).split(",")[0] for warning in warned] == [
+        "step 0",
+        "step 9",
+        "step 99",
+    ]
+
+
 def test_training_goes_on_past_a_spoilt_factor_and_returns_to_fresh_inverses(ops64, rng):
     opt = build_optimizer(
         settings("kfc_pre", statistics_period=1, inverse_period=1),

@@ -37,7 +37,7 @@ class KroneckerBlock:
         self.layer, self.ops, self.weight_decay = layer, ops, weight_decay
         self.Omega, self.Gamma = ops.zeros((P, P)), ops.zeros((I, I))
         self.Omega_inv, self.Gamma_inv = ops.zeros((P, P)), ops.zeros((I, I))
-        self.has_inverses = False
+        self.has_inverses, self.failures = False, 0
 
     def update_factors(self, decay):
         """Update the running averages with the layer's latest sampled pass, of m examples."""
@@ -70,15 +70,21 @@ class KroneckerBlock:
             text = f"{self.layer.name}: {error}{self._diagnosis(inversion.c)}"
             if not self.has_inverses:
                 raise np.linalg.LinAlgError(text) from None
-            at = "" if step is None else f"step {step}, "
-            warnings.warn(
-                f"{at}{text}; the last good inverses stay", InversionWarning, stacklevel=3
-            )
+            self._warn("" if step is None else f"step {step}, ", text)
             return
         # Into the same memory: a captured graph goes on reading it.
         for name, inverse in zip(self.INVERSES, inverses, strict=True):
             self.ops.write(getattr(self, name), inverse)
         self.has_inverses = True
+
+    def _warn(self, at, text):
+        """Warn of the 1st, 10th, 100th, ... inversion that failed: the others say nothing new."""
+        self.failures += 1
+        if str(self.failures).strip("0") == "1":
+            count = f", failure {self.failures} of this layer" if self.failures > 1 else ""
+            warnings.warn(
+                f"{at}{text}; the last good inverses stay{count}", InversionWarning, stacklevel=4
+            )
 
     def _inverses(self, inversion):
         if inversion.result is not None:

@@ -74,7 +74,11 @@ class Optimizer:
         """Estimate from batches what the first step needs; here nothing."""
 
     def step(self, batch: Batch) -> Step:
-        """Move the parameters along one mini-batch, a Batch; returns a Step."""
+        """Move the parameters along one mini-batch, a Batch; returns a Step.
+
+        Raises FloatingPointError where the loss was not finite, here or in an earlier step: since
+        then no update has moved a parameter. Waits for the device.
+        """
         raise NotImplementedError
 
     def _decay_vector(self):
@@ -179,7 +183,14 @@ class ScheduledOptimizer(Optimizer):
         self._captured_update = self.ops.captured(self.update, *network.layers)
 
     def step(self, batch):
-        return self.advance(batch.size, self._captured_update, batch)
+        step = self.advance(batch.size, self._captured_update, batch)
+        first = self.running_sums.read().nonfinite_step
+        if first is not None:
+            raise FloatingPointError(
+                f"the loss of update {first + 1} is not finite; the parameters are as they were "
+                "before it. A smaller learning_rate or a larger damping may help"
+            )
+        return step
 
     def advance(self, examples, update, *inputs):
         """Take a step of `examples` examples by `update`, which calls `self.update`: a Step.
