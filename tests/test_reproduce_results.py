@@ -275,6 +275,20 @@ def test_sgd_needs_no_clip_where_no_run_rises_above_chance(evidence, factor, sta
     assert row.verdict == (REPRODUCED if beyond.startswith("0") else FAILED)
 
 
+def test_plugged_in_autocovariances_diverge_where_a_run_rises_above_chance(evidence):
+    first, *others = [
+        run._replace(record={**run.record, "outcome": {"state": "finished"}})
+        for run in evidence.runs["digits_kfc"]
+    ]
+    failed = first._replace(record={**first.record, "outcome": {"state": "failed"}})
+    for runs, here, verdict in (
+        ([first, *others], "0 of 3", FAILED),
+        ([failed, *others], "1 of 3", REPRODUCED),
+    ):
+        row = claims.autocovariance_row(evidence._replace(runs={"digits_autocovariance": runs}))
+        assert (row.here, row.verdict) == (here, verdict)
+
+
 def test_an_epoch_costs_less_than_twice_sgds_or_the_claim_fails(evidence):
     """KFC-pre's runs take 60 s a row, those of SGD 120."""
     (row,) = claims.cost_rows(evidence)
@@ -694,4 +708,4 @@ def test_distances_are_set_beside_nothing_of_the_paper(plan):
     assert [row.here for row in rows] == list(map(Value, distances.values()))
     assert {(row.paper, row.verdict) for row in rows} == {("not measured", "")}
     missing = claims.assumption_rows(evidence._replace(records={}))
-    assert [row.here for row in missing] == 6 * ["not run"]
+    assert [row.here for row in missing] == 7 * ["not run"]

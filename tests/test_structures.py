@@ -287,6 +287,60 @@ def test_training_with_any_structure_goes_on_bit_for_bit_from_its_state(options,
     assert np.array_equal(straight.network.theta, resumed.network.theta)
 
 
+@pytest.mark.parametrize("window", [(3, 1, 1), (2, 1, 0), (2, 2, 1), (1, 1, 0)], ids=str)
+def test_autocovariances_are_means_over_all_pairs_of_locations_of_one_offset(ops64, rng, window):
+    """Eq. 19 in loops, on 3 images of 5 x 4 pixels and 2 maps."""
+    kernel, stride, padding = window
+    layer = dict(layer="conv", filters=1, kernel=kernel, stride=stride, padding=padding)
+    net = network(ops64, [layer], SHAPE)
+    block = build_block("autocovariance", net.weighted[0], ops64)
+    x = 1 + rng.standard_normal((3, *SHAPE))
+    block.Omega[...] = 7.0
+    block.update_input_factor(x, 0.25)
+    pixels = list(itertools.product(range(5), range(4)))
+
+    def autocovariance(i, j, d1, d2):
+        values = [
+            x[m, r, c, i] * x[m, r + d1, c + d2, j]
+            for m in range(3)
+            for r, c in pixels
+            if 0 <= r + d1 < 5 and 0 <= c + d2 < 4
+        ]
+        return np.mean(values)
+
+    ones = patches_loops(np.ones((1, 5, 4, 1)), *window).reshape(-1, 1 + kernel**2)
+    beta = ones.T @ ones  # how many locations see both of two offsets
+    expected = np.full(block.Omega.shape, beta[0, 0])
+    offsets = list(itertools.product(range(kernel), range(kernel), range(2)))
+    for row, (r, c, i) in enumerate(offsets, 1):
+        here = 1 + r * kernel + c
+        expected[row, 0] = expected[0, row] = beta[0, here] * x[..., i].mean()
+        for column, (r2, c2, j) in enumerate(offsets, 1):
+            count = beta[here, 1 + r2 * kernel + c2]
+            if count:
+                expected[row, column] = count * autocovariance(i, j, r2 - r, c2 - c)
+            else:
+                expected[row, column] = 0
+    assert_close(block.Omega, 0.25 * 7 + 0.75 * expected)
+    if kernel == 1:  # nothing to be assumed: Theorem 2
+        other = build_block("kfc", net.weighted[0], ops64)
+        other.update_input_factor(x, 0.0)
+        assert_close(expected, other.Omega)
+
+
+def test_plugged_in_autocovariances_need_not_be_positive_semidefinite(ops64):
+    """A bright frame around a dark middle: means over all locations know neither of the two."""
+    x = np.ones((1, 4, 4, 1))
+    x[0, 1:3, 1:3] = 0
+    net = network(ops64, [dict(layer="conv", filters=1, kernel=3, padding=1)], (4, 4, 1))
+    smallest = {}
+    for structure in ("kfc", "autocovariance"):
+        block = build_block(structure, net.weighted[0], ops64)
+        block.update_input_factor(x, 0.0)
+        smallest[structure] = np.linalg.eigvalsh(block.Omega)[0]
+    assert smallest["kfc"] > -1e-12 and smallest["autocovariance"] < -1, smallest
+
+
 @pytest.mark.parametrize("options", DAMPED, ids=lambda options: "-".join(options.values()))
 def test_training_with_any_structure_lowers_the_loss(ops64, rng, options):
     opt = build_optimizer(
@@ -313,7 +367,8 @@ def test_training_with_any_structure_lowers_the_loss(ops64, rng, options):
 
 def test_an_unknown_structure_is_refused_with_the_known_ones(ops64):
     with pytest.raises(
-        ValueError, match="'full' is not one of kfc, diagonal, sua, white_derivatives, ekfac"
+        ValueError,
+        match="'full' is not one of kfc, diagonal, sua, white_derivatives, ekfac, autocovariance",
     ):
         build_optimizer(
             settings("kfc_pre", structure="full"), network(ops64), SoftmaxCrossEntropy(ops64)

@@ -154,7 +154,9 @@ class KfcPreConfig(StatisticsConfig, _RateConfig):
     """
 
     name: Literal["kfc_pre"] = "kfc_pre"
-    structure: Literal["kfc", "diagonal", "sua", "white_derivatives", "ekfac"] = "kfc"
+    structure: Literal["kfc", "diagonal", "sua", "white_derivatives", "ekfac", "autocovariance"] = (
+        "kfc"
+    )
     momentum: Decay = 0.9
     damping: NonNegative = 1e-3
     clip: PositiveFloat | None = 0.3

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.curvature.factors import update_derivative_factor, update_input_factor
+from kfcnet.curvature.factors import update_derivative_factor
 from kfcnet.curvature.structures import STRUCTURES, build_block
 from kfcnet.ops.cpu import CpuOps
 
@@ -216,7 +216,7 @@ class _Moments:
     def structured(self, structure):
         """A structure's block from these moments: Theorem 2, and what the structure keeps of it."""
         block = build_block(structure, self.layer, self.ops)
-        update_input_factor(self.ops, self.inputs, self.layer.window, 0.0, block.Omega)
+        block.update_input_factor(self.inputs, 0.0)
         update_derivative_factor(self.ops, self.derivatives, 0.0, block.Gamma)
         block.Gamma *= len(self.derivatives)  # a sum over the columns of B, not a mean
         if structure == "ekfac":

@@ -42,9 +42,12 @@ class KroneckerBlock:
     def update_factors(self, decay):
         """Update the running averages with the layer's latest sampled pass, of m examples."""
         derivatives = self.layer.derivatives
-        inputs = self.layer.inputs[: len(derivatives)]
-        update_input_factor(self.ops, inputs, self.layer.window, decay, self.Omega)
+        self.update_input_factor(self.layer.inputs[: len(derivatives)], decay)
         update_derivative_factor(self.ops, derivatives, decay, self.Gamma)
+
+    def update_input_factor(self, inputs, decay):
+        """Update Omega alone, with inputs (m, H, W, J)."""
+        update_input_factor(self.ops, inputs, self.layer.window, decay, self.Omega)
 
     def update_inverses(self, damping, step=None):
         """Invert the damped factors; where that fails, warn and keep the last good inverses.

@@ -5,6 +5,7 @@ and appendix C). Each structure starts from the same running averages as KFC, so
 shows what an assumption loses; none is written to be cheaper than KFC.
 """
 
+from kfcnet.curvature.autocovariance import AutocovarianceBlock
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.diagonal import DiagonalBlock
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
@@ -19,6 +20,7 @@ STRUCTURES = {
     "sua": SuaBlock,
     "white_derivatives": WhiteDerivativesBlock,
     "ekfac": EigenvalueCorrectedBlock,
+    "autocovariance": AutocovarianceBlock,
 }
 
 

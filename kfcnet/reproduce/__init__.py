@@ -36,6 +36,7 @@ FIGURES = (
     "decay",
     "free",
     "invariance",
+    "autocovariance",
     "all",
 )
 KINDS = ("png", "svg")

@@ -31,6 +31,7 @@ BARS = {
     "white_derivatives": "KFC, white derivatives",
     "sua": "KFC, SUA",
     "diagonal": "diagonal",
+    "autocovariance": "KFC, plugged-in autocovariances",
 }
 LINES = {"max": "-", "average": "--", "published": ":"}
 POINTS = {DERIVATIVES: ("o", curves.COLOURS[0]), ACTIVATIONS: ("s", curves.COLOURS[1])}
@@ -157,7 +158,8 @@ def _draw_decay(row, pairs):
 def _draw_distances(row, pairs):
     """Bars of |F' - F| / |F|, smallest first; F' is a structure's block, F the exact one."""
     axes = row.subplots()
-    names = sorted(BARS, key=pairs[0][1]["distances"].get)
+    measured = pairs[0][1]["distances"]  # older records have fewer
+    names = sorted((name for name in BARS if name in measured), key=measured.get)
     height = 0.8 / len(pairs)
     for number, (plan, record) in enumerate(pairs):
         values = [record["distances"][name] for name in names]

@@ -16,6 +16,7 @@ STRUCTURES = {
     "sua": "SUA",
     "white_derivatives": "white derivatives",
     "ekfac": "EKFAC",
+    "autocovariance": "plugged-in autocovariances",
 }
 DATA_SETS = {
     "cifar10": "CIFAR-10",
