@@ -104,7 +104,7 @@ def test_an_archive_without_all_its_batches_is_refused(tmp_path):
     del files["data_batch_4.bin"]
     put(tmp_path, {"a.tar.gz": archive(files, "cifar-10-batches-bin")})
     with pytest.raises(DataError, match="data_batch_4.bin"):
-        cifar10._read_archive([tmp_path / "a.tar.gz"], cifar10.BINARY_FILES, cifar10._parse_binary)
+        cifar10.distributions(None)[0].read([tmp_path / "a.tar.gz"])
 
 
 def test_unpublished_files_are_taken_with_one_line_and_their_sums(tmp_path, caplog):

@@ -58,6 +58,7 @@ __all__ = [
     "EvaluationConfig",
     "FolderDataConfig",
     "HessianFreeConfig",
+    "IdxDataConfig",
     "KfacConfig",
     "KfcPreConfig",
     "LayerConfig",
@@ -85,7 +86,7 @@ DataPath = Annotated[Path | None, Field(strict=False)]
 class DataConfig(Model):
     """A data set. The input of the network is (pixel - training mean) / input_scale."""
 
-    name: Literal["cifar10", "svhn", "digits", "synthetic"]
+    name: Literal["cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "digits", "synthetic"]
     path: DataPath = None  # the only directory searched, if given
     input_scale: InputScale = 1.0
     extra: bool = False  # SVHN: the extra set belongs to the training set
@@ -93,30 +94,41 @@ class DataConfig(Model):
 
 
 class _OwnDataConfig(Model):
-    """A user's own images. Without a test part, `test_share` of them is drawn by `split_seed`."""
+    """A user's own images."""
 
     name: str
     path: DataPath = None
     input_scale: InputScale = "auto"
+
+
+class _SplitDataConfig(_OwnDataConfig):
+    """Images of which `test_share` is drawn by `split_seed` where they have no test part."""
+
     test_share: Annotated[float, Field(gt=0, lt=1)] = 0.2
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
-class ArraysDataConfig(_OwnDataConfig):
+class ArraysDataConfig(_SplitDataConfig):
     """A file of arrays, .npz, HDF5 or MATLAB (`kfcnet.data.arrays`)."""
 
     name: Literal["arrays"] = "arrays"
 
 
-class FolderDataConfig(_OwnDataConfig):
+class FolderDataConfig(_SplitDataConfig):
     """Images in a folder a class (`kfcnet.data.folder`), resized to `size` where it is given."""
 
     name: Literal["folder"] = "folder"
     size: Annotated[tuple[PositiveInt, PositiveInt] | None, Field(strict=False)] = None
 
 
+class IdxDataConfig(_OwnDataConfig):
+    """A folder of the four IDX files of a set in MNIST's format (`kfcnet.data.idx`)."""
+
+    name: Literal["idx"] = "idx"
+
+
 AnyDataConfig = Annotated[
-    DataConfig | ArraysDataConfig | FolderDataConfig, Field(discriminator="name")
+    DataConfig | ArraysDataConfig | FolderDataConfig | IdxDataConfig, Field(discriminator="name")
 ]
 
 

@@ -3,20 +3,38 @@
 import hashlib
 import json
 
-from kfcnet.config.schema import ArraysDataConfig, DataConfig, FolderDataConfig
+from kfcnet.config.schema import ArraysDataConfig, DataConfig, FolderDataConfig, IdxDataConfig
 from kfcnet.data import arrays as array_files
-from kfcnet.data import cache, cifar10, digits, files, folder, own, svhn, synthetic
+from kfcnet.data import (
+    cache,
+    cifar10,
+    cifar100,
+    digits,
+    files,
+    folder,
+    idx,
+    mnist,
+    own,
+    svhn,
+    synthetic,
+)
 from kfcnet.data.checksum import md5_of, sha256_of
 from kfcnet.data.dataset import DataError, Dataset, make_dataset
 
 __all__ = ["DataError", "Dataset", "from_arrays", "load"]
 
-PUBLISHED = {"cifar10": cifar10, "svhn": svhn}
-OWN = ("arrays", "folder")
+PUBLISHED = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "svhn": svhn,
+    "mnist": mnist.MNIST,
+    "fashion_mnist": mnist.FASHION_MNIST,
+}
+OWN = ("arrays", "folder", "idx")
 
 
 def load(
-    config: DataConfig | ArraysDataConfig | FolderDataConfig, download: bool = True
+    config: DataConfig | ArraysDataConfig | FolderDataConfig | IdxDataConfig, download: bool = True
 ) -> Dataset:
     """The data set of a configuration; `download`: from the network where no directory has it.
 
@@ -30,7 +48,7 @@ def load(
     if config.path is not None:
         raise DataError(
             f"data.path is {config.path}, but {config.name} is not read from files: "
-            "leave data.path out, or set data.name to cifar10 or svhn."
+            f"leave data.path out, or set data.name to {', '.join([*PUBLISHED, *OWN])}."
         )
     return digits.load() if config.name == "digits" else _load_synthetic(config.examples)
 
@@ -43,7 +61,8 @@ def _load_published(config, source, download):
     arrays, sha256 = cache.cached(paths, lambda: found.distribution.read(found.paths))
     files.warn_unpublished(found, records, source.TITLE)
     provenance = {"files": records, "sha256": sha256}
-    return make_dataset(config.name, arrays, source.CLASSES, provenance)
+    names = getattr(source, "CLASS_NAMES", ())
+    return make_dataset(config.name, arrays, source.CLASSES, provenance, names)
 
 
 def _load_own(config):
@@ -53,24 +72,30 @@ def _load_own(config):
     path = config.path.expanduser()
     if not path.exists():
         raise DataError(f"data.path: {path} does not exist")
-    if config.name == "arrays":
-        names = ()
-        origin = [{"name": path.name, "bytes": path.stat().st_size, "md5": md5_of(path)}]
+    names, split = (), []
+    if config.name == "idx":
+        files = idx.files_in(path)
     else:
+        files, split = [path], [config.test_share, config.split_seed]
+    if config.name == "folder":
         names, listed = folder.listing(path)
         origin = {"size": config.size, "classes": names, "files": _changes(path, listed)}
-    split = [config.test_share, config.split_seed]
-    store = _cache_paths(config.name, [own.VERSION, origin, split])
+    else:
+        origin = [
+            {"name": file.name, "bytes": file.stat().st_size, "md5": md5_of(file)} for file in files
+        ]
 
     def build():
-        parts = (
-            array_files.read(path) if config.name == "arrays" else folder.read(listed, config.size)
-        )
-        return own.together(*parts, *split, path)
+        if config.name == "idx":
+            return own.joined(*idx.read(files), path)
+        if config.name == "arrays":
+            return own.together(*array_files.read(path), *split, path)
+        return own.together(*folder.read(listed, config.size), *split, path)
 
+    store = _cache_paths(config.name, [own.VERSION, origin, split])
     found, sha256 = cache.cached(store, build)
     provenance = {"title": own.title(path), "sha256": sha256}
-    if config.name == "arrays":
+    if config.name != "folder":
         provenance["files"] = origin
     return make_dataset(config.name, found, own.classes_of(found), provenance, tuple(names))
 

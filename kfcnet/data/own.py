@@ -89,6 +89,11 @@ def together(train: Images, test: Images | None, share: float, seed: int, source
             len(test.labels),
             len(train.labels) + len(test.labels),
         )
+    return joined(train, test, source)
+
+
+def joined(train: Images, test: Images, source: object) -> Arrays:
+    """Arrays of a training and a test part. Raises DataError like `together`."""
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
             f"{source}: training images are {train.images.shape[1:]}, test images "

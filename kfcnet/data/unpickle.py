@@ -1,6 +1,6 @@
-"""Reading the pickles of CIFAR-10 without running code from the file.
+"""Reading the pickles of CIFAR-10 and CIFAR-100 without running code from the file.
 
-A pickle can name any function of any module and have it called. The files of CIFAR-10 need three
+A pickle can name any function of any module and have it called. Their files need three
 names of NumPy. Here each of them is a passive record of what the file says; every other name is
 refused. NumPy never sees the file's state: only the bytes become an array at the end.
 """
@@ -54,15 +54,15 @@ class _Unpickler(pickle.Unpickler):
         return _NAMES[module, name]
 
 
-def load_batch(file: BinaryIO) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """One batch of CIFAR-10: open binary file -> (data uint8 (N, 3072), labels (N,) of any type).
+def load_batch(file: BinaryIO, labels: str = "labels") -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """One batch: open binary file -> (data uint8 (N, 3072), the labels of a key, (N,) of any type).
 
     Raises pickle.UnpicklingError for anything else.
     """
     try:
         batch = _Unpickler(file, encoding="bytes").load()
         batch = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
-        return _as_rows(batch["data"]), np.array(batch["labels"])
+        return _as_rows(batch["data"]), np.array(batch[labels])
     except pickle.UnpicklingError:
         raise
     except Exception as error:  # a damaged pickle can raise nearly anything

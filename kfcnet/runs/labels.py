@@ -20,12 +20,21 @@ STRUCTURES = {
 }
 DATA_SETS = {
     "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
     "svhn": "SVHN",
+    "mnist": "MNIST",
+    "fashion_mnist": "Fashion-MNIST",
     "digits": "UCI digits 8x8",
     "synthetic": "synthetic images",
 }
 PARTS = {"test_error": "test error", "train_error": "training error"}
-WHOLE = {"cifar10": {60000}, "svhn": {99289, 630420}}
+WHOLE = {
+    "cifar10": {60000},
+    "cifar100": {60000},
+    "svhn": {99289, 630420},
+    "mnist": {70000},
+    "fashion_mnist": {70000},
+}
 """Number of a data set's images, training and test; SVHN without and with the extra part."""
 
 
