@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kfcnet.config import load_config
+    from kfcnet.layers import check_layer
     from kfcnet.network import build_network
     from kfcnet.ops import get_ops
     from kfcnet.optimizers import build_optimizer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from kfcnet.training.trainer import train
 
 _HOMES = {
+    "check_layer": "layers",
     "fit": "training.fit",
     "load": "training.fit",
     "load_config": "config",
@@ -31,6 +33,7 @@ _HOMES = {
 __all__ = [
     "build_network",
     "build_optimizer",
+    "check_layer",
     "fit",
     "get_ops",
     "load",

@@ -17,6 +17,7 @@ from kfcnet.layers import (
     Conv2d,
     Dense,
     Dropout,
+    Layer,
     MaxPool,
     Mode,
     ReLU,
@@ -35,6 +36,7 @@ LAYERS = {
     "batch_norm": BatchNorm,
     "dropout": Dropout,
 }
+CUSTOM = "custom"
 
 
 def build_network(
@@ -43,28 +45,52 @@ def build_network(
     """The network of a configuration's layer list.
 
     specifications: mappings or pydantic models with the key `layer`, a name out of LAYERS, an
-    optional `name`, and the layer's arguments. input_shape: (H, W, C). Raises ValueError naming
-    the layer for an unknown kind, a wrong argument or an impossible shape.
+    optional `name`, and the layer's arguments; or `layer: custom` with a class `type` and its
+    `settings`. input_shape: (H, W, C). Raises ValueError naming the layer for an unknown kind, a
+    wrong argument or an impossible shape.
     """
     layers, shape = [], input_shape
     mappings = [dict(getattr(layer, "model_dump", lambda s=layer: s)()) for layer in specifications]
     names = layer_names(mappings)
     for index, (arguments, name) in enumerate(zip(mappings, names, strict=True)):
         kind = arguments.pop("layer")
-        if kind not in LAYERS:
+        if kind not in LAYERS and kind != CUSTOM:
             raise ValueError(f"network.{index}: {kind!r} is not one of {', '.join(LAYERS)}")
         arguments.pop("name", None)
+        layer_class = LAYERS.get(kind)
+        if kind == CUSTOM:
+            layer_class, arguments = _custom(arguments["type"], ops), arguments["settings"]
         if kind == "dropout":
             arguments |= {"seed": seed, "stream": index}
         is_affine = kind == "batch_norm" and arguments.pop("affine", False)
         try:
-            layers.append(LAYERS[kind](ops, shape, name, **arguments))
+            layers.append(layer_class(ops, shape, name, **arguments))
         except (TypeError, ValueError) as error:
             raise ValueError(f"network.{index} ({kind}): {error}") from None
         if is_affine:
             layers.append(ScaleShift(ops, shape, affine_name(name)))
         shape = layers[-1].output_shape
     return Network(layers, ops, seed)
+
+
+def _custom(layer_class, ops):
+    """The class of a custom layer. Raises ValueError where it is only named, and on a GPU."""
+    if isinstance(layer_class, str):
+        raise ValueError(
+            f"network: {layer_class} is a custom layer, and its class is not known here: train it "
+            f"by kfcnet.fit, and read it by kfcnet.load(path, layers=[{layer_class}])"
+        )
+    if not issubclass(layer_class, Layer) or issubclass(layer_class, Weighted):
+        raise ValueError(
+            f"network: {layer_class.__name__} must be a subclass of kfcnet.layers.Layer without "
+            "weights"
+        )
+    if ops.name != "cpu":
+        raise ValueError(
+            f"network: {layer_class.__name__} is a custom layer, and computes with NumPy; set "
+            "device=cpu"
+        )
+    return layer_class
 
 
 class Network:

@@ -1,8 +1,16 @@
 """The layers of a network, one model for each kind."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_serializer
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    field_validator,
+    model_serializer,
+)
 
 from kfcnet.config.fields import Fraction, LayerName, Model, PositiveFloat, PositiveInt
 from kfcnet.config.names import affine_name
@@ -124,6 +132,27 @@ class DropoutConfig(_LayerConfig):
     keep: Fraction
 
 
+def _class_or_name(given: Any) -> Any:
+    if not isinstance(given, str | type):
+        raise ValueError(f"must be a class or its name, got {given!r}")
+    return given
+
+
+class CustomConfig(_LayerConfig):
+    """A layer of a user's own class, without weights; a file has the class by its name.
+
+    Whoever reads the file gives the class: nothing is imported because a file names it.
+    """
+
+    layer: Literal["custom"] = "custom"
+    type: Annotated[
+        Any,
+        AfterValidator(_class_or_name),
+        PlainSerializer(lambda t: getattr(t, "__name__", t), when_used="json"),
+    ]
+    settings: dict[str, Any] = {}
+
+
 LayerConfig = Annotated[
     ConvConfig
     | DenseConfig
@@ -132,6 +161,7 @@ LayerConfig = Annotated[
     | AvgPoolConfig
     | ResponseNormConfig
     | BatchNormConfig
-    | DropoutConfig,
+    | DropoutConfig
+    | CustomConfig,
     Field(discriminator="layer"),
 ]

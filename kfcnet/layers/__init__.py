@@ -1,6 +1,7 @@
 """The layers: forward, backward and tangent over an `ops` object, and nothing about devices."""
 
 from kfcnet.layers.base import Layer, Mode
+from kfcnet.layers.check import LayerCheck, LayerError, check_layer
 from kfcnet.layers.elementwise import Dropout, ReLU
 from kfcnet.layers.normalization import BatchNorm, ResponseNorm
 from kfcnet.layers.pooling import AvgPool, MaxPool
@@ -13,10 +14,13 @@ __all__ = [
     "Dense",
     "Dropout",
     "Layer",
+    "LayerCheck",
+    "LayerError",
     "MaxPool",
     "Mode",
     "ReLU",
     "ResponseNorm",
     "ScaleShift",
     "Weighted",
+    "check_layer",
 ]

@@ -1,6 +1,7 @@
 """What every layer is: three maps of a mini-batch that share one forward pass."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 
 class Mode(NamedTuple):
@@ -37,6 +38,11 @@ class Layer:
     def __init__(self, ops, input_shape, name):
         self.ops, self.input_shape, self.name = ops, tuple(input_shape), name
         self.output_shape = self.input_shape
+
+    @classmethod
+    def of(cls, **settings: Any) -> functools.partial:
+        """A layer of these settings that has no place in a network yet, for `kfcnet.fit`."""
+        return functools.partial(cls, **settings)
 
     def forward(self, x, mode):
         """x (M, *input_shape) -> y (M, *output_shape)."""

@@ -4,6 +4,7 @@ import numpy as np
 
 from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
+from kfcnet.config.layers import CustomConfig
 from kfcnet.data.dataset import deviation
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
@@ -42,6 +43,18 @@ def resolved(config, dataset):
         last = last.model_copy(update={"units": dataset.classes})
         config = config.model_copy(update={"network": (*layers, last)})
     return config
+
+
+def with_classes(config, layers):
+    """The Config whose custom layers that are known by name have their classes, of `layers`."""
+    classes = {layer.__name__: layer for layer in layers}
+    network = tuple(
+        layer.model_copy(update={"type": classes.get(layer.type, layer.type)})
+        if isinstance(layer, CustomConfig)
+        else layer
+        for layer in config.network
+    )
+    return config.model_copy(update={"network": network})
 
 
 def build_model(config, ops, input_shape):

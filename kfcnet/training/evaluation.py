@@ -1,19 +1,21 @@
 """Loss and error of a network on given images, and trained networks read back from their runs."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kfcnet.batches import Examples
-from kfcnet.config import parse_config
+from kfcnet.config import ConfigError, parse_config
 from kfcnet.config.schema import Config
 from kfcnet.data import DataError, Dataset
 from kfcnet.data.dataset import wrong_label
+from kfcnet.layers import Layer
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
-from kfcnet.training.build import build_model, build_ops
+from kfcnet.training.build import build_model, build_ops, with_classes
 
 
 @one_blas_thread
@@ -63,11 +65,20 @@ class TrainedNetwork:
                 layer.population = ops.asarray(saved["mean"]), ops.asarray(saved["inv_std"])
 
     @classmethod
-    def of_run(cls, folder: str | Path, device: str = "cpu") -> "TrainedNetwork":
-        """That of the run in a folder. Raises CheckpointError where it cannot be used."""
+    def of_run(
+        cls, folder: str | Path, device: str = "cpu", layers: Iterable[type[Layer]] = ()
+    ) -> "TrainedNetwork":
+        """That of the run in a folder. Raises CheckpointError where it cannot be used.
+
+        layers: the classes of its custom layers; ConfigError where one is not given.
+        """
         path = Path(folder) / CHECKPOINT
         checkpoint = load_checkpoint(path)
-        return cls(parse_config(checkpoint["config"], str(path)), checkpoint, device)
+        config = with_classes(parse_config(checkpoint["config"], str(path)), layers)
+        try:
+            return cls(config, checkpoint, device)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     def predict(self, images: ArrayLike) -> NDArray[np.int64]:
         """Class numbers int64 (M,) of raw images (M, H, W, C); `class_names` has their names."""

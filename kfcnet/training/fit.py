@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
+from pydantic import BaseModel
 
 from kfcnet import data
-from kfcnet.config import parse_config
+from kfcnet.config import ConfigError, parse_config
+from kfcnet.layers import Layer
+from kfcnet.network import CUSTOM, LAYERS
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
+from kfcnet.training.build import with_classes
 from kfcnet.training.evaluation import TrainedNetwork
 from kfcnet.training.trainer import train
 
@@ -28,9 +32,9 @@ class FittedNetwork(TrainedNetwork):
     """
 
     @classmethod
-    def of_run(cls, folder, device="cpu", temporary=None):
+    def of_run(cls, folder, device="cpu", layers=(), temporary=None):
         """That of the run in a folder, which `temporary`, if given, keeps in being."""
-        network = super().of_run(folder, device)
+        network = super().of_run(folder, device, layers)
         network.folder, network._temporary = Path(folder), temporary
         network.history = read_metrics(network.folder / "metrics.csv")
         return network
@@ -42,12 +46,17 @@ class FittedNetwork(TrainedNetwork):
         shutil.copytree(self.folder, path)
 
 
-def load(path: str | Path, device: str = "cpu") -> FittedNetwork:
+def load(
+    path: str | Path, device: str = "cpu", layers: Iterable[type[Layer]] = ()
+) -> FittedNetwork:
     """The network of the run in a folder, with its history.
 
-    Raises CheckpointError or RecordError where the run cannot be read.
+    layers: the classes of the custom layers that it was trained with.
+
+    Raises CheckpointError or RecordError where the run cannot be read, ConfigError where it has a
+    custom layer whose class is not given.
     """
-    return FittedNetwork.of_run(path, device)
+    return FittedNetwork.of_run(path, device, layers)
 
 
 def fit(
@@ -66,31 +75,36 @@ def fit(
 ) -> FittedNetwork:
     """Train a network on images (M, H, W, C) or (M, H, W), uint8 or floating, and labels (M,).
 
-    network: layers in order, mappings like those of a configuration or models such as
-    `kfcnet.config.schema.ConvConfig`; the units of the last one may be left out. optimizer: its
-    settings or its name, KFC-pre by default; what is left out is chosen for the number of images.
-    validation: (images, labels) to measure; without them a fifth of the images is drawn. out: the
-    run's folder. settings: further sections of a configuration.
+    network: layers in order, each a mapping like those of a configuration, a model such as
+    `kfcnet.config.schema.ConvConfig`, or one of `kfcnet.layers`: `Conv2d.of(filters=16, kernel=3)`,
+    `ReLU`, or a subclass of `Layer` of your own without weights, which runs on the CPU. The units
+    of the last layer may be left out. optimizer: its settings or its name, KFC-pre by default; what
+    is left out is chosen for the number of images. validation: (images, labels) to measure; without
+    them a fifth of the images is drawn. out: the run's folder. settings: further sections of a
+    configuration.
 
     Raises DataError naming the index of a wrong image or label, ConfigError naming a wrong setting,
     TrainingFailed, and RunFolderError where `out` holds a run.
     """
     held_out = () if validation is None else validation
     dataset = data.from_arrays(images, labels, *held_out)
+    layers, own = _described(network)
+    if own and device == "auto":
+        device = "cpu"
     document = {
         "data": {"name": "arrays", "input_scale": input_scale},
-        "network": [_mapping(layer) for layer in network],
+        "network": layers,
         "optimizer": settings_for(optimizer, len(dataset.train_labels)),
         "epochs": epochs,
         "seed": seed,
         "device": device,
         **settings,
     }
-    config = parse_config(json.dumps(document), "fit")
+    config = with_classes(parse_config(json.dumps(document), "fit"), own)
     temporary = None if out else tempfile.TemporaryDirectory(prefix="kfcnet-")
     folder = Path(out or temporary.name) / ("" if out else "run")
     train(config, folder, dataset=dataset)
-    return FittedNetwork.of_run(folder, temporary=temporary)
+    return FittedNetwork.of_run(folder, layers=own, temporary=temporary)
 
 
 def settings_for(optimizer: Mapping[str, Any] | str | None, examples: int) -> dict[str, Any]:
@@ -128,5 +142,30 @@ def settings_for(optimizer: Mapping[str, Any] | str | None, examples: int) -> di
     return {**chosen, **given}
 
 
-def _mapping(layer):
-    return dict(layer) if isinstance(layer, Mapping) else layer.model_dump(mode="json")
+def _described(layers):
+    """(layers as the mappings of a configuration, the classes of those that are custom).
+
+    Raises ConfigError for what is no layer.
+    """
+    mappings, own = [], []
+    for index, layer in enumerate(layers):
+        layer_class = getattr(layer, "func", layer)
+        if isinstance(layer, Mapping):
+            mappings.append(dict(layer))
+        elif isinstance(layer, BaseModel):
+            mappings.append(layer.model_dump(mode="json"))
+        elif isinstance(layer_class, type) and issubclass(layer_class, Layer):
+            settings = dict(getattr(layer, "keywords", {}))
+            kinds = [kind for kind, known in LAYERS.items() if known is layer_class]
+            if kinds:
+                mappings.append({"layer": kinds[0], **settings})
+            else:
+                name = layer_class.__name__
+                mappings.append({"layer": CUSTOM, "type": name, "settings": settings})
+                own.append(layer_class)
+        else:
+            raise ConfigError(
+                f"fit: network.{index}: {layer!r} is no layer; give a mapping such as "
+                "{'layer': 'relu'}, or a class of kfcnet.layers: ReLU, Dense.of(units=10)"
+            )
+    return mappings, own

@@ -1,0 +1,161 @@
+"""The check of a layer: are its three maps of a mini-batch those of one function?"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kfcnet.layers.base import Layer, Mode
+from kfcnet.layers.weighted import Weighted
+from kfcnet.ops.cpu import CpuOps
+
+STEP = 1e-5  # of the central differences, whose error in float64 is then about 1e-10
+EXAMPLES = 3
+
+
+class LayerError(AssertionError):
+    """A layer whose forward, backward and tangent pass do not belong to one function."""
+
+
+class LayerCheck(NamedTuple):
+    """Relative errors: of the tangent against central differences, of <dy, tangent(rx)> against
+    <backward(dy), rx>, and of a layer's weights likewise (0 without weights).
+    """
+
+    tangent: float
+    backward: float
+    weights: float
+
+
+def check_layer(
+    layer: type[Layer] | functools.partial,
+    input_shape: tuple[int, ...],
+    *,
+    tolerance: float = 1e-6,
+    training: bool = False,
+    seed: int = 0,
+) -> LayerCheck:
+    """Check forward, backward and tangent of a layer for inputs (M, *input_shape), in float64.
+
+    layer: a class, or `Class.of(**settings)`. training: whether the forward pass is one of
+    training. The inputs are random; a layer with a kink must not have it where a random number
+    can fall. Returns the LayerCheck.
+
+    Raises LayerError, which says which of the maps is wrong and by how much: an output of another
+    shape than `output_shape` or not finite, a tangent that is not the derivative, a backward pass
+    that is not its adjoint, a pass over the first m < M examples that differs from a part of the
+    whole, a second pass that differs from the first, arguments that are changed.
+    """
+    return _Check(layer, input_shape, training, seed).run(tolerance)
+
+
+class _Check:
+    def __init__(self, layer, input_shape, training, seed):
+        self.rng, self.mode = np.random.default_rng(seed), Mode(training, 0)
+        self.layer = layer(CpuOps("float64", shards=1), tuple(input_shape), "checked")
+        self.has_weights = isinstance(self.layer, Weighted)
+        self.x = self._normal(self.layer.input_shape if not self.has_weights else input_shape)
+        self.direction = None
+        if self.has_weights:
+            self.layer.weight = self.rng.standard_normal(self.layer.weight_shape)
+            self.direction = self.rng.standard_normal(self.layer.weight_shape)
+
+    def _normal(self, shape):
+        return self.rng.standard_normal((EXAMPLES, *shape))
+
+    def run(self, tolerance):
+        y = self._forward(self.x)
+        self._expect(y.shape == (EXAMPLES, *self.layer.output_shape), (
+            f"forward: the output has shape {y.shape}, not (M, *output_shape), "
+            f"{(EXAMPLES, *self.layer.output_shape)}"
+        ))  # fmt: skip
+        self._expect(np.isfinite(y).all(), "forward: the output is not finite")
+        rx, dy = self._normal(self.x.shape[1:]), self._normal(y.shape[1:])
+        differences = (self._forward(self.x + STEP * rx) - self._forward(self.x - STEP * rx)) / (
+            2 * STEP
+        )
+        self._forward(self.x)
+        zero = None if self.direction is None else np.zeros_like(self.direction)
+        ry = self._pass("tangent", lambda v: self._tangent(v, zero), rx, y.shape)
+        tangent = _relative(ry - differences, differences)
+        self._expect(
+            tangent <= tolerance,
+            f"tangent: differs from the differences of forward by {tangent:.2g} of their norm",
+        )
+        dx = self._pass("backward", self.layer.backward, dy, self.x.shape)
+        backward = abs(np.vdot(dy, ry) - np.vdot(dx, rx)) / (
+            np.linalg.norm(dy) * np.linalg.norm(ry) or 1.0
+        )
+        self._expect(
+            backward <= tolerance,
+            "backward: is not the adjoint of tangent: <dy, tangent(rx)> and <backward(dy), rx> "
+            f"differ by {backward:.2g} of |dy| |tangent(rx)|",
+        )
+        return LayerCheck(tangent, float(backward), float(self._check_weights(dy, tolerance)))
+
+    def _check_weights(self, dy, tolerance):
+        """The same of the weights: their tangent and the gradient."""
+        if not self.has_weights:
+            return 0.0
+        weight, found = self.layer.weight, []
+        for sign in (1, -1):
+            self.layer.weight = weight + sign * STEP * self.direction
+            found.append(self._forward(self.x))
+        self.layer.weight = weight
+        self._forward(self.x)
+        differences = (found[0] - found[1]) / (2 * STEP)
+        ry = self.layer.tangent(None, self.direction, EXAMPLES)
+        self.layer.backward(dy)
+        gradient = np.zeros_like(weight)
+        self.layer.gradient(gradient)
+        slope = np.vdot(dy, ry) / EXAMPLES
+        scale = np.linalg.norm(dy) * np.linalg.norm(ry) / EXAMPLES or 1.0
+        error = max(
+            _relative(ry - differences, differences),
+            abs(np.vdot(gradient, self.direction) - slope) / scale,
+        )
+        self._expect(
+            error <= tolerance,
+            f"weights: tangent or gradient differs from the differences by {error:.2g}",
+        )
+        return error
+
+    def _forward(self, x):
+        given = x.copy()
+        y = np.array(self.layer.forward(given, self.mode))
+        self._expect(np.array_equal(given, x), "forward: changes its argument in place")
+        return y
+
+    def _tangent(self, rx, direction):
+        if direction is None:
+            return self.layer.tangent(rx)
+        return self.layer.tangent(rx, direction, len(rx))
+
+    def _pass(self, name, function, argument, shape):
+        """A pass of all examples; it must not change its argument, and be the same once more and
+        for the first examples alone.
+        """
+        given = argument.copy()
+        result = np.array(function(given))
+        self._expect(np.array_equal(given, argument), f"{name}: changes its argument in place")
+        self._expect(
+            result.shape == shape, f"{name}: the result has shape {result.shape}, not {shape}"
+        )
+        again = np.array(function(argument.copy()))
+        self._expect(np.array_equal(again, result), f"{name}: a second pass gives other numbers")
+        if not (name == "backward" and self.mode.training):
+            part = np.array(function(argument[:2].copy()))
+            self._expect(
+                part.shape == (2, *shape[1:]) and np.allclose(part, result[:2], rtol=1e-9),
+                f"{name}: the pass of the first 2 examples is not that part of the whole; use "
+                "saved[: len(argument)]",
+            )
+        return result
+
+    def _expect(self, holds, text):
+        if not holds:
+            raise LayerError(f"{type(self.layer).__name__}: {text}")
+
+
+def _relative(difference: Any, of: Any) -> float:
+    return float(np.linalg.norm(difference) / (np.linalg.norm(of) or 1.0))
