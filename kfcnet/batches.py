@@ -10,7 +10,10 @@ EVALUATED = 256  # examples that a pass without training takes at a time
 
 
 class Batch(NamedTuple):
-    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C)."""
+    """A mini-batch on the device: inputs (M, H, W, C), targets (M,) int32 or (M, C).
+
+    Where several processes share it, M are those of this one: see kfcnet/ranks.py.
+    """
 
     inputs: Any
     targets: Any
@@ -95,18 +98,19 @@ class Loader:
 
     `batch` takes one's indices to the device. `draw` finds them there, so that drawing can be part
     of a captured graph: the orders of the epochs that a mini-batch can touch lie on the device as
-    a ring, and nothing is moved there between two starts of an epoch.
+    a ring, and nothing is moved there between two starts of an epoch. Of a mini-batch, which has
+    `size` examples, both take this process's share only.
     """
 
     def __init__(self, examples, batch_size, seed):
-        self.examples, self.size = examples, batch_size
+        self.examples, self.size, self.ranks = examples, batch_size, examples.ops.ranks
         self.sequence = BatchSequence(len(examples), batch_size, seed)
         self._held = [None] * (1 + -(-self.size // len(examples)))  # epochs, in their places
         self._ring = examples.ops.to_device(np.zeros(len(self._held) * len(examples), np.int64))
 
     def batch(self, step):
         """The Batch of a step; on a GPU the next one may overwrite it."""
-        return self.examples.batch(self.sequence.indices(step))
+        return self.examples.batch(self.ranks.share(self.sequence.indices(step)))
 
     def provide(self, step):
         """Let the ring hold what the batch of `step` needs; before every `draw`."""
@@ -121,4 +125,4 @@ class Loader:
 
     def draw(self, step):
         """The Batch of a step, a number or a counter on the device."""
-        return self.examples.gather(self._ring, self.size, step)
+        return self.examples.gather(self._ring, self.size // self.ranks.count, step)

@@ -79,7 +79,7 @@ class SquaredError:
 
     def sampled_gradient(self, z, step):
         """dz (M, C) at targets drawn from N(z, I): standard normals."""
-        noise = self.ops.normals(z.size, self.seed, philox.TARGETS, step)
+        noise = self.ops.normals(z.size, self.seed, philox.TARGETS, step, width=z.shape[1])
         return noise.reshape(z.shape)
 
     def fisher_factors(self, z):

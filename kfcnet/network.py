@@ -181,11 +181,15 @@ class Network:
             if dz is None:
                 return
 
-    def compute_gradient(self, out: Any = None) -> None:
-        """Fill `gradient`, or `out` (n,), with the mean gradient of the latest backward pass."""
-        views = self.views(self.gradient if out is None else out)
-        for layer, view in zip(self.weighted, views, strict=True):
+    def compute_gradient(self, out: Any = None, *sums: Any) -> None:
+        """Fill `gradient`, or `out` (n,), with the mean gradient of the latest backward pass.
+
+        sums: arrays that the processes of a run add up together with it.
+        """
+        gradient = self.gradient if out is None else out
+        for layer, view in zip(self.weighted, self.views(gradient), strict=True):
             layer.gradient(view)
+        self.ops.ranks.sum(gradient, *sums)
 
     def tangent(self, direction: Any, count: int) -> Any:
         """R(z) (count, classes): the derivative of the first logits along direction (n,)."""

@@ -43,9 +43,23 @@ def words(seed, purpose, step, count, stream=0):
     return philox4x32([blocks, *fixed], (seed, purpose)).T.reshape(-1)[:count]
 
 
+def words_at(positions, seed, purpose, step, stream=0):
+    """The words at ascending positions (n,) of the sequence of `words`, and no others computed."""
+    blocks = positions // 4
+    is_new = np.concatenate([[True], blocks[1:] != blocks[:-1]])[: len(blocks)]
+    needed = blocks[is_new]
+    fixed = [np.full(len(needed), word) for word in (stream, step & 0xFFFFFFFF, step >> 32)]
+    return philox4x32([needed, *fixed], (seed, purpose))[positions % 4, np.cumsum(is_new) - 1]
+
+
 def uniforms(seed, purpose, step, count, stream=0):
     """`count` float64 numbers in [0, 1), multiples of 2^-24 and therefore exact in float32 too."""
-    return (words(seed, purpose, step, count, stream) >> np.uint32(8)) * 2.0**-24
+    return uniform(words(seed, purpose, step, count, stream))
+
+
+def uniform(word):
+    """Words as numbers in [0, 1)."""
+    return (word >> np.uint32(8)) * 2.0**-24
 
 
 def normals(seed, purpose, step, count, stream=0):

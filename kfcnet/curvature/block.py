@@ -40,10 +40,14 @@ class KroneckerBlock:
         self.has_inverses, self.failures = False, 0
 
     def update_factors(self, decay):
-        """Update the running averages with the layer's latest sampled pass, of m examples."""
+        """Update the running averages with the layer's latest sampled pass, of m examples.
+
+        Returns the arrays that processes which share the mini-batch have yet to add up.
+        """
         derivatives = self.layer.derivatives
         self.update_input_factor(self.layer.inputs[: len(derivatives)], decay)
         update_derivative_factor(self.ops, derivatives, decay, self.Gamma)
+        return [self.Omega, self.Gamma]
 
     def update_input_factor(self, inputs, decay):
         """Update Omega alone, with inputs (m, H, W, J)."""
@@ -55,7 +59,11 @@ class KroneckerBlock:
         step: said in the warning. Raises numpy.linalg.LinAlgError naming the layer where there are
         no inverses to keep.
         """
-        self.take_inverses(Inversion(self.total_damping(damping), self._factors(), None), step)
+        self.adopt(self.take_inverses(self.inversion(damping)), step)
+
+    def inversion(self, damping):
+        """The Inversion of the present factors, not begun."""
+        return Inversion(self.total_damping(damping), self._factors(), None)
 
     def begin_inverses(self, damping, on_host, factors=None):
         """Start an Inversion, by default of the present factors, that runs beside training."""
@@ -65,20 +73,34 @@ class KroneckerBlock:
         )
         return Inversion(c, pending.inputs, pending.result)
 
-    def take_inverses(self, inversion, step=None):
-        """Adopt the inverses of an Inversion; a failure is treated as in `update_inverses`."""
+    def keep_factors(self, damping, factors=None):
+        """An Inversion that another process does: what `begin_inverses` would begin with."""
+        arrays = [self.ops.copy(array) for array in factors or self._factors()]
+        return Inversion(self.total_damping(damping), arrays, None)
+
+    def take_inverses(self, inversion):
+        """Take over the inverses of an Inversion; where it failed a text that says how, or None."""
         try:
             inverses = self._inverses(inversion)
         except np.linalg.LinAlgError as error:
-            text = f"{self.layer.name}: {error}{self._diagnosis(inversion.c)}"
-            if not self.has_inverses:
-                raise np.linalg.LinAlgError(text) from None
-            self._warn("" if step is None else f"step {step}, ", text)
-            return
+            return f"{self.layer.name}: {error}{self._diagnosis(inversion.c)}"
         # Into the same memory: a captured graph goes on reading it.
-        for name, inverse in zip(self.INVERSES, inverses, strict=True):
-            self.ops.write(getattr(self, name), inverse)
-        self.has_inverses = True
+        for inverse, new in zip(self.inverses(), inverses, strict=True):
+            self.ops.write(inverse, new)
+        return None
+
+    def adopt(self, failure, step=None):
+        """Go on with the inverses that `take_inverses` left; a failure is treated as above."""
+        if failure is None:
+            self.has_inverses = True
+        elif not self.has_inverses:
+            raise np.linalg.LinAlgError(failure)
+        else:
+            self._warn("" if step is None else f"step {step}, ", failure)
+
+    def inverses(self):
+        """The arrays that INVERSES names."""
+        return [getattr(self, name) for name in self.INVERSES]
 
     def _warn(self, at, text):
         """Warn of the 1st, 10th, 100th, ... inversion that failed: the others say nothing new."""
@@ -139,11 +161,13 @@ class KroneckerBlock:
 
         A dense layer's gradient is made of m rows. Where these are few, and h does not decay the
         layer, preconditioning the rows takes fewer operations than preconditioning the product.
+        Where processes share a mini-batch, each has only its own rows, but all of the product.
         """
         I, P = gradient.shape
         rows = len(self.layer.derivatives) * self.layer.locations
         of_rows, of_product = rows * (I * I + P * P + I * P), I * P * (I + P)
-        if self.layer.locations > 1 or self.weight_decay or of_rows >= of_product:
+        is_shared = self.ops.ranks.count > 1
+        if self.layer.locations > 1 or self.weight_decay or is_shared or of_rows >= of_product:
             return self.precondition(gradient, out)
         return precondition_product(
             self.ops,

@@ -37,18 +37,22 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
         self.passes = 0  # sampled passes that the moments have seen
 
     def update_factors(self, decay):
-        super().update_factors(decay)
-        if self.has_inverses:
-            # The mean over the first passes, the running average once that has come to its length.
-            decay = min(decay, self.passes / (self.passes + 1))
-            moments = self.ops.zeros(self.moments.shape)
-            self.ops.axpy(decay, self.moments, moments)
-            self.ops.axpy(1 - decay, self._moments_of_pass(), moments)
-            self.ops.write(self.moments, moments)
-            self.passes += 1
+        sums = super().update_factors(decay)
+        if not self.has_inverses:
+            return sums
+        # The mean over the first passes, the running average once that has come to its length.
+        decay = min(decay, self.passes / (self.passes + 1))
+        moments = self.ops.zeros(self.moments.shape)
+        self.ops.axpy(self.ops.ranks.of_first(decay), self.moments, moments)
+        self.ops.axpy(1 - decay, self._moments_of_pass(), moments)
+        self.ops.write(self.moments, moments)
+        self.passes += 1
+        return [*sums, self.moments]
 
     def _moments_of_pass(self):
-        """The mean of (Q_G^T DW Q_O)^2 over the examples of the layer's latest sampled pass."""
+        """The mean of (Q_G^T DW Q_O)^2 over the examples of the layer's latest sampled pass, or
+        this process's part of it.
+        """
         ops, layer = self.ops, self.layer
         squares, gradient = ops.zeros(self.moments.shape), ops.empty(self.moments.shape)
         M = len(layer.derivatives)
@@ -57,7 +61,7 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
                 layer.inputs[m : m + 1],
                 layer.derivatives[m : m + 1],
                 *layer.window,
-                scale=M**-0.5,
+                scale=ops.ranks.whole(M) ** -0.5,
                 out=gradient,
             )
             rotated = rotate(ops, gradient, self.input_basis, self.derivative_basis)

@@ -8,7 +8,9 @@
 Their product has |T| once, as the Fisher block has: the gradient is a sum over |T| locations, and
 under the paper's assumptions the terms at different locations are uncorrelated. The expectations
 are estimated by the mean over the M examples of a mini-batch, where A are the activations and DS
-the derivatives of each example's own loss at a target drawn from the model.
+the derivatives of each example's own loss at a target drawn from the model. Processes that share a
+mini-batch add up what each leaves in Omega and Gamma: the running average so far is in the first
+one's.
 
 | here     | paper       | shape   |                                                |
 |----------|-------------|---------|------------------------------------------------|
@@ -24,12 +26,14 @@ def update_input_factor(ops, inputs, window, decay, Omega):
 
     window: (kernel, stride, padding) of the layer. decay 0 overwrites.
     """
-    M = len(inputs)
-    ops.patch_gram(inputs, *window, scale=(1 - decay) / M, decay=decay, out=Omega)
+    M = ops.ranks.whole(len(inputs))
+    ops.patch_gram(
+        inputs, *window, scale=(1 - decay) / M, decay=ops.ranks.of_first(decay), out=Omega
+    )
 
 
 def update_derivative_factor(ops, derivatives, decay, Gamma):
     """Gamma <- decay*Gamma + (1 - decay) * estimate, from derivatives (M, Ho, Wo, I)."""
     rows = derivatives.reshape(-1, derivatives.shape[-1])
-    M_T = len(rows)  # M|T|: the 1/M of the expectation and the 1/|T| of Eq. 23
-    ops.gram(rows, scale=(1 - decay) / M_T, decay=decay, out=Gamma)
+    M_T = ops.ranks.whole(len(rows))  # M|T|: the 1/M of the expectation, the 1/|T| of Eq. 23
+    ops.gram(rows, scale=(1 - decay) / M_T, decay=ops.ranks.of_first(decay), out=Gamma)

@@ -54,11 +54,12 @@ class FisherOperator(LinearOperator):
         if np.ndim(weight_decay) == 0:
             weight_decay = np.full(n, float(weight_decay))
         self.weight_decay, self.damping = network.ops.asarray(weight_decay), damping
+        self._predictive = None
 
     def _matvec(self, v):
         ops, network = self.network.ops, self.network
         direction, product = ops.asarray(np.ravel(v)), ops.zeros(network.theta.shape)
-        predictive = self._predictive  # of the forward pass, which comes first
+        predictive = self._forward()
         r = network.tangent(direction, len(self.inputs))
         network.backward(self.loss.fisher_product(predictive, r), per_example=True)
         network.compute_gradient(out=product)
@@ -66,11 +67,12 @@ class FisherOperator(LinearOperator):
         ops.axpy(self.damping, direction, product)
         return ops.to_numpy(product)
 
-    @cached_property
-    def _predictive(self):
+    def _forward(self):
         """The predictive distribution, from the one forward pass that all products share."""
-        z = self.network.forward(self.inputs, self.step is not None, self.step or 0)
-        return self.loss.predictive(z)
+        if self._predictive is None:
+            z = self.network.forward(self.inputs, self.step is not None, self.step or 0)
+            self._predictive = self.loss.predictive(z)
+        return self._predictive
 
     def _adjoint(self):
         return self

@@ -28,9 +28,15 @@ class ScaleShiftBlock(KroneckerBlock):
 
     def update_factors(self, decay):
         """Update the running average with the examples of the layer's latest sampled pass."""
-        gradients = self.layer.gradients()
+        gradients, ranks = self.layer.gradients(), self.ops.ranks
         m = len(gradients)
-        self.ops.gram(gradients.reshape(m, -1), scale=(1 - decay) / m, decay=decay, out=self.Omega)
+        self.ops.gram(
+            gradients.reshape(m, -1),
+            scale=(1 - decay) / ranks.whole(m),
+            decay=ranks.of_first(decay),
+            out=self.Omega,
+        )
+        return [self.Omega]
 
     def invert(self, c, ops, Omega, Gamma):
         return ops.spd_inverse(Omega, ops.asarray([c])), Gamma

@@ -55,7 +55,10 @@ class Weighted(Layer):
         return self.weight_shape[::-1]
 
     def gradient(self, out):
-        """out, of weight_shape: that of the latest backward pass, the mean over its examples."""
+        """out, of weight_shape: that of the latest backward pass, the mean over its examples.
+
+        Where processes share a mini-batch, this one's part of the mean over all of it.
+        """
         raise NotImplementedError
 
     def tangent(self, rx, direction, count):
@@ -114,8 +117,9 @@ class Conv2d(Weighted):
     def gradient(self, out):
         """out (I, P): DWbar."""
         m = len(self.derivatives)
+        scale = 1 / self.ops.ranks.whole(m)
         self.ops.conv_backward_weights(
-            self.inputs[:m], self.derivatives, *self.window, scale=1 / m, out=out
+            self.inputs[:m], self.derivatives, *self.window, scale=scale, out=out
         )
 
     def tangent(self, rx, direction, count):
@@ -194,7 +198,7 @@ class ScaleShift(Weighted):
         gradients = self.gradients()
         m = len(gradients)
         shares = self.ops.empty((1, m))
-        self.ops.write(shares, 1 / m)
+        self.ops.write(shares, 1 / self.ops.ranks.whole(m))
         self.ops.matmul(shares, gradients.reshape(m, -1), out=out.reshape(1, -1))
 
     def tangent(self, rx, direction, count):

@@ -6,6 +6,7 @@ from functools import cache
 from kfcnet.ops.cpu import CpuOps, has_extension
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.primitives import Primitives
+from kfcnet.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,7 @@ def get_ops(
     shards: int = 2,
     native: str = "auto",
     tensor_cores: str = "auto",
+    ranks: Ranks | None = None,
 ) -> Primitives:
     """The primitives of a device.
 
@@ -26,6 +28,7 @@ def get_ops(
     the CPU. shards: threads that a mini-batch is split over on the CPU; a result depends on it, so
     it belongs to the configuration, not to the machine. native: "auto", "on" or "off", whether
     the C extension is used on the CPU. tensor_cores: the same of a GPU's, for TF32 products.
+    ranks: the processes that share a mini-batch, by default this one alone.
 
     Raises ValueError for an unknown name, and DeviceError saying what is missing where `device`,
     `native` or `tensor_cores` asks for something that is not there.
@@ -53,7 +56,7 @@ def get_ops(
                         "set ops.tensor_cores=auto, or use another GPU"
                     )
                 return ops
-    return CpuOps(dtype=dtype, shards=shards, native=native)
+    return CpuOps(dtype=dtype, shards=shards, native=native, ranks=ranks)
 
 
 @cache

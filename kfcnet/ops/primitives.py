@@ -12,12 +12,18 @@ device scalar is an array of shape (1,). Functions return new arrays unless `out
 
 from abc import ABC, abstractmethod
 
+from kfcnet.ranks import Alone
+
 
 class Primitives(ABC):
     """What a device offers. `name` is "cpu" or "cuda", `dtype` that of its arrays.
 
-    `phases_measured` says for the record of a run how the phases of a step are measured.
+    `phases_measured` says for the record of a run how the phases of a step are measured. `ranks`
+    are the processes that share a mini-batch (kfcnet/ranks.py), of which every primitive sees its
+    own process's examples only; batch normalisation and random numbers are those of all.
     """
+
+    ranks = Alone()
 
     # The device
 
@@ -177,7 +183,9 @@ class Primitives(ABC):
 
     @abstractmethod
     def batch_norm(self, x, epsilon):
-        """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes."""
+        """x (..., J) -> (y, mean (J,), inv_std (J,)), over all leading axes, those of all processes
+        together.
+        """
 
     @abstractmethod
     def batch_norm_apply(self, x, mean, inv_std):
@@ -185,7 +193,9 @@ class Primitives(ABC):
 
     @abstractmethod
     def batch_norm_backward(self, dy, y, inv_std):
-        """dx through the batch's mean and variance; the Jacobian is symmetric: also the tangent."""
+        """dx through the mean and variance of `batch_norm`; the Jacobian is symmetric: also the
+        tangent.
+        """
 
     @abstractmethod
     def scale_maps(self, x, s):
@@ -242,13 +252,13 @@ class Primitives(ABC):
         """(diag(p) - p p^T) r of every example, (M, C)."""
 
     @abstractmethod
-    def uniforms(self, count, seed, purpose, step, stream=0):
+    def uniforms(self, count, seed, purpose, step, stream=0, width=1):
         """Uniform numbers in [0, 1), (count,), by Philox 4x32-10 from seed, purpose, step and
-        stream.
+        stream: `width` for each example of this process, at their places in the whole mini-batch.
         """
 
     @abstractmethod
-    def normals(self, count, seed, purpose, step, stream=0):
+    def normals(self, count, seed, purpose, step, stream=0, width=1):
         """Standard normal numbers (count,), likewise."""
 
     # Mini-batches
@@ -258,7 +268,8 @@ class Primitives(ABC):
         """images uint8 (N, H, W, C), indices (n,), mean (H, W, C) -> (image - mean) * scale.
 
         batch: that number of images (batch, H, W, C) instead of all, from place step*batch on in
-        `indices` as a ring. step: a number or a counter.
+        `indices` as a ring; of R processes every one takes its share of R*batch places from
+        step*R*batch on. step: a number or a counter.
         """
 
     @abstractmethod

@@ -74,7 +74,8 @@ class Optimizer:
         """Estimate from batches what the first step needs; here nothing."""
 
     def step(self, batch: Batch) -> Step:
-        """Move the parameters along one mini-batch, a Batch; returns a Step.
+        """Move the parameters along one mini-batch, a Batch or the share of it that this process
+        has; returns a Step.
 
         Raises FloatingPointError where the loss was not finite, here or in an earlier step: since
         then no update has moved a parameter. Waits for the device.
@@ -93,10 +94,13 @@ class Optimizer:
         z = self.network.forward(batch.inputs, training=True, step=self.step_counter)
         return self.loss.evaluate(z, batch.targets)
 
-    def _backward(self, dz):
-        """Fill network.gradient with the gradient of the mean loss."""
+    def _backward(self, dz, totals):
+        """Fill network.gradient with the gradient of the mean loss.
+
+        totals: the loss's, which become those of the whole mini-batch where processes share it.
+        """
         self.network.backward(dz)
-        self.network.compute_gradient()
+        self.network.compute_gradient(None, totals)
 
     def add_decay(self, theta, gradient):
         """gradient (n,) += lambda * theta: from that of the mean loss to that of h."""
@@ -108,9 +112,16 @@ class Optimizer:
         tangent (m, C): R(z) along d, of the first m examples of `predictive`; F is of these.
         """
         m = len(tangent)
-        result = self.loss.fisher_form(predictive[:m], tangent, tangent, scale=1 / m)
+        result = self.fisher_form(predictive[:m], tangent, tangent)
         penalty = self.ops.weighted_dot(self.decay_vector, direction, direction)
         self.ops.axpy(1.0, penalty, result)
+        return result
+
+    def fisher_form(self, predictive, r, s):
+        """r^T F_R s, the mean over the examples of `predictive`, tangents r and s (m, C): (1,)."""
+        ranks = self.ops.ranks
+        result = self.loss.fisher_form(predictive, r, s, scale=1 / ranks.whole(len(predictive)))
+        ranks.sum(result)
         return result
 
     def objective(self, totals, theta, M):
@@ -183,7 +194,7 @@ class ScheduledOptimizer(Optimizer):
         self._captured_update = self.ops.captured(self.update, *network.layers)
 
     def step(self, batch):
-        step = self.advance(batch.size, self._captured_update, batch)
+        step = self.advance(self.ops.ranks.whole(batch.size), self._captured_update, batch)
         first = self.running_sums.read().nonfinite_step
         if first is not None:
             raise FloatingPointError(
@@ -257,9 +268,9 @@ class GradientMethod(ScheduledOptimizer):
 
     def update(self, batch):
         _, dz, totals = self._forward(batch)
-        self._backward(dz)
+        self._backward(dz, totals)
         self.running_sums.add(self.step_counter, totals)
-        self._move_along_gradient(batch.size)
+        self._move_along_gradient(self.ops.ranks.whole(batch.size))
         self.ops.advance(self.step_counter)
         return Step(totals, None)
 

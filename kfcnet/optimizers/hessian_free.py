@@ -1,7 +1,5 @@
 """Hessian-free optimization (Martens 2010) with KFC as the preconditioner (section 3.2)."""
 
-import math
-
 import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
@@ -25,13 +23,13 @@ class HessianFree(LevenbergMarquardt):
         self.needs_preparation = config.preconditioner == "kfc"
 
     def step(self, batch):
-        M, due = batch.size, self.steps + 1
+        M, due = self.ops.ranks.whole(batch.size), self.steps + 1
         with self.phase("gradient"):
             predictive, dz, totals = self._forward(batch)
         if self.config.preconditioner == "kfc":
-            self._update_preconditioner(predictive, due)
+            self._update_preconditioner(predictive, M, due)
         with self.phase("gradient"):
-            self._backward(dz)
+            self._backward(dz, totals)
             before = self.objective(totals, self.network.theta, M)
         with self.phase("preconditioning"):
             update, change = self._solve(batch)
@@ -42,9 +40,9 @@ class HessianFree(LevenbergMarquardt):
             self._apply(scale, 0.0, totals, M)
         return Step(totals, None)
 
-    def _update_preconditioner(self, predictive, due):
+    def _update_preconditioner(self, predictive, M, due):
         if due % self.config.statistics_period == 0:
-            self._update_statistics(predictive, self._factor_decay(len(predictive)))
+            self._update_statistics(predictive, self._factor_decay(M))
         if due % self.config.inverse_period == 0:
             self.factor_damping = self.damping
             with self.phase("inverses"):
@@ -53,7 +51,7 @@ class HessianFree(LevenbergMarquardt):
     def _solve(self, batch):
         """(d (n,), M(d) - M(0)) where conjugate gradients come to in the number of their steps."""
         c = self.config
-        m = math.ceil(c.fisher_fraction * len(batch.inputs))
+        m = self.ops.ranks.part(c.fisher_fraction, batch.size)
         curvature = FisherOperator(
             self.network,
             self.loss,

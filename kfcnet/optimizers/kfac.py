@@ -1,6 +1,5 @@
 """K-FAC (Martens & Grosse 2015) with KFC's factors: appendix B.2, the algorithm in full."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +33,13 @@ class KFAC(LevenbergMarquardt):
             self.factor_damping = config.factor_damping
 
     def step(self, batch):
-        c, M, due = self.config, batch.size, self.steps + 1
+        c, M, due = self.config, self.ops.ranks.whole(batch.size), self.steps + 1
         with self.phase("gradient"):
             predictive, dz, totals = self._forward(batch)
         if due % c.statistics_period == 0:
             self._update_statistics(predictive, self._factor_decay(M))
         with self.phase("gradient"):
-            self._backward(dz)
+            self._backward(dz, totals)
 
         proposal = self._best_proposal(predictive, due)
         adapt = due % c.damping_period == 0
@@ -91,14 +90,14 @@ class KFAC(LevenbergMarquardt):
         F is the exact Fisher matrix on the first part of the mini-batch: tangents R(z) = J v, and
         J v_i . F_R J v_j between them.
         """
-        ops, loss, k = self.ops, self.loss, len(vectors)
-        m = math.ceil(self.config.fisher_fraction * len(predictive))
+        ops, k = self.ops, len(vectors)
+        m = ops.ranks.part(self.config.fisher_fraction, len(predictive))
         tangents = [self.network.tangent(v, m) for v in vectors]
         curvature = np.empty((k, k))
         for i in range(k):
             for j in range(i + 1):
                 fisher, decay, identity = self._read(
-                    loss.fisher_form(predictive[:m], tangents[i], tangents[j], scale=1 / m),
+                    self.fisher_form(predictive[:m], tangents[i], tangents[j]),
                     ops.weighted_dot(self.decay_vector, vectors[i], vectors[j]),
                     ops.dot(vectors[i], vectors[j]),
                 )

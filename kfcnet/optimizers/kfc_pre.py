@@ -1,7 +1,5 @@
 """KFC-pre: SGD with the approximate natural gradient in place of the gradient (appendix B.1)."""
 
-import math
-
 from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import ScheduledOptimizer, Step
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
@@ -48,7 +46,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
                 yield lambda: self._update_statistics(predictive, statistics_decay)
         if invert:
             yield self._invert
-        self._backward(dz)
+        self._backward(dz, totals)
         with self.phase("preconditioning"):
             self._natural_gradient()
         clip_scale = nu = None
@@ -56,7 +54,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
             with self.phase("clip"):
                 clip_scale, nu = self._clip_scale(predictive)
         self.running_sums.add(self.step_counter, totals, clip_scale, nu)
-        self._move(self.direction, clip_scale, batch.size)
+        self._move(self.direction, clip_scale, self.ops.ranks.whole(batch.size))
         self.ops.advance(self.step_counter)
         return Step(totals, clip_scale)
 
@@ -74,7 +72,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         so certain, damping bounds the step; a lower rate only delays it.
         """
         c = self.config
-        m = math.ceil(c.clip_fraction * len(predictive))
+        m = self.ops.ranks.part(c.clip_fraction, len(predictive))
         tangent = self.network.tangent(self.direction, m)
         along_n = self.quadratic(predictive, tangent, self.direction)  # nu is alpha^2 times that
         return self.ops.clip_scale(along_n, self.learning_rate_on_device, c.clip)

@@ -20,6 +20,8 @@ class KroneckerOptimizer(Optimizer):
             self._block(layer, weight_decay)
             for layer, weight_decay in zip(network.weighted, self.weight_decays, strict=True)
         ]
+        costs = [sum(side**3 for side in layer.factor_sizes) for layer in network.weighted]
+        self.owners = self.ops.ranks.owners(costs)  # the process that inverts each block
         self.direction = self.ops.zeros(network.theta.shape)
         self.factor_damping = config.damping
         self.factors_at = 0  # examples seen when the factors were last updated
@@ -44,22 +46,22 @@ class KroneckerOptimizer(Optimizer):
             self._update_inverses()
         self.factors_at, self.needs_preparation = self.examples, False
 
-    def _backward(self, dz):
+    def _backward(self, dz, totals):
         """Fill network.gradient with the gradient of h: mean loss plus lambda/2 * |weights|^2."""
-        super()._backward(dz)
+        super()._backward(dz, totals)
         self.add_decay(self.network.theta, self.network.gradient)
 
     def _update_statistics(self, predictive, decay):
         """Update the factors from the first part of the mini-batch."""
         with self.phase("statistics"):
-            m = math.ceil(self.config.statistics_fraction * len(predictive))
+            m = self.ops.ranks.part(self.config.statistics_fraction, len(predictive))
             self._sample_factors(predictive[:m], self.step_counter, decay)
 
     def _sample_factors(self, predictive, step, decay):
         """Update the running averages with the factors of one backward pass at sampled targets."""
         self.network.backward(self.loss.sampled_gradient(predictive, step), per_example=True)
-        for block in self.blocks:
-            block.update_factors(decay)
+        sums = [array for block in self.blocks for array in block.update_factors(decay)]
+        self.ops.ranks.sum(*sums)
 
     def _factor_decay(self, M):
         """exp(-(examples since the last update) / timescale), the present batch included."""
@@ -69,20 +71,39 @@ class KroneckerOptimizer(Optimizer):
         return decay
 
     def _update_inverses(self):
-        for block in self.blocks:
-            block.update_inverses(self.factor_damping, self.steps)
+        self._adopt([block.inversion(self.factor_damping) for block in self.blocks])
+
+    def _adopt(self, inversions):
+        """Let each block's owner finish its Inversion; all processes then go on with its inverses.
+
+        Where one failed all of them keep the block's last good inverses, or raise
+        numpy.linalg.LinAlgError.
+        """
+        ranks = self.ops.ranks
+        failures = {}
+        for block, owner, inversion in zip(self.blocks, self.owners, inversions, strict=True):
+            if owner == ranks.rank:
+                failures[block.layer.name] = block.take_inverses(inversion)
+        failures = {name: text for part in ranks.exchange(failures) for name, text in part.items()}
+        for block, owner in zip(self.blocks, self.owners, strict=True):
+            failure = failures[block.layer.name]
+            if failure is None:
+                ranks.broadcast(owner, *block.inverses())
+            block.adopt(failure, self.steps)
 
     def _begin_inverses(self, adoption, on_host, factors=None):
         """Start inversions that run while training goes on, and are adopted at step `adoption`.
 
         The step is fixed, so that a run repeats bit for bit however long they take.
         """
-        factors = factors or [None] * len(self.blocks)
+        factors, rank = factors or [None] * len(self.blocks), self.ops.ranks.rank
         self._begun = (
             adoption,
             [
                 block.begin_inverses(self.factor_damping, on_host, arrays)
-                for block, arrays in zip(self.blocks, factors, strict=True)
+                if owner == rank
+                else block.keep_factors(self.factor_damping, arrays)
+                for block, owner, arrays in zip(self.blocks, self.owners, factors, strict=True)
             ],
         )
 
@@ -91,8 +112,7 @@ class KroneckerOptimizer(Optimizer):
             return
         (_, pending), self._begun = self._begun, None
         with self.phase("inverses"):
-            for block, work in zip(self.blocks, pending, strict=True):
-                block.take_inverses(work, self.steps)
+            self._adopt(pending)
 
     def _natural_gradient(self):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""

@@ -63,7 +63,8 @@ class LevenbergMarquardt(KroneckerOptimizer):
         """h at theta on a mini-batch, with the dropout masks of the step that led here."""
         z = self.network.forward(batch.inputs, training=True, step=step)
         totals = self.loss.evaluate(z, batch.targets).totals
-        return self.objective(totals, self.network.theta, len(batch.inputs))
+        self.ops.ranks.sum(totals)
+        return self.objective(totals, self.network.theta, self.ops.ranks.whole(batch.size))
 
     def _adapt_damping(self, actual_change, predicted_change, updates):
         """The rule above, with a factor for each of the updates since it was applied last."""

@@ -39,7 +39,9 @@ def measure(optimizer, before, batch):
         )
     z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
     totals = optimizer.loss.evaluate(z, batch.targets).totals
-    row["actual_reduction"] = objective - optimizer.objective(totals, network.theta, len(z))
+    ops.ranks.sum(totals)
+    M = ops.ranks.whole(batch.size)
+    row["actual_reduction"] = objective - optimizer.objective(totals, network.theta, M)
     for block in optimizer.blocks:
         row |= {
             f"{block.layer.name}_{name}": value
@@ -54,17 +56,17 @@ def activity(network, examples, indices):
 
     indices (n,): which examples.
     """
-    rectified = _rectified(network)
+    rectified, ranks = _rectified(network), network.ops.ranks
     active = {name: 0 for name in rectified}
-    for batch in examples.batches(indices):
+    for batch in examples.batches(ranks.share(indices)):
         network.forward(batch.inputs)
         for name, layer in rectified.items():
             y = network.ops.to_numpy(layer.saved)
             active[name] += np.count_nonzero(y.reshape(-1, y.shape[-1]) > 0, axis=0)
-    row = {}
+    parts, row = ranks.exchange(active), {}
     for name, layer in rectified.items():
         pixels = len(indices) * math.prod(layer.output_shape[:-1])
-        shares = active[name] / pixels  # (J,)
+        shares = sum(part[name] for part in parts) / pixels  # (J,)
         row |= {f"{name}_active": shares.mean(), f"{name}_dead": (shares < BARELY).sum()}
     return row
 
@@ -82,13 +84,13 @@ def _rectified(network):
 
 def _derivatives(optimizer, network, theta, batch):
     """(predictive distributions, h, its gradient (n,)) of the mini-batch at theta."""
-    M = len(batch.inputs)
     z = network.forward(batch.inputs, training=True, step=optimizer.steps - 1)
     predictive, dz, totals = optimizer.loss.evaluate(z, batch.targets)
     gradient = network.ops.zeros(theta.shape)
     network.backward(dz)
-    network.compute_gradient(out=gradient)
+    network.compute_gradient(gradient, totals)
     optimizer.add_decay(theta, gradient)
+    M = network.ops.ranks.whole(batch.size)
     return predictive, optimizer.objective(totals, theta, M), gradient
 
 
@@ -113,7 +115,7 @@ def _cosine(ops, x, y):
 def _clip_norms(optimizer, network, predictive):
     """nu of the whole step, and of each layer's part of it; tangents add up."""
     ops, rate = optimizer.ops, optimizer.previous_learning_rate
-    m = math.ceil(getattr(optimizer.config, "clip_fraction", 1.0) * len(predictive))
+    m = ops.ranks.part(getattr(optimizer.config, "clip_fraction", 1.0), len(predictive))
     together, nus = ops.zeros(predictive[:m].shape), {}
     for index, layer in enumerate(network.weighted):
         part = ops.zeros(optimizer.direction.shape)

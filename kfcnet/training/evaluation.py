@@ -26,12 +26,12 @@ def evaluate(network, loss, examples, indices=None, check=lambda: None):
     callers who want to stop by raising.
     """
     indices = np.arange(len(examples)) if indices is None else indices
-    totals = np.zeros(2)
-    for batch in examples.batches(indices):
+    totals, ranks = np.zeros(2), network.ops.ranks
+    for batch in examples.batches(ranks.share(indices)):
         check()
         evaluated = loss.evaluate(network.forward(batch.inputs), batch.targets)
         totals += network.ops.to_numpy(evaluated.totals)
-    mean_loss, error = totals / len(indices)
+    mean_loss, error = sum(ranks.exchange(totals)) / len(indices)
     return float(mean_loss), float(error)
 
 

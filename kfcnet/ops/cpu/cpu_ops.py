@@ -49,9 +49,9 @@ class CpuOps(Eager):
 
     name = "cpu"
 
-    def __init__(self, dtype="float32", shards=2, native="auto"):
+    def __init__(self, dtype="float32", shards=2, native="auto", ranks=None):
         """Raises ValueError for a bad argument, DeviceError for an extension that is not there."""
-        self.dtype = np.dtype(dtype)
+        self.dtype, self.ranks = np.dtype(dtype), ranks or self.ranks
         if self.dtype.name not in ("float32", "float64"):
             raise ValueError(f"dtype: {dtype!r} is not one of float32, float64")
         if shards < 1:
@@ -69,6 +69,7 @@ class CpuOps(Eager):
             "dtype": self.dtype.name,
             "native": self.native,
             "shards": self.shards,
+            **self.ranks.describe(),
             "numpy": np.__version__,
             "scipy": scipy.__version__,
         }
@@ -250,12 +251,19 @@ class CpuOps(Eager):
         return ry
 
     def batch_norm(self, x, epsilon):
-        shape, count = x.shape[-1:], self.dtype.type(x.size // x.shape[-1])
-        y, mean = self.empty(x.shape), self._sum(batch_norm.totals, shape, x) / count
+        shape, count = x.shape[-1:], self._pixels(x)
+        y, totals = self.empty(x.shape), self._sum(batch_norm.totals, shape, x)
+        self.ranks.sum(totals)
+        mean = totals / count
         squares = self._sum(lambda x, y, out: batch_norm.center(x, mean, y, out), shape, x, y)
+        self.ranks.sum(squares)
         inv_std = 1 / np.sqrt(squares / count + self.dtype.type(epsilon))
         self._run(lambda y: batch_norm.scale_maps(y, inv_std, y), y)
         return y, mean, inv_std
+
+    def _pixels(self, x):
+        """Of a map in the whole mini-batch, whose share x (..., J) is."""
+        return self.dtype.type(self.ranks.whole(x.size // x.shape[-1]))
 
     def batch_norm_apply(self, x, mean, inv_std):
         y = self.empty(x.shape)
@@ -263,9 +271,13 @@ class CpuOps(Eager):
         return y
 
     def batch_norm_backward(self, dy, y, inv_std):
-        shape, count = y.shape[-1:], self.dtype.type(y.size // y.shape[-1])
-        mean_dy = self._sum(batch_norm.totals, shape, dy) / count
-        mean_dy_y = self._sum(batch_norm.product_totals, shape, dy, y) / count
+        shape, count = y.shape[-1:], self._pixels(y)
+        sums = (
+            self._sum(batch_norm.totals, shape, dy),
+            self._sum(batch_norm.product_totals, shape, dy, y),
+        )
+        self.ranks.sum(*sums)
+        mean_dy, mean_dy_y = (total / count for total in sums)
         dx = self.empty(y.shape)
         self._run(
             lambda *arrays: batch_norm.batch_norm_backward(
@@ -305,7 +317,8 @@ class CpuOps(Eager):
         return dx
 
     def dropout(self, x, keep, seed, step, stream):
-        uniforms = philox.uniforms(seed, philox.DROPOUT, _number(step), x.size, stream)
+        width = x.size // len(x)
+        uniforms = self._uniforms(x.size, seed, philox.DROPOUT, step, stream, width)
         mask = (uniforms < keep).astype(np.uint8).reshape(x.shape)
         return self.dropout_backward(x, mask, keep), mask
 
@@ -339,16 +352,25 @@ class CpuOps(Eager):
     def softmax_fisher_product(self, p, r):
         return p * (r - (p * r).sum(axis=1, keepdims=True))
 
-    def uniforms(self, count, seed, purpose, step, stream=0):
-        return self.asarray(philox.uniforms(seed, purpose, _number(step), count, stream))
+    def uniforms(self, count, seed, purpose, step, stream=0, width=1):
+        return self.asarray(self._uniforms(count, seed, purpose, step, stream, width))
 
-    def normals(self, count, seed, purpose, step, stream=0):
-        return self.asarray(philox.normals(seed, purpose, _number(step), count, stream))
+    def _uniforms(self, count, seed, purpose, step, stream, width):
+        if self.ranks.count == 1:
+            return philox.uniforms(seed, purpose, _number(step), count, stream)
+        example, place = np.divmod(np.arange(count), width)
+        positions = (example * self.ranks.count + self.ranks.rank) * width + place
+        return philox.uniform(philox.words_at(positions, seed, purpose, _number(step), stream))
+
+    def normals(self, count, seed, purpose, step, stream=0, width=1):
+        whole = self.ranks.whole(count)
+        numbers = philox.normals(seed, purpose, _number(step), whole, stream)
+        return self.asarray(self.ranks.share(numbers.reshape(-1, width)).reshape(-1))
 
     # Mini-batches
 
     def gather(self, images, indices, mean, scale, batch=None, step=0):
-        indices = _part(indices, batch, step)
+        indices = self._part(indices, batch, step)
         x = self.empty((len(indices), *images.shape[1:]))
 
         def normalise(indices, x):
@@ -359,7 +381,17 @@ class CpuOps(Eager):
         return x
 
     def take(self, labels, indices, batch=None, step=0):
-        return labels[_part(indices, batch, step)]
+        return labels[self._part(indices, batch, step)]
+
+    def _part(self, ring, batch, step):
+        """This process's entries from step*R*batch on of a ring (n,): (batch,); the ring itself
+        without a batch.
+        """
+        if batch is None:
+            return ring
+        begin = self.ranks.whole(_number(step) * batch)
+        places = self.ranks.share(np.arange(self.ranks.whole(batch)))
+        return ring[(places + begin) % len(ring)]
 
     # Vectors and matrices
 
@@ -550,13 +582,6 @@ def _number(step):
 
 def _is_set(nonfinite_step):
     return nonfinite_step is not None and nonfinite_step[0] >= 0
-
-
-def _part(ring, batch, step):
-    """The entries from step*batch on of a ring (n,): (batch,); the ring itself without a batch."""
-    if batch is None:
-        return ring
-    return ring[(np.arange(batch) + _number(step) * batch) % len(ring)]
 
 
 def _decayed(direction, weight_decay, theta):

@@ -317,10 +317,10 @@ class Elementwise(Launcher):
         )
         return product
 
-    def uniforms(self, count, seed, purpose, step, stream=0):
+    def uniforms(self, count, seed, purpose, step, stream=0, width=1):
         return self._random("uniforms", count, seed, purpose, step, stream)
 
-    def normals(self, count, seed, purpose, step, stream=0):
+    def normals(self, count, seed, purpose, step, stream=0, width=1):
         return self._random("normals", count, seed, purpose, step, stream)
 
     def _random(self, kernel, count, seed, purpose, step, stream):

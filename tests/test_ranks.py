@@ -1,0 +1,133 @@
+"""Several processes that share every mini-batch take the steps of one; here they are threads."""
+
+import numpy as np
+import pytest
+from networks import EVERY_LAYER, INPUT_SHAPE, network
+from runs import assert_same_bits
+from thread_ranks import on_ranks
+
+from kfcnet.batches import Batch
+from kfcnet.config.schema import (
+    AdagradConfig,
+    AdamConfig,
+    HessianFreeConfig,
+    KfacConfig,
+    KfcPreConfig,
+    RmspropConfig,
+    SgdConfig,
+)
+from kfcnet.losses import LOSSES
+from kfcnet.ops.cpu import CpuOps
+from kfcnet.optimizers import build_optimizer
+from kfcnet.ranks import Alone
+
+M, UPDATES = 16, 40
+NORMALISED = [
+    dict(layer="conv", name="conv1", filters=3, kernel=3, padding=1, std=0.5),
+    dict(layer="batch_norm", name="norm1", affine=True),
+    dict(layer="relu"),
+    dict(layer="dropout", keep=0.7),
+    dict(layer="max_pool", size=3, stride=2),
+    dict(layer="conv", name="conv2", filters=4, kernel=2, stride=2, padding=1, std=0.5),
+    dict(layer="batch_norm", name="norm2"),
+    dict(layer="relu"),
+    dict(layer="dense", name="dense", units=3, std=0.4),
+]
+KFC = dict(
+    name="kfc_pre",
+    learning_rate=0.02,
+    batch_size=M,
+    statistics_period=2,
+    statistics_fraction=0.5,
+    inverse_period=4,
+    weight_decay=1e-3,
+    clip=1e-3,
+    clip_fraction=0.25,
+    statistics_timescale=100.0,
+)
+SECOND = dict(batch_size=M, statistics_fraction=0.5, fisher_fraction=0.5, statistics_timescale=100)
+OPTIMIZERS = {
+    "sgd": SgdConfig(learning_rate=0.05, weight_decay=1e-3),
+    "sgd with a limit on norms": SgdConfig(learning_rate=0.05, max_norm=0.9, nesterov=True),
+    "adagrad": AdagradConfig(learning_rate=0.05),
+    "rmsprop": RmspropConfig(learning_rate=0.01),
+    "adam": AdamConfig(learning_rate=0.01),
+    "kfc_pre": KfcPreConfig(**KFC),
+    "kfc_pre with a delay": KfcPreConfig(**KFC, inverse_delay=3),
+    "kfc_pre in a thread of the host": KfcPreConfig(**KFC, inverse_delay=2, inverse_on="host"),
+    **{
+        f"kfc_pre {structure}": KfcPreConfig(**KFC, structure=structure)
+        for structure in ("diagonal", "sua", "white_derivatives", "ekfac")
+    },
+    "kfac": KfacConfig(**SECOND, inverse_period=4),
+    "kfac with exact damping": KfacConfig(**SECOND, tikhonov="exact", damping_period=3),
+    # With less damping conjugate gradients make 1e-7 of a rounding error within forty updates, of
+    # one between shards of a single process too.
+    "hessian_free": HessianFreeConfig(**SECOND, cg_iterations=4, damping=10.0, min_damping=5.0),
+}
+
+
+def batches(ops, count, loss="softmax_cross_entropy"):
+    """This process's shares of the same mini-batches of M examples."""
+    rng, ranks = np.random.default_rng(8), ops.ranks
+    for _ in range(count):
+        inputs = rng.standard_normal((M, *INPUT_SHAPE))
+        targets = rng.integers(0, 3, M).astype(np.int32)
+        if loss == "squared_error":
+            targets = rng.standard_normal((M, 3))
+        yield Batch(ops.asarray(ranks.share(inputs)), np.ascontiguousarray(ranks.share(targets)))
+
+
+def trained(ranks, config, layers, updates=UPDATES, loss="softmax_cross_entropy", state=None):
+    """An optimizer after so many updates, from the start or from a state."""
+    ops = CpuOps("float64", shards=1, native="off", ranks=ranks)
+    optimizer = build_optimizer(config, network(ops, layers), LOSSES[loss](ops, 3))
+    stream = list(batches(ops, UPDATES, loss))
+    if state is None:
+        optimizer.prepare(stream[:2])
+    else:
+        optimizer.load_state(state)
+    for step in range(optimizer.steps, updates):
+        optimizer.step(stream[step])
+    return optimizer
+
+
+def assert_close(state, expected):
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, dict):
+            assert_close(state[name], value)
+        else:
+            assert np.isfinite(value).all(), name
+            scale = np.abs(value).max() if np.size(value) else 1
+            np.testing.assert_allclose(state[name], value, rtol=0, atol=1e-12 * max(scale, 1))
+
+
+def check(config, layers, count, **changes):
+    expected = trained(Alone(), config, layers, **changes)
+    moved = np.abs(expected.network.theta - network(expected.ops, layers).theta).max()
+    assert moved > 1e-3
+    first, *others = on_ranks(count, lambda ranks: trained(ranks, config, layers, **changes))
+    for other in others:
+        assert_same_bits(other.state(), first.state())
+    vectors = ("theta", "velocity", "average")
+    state, wanted = first.state(), expected.state()
+    assert_close({name: state[name] for name in vectors}, {name: wanted[name] for name in vectors})
+    np.testing.assert_allclose(
+        first.running_sums.read()[:4], expected.running_sums.read()[:4], rtol=1e-11
+    )
+    assert first.examples == expected.examples == M * UPDATES
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_forty_updates_of_two_processes_are_those_of_one(name):
+    check(OPTIMIZERS[name], EVERY_LAYER, 2)
+
+
+@pytest.mark.parametrize("name", ["sgd", "kfc_pre", "kfac", "hessian_free"])
+def test_batch_normalisation_is_over_the_examples_of_both_processes(name):
+    check(OPTIMIZERS[name], NORMALISED, 2)
+
+
+def test_with_squared_error_both_draw_the_targets_of_one():
+    check(OPTIMIZERS["kfc_pre"], EVERY_LAYER, 2, loss="squared_error")
