@@ -51,8 +51,16 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]"],
         "cuda13": ["cupy-cuda13x[ctk]"],
+        "mpi": ["mpi4py>=4.1", "mpich"],
         "lint": ["ruff==0.17.6"],
-        "test": ["pytest>=7.4", "pytest-xdist>=3.5", "setuptools>=70.1", "nvidia-cuda-nvrtc"],
+        "test": [
+            "pytest>=7.4",
+            "pytest-xdist>=3.5",
+            "setuptools>=70.1",
+            "nvidia-cuda-nvrtc",
+            "mpi4py>=4.1",
+            "mpich",
+        ],
     },
     entry_points={"console_scripts": ["kfcnet=kfcnet.cli:main"]},
     zip_safe=False,

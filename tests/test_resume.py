@@ -351,7 +351,7 @@ def test_a_run_on_the_cuda_kernels_follows_the_cpu_and_goes_on_bit_for_bit(tmp_p
     monkeypatch.setattr(trainer.data, "load", lambda *_, **__: few)
     config = small("optimizer.batch_size=12", "epochs=2", text=SGD)  # 7 updates
     train(config, tmp_path / "cpu")
-    monkeypatch.setattr(trainer, "build_ops", lambda _: CudaOps(cuda_on_cpu.CpuRuntime()))
+    monkeypatch.setattr(trainer, "build_ops", lambda _, ranks: CudaOps(cuda_on_cpu.CpuRuntime()))
     train(config, tmp_path / "cuda")
     losses = [
         read_metrics(tmp_path / device / "metrics.csv")["test_loss"] for device in ("cpu", "cuda")
@@ -364,7 +364,7 @@ def test_a_run_on_the_cuda_kernels_follows_the_cpu_and_goes_on_bit_for_bit(tmp_p
         train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "cuda")
-    monkeypatch.setattr(trainer, "build_ops", lambda _: CpuOps())
+    monkeypatch.setattr(trainer, "build_ops", lambda _, ranks: CpuOps())
     with pytest.raises(RunFolderError, match="device is cpu now and was cuda_on_cpu"):
         train(small("optimizer.batch_size=12", "epochs=3", text=SGD), tmp_path / "run", resume=True)
 

@@ -20,7 +20,7 @@ from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
 from kfcnet.optimizers import SGD, KfcPre
 from kfcnet.optimizers.kfac import KFAC
-from kfcnet.runs import files, locks
+from kfcnet.runs import files, folder, locks
 from kfcnet.runs.checkpoint import load_checkpoint
 from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolder, RunFolderError
@@ -263,7 +263,7 @@ def test_seconds_are_those_of_the_steps_and_of_nothing_else(tmp_path, takes):
     takes(KfcPre, "advance", 1)
     for owner, name in (
         (trainer, "evaluate"),
-        (trainer, "save_checkpoint"),
+        (folder, "save_checkpoint"),
         (Trainer, "_warm_up"),
         (trainer, "build_for"),
         (RunFolder, "append"),

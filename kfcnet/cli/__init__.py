@@ -11,11 +11,13 @@ import functools
 import logging
 import os
 import sys
+import traceback
 import warnings
 from importlib import metadata
 from pathlib import Path
 
 try:
+    from kfcnet import ranks
     from kfcnet.cli.arguments import Parser
     from kfcnet.config import ConfigError, config_names, config_summary, dump_config, load_config
 except ModuleNotFoundError as error:
@@ -45,35 +47,91 @@ def main(argv=None):
 
 
 def command(function):
-    """Make a command print foreseen errors as one or two lines and return an exit status."""
+    """Make a command print foreseen errors as one or two lines and return an exit status.
+
+    Only `train` may be started by mpiexec as several processes. What all of them raise the first
+    one prints; one that fails alone says which it is, and ends the others, who would wait for it.
+    """
 
     @functools.wraps(function)
     def run(argv=None, prog=None):
         _open_missing_streams()
         try:
-            with _notices_on_stderr():
+            processes = ranks.world()
+        except ranks.RanksError as error:
+            if ranks.is_first_started():
+                print(f"error: {error}", file=sys.stderr)
+            return 2
+        try:
+            with _shown_by_the_first(processes), _notices_on_stderr(processes.is_first):
+                if processes.count > 1 and function.__name__ != "train":
+                    raise ranks.of_all(
+                        ranks.RanksError(
+                            f"{function.__name__} runs in one process: start it without mpiexec"
+                        )
+                    )
                 return function(argv, prog) or 0
-        except KeyboardInterrupt:
-            return 130
-        except BrokenPipeError:  # the reader of our output has gone
-            sys.stderr.close()
-            return 141
-        except MemoryError as error:
-            reason = f" ({error})" if str(error) else ""
-            print(
-                f"error: out of memory{reason}: a smaller network or optimizer.batch_size takes "
-                "less",
-                file=sys.stderr,
-            )
-            return 1
-        except Exception as error:
-            status = _exit_status(error)
+        except BaseException as error:
+            if processes.count > 1:
+                return _end_of_one(error, processes)
+            status, text = _outcome(error)
             if status is None:
                 raise
-            print(error if status > 2 else f"error: {error}", file=sys.stderr)
+            if status == 141:  # the reader of our output has gone
+                sys.stderr.close()
+            elif text:
+                print(text, file=sys.stderr)
             return status
 
     return run
+
+
+def _outcome(error):
+    """(exit status, text) of an error that is foreseen; (None, None) of any other."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, None
+    if isinstance(error, BrokenPipeError):
+        return 141, None
+    if isinstance(error, MemoryError):
+        reason = f" ({error})" if str(error) else ""
+        return 1, (
+            f"error: out of memory{reason}: a smaller network or optimizer.batch_size takes less"
+        )
+    status = _exit_status(error)
+    if status is None:
+        return None, None
+    return status, str(error) if status > 2 else f"error: {error}"
+
+
+def _end_of_one(error, processes):
+    """The exit status of one of several processes; unless all of them have the error, it is told
+    here and ends them all.
+    """
+    if isinstance(error, SystemExit):
+        status, text = error.code if isinstance(error.code, int) else 1, f"error: exit {error.code}"
+        if ranks.is_of_all(error):
+            raise error
+    else:
+        status, text = _outcome(error)
+    if status is None:
+        status, text = 1, "".join(traceback.format_exception(error)).rstrip()
+    if not ranks.is_of_all(error):
+        text = f"process {processes.rank + 1} of {processes.count}: {text or 'interrupted'}"
+        processes.abort(status)
+    if text and (processes.is_first or not ranks.is_of_all(error)):
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
+    return status
+
+
+@contextlib.contextmanager
+def _shown_by_the_first(processes):
+    """Leave standard output to the first of several processes."""
+    if processes.is_first:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as null, contextlib.redirect_stdout(null):
+        yield
 
 
 def _exit_status(error):
@@ -137,7 +195,10 @@ def train(argv=None, prog=None):
         parser.error(f"--sgd-batch-size {options.sgd_batch_size}: at least one is needed")
     if options.sgd_batch_size and options.pick_periods is None:
         parser.error("--sgd-batch-size: there is an SGD to compare with only under --pick-periods")
-    config = load_config(options.config, _overrides(options))
+    processes = ranks.world()
+    if options.pick_periods is not None and processes.count > 1:
+        parser.error("--pick-periods: the periods are timed in one process, without mpiexec")
+    config = processes.agreed(lambda: load_config(options.config, _overrides(options)))
     out = options.out or Path("results", Path(options.config).stem)
     if options.pick_periods is not None:
         from kfcnet.training import periods
@@ -153,8 +214,9 @@ def train(argv=None, prog=None):
         return
     from kfcnet.training import trainer
 
-    trainer.train(config, out, resume=options.resume, overwrite=options.overwrite)
-    print(f"{out}: metrics.csv, curves.png, checkpoint.h5", file=sys.stderr)
+    trainer.train(config, out, resume=options.resume, overwrite=options.overwrite, ranks=processes)
+    if processes.is_first:
+        print(f"{out}: metrics.csv, curves.png, checkpoint.h5", file=sys.stderr)
 
 
 @command
@@ -508,9 +570,10 @@ def _is_open(number):
 
 
 @contextlib.contextmanager
-def _notices_on_stderr():
-    """Print the package's notices and warnings, one line each, during a command."""
-    logger, handler = logging.getLogger("kfcnet"), logging.StreamHandler()
+def _notices_on_stderr(is_shown):
+    """Print the package's notices and warnings, one line each, during a command, or nothing."""
+    handler = logging.StreamHandler() if is_shown else logging.NullHandler()
+    logger = logging.getLogger("kfcnet")
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -518,7 +581,9 @@ def _notices_on_stderr():
         with warnings.catch_warnings():
             # Where numbers first fail is for the trainer to say.
             warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_: (
+                print(f"warning: {message}", file=sys.stderr) if is_shown else None
+            )
             yield
     finally:
         logger.removeHandler(handler)

@@ -3,13 +3,17 @@
 import argparse
 
 from kfcnet.config import config_names, setting_key
+from kfcnet.ranks import is_first_started, of_all
 
 ALIASES = {"lr": "learning_rate", "batch": "batch_size", "bs": "batch_size", "wd": "weight_decay"}
 """Names of settings that other programs' users know."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with status 2 and one line for wrong arguments, with what may have been meant."""
+    """Ends with status 2 and one line for wrong arguments, with what may have been meant.
+
+    Of several processes, which all have the same arguments, the first one prints.
+    """
 
     def __init__(self, **settings):
         super().__init__(allow_abbrev=False, **settings)
@@ -31,6 +35,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"error: {message} (`{self.prog} --help` lists the options)\n")
+
+    def exit(self, status=0, message=None):
+        try:
+            super().exit(status, message)
+        except SystemExit as end:
+            raise of_all(end) from None
+
+    def _print_message(self, message, file=None):
+        if is_first_started():
+            super()._print_message(message, file)
 
     def _takes(self, option):
         return option in self._option_string_actions

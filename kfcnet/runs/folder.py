@@ -4,7 +4,7 @@ import contextlib
 from pathlib import Path
 
 from kfcnet.config import dump_config, parse_config
-from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
+from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint, save_checkpoint
 from kfcnet.runs.files import left_behind, read_json, write_json, write_text
 from kfcnet.runs.identity import changed_setting
 from kfcnet.runs.locks import locked
@@ -145,6 +145,10 @@ class RunFolder:
         outcome = {"state": state, "iteration": iteration, **details}
         write_json(self.path / "run.json", {**self.record(), "outcome": outcome})
 
+    def save(self, state):
+        """Replace the checkpoint; see `save_checkpoint`."""
+        save_checkpoint(self.checkpoint, state)
+
     def append(self, row):
         append_metrics(self.metrics, row)
 
@@ -169,6 +173,32 @@ class RunFolder:
     @property
     def diagnostics(self):
         return self.path / "diagnostics.csv"
+
+
+class SharedFolder:
+    """The RunFolder of several processes: the first one acts, and all have the outcome.
+
+    What it returns all return, what it raises all raise; paths are those of the first one.
+    """
+
+    def __init__(self, folder, ranks):
+        self._folder, self._ranks = folder, ranks
+
+    def __enter__(self):
+        self._ranks.of_first_process(lambda: self._folder.__enter__() and None)
+        return self
+
+    def __exit__(self, *error):
+        if self._ranks.is_first:
+            self._folder.__exit__(*error)
+
+    def __getattr__(self, name):
+        value = getattr(self._folder, name)
+        if not callable(value):
+            return value
+        return lambda *arguments, **settings: self._ranks.of_first_process(
+            lambda: value(*arguments, **settings)
+        )
 
 
 def portable_config(config):

@@ -91,8 +91,8 @@ def _without_needless_names(layers):
 def group_by_seed(runs):
     """Lists of the Runs that differ in nothing but their seed, in order.
 
-    Runs in a list are on one device, all with the C extension or all without, and on the same
-    images. A run whose seed its list already has begins another list.
+    Runs in a list are on one device, all with the C extension or all without, by the same number of
+    processes, and on the same images. A run whose seed its list already has begins another list.
     """
     groups, seen = {}, Counter()
     for run in runs:
@@ -103,6 +103,7 @@ def group_by_seed(runs):
                 device["device"],
                 device.get("processor") or device.get("name"),
                 device.get("native"),
+                device.get("processes"),
                 run.record.get("data", {}).get("sha256"),
             ]
         )

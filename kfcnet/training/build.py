@@ -1,5 +1,7 @@
 """From a configuration to what trains: device, network, loss, optimizer, and its captured step."""
 
+import math
+
 import numpy as np
 
 from kfcnet.batches import Examples
@@ -14,15 +16,21 @@ from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.base import ScheduledOptimizer
 
 
-def build_ops(config, device=None):
+def build_ops(config, device=None, ranks=None):
     """The primitives of a configuration's device, or of another one.
 
-    Raises ConfigError for settings that the device does not have, DeviceError where it is missing.
+    ranks: the processes that share a mini-batch, by default this one alone. Raises ConfigError for
+    settings that the device does not have, DeviceError where it is missing.
     """
     c = config.ops
     try:
         return get_ops(
-            device or config.device, config.dtype, c.shards, c.native, tensor_cores=c.tensor_cores
+            device or config.device,
+            config.dtype,
+            c.shards,
+            c.native,
+            tensor_cores=c.tensor_cores,
+            ranks=ranks,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -76,13 +84,16 @@ def build(config, ops, input_shape):
 
 
 def build_for(dataset, config, ops):
-    """`build` for a Dataset. Raises ConfigError for a network or a batch that does not fit it."""
+    """`build` for a Dataset. Raises ConfigError for a network or a batch that does not fit it, and
+    for a batch that the processes of the run cannot share.
+    """
     examples, batch_size = len(dataset.train_labels), config.optimizer.batch_size
     if batch_size > examples:
         raise ConfigError(
             f"optimizer.batch_size: {batch_size:,} is above the {examples:,} training examples of "
             f"{config.data.name}: take a smaller one"
         )
+    _check_shares(config.optimizer, ops.ranks.count)
     if ops.name != "cpu" and dataset.train_images.dtype != np.uint8:
         raise ConfigError("data: a GPU takes pixels of uint8 only; give such, or set device=cpu")
     try:
@@ -97,6 +108,31 @@ def build_for(dataset, config, ops):
             "units"
         )
     return optimizer
+
+
+FRACTIONS = "statistics_fraction", "clip_fraction", "fisher_fraction"
+"""Settings of the optimizers: which first part of a mini-batch something is computed on."""
+
+
+def _check_shares(optimizer, count):
+    """Raise ConfigError where a mini-batch, or a part of one, is no multiple of the processes."""
+    size = optimizer.batch_size
+    if size % count:
+        below = size // count * count
+        others = f"{below} or {below + count}" if below else below + count
+        raise ConfigError(
+            f"optimizer.batch_size: {size} examples cannot be shared equally by {count} processes: "
+            f"take {others}, or another number of processes"
+        )
+    for key in FRACTIONS:
+        fraction = getattr(optimizer, key, None)
+        part = size if fraction is None else math.ceil(fraction * size)
+        if part % count:
+            wanted = -(-part // count) * count
+            raise ConfigError(
+                f"optimizer.{key}: {fraction:g} of {size} are {part} examples, which cannot be "
+                f"shared equally by {count} processes: {wanted / size:.6g} makes them {wanted}"
+            )
 
 
 def examples_of(dataset, part, config, ops):

@@ -1,7 +1,9 @@
 """The training loop: mini-batches, evaluations, checkpoints, and going on after an interruption."""
 
 import contextlib
+import hashlib
 import json
+import logging
 import math
 import signal
 import sys
@@ -25,9 +27,10 @@ from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.errors import DeviceError
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.philox import SHUFFLE, words
-from kfcnet.runs.checkpoint import CheckpointError, save_checkpoint
+from kfcnet.ranks import Alone, Ranks, RanksError, of_all
+from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.files import RecordError
-from kfcnet.runs.folder import RunFolder, RunFolderError, portable_config
+from kfcnet.runs.folder import RunFolder, RunFolderError, SharedFolder, portable_config
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.provenance import describe_run
 from kfcnet.runs.schedule import EvaluationSchedule
@@ -43,6 +46,8 @@ from kfcnet.training.build import (
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
 from kfcnet.training.evaluation import batch_statistics, evaluate
 
+logger = logging.getLogger(__name__)
+
 WAYS_OUT = {
     "learning_rate": "a smaller optimizer.learning_rate",
     "damping": "a larger optimizer.damping",
@@ -51,7 +56,15 @@ ACTIVITY_EXAMPLES = 1000  # what the share of active units is measured on
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
 
-UNUSABLE = (CheckpointError, ConfigError, data.DataError, DeviceError, RecordError, RunFolderError)
+UNUSABLE = (
+    CheckpointError,
+    ConfigError,
+    data.DataError,
+    DeviceError,
+    RanksError,
+    RecordError,
+    RunFolderError,
+)
 """Errors of what a run is given, whose texts say what to do."""
 
 
@@ -62,6 +75,7 @@ class TrainingFailed(RuntimeError):
     """
 
     exit_status = 1
+    of_all_processes = True  # it follows from numbers that they all have
 
     def __init__(self, reason, way_out=""):
         super().__init__(reason + way_out)
@@ -74,6 +88,8 @@ class TrainingWarning(UserWarning):
 
 class TrainingInterrupted(Exception):
     """SIGINT or SIGTERM ended the run between two steps; its state is saved."""
+
+    of_all_processes = True
 
     def __init__(self, number, message):
         super().__init__(message)
@@ -91,6 +107,7 @@ def train(
     overwrite: bool = False,
     rows: TextIO | None = None,
     dataset: Dataset | None = None,
+    ranks: Ranks | None = None,
 ) -> None:
     """Train as `config` says, leaving a run in the folder `out`.
 
@@ -100,24 +117,40 @@ def train(
 
     dataset: to train on in place of the configured one, as `kfcnet.data.from_arrays` makes it.
 
+    ranks: the processes that share this run, each of which calls `train`, as `kfcnet.ranks.world()`
+    finds them; by default this one alone. The first of them writes and shows.
+
     rows: where a line for each row of metrics is printed, by default standard output; the progress
     bar and notices go to standard error. Nothing is shown on a stream that the process lacks.
 
     Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
-    DataError, DeviceError and CheckpointError for what is missing or damaged, WriteError where
-    `out` cannot be written, TrainingFailed where the numbers fail, and TrainingInterrupted, once
-    the state is saved, after SIGINT or SIGTERM.
+    DataError, DeviceError and CheckpointError for what is missing or damaged, RanksError for
+    processes that are unlike each other, WriteError where `out` cannot be written, TrainingFailed
+    where the numbers fail, and TrainingInterrupted, once the state is saved, after SIGINT or
+    SIGTERM.
     """
-    with RunFolder(out, resume, overwrite) as folder:
+    ranks, folder = ranks or Alone(), RunFolder(out, resume, overwrite)
+    with SharedFolder(folder, ranks) if ranks.count > 1 else folder as folder:
         if is_open(config):
-            dataset = dataset or data.load(config.data)
+            dataset = dataset or _load(config, ranks)
             config = resolved(config, dataset)
         state = folder.saved_state(config)
         if state is None or not _is_finished(config, state, folder):
-            Trainer(config, folder, dataset or data.load(config.data), rows).run(state)
-        curves.plot_runs([folder.path], folder.path / "curves.png")
-        if folder.diagnostics.exists():
-            diagnostic_figures.plot_diagnostics(folder.path, folder.path / "diagnostics.png")
+            Trainer(config, folder, dataset or _load(config, ranks), rows, ranks).run(state)
+        ranks.of_first_process(lambda: _draw(folder.path))
+
+
+def _load(config, ranks):
+    """The configured Dataset; the first process alone downloads it and makes its cache."""
+    loaded = []
+    ranks.of_first_process(lambda: loaded.append(data.load(config.data)))
+    return ranks.agreed(lambda: loaded[0] if loaded else data.load(config.data))
+
+
+def _draw(path):
+    curves.plot_runs([path], path / "curves.png")
+    if (path / "diagnostics.csv").exists():
+        diagnostic_figures.plot_diagnostics(path, path / "diagnostics.png")
 
 
 def _is_finished(config, state, folder):
@@ -129,17 +162,19 @@ def _is_finished(config, state, folder):
 class Trainer:
     """One run: the data on the device, the optimizer, and what has been measured so far."""
 
-    def __init__(self, config, folder, dataset, rows=None):
-        """Raises ConfigError for a network that does not fit the data, DeviceError."""
+    def __init__(self, config, folder, dataset, rows=None, ranks=None):
+        """Raises ConfigError for a network that does not fit the data, DeviceError, RanksError."""
         self.config, self.folder, self.dataset = config, folder, dataset
-        self.rows = rows or sys.stdout
-        self.ops = build_ops(config)
+        self.ranks = ranks = ranks or Alone()
+        self.rows, self.errors = (rows or sys.stdout, sys.stderr) if ranks.is_first else (None,) * 2
+        self.ops = ranks.agreed(lambda: build_ops(config, ranks=ranks))
+        self._check_alike()
         self.train_set, self.test_set = (
             examples_of(dataset, part, config, self.ops) for part in ("train", "test")
         )
         self.clock, self.signals = Stopwatch(self.ops), Signals()
         self.loader = Loader(self.train_set, config.optimizer.batch_size, config.seed)
-        self.optimizer = build_for(dataset, config, self.ops)
+        self.optimizer = ranks.agreed(lambda: build_for(dataset, config, self.ops))
         self.optimizer.phase = self.clock.phase
         self.network, self.loss = self.optimizer.network, self.optimizer.loss
         self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
@@ -166,8 +201,8 @@ class Trainer:
             self._restore(state)
             self.folder.go_on(self.config, record, self.optimizer.steps)
         self.last_row = self.folder.last_row()
-        if self.config.device == "auto" and sys.stderr:
-            print(which_device(self.ops), file=sys.stderr)
+        if self.config.device == "auto" and self.errors:
+            print(which_device(self.ops), file=self.errors)
         with self.signals, self._progress_bar() as self.bar:
             try:
                 self._loop()
@@ -178,7 +213,8 @@ class Trainer:
                 self.folder.finish("failed", self.optimizer.steps, reason=error.reason)
                 raise
         self.folder.finish("finished", self.optimizer.steps)
-        self._warn_if_nothing_was_learned()
+        if self.ranks.is_first:
+            self._warn_if_nothing_was_learned()
 
     def _warn_if_nothing_was_learned(self):
         metrics = read_metrics(self.folder.metrics)
@@ -236,11 +272,7 @@ class Trainer:
             self.bar.unpause()  # the time left is estimated from updates alone
             while True:
                 self._step()
-                if (
-                    self.schedule.due(self.optimizer.steps)
-                    or self._save_is_due()
-                    or self.signals.caught
-                ):
+                if self.schedule.due(self.optimizer.steps) or self._is_asked_for():
                     break
             self._read()
 
@@ -321,6 +353,7 @@ class Trainer:
 
     def _evaluate(self):
         """Add a row to the metrics, measured with the averaged and with the latest parameters."""
+        self._check_drift()
         steps, average = self.optimizer.steps, self.optimizer.average
         train, test = averaged = self._errors(average)
         raw_train, raw_test = self._errors(self.network.theta) if steps else averaged
@@ -362,8 +395,10 @@ class Trainer:
     def _errors(self, theta):
         """((loss, error) on the measured training examples, the same on the test set) at theta."""
         self._bind_evaluated(theta)
+        # Processes agree on a signal between steps only.
+        check = self.signals.check if self.ranks.count == 1 else lambda: None
         return tuple(
-            evaluate(self.evaluated, self.loss, *examples, self.signals.check)
+            evaluate(self.evaluated, self.loss, *examples, check)
             for examples in ((self.train_set, self.measured), (self.test_set, None))
         )
 
@@ -395,6 +430,8 @@ class Trainer:
         """
         self._bind_evaluated(theta)
         layer = self.evaluated.first_nonfinite(self.loader.batch(step).inputs)
+        found = [name for name in self.ranks.exchange(layer) if name]
+        layer = min(found, key=[layer.name for layer in self.network.layers].index, default=None)
         reason = f"after update {step} {what}" + (
             f"; non-finite numbers appear first in layer {layer}" if layer else ""
         )
@@ -408,7 +445,22 @@ class Trainer:
     # Saving
 
     def _save_is_due(self):
-        return time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+        """Whether it is time for a checkpoint, by the first process's clock."""
+        passed = time.monotonic() - self.saved_at
+        is_due = self.ranks.is_first and passed >= 60 * self.config.checkpoint_minutes
+        return bool(self.ranks.largest(is_due)[0])
+
+    def _is_asked_for(self):
+        """Whether the loop has to do with anything but the next step: a checkpoint, a signal.
+
+        A signal that one process has caught all have from then on. They ask each other when they
+        read what steps have left: until then no host waits for another.
+        """
+        if self.ranks.count > 1 and self.optimizer.steps % STEPS_BETWEEN_READS[self.ops.name]:
+            return False
+        (caught,) = self.ranks.largest(self.signals.caught or 0)
+        self.signals.caught = caught or None
+        return self._save_is_due() or bool(caught)
 
     def _save(self):
         """Write the checkpoint, unless there is nothing new to write or it would not be good."""
@@ -419,8 +471,7 @@ class Trainer:
         if not all(np.isfinite(state[name]).all() for name in ("theta", "velocity", "average")):
             self._fail(steps, "the parameters are not finite", self.network.theta)
         self._bind_evaluated(self.optimizer.average)
-        save_checkpoint(
-            self.folder.checkpoint,
+        self.folder.save(
             {
                 "config": portable_config(self.config),
                 "origin": self._origin(),
@@ -433,7 +484,8 @@ class Trainer:
                     "nu": self.sums.nu,
                     "steps": self.steps_since_row,
                 },
-            },
+                **self.ranks.describe(),
+            }
         )
         self.saved_steps, self.saved_at = steps, time.monotonic()
 
@@ -461,6 +513,7 @@ class Trainer:
                     f"{self.folder.path} was saved: go on with it where it was "
                     "begun, or choose another folder with --out"
                 )
+        self._say_if_shared_otherwise(state.get("processes", 1))
         self.optimizer.load_state(state["optimizer"])
         self.clock.seconds = state["clock"]["seconds"]
         self.clock.phases.update(state["clock"]["phases"])
@@ -468,6 +521,44 @@ class Trainer:
         self.steps_since_row = row["steps"]
         self._restart_sums(row["clipped"], row.get("nu", math.nan))  # older ones have no nu
         self.saved_steps = self.read_steps = self.optimizer.steps
+
+    def _say_if_shared_otherwise(self, before):
+        if before != self.ranks.count and self.ranks.is_first:
+            logger.info(
+                "the run was saved by %d process%s and goes on with %d: the same up to rounding, "
+                "not bit for bit",
+                before,
+                "" if before == 1 else "es",
+                self.ranks.count,
+            )
+
+    def _check_alike(self):
+        """Raise RanksError unless all processes have the same configuration, device and data."""
+        own = {"the configuration": portable_config(self.config), **self._origin()}
+        first, *others = self.ranks.exchange(own)
+        for number, other in enumerate(others, 2):
+            for key in (key for key in first if other[key] != first[key]):
+                values = f"is {other[key]}, not {first[key]}"
+                if key == "the configuration":
+                    values = "is not that of process 1"
+                text = f"{key} of process {number} of {self.ranks.count} {values}"
+                raise of_all(RanksError(f"{text}: all processes need the same"))
+
+    def _check_drift(self):
+        """Raise RanksError unless all processes still have the same parameters, bit for bit."""
+        if self.ranks.count == 1:
+            return
+        theta = self.ops.to_numpy(self.network.theta)
+        sums = self.ranks.exchange(hashlib.sha256(np.ascontiguousarray(theta)).hexdigest())
+        for number, checksum in enumerate(sums, 1):
+            if checksum != sums[0]:
+                raise of_all(
+                    RanksError(
+                        f"after update {self.optimizer.steps} the parameters of process {number} "
+                        f"of {self.ranks.count} are not those of process 1: they run on unlike "
+                        "processors or libraries. Start all of them on machines of one kind"
+                    )
+                )
 
     def _origin(self):
         """What must be the same for a run to go on as if it had never stopped."""
@@ -487,10 +578,10 @@ class Trainer:
             total=self.schedule.steps,
             initial=self.optimizer.steps,
             unit="update",
-            file=sys.stderr,
+            file=self.errors,
             dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr and sys.stderr.isatty() else 30,
-            disable=sys.stderr is None,
+            mininterval=0.2 if self.errors and self.errors.isatty() else 30,
+            disable=self.errors is None,
         )
 
     def _farewell(self, stop):
