@@ -16,6 +16,7 @@ from kfcnet.config.schema import (
     RmspropConfig,
     SgdConfig,
 )
+from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import LOSSES
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
@@ -57,8 +58,10 @@ OPTIMIZERS = {
     "kfc_pre in a thread of the host": KfcPreConfig(**KFC, inverse_delay=2, inverse_on="host"),
     **{
         f"kfc_pre {structure}": KfcPreConfig(**KFC, structure=structure)
-        for structure in ("diagonal", "sua", "white_derivatives", "ekfac")
+        for structure in STRUCTURES
+        if structure != "kfc"
     },
+    "kfc_pre with exact damping": KfcPreConfig(**KFC, tikhonov="exact"),
     "kfac": KfacConfig(**SECOND, inverse_period=4),
     "kfac with exact damping": KfacConfig(**SECOND, tikhonov="exact", damping_period=3),
     # With less damping conjugate gradients make 1e-7 of a rounding error within forty updates, of

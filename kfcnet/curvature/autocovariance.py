@@ -27,18 +27,21 @@ class AutocovarianceBlock(KroneckerBlock):
     def update_input_factor(self, inputs, decay):
         ops = self.ops
         Omega = ops.zeros(self.Omega.shape)
-        ops.axpy(decay, self.Omega, Omega)
+        ops.axpy(ops.ranks.of_first(decay), self.Omega, Omega)
         ops.axpy(1 - decay, ops.asarray(self._plugged_in(inputs)), Omega)
         ops.write(self.Omega, Omega)
 
     def _plugged_in(self, inputs):
-        """Omega (P, P) of inputs (M, H, W, J), a NumPy array."""
+        """Omega (P, P) of inputs (M, H, W, J), or this process's part of it: a NumPy array."""
         M, H, W, J = inputs.shape
+        whole = self.ops.ranks.whole(M)
         kernel = self.layer.window[0]
         side = 2 * kernel - 1
         # The weight gradient of a convolution with itself: sums over t of a_t a_(t+d)^T, for all d.
         sums = self.ops.empty((J, 1 + side**2 * J))
-        self.ops.conv_backward_weights(inputs, inputs, side, 1, kernel - 1, scale=1 / M, out=sums)
+        self.ops.conv_backward_weights(
+            inputs, inputs, side, 1, kernel - 1, scale=1 / whole, out=sums
+        )
         sums = self.ops.to_numpy(sums).astype(np.float64)
         apart = np.abs(np.arange(side) - (kernel - 1))
         pairs = np.outer((H - apart).clip(min=1), (W - apart).clip(min=1)).ravel()
@@ -49,7 +52,7 @@ class AutocovarianceBlock(KroneckerBlock):
         difference = (row - row[:, None] + kernel - 1) * side + column - column[:, None]
         blocks = beta[1:, 1:, None, None] * covariances[difference + kernel - 1]
         Omega = np.empty(self.Omega.shape)
-        Omega[0, 0] = beta[0, 0]
+        Omega[0, 0] = beta[0, 0] * M / whole
         Omega[0, 1:] = Omega[1:, 0] = np.outer(beta[0, 1:], means).ravel()
         Omega[1:, 1:] = blocks.swapaxes(1, 2).reshape(kernel**2 * J, -1)
         return Omega
