@@ -51,6 +51,7 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]"],
         "cuda13": ["cupy-cuda13x[ctk]"],
+        "docs": ["jupytext>=1.16", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29"],
         "mpi": ["mpi4py>=4.1", "mpich"],
         "lint": ["ruff==0.17.6"],
         "test": [

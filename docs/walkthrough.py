@@ -165,7 +165,7 @@ gradient = [
 # drawn as a step's that will never come.
 
 
-# %%
+# %% alt="Omega of conv1, Omega of conv2, Gamma of conv1 and Gamma of conv2 as coloured matrices"
 def factors(W, x, step):
     """(Omega, Gamma) of the three layers from a mini-batch, at sampled labels."""
     inputs, masks, p = forward(W, x)
@@ -218,7 +218,7 @@ show(axes[3], running[1][1], "$\\Gamma_2$ of conv2: 8 maps")
 # {\mathrm{tr}\,\mathbf{\Gamma} / \dim \mathbf{\Gamma}}}
 # \qquad \text{(Eq. 8, 21)}$$
 
-# %%
+# %% alt="The gradient of conv2 above its natural gradient, as coloured matrices of 8 rows"
 c = config.optimizer.weight_decay + config.optimizer.damping  # lambda + gamma
 natural = []
 for (Omega, Gamma), dW in zip(running, gradient, strict=True):
@@ -297,7 +297,7 @@ same(average, optimizer.average)
 # the predictions, the natural gradient lowers the loss further.
 
 
-# %%
+# %% alt="Loss after a step, over its nu: lower along the natural gradient than the gradient"
 def loss_after(direction, nu):
     moved = theta - direction * np.sqrt(nu / clip_norm(direction))
     q = forward(network.views(moved), second.inputs)[2]

@@ -5,35 +5,35 @@ import re
 import numpy as np
 import pytest
 from matplotlib import image
+from notebooks import DOCS, cells, images, printed_in_page, run_script
 
-from scripts import render_walkthrough
-from scripts.render_walkthrough import SCRIPT, Cell, read_cells, render
-
-DOCS = SCRIPT.parent
-PAGE = DOCS / "walkthrough.md"
+SCRIPT = (DOCS / "walkthrough.py").read_text(encoding="utf-8")
+PAGE = (DOCS / "walkthrough.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def rendered(tmp_path_factory):
-    """A folder with the page and the figures as the script makes them now."""
-    folder = tmp_path_factory.mktemp("docs")
-    render_walkthrough.main(folder)
-    return folder
+def ran():
+    return run_script(SCRIPT, DOCS)
 
 
-def test_the_page_is_the_script_as_it_runs(rendered):
+def test_the_page_prints_what_the_script_prints(ran):
     """Running it compares every step with the library; the numbers it prints are the page's."""
-    assert (rendered / "walkthrough.md").read_text() == PAGE.read_text()
+    assert ran.printed == printed_in_page(PAGE) != ""
 
 
-def test_the_page_shows_the_figures_that_the_script_draws(rendered):
-    names = re.findall(r"!\[.*\]\((.*)\)", PAGE.read_text())
-    assert names == [f"walkthrough_{i}.png" for i in (1, 2, 3)]
+def test_the_page_has_every_line_of_code_of_the_script():
+    code = re.findall(r"^```python\n(.*?)\n```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    assert code == [text for is_code, _, text in cells(SCRIPT) if is_code]
+
+
+def test_the_page_shows_as_many_figures_as_the_script_draws(ran):
+    names = [name for _, name in images(PAGE)]
+    assert names == [f"walkthrough_{i}.png" for i in (1, 2, 3)] and len(ran.figures) == len(names)
     assert {path.name for path in DOCS.glob("*.png")} == set(names)
-    for name in names:
-        drawn, shown = (image.imread(folder / name) for folder in (rendered, DOCS))
-        assert drawn.std() > 0.05 and np.isfinite(drawn).all()
-        assert np.abs(np.array(drawn.shape[:2]) / shown.shape[:2] - 1).max() < 0.1
+    for figure, name in zip(ran.figures, names, strict=True):
+        shown = image.imread(DOCS / name)
+        assert shown.std() > 0.05 and np.isfinite(shown).all()
+        assert shown.shape[1] == pytest.approx(150 * figure.get_figwidth(), rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -46,38 +46,15 @@ def test_the_page_shows_the_figures_that_the_script_draws(rendered):
     ],
 )
 def test_a_wrong_line_is_noticed(right, wrong):
-    text = SCRIPT.read_text()
-    assert text.count(right) == 1
+    assert SCRIPT.count(right) == 1
     with pytest.raises(AssertionError, match="Not equal"):
-        render_walkthrough.run(read_cells(text.replace(right, wrong)))
+        run_script(SCRIPT.replace(right, wrong), DOCS)
 
 
 def test_it_agrees_with_the_library_whatever_the_seed():
-    text = SCRIPT.read_text()
-    assert text.count("\nepochs: 1\n") == 1
-    render_walkthrough.run(read_cells(text.replace("epochs: 1\n", "epochs: 1\nseed: 5\n")))
-
-
-def test_cells_are_text_or_code_and_results_stand_behind_them(tmp_path):
-    script = "# %% [markdown]\n# # Title\n#\n# Text.\n\n# %%\nx = 1\n\n\n# %%\nprint(x)\n"
-    cells = read_cells(script)
-    assert cells == [Cell(False, "# Title\n\nText."), Cell(True, "x = 1"), Cell(True, "print(x)")]
-    page = render(cells, render_walkthrough.run(cells), tmp_path)
-    assert page == (
-        "# Title\n\nText.\n\n```python\nx = 1\n```\n\n```python\nprint(x)\n```\n\n```text\n1\n```\n"
-    )
+    assert SCRIPT.count("\nepochs: 1\n") == 1
+    run_script(SCRIPT.replace("epochs: 1\n", "epochs: 1\nseed: 5\n"), DOCS)
 
 
 def test_the_readme_links_the_page():
     assert "(docs/walkthrough.md)" in (DOCS.parent / "README.md").read_text()
-
-
-def test_the_page_has_formulas_as_github_renders_them():
-    """A backslash before a punctuation mark is lost outside of code: all formulas are in code."""
-    text = re.sub(r"```(?:python|text).*?```", "", PAGE.read_text(), flags=re.DOTALL)
-    displayed, inline = text.count("```math\n"), len(re.findall(r"\$`[^`$]+`\$", text))
-    assert displayed > 2 and inline > 10
-    rest = re.sub(r"```math\n.*?\n```|\$`[^`$]+`\$", "", text, flags=re.DOTALL)
-    assert "$" not in rest and "\\" not in rest and "```" not in rest
-    jupyter = "".join(cell.text for cell in read_cells(SCRIPT.read_text()) if not cell.is_code)
-    assert "$`" not in jupyter and jupyter.count("$$") == 2 * displayed
