@@ -52,6 +52,17 @@ def ops(request):
     return _made(request.param)
 
 
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow if name == "cuda-on-cpu" else MARKS.get(name, ()))
+        for name in DEVICES
+    ]
+)
+def ops_of_many_shapes(request):
+    """The same, for tests whose many shapes take the emulation a kernel each to compile."""
+    return _made(request.param)
+
+
 @pytest.fixture(params=_parameters(["cuda-on-cpu", "cuda"]))
 def cuda(request):
     """The primitives that launch kernels: on the CPU, and on a GPU where there is one."""

@@ -12,7 +12,7 @@ from pydantic import (
     model_serializer,
 )
 
-from kfcnet.config.fields import Fraction, LayerName, Model, PositiveFloat, PositiveInt
+from kfcnet.config.fields import LayerName, Model, PositiveFloat, PositiveInt
 from kfcnet.config.names import affine_name
 
 
@@ -129,7 +129,7 @@ class DropoutConfig(_LayerConfig):
     """Each input is kept with probability `keep`, and then divided by it."""
 
     layer: Literal["dropout"] = "dropout"
-    keep: Fraction
+    keep: Annotated[float, Field(ge=0.001, le=1)]  # what is divided by less overflows in time
 
 
 def _class_or_name(given: Any) -> Any:

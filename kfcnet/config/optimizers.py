@@ -184,6 +184,10 @@ class KfcPreConfig(StatisticsConfig, _RateConfig):
         return delay
 
 
+# What the damping is multiplied with, or divided by: one near zero would overflow at once.
+DampingDecay = Annotated[float, Field(ge=0.01, lt=1)]
+
+
 class _TrustConfig(StatisticsConfig):
     """An optimizer with a quadratic model of the objective and Levenberg-Marquardt damping.
 
@@ -195,7 +199,7 @@ class _TrustConfig(StatisticsConfig):
     """
 
     damping: PositiveFloat = 150.0
-    damping_decay: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    damping_decay: DampingDecay = 0.95
     min_damping: NonNegative = 0.0
     fisher_fraction: Fraction = 0.25
 
@@ -250,7 +254,7 @@ class HessianFreeConfig(_TrustConfig):
     name: Literal["hessian_free"] = "hessian_free"
     batch_size: PositiveInt = 2048
     damping: PositiveFloat = 1.0
-    damping_decay: Annotated[float, Field(gt=0, lt=1)] = 2 / 3
+    damping_decay: DampingDecay = 2 / 3
     tikhonov: Literal["factored", "exact"] = "exact"
     statistics_timescale: PositiveFloat | None = 10000.0
     statistics_period: PositiveInt = 1
