@@ -49,8 +49,8 @@ setup(
         "threadpoolctl>=3.1",
     ],
     extras_require={
-        "cuda12": ["cupy-cuda12x[ctk]"],
-        "cuda13": ["cupy-cuda13x[ctk]"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14.0"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14.0"],
         "docs": ["jupytext>=1.16", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29"],
         "mpi": ["mpi4py>=4.1", "mpich"],
         "lint": ["ruff==0.17.6"],
@@ -59,6 +59,8 @@ setup(
             "pytest-xdist>=3.5",
             "setuptools>=70.1",
             "nvidia-cuda-nvrtc",
+            "nvidia-cuda-nvrtc-cu12==12.2.140",  # the oldest that cuda12 admits
+            "nvidia-cuda-nvdisasm",
             "mpi4py>=4.1",
             "mpich",
         ],

@@ -24,7 +24,8 @@ constexpr int LEFT_PITCH = TILE_ROWS + 4, RIGHT_PITCH = TILE_COLUMNS + 4;  // ti
 constexpr int BUFFER = TILE_DEPTH * (LEFT_PITCH + RIGHT_PITCH);
 
 // Shared memory: max(2 * BUFFER, (DEPTH_GROUPS > 1) * TILE_ROWS * TILE_COLUMNS) floats.
-extern "C" __global__ void __launch_bounds__(THREADS) matmul_register(
+// 128 registers a thread: told nothing, older compilers save registers for more blocks, and spill.
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) matmul_register(
     const float* __restrict__ a,  // (rows*depth + A_SHIFT*(depth if TRANSPOSE_A else rows))
     const float* __restrict__ b,  // (columns*depth + B_SHIFT*(columns if TRANSPOSE_B else depth))
     float* __restrict__ c,        // (rows, columns)

@@ -1,7 +1,7 @@
 """As much of CuPy as `kfcnet/ops/cuda/runtime.py` uses, over NumPy and the kernels on the CPU.
 
 It shows that the runtime calls what it means to call, in an order that works; what a GPU does with
-it, only a GPU can show. Functions have the names and arguments of CuPy 14.
+it, only a GPU can show. That CuPy has the names which are used here, test_cupy_names.py shows.
 """
 
 import contextlib
@@ -56,6 +56,7 @@ class Event:
 
 
 class Stream:
+    ptr = 0
     _of_thread = threading.local()  # .current, as every thread has its own
 
     def __init__(self, non_blocking=False):
@@ -172,9 +173,25 @@ class RawKernel:
         _do(lambda: self.kernel.launch(grid, block, values, shared_mem))
 
 
+def _floats(pointer, rows, columns):
+    memory = (ctypes.c_float * (rows * columns)).from_address(pointer)
+    return np.frombuffer(memory, np.float32).reshape(rows, columns)
+
+
 def _matrix(pointer, n):
-    memory = (ctypes.c_float * (n * n)).from_address(pointer)
-    return np.frombuffer(memory, np.float32).reshape(n, n)
+    return _floats(pointer, n, n)
+
+
+math_modes = []  # that cuBLAS was set to, one after the other
+
+
+def _gemm(handle, op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc):
+    """c = alpha op(a) op(b) + beta c in columns: in rows c^T = op(b)^T op(a)^T."""
+    first = _floats(a, m, lda).T if op_a else _floats(a, k, lda)
+    second = _floats(b, k, ldb).T if op_b else _floats(b, n, ldb)
+    alpha, beta = (_floats(number, 1, 1) for number in (alpha, beta))
+    result = _floats(c, n, ldc)
+    result[...] = alpha * (second @ first) + (beta * result if beta else 0)
 
 
 def _potrf(handle, uplo, n, matrix, lda, work, size, info):
@@ -187,6 +204,12 @@ def _potrf(handle, uplo, n, matrix, lda, work, size, info):
 def _potrs(handle, uplo, n, columns, factor, lda, right, ldb, info):
     lower = _matrix(factor, n)
     _matrix(right, n)[...] = np.linalg.solve(lower @ lower.T, _matrix(right, n))
+
+
+CLASSES = {
+    kind.__name__: kind
+    for kind in (Device, Event, Graph, Memory, MemoryPool, RawKernel, RawModule, Stream, ndarray)
+}
 
 
 def modules():
@@ -214,11 +237,19 @@ def modules():
             driverGetVersion=lambda: 13000,
             runtimeGetVersion=lambda: 13000,
         ),
-        cublas=SimpleNamespace(CUBLAS_FILL_MODE_LOWER=0),
+        cublas=SimpleNamespace(
+            CUBLAS_FILL_MODE_LOWER=0,
+            CUBLAS_OP_N=0,
+            CUBLAS_OP_T=1,
+            CUBLAS_DEFAULT_MATH=0,
+            setStream=lambda handle, stream: None,
+            setMathMode=lambda handle, mode: math_modes.append(mode),
+            sgemm=_gemm,
+        ),
         cusolver=SimpleNamespace(
             spotrf_bufferSize=lambda *_: 1, spotrf=_potrf, spotrs=_potrs, CUSOLVERError=solver_error
         ),
-        device=SimpleNamespace(get_cusolver_handle=lambda: 0),
+        device=SimpleNamespace(get_cublas_handle=lambda: 0, get_cusolver_handle=lambda: 0),
     )
     vars(cupy).update(
         __version__="14.2.0",

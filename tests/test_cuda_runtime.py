@@ -315,3 +315,15 @@ def test_host_data_inside_a_captured_step_are_refused(cuda):
     with pytest.raises(RuntimeError, match="captured step cannot move data from the host"):
         step(cuda.zeros(4))
     assert not fake_cupy.captured
+
+
+@pytest.mark.parametrize("tensor_cores", [False, True])
+@pytest.mark.parametrize("transpose_a", [False, True])
+def test_the_librarys_product_is_that_of_rows(cuda, rng, tensor_cores, transpose_a):
+    a, b = (cuda.asarray(rng.standard_normal(shape)) for shape in ((5, 3), (3, 4)))
+    out = cuda.empty((5, 4))
+    fake_cupy.math_modes.clear()
+    given = cuda.asarray(cuda.to_numpy(a).T) if transpose_a else a
+    cuda.runtime.library_product(given, b, out, tensor_cores, transpose_a)
+    assert_close(cuda.to_numpy(out), cuda.to_numpy(a) @ cuda.to_numpy(b), 1e-6)
+    assert fake_cupy.math_modes == [3 if tensor_cores else 0, 0]

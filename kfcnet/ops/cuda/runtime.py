@@ -16,6 +16,7 @@ OLDEST = 75  # compute capability 7.5
 TENSOR_CORES_FROM = 80  # TF32, and 99 KB of shared memory at least
 MOST_BLOCKS = 65535  # of a grid in its second and third direction
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking for more
+TF32_MATH = 3  # cuBLAS's CUBLAS_TF32_TENSOR_OP_MATH, a name that CuPy lacks
 
 
 INSTALL = (
@@ -189,7 +190,7 @@ class CupyRuntime:
 
     def allocated(self):
         """Bytes of arrays that are in use, with all that captured steps have taken."""
-        captured = sum(memory.size for pool in self._pools for memory in pool)
+        captured = sum(block.size for pool in self._pools for block in pool)
         return self._cupy.get_default_memory_pool().used_bytes() + captured
 
     def synchronize(self):
@@ -340,10 +341,7 @@ class CupyRuntime:
             handle = device.get_cublas_handle()
             one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
             cublas.setStream(handle, self._stream.ptr)
-            cublas.setMathMode(
-                handle,
-                cublas.CUBLAS_TF32_TENSOR_OP_MATH if tensor_cores else cublas.CUBLAS_DEFAULT_MATH,
-            )
+            cublas.setMathMode(handle, TF32_MATH if tensor_cores else cublas.CUBLAS_DEFAULT_MATH)
             # In columns, as the library sees the same memory: out^T = b^T op(a)^T.
             cublas.sgemm(
                 handle,
