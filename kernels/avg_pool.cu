@@ -18,8 +18,8 @@ __device__ __forceinline__ float weight_of(int row, int column) {
 }
 
 extern "C" __global__ void avg_pool(
-    const float* __restrict__ x,  // (M, HEIGHT, WIDTH, MAPS)
-    float* __restrict__ y,        // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const float* __restrict__ x,  // aligned (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ y,        // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= unsigned(M * OUT_HEIGHT * OUT_WIDTH * GROUPS)) return;
@@ -42,8 +42,8 @@ extern "C" __global__ void avg_pool(
 }
 
 extern "C" __global__ void avg_pool_backward(
-    const float* __restrict__ dy,  // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
-    float* __restrict__ dx,        // (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ dy,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    float* __restrict__ dx,        // aligned (M, HEIGHT, WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= unsigned(M * HEIGHT * WIDTH * GROUPS)) return;

@@ -27,8 +27,8 @@ constexpr int PATCH_COLUMNS = 1 + KERNEL_SIZE * KERNEL_SIZE * IN_MAPS;
 
 // Shared memory: max(2 * buffer_floats, (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_register(
-    const float* __restrict__ x,   // (M, HEIGHT, WIDTH, IN_MAPS)
-    const float* __restrict__ dy,  // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
+    const float* __restrict__ x,   // aligned (M, HEIGHT, WIDTH, IN_MAPS)
+    const float* __restrict__ dy,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     float* __restrict__ partials,  // (slices, OUT_MAPS, 1 + KERNEL_SIZE**2 * IN_MAPS)
     int M,
     int slices) {

@@ -31,8 +31,8 @@ static_assert(TILE_WIDTH % 8 == 0, "the depth of a fragment is eight neighbours"
 
 // Shared memory: max(2 * buffer_floats, (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_tf32(
-    const float* __restrict__ x,   // (M, HEIGHT, WIDTH, IN_MAPS)
-    const float* __restrict__ dy,  // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
+    const float* __restrict__ x,   // aligned (M, HEIGHT, WIDTH, IN_MAPS)
+    const float* __restrict__ dy,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     float* __restrict__ partials,  // (slices, OUT_MAPS, 1 + KERNEL_SIZE**2 * IN_MAPS)
     int M,
     int slices) {

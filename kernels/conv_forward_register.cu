@@ -26,9 +26,9 @@ __device__ __forceinline__ Vector<float, 4> four_inputs(const float* inputs) {
 
 // Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * SLAB floats.
 extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
-    const float* __restrict__ x,       // (M, HEIGHT, WIDTH, IN_MAPS)
-    const float* __restrict__ packed,  // (PACKED_SIZE)
-    float* __restrict__ y,             // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
+    const float* __restrict__ x,       // aligned (M, HEIGHT, WIDTH, IN_MAPS)
+    const float* __restrict__ packed,  // aligned (PACKED_SIZE)
+    float* __restrict__ y,             // aligned (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     int M) {
     extern __shared__ __align__(16) float shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

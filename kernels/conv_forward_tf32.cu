@@ -23,9 +23,9 @@ static_assert(PIXELS == 16 * ROW_TILES * WARPS_PIXELS && TILE_MAPS == 16 * MAP_P
 // Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * SLAB floats, with which four blocks of 32
 // maps fill a multiprocessor. Told nothing, the compiler saves registers for more, and spills.
 extern "C" __global__ void __launch_bounds__(THREADS, 4) conv_forward_tf32(
-    const float* __restrict__ x,       // (M, HEIGHT, WIDTH, IN_MAPS)
-    const float* __restrict__ packed,  // (PACKED_SIZE)
-    float* __restrict__ y,             // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
+    const float* __restrict__ x,       // aligned (M, HEIGHT, WIDTH, IN_MAPS)
+    const float* __restrict__ packed,  // aligned (PACKED_SIZE)
+    float* __restrict__ y,             // aligned (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     int M) {
     extern __shared__ __align__(16) float shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;

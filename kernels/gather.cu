@@ -22,11 +22,11 @@ __device__ __forceinline__ long long example_of(const long long* indices, long l
 }
 
 extern "C" __global__ void gather(
-    const unsigned char* __restrict__ images,  // (N, IMAGE_SIZE)
-    const float* __restrict__ mean,            // (IMAGE_SIZE)
+    const unsigned char* __restrict__ images,  // aligned (N, IMAGE_SIZE)
+    const float* __restrict__ mean,            // aligned (IMAGE_SIZE)
     const long long* __restrict__ indices,     // (count)
     const long long* __restrict__ step,        // (1)
-    float* __restrict__ x,                     // (M, IMAGE_SIZE)
+    float* __restrict__ x,                     // aligned (M, IMAGE_SIZE)
     int N,
     int M,
     int count,

@@ -60,7 +60,7 @@ __device__ __forceinline__ int column_of(int chunk, int segment, int e) {
 
 // Shared memory: max(2 * CHUNK_BUFFERS * BUFFER, (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
 extern "C" __global__ void __launch_bounds__(THREADS, 1) gram_offsets_slices(
-    const float* __restrict__ x,   // (M, HEIGHT, WIDTH, IN_MAPS)
+    const float* __restrict__ x,   // aligned (M, HEIGHT, WIDTH, IN_MAPS)
     float* __restrict__ partials,  // (items, ITEM_SIZE)
     int M,
     int positions,

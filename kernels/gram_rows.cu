@@ -22,7 +22,7 @@ constexpr int BUFFER = TILE_ROWS * TILE;
 
 // Shared memory: 4 * BUFFER floats, at least SUMS * 32.
 extern "C" __global__ void __launch_bounds__(THREADS) gram_rows_slices(
-    const float* __restrict__ rows,  // (count, MAPS)
+    const float* __restrict__ rows,  // aligned (count, MAPS)
     float* __restrict__ partials,    // (slices, MAPS, MAPS)
     int count,
     int slices) {

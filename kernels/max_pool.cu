@@ -17,9 +17,9 @@ using Offsets = Vector<unsigned char, LANES>;
 constexpr int COVERING = (SIZE + STRIDE - 1) / STRIDE;  // windows that cover a pixel, along a side
 
 extern "C" __global__ void max_pool(
-    const float* __restrict__ x,         // (M, HEIGHT, WIDTH, MAPS)
-    float* __restrict__ y,               // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
-    unsigned char* __restrict__ argmax,  // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const float* __restrict__ x,         // aligned (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ y,               // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    unsigned char* __restrict__ argmax,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= unsigned(M * OUT_HEIGHT * OUT_WIDTH * GROUPS)) return;
@@ -49,9 +49,9 @@ extern "C" __global__ void max_pool(
 }
 
 extern "C" __global__ void max_pool_backward(
-    const float* __restrict__ dy,              // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
-    const unsigned char* __restrict__ argmax,  // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
-    float* __restrict__ dx,                    // (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ dy,              // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const unsigned char* __restrict__ argmax,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    float* __restrict__ dx,                    // aligned (M, HEIGHT, WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= unsigned(M * HEIGHT * WIDTH * GROUPS)) return;
@@ -77,9 +77,9 @@ extern "C" __global__ void max_pool_backward(
 }
 
 extern "C" __global__ void max_pool_tangent(
-    const float* __restrict__ rx,              // (M, HEIGHT, WIDTH, MAPS)
-    const unsigned char* __restrict__ argmax,  // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
-    float* __restrict__ ry,                    // (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const float* __restrict__ rx,              // aligned (M, HEIGHT, WIDTH, MAPS)
+    const unsigned char* __restrict__ argmax,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    float* __restrict__ ry,                    // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= unsigned(M * OUT_HEIGHT * OUT_WIDTH * GROUPS)) return;

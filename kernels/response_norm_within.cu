@@ -19,9 +19,9 @@ constexpr int BEFORE = SIZE / 2;          // N(i) reaches this far up and left,
 constexpr int AFTER = SIZE - 1 - BEFORE;  // and this far down and right
 
 extern "C" __global__ void response_norm_within(
-    const float* __restrict__ x,  // (M, HEIGHT, WIDTH, MAPS)
-    float* __restrict__ y,        // (M, HEIGHT, WIDTH, MAPS)
-    float* __restrict__ d,        // (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ x,  // aligned (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ y,        // aligned (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ d,        // aligned (M, HEIGHT, WIDTH, MAPS)
     int M,
     float alpha) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
@@ -51,10 +51,10 @@ extern "C" __global__ void response_norm_within(
 }
 
 extern "C" __global__ void response_norm_within_backward(
-    const float* __restrict__ dy,  // (M, HEIGHT, WIDTH, MAPS)
-    const float* __restrict__ x,   // (M, HEIGHT, WIDTH, MAPS)
-    const float* __restrict__ d,   // (M, HEIGHT, WIDTH, MAPS)
-    float* __restrict__ dx,        // (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ dy,  // aligned (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ x,   // aligned (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ d,   // aligned (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ dx,        // aligned (M, HEIGHT, WIDTH, MAPS)
     int M,
     float alpha) {
     // terms[AFTER + r] is the tile's row r: the rows above and below that its sums need come along.
@@ -104,10 +104,10 @@ extern "C" __global__ void response_norm_within_backward(
 }
 
 extern "C" __global__ void response_norm_within_tangent(
-    const float* __restrict__ rx,  // (M, HEIGHT, WIDTH, MAPS)
-    const float* __restrict__ x,   // (M, HEIGHT, WIDTH, MAPS)
-    const float* __restrict__ d,   // (M, HEIGHT, WIDTH, MAPS)
-    float* __restrict__ ry,        // (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ rx,  // aligned (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ x,   // aligned (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ d,   // aligned (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ ry,        // aligned (M, HEIGHT, WIDTH, MAPS)
     int M,
     float alpha) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;

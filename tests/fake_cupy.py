@@ -162,6 +162,7 @@ class RawModule:
 
 
 class RawKernel:
+    preferred_shared_memory_carveout = -1
     max_dynamic_shared_size_bytes = 48 * 1024
 
     def __init__(self, kernel):
@@ -169,6 +170,7 @@ class RawKernel:
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         assert shared_mem <= self.max_dynamic_shared_size_bytes
+        assert (self.preferred_shared_memory_carveout == 100) == (shared_mem > 0)
         values = [None if type(value) is np.uintp else value for value in args]
         _do(lambda: self.kernel.launch(grid, block, values, shared_mem))
 

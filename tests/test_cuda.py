@@ -344,3 +344,14 @@ def test_the_head_of_a_kernel_names_files_that_exist_and_launch_it(path):
     for name in launchers:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert f'"{path.stem}"' in text or path.stem.rpartition("_")[0] in text
+
+
+@pytest.mark.parametrize("maps, boundary", [(8, 16), (6, 8), (3, None)])
+def test_an_array_that_begins_between_two_words_is_refused(cuda, maps, boundary):
+    whole = cuda.empty(2 * 3 * 3 * maps + 1)
+    x = whole[1:].reshape(2, 3, 3, maps)
+    if boundary is None:
+        cuda.max_pool(x, 2, 1)
+    else:
+        with pytest.raises(ValueError, match=f"max_pool: x: .* no multiple of {boundary} bytes"):
+            cuda.max_pool(x, 2, 1)

@@ -101,6 +101,13 @@ def test_operations_count_a_multiply_add_as_two(ops):
     assert product.operations == 2 * 6 * 5 * 4
 
 
+def test_the_ceiling_of_copies_is_measured_on_numbers_that_differ(ops, monkeypatch):
+    copied = []
+    monkeypatch.setattr(ops.runtime, "copy_into", lambda target, source: copied.append(source))
+    cuda_benchmark.ceilings(ops, megabytes=1, side=8)
+    assert len(np.unique(copied[0])) > 0.9 * copied[0].size
+
+
 def test_ceilings_and_steps_are_measured(ops):
     found = cuda_benchmark.ceilings(ops, megabytes=1, side=32)
     assert found.keys() == {"copy_GB_s", "fp32_TFLOP_s"}

@@ -64,7 +64,8 @@ class Primitives(ABC):
         """`function` of arrays as one that a GPU captures and replays; a CPU runs it every time.
 
         A function that it yields is called between two graphs, by the host. owners: objects in
-        whose `saved` it leaves arrays.
+        whose `saved` it leaves arrays. Arrays that it allocated and returns hold until the next
+        call of it, or of any other captured function of these ops.
         """
 
     @abstractmethod

@@ -16,7 +16,8 @@ class CapturedGraph:
     allocated; the second captures it; from then on a call is one launch. Whatever the function does
     on the host happens in the first two calls only, and a number that it passes by value keeps the
     value of the second: what changes from call to call must lie in device memory. The results are
-    the same arrays every time, overwritten by the next call.
+    the same arrays every time. They hold until the next call of this graph or of any other of the
+    same ops: all take their memory from one pool, one after the other.
 
     Work that the host must do every time, such as a factorization, a function yields: a function
     without arguments, called between two graphs.

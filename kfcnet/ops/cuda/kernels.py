@@ -3,13 +3,16 @@
 A signature in `kernels/*.cu` is the contract of its launcher: one argument a line, and behind each
 pointer the shape of the array in terms of the compile-time constants and the kernel's own integers:
 
-    const float* x,  // (M, HEIGHT, WIDTH, MAPS)
+    const float* x,  // aligned (M, HEIGHT, WIDTH, MAPS)
+
+`aligned` where the kernel moves neighbours of the last dimension at once, as many as divide it of
+one, two and four: the array must begin at a multiple of their bytes. Others may begin anywhere.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ _PACKAGE = Path(__file__).resolve().parents[2]
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"[^\n]*$', re.MULTILINE)
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^\n]*?\)\s+)?(\w+)\(')
 _ARGUMENT = re.compile(r"(?:const )?((?:unsigned |long )*\w+)(\*?) (?:__restrict__ )?(\w+)$")
-_SHAPE = re.compile(r"(or null: *)?\(([^:]*)\)")
+_SHAPE = re.compile(r"(or null: *)?(aligned )?\(([^:]*)\)")
 _MOST = 2**31 - 1  # elements of an array: kernels calculate places in int
 _TYPES = {
     "float": np.float32,
@@ -41,10 +44,15 @@ class Argument:
     constant: bool
     shape: object = None
     optional: bool = False
+    aligned: bool = False
 
-    def elements(self, names):
-        """Number of elements the kernel expects, with the values of the names in `shape`."""
-        return prod(eval(self.shape, {"__builtins__": {}}, names))  # our own source, not input
+    def sides(self, names):
+        """The shape that the kernel expects, with the values of the names in `shape`."""
+        return eval(self.shape, {"__builtins__": {}}, names)  # our own source, not input
+
+    def boundary(self, sides):
+        """The bytes at a multiple of which an array of these sides must begin."""
+        return self.dtype.itemsize * (math.gcd(4, sides[-1]) if self.aligned else 1)
 
 
 def folder():
@@ -114,8 +122,8 @@ def _argument(declaration, comment, where):
     shape = _SHAPE.match(comment)
     if not shape:
         raise ValueError(f"{where}: pointer {match[3]} lacks its shape, as in // (M, MAPS)")
-    code = compile(f"({shape[2]},)" if shape[2] else "()", where, "eval")
-    return Argument(match[3], dtype, constant, code, bool(shape[1]))
+    code = compile(f"({shape[3]},)" if shape[3] else "()", where, "eval")
+    return Argument(match[3], dtype, constant, code, bool(shape[1]), bool(shape[2]))
 
 
 def checked(kernel, arguments, values, constants, array_type):
@@ -156,7 +164,8 @@ def _check_array(where, argument, value, names, array_type):
         raise TypeError(f"{where}: an array of {argument.dtype} is needed, {value.dtype} given")
     if not value.flags.c_contiguous:
         raise ValueError(f"{where}: the array is not C-contiguous")
-    wanted = argument.elements(names)
+    sides = argument.sides(names)
+    wanted, boundary = math.prod(sides), argument.boundary(sides)
     if value.size != wanted:
         raise ValueError(
             f"{where}: {wanted} elements are needed, the array of shape {value.shape} "
@@ -164,3 +173,13 @@ def _check_array(where, argument, value, names, array_type):
         )
     if wanted > _MOST:
         raise ValueError(f"{where}: {wanted} elements, kernels reach {_MOST}: use a smaller batch")
+    if _address(value) % boundary:
+        raise ValueError(
+            f"{where}: the array begins at no multiple of {boundary} bytes: it is a part of "
+            "another one, take a copy"
+        )
+
+
+def _address(array):
+    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return interface["data"][0]

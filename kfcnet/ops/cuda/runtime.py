@@ -16,6 +16,7 @@ OLDEST = 75  # compute capability 7.5
 TENSOR_CORES_FROM = 80  # TF32, and 99 KB of shared memory at least
 MOST_BLOCKS = 65535  # of a grid in its second and third direction
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that a kernel has without asking for more
+ALL = 100  # percent
 TF32_MATH = 3  # cuBLAS's CUBLAS_TF32_TENSOR_OP_MATH, a name that CuPy lacks
 
 
@@ -221,16 +222,18 @@ class CupyRuntime:
             )
         passed = tuple(np.uintp(0) if value is None else value for value in values)
         with self._errors():
-            function = self._kernel(file, kernel, tuple(constants.items()))
+            function = self._kernel(file, kernel, tuple(constants.items()), shared)
             if shared > STATIC_SHARED:
                 function.max_dynamic_shared_size_bytes = shared
             self._launched[kernel] = None
             function(grid, block, passed, shared_mem=shared)
 
-    def _kernel(self, file, kernel, constants):
+    def _kernel(self, file, kernel, constants, shared=0):
         key = file, kernel, constants
         if key not in self._kernels:
-            self._kernels[key] = self._compiled(file, constants).get_function(kernel)
+            function = self._kernels[key] = self._compiled(file, constants).get_function(kernel)
+            if shared:  # of the memory that L1 and tiles share, tiles get all, for several blocks
+                function.preferred_shared_memory_carveout = ALL
         return self._kernels[key]
 
     def _compiled(self, file, constants):
