@@ -14,6 +14,7 @@ import os
 import pickle
 import socket
 import traceback
+import warnings
 from abc import ABC, abstractmethod
 from functools import cache
 
@@ -213,7 +214,9 @@ def world():
     if started is None:
         return Alone()
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():  # of what is raised below
+            warnings.simplefilter("ignore", RuntimeWarning)
+            from mpi4py import MPI
     except ImportError as error:
         cause = " ".join(str(error).split())
         raise RanksError(

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 from networks import EVERY_LAYER, INPUT_SHAPE, network
-from runs import assert_same_bits
+from runs import SGD, assert_same_bits, small
 from thread_ranks import on_ranks
 
+from kfcnet import philox
 from kfcnet.batches import Batch
+from kfcnet.config import ConfigError
 from kfcnet.config.schema import (
     AdagradConfig,
     AdamConfig,
@@ -20,7 +22,9 @@ from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import LOSSES
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
-from kfcnet.ranks import Alone
+from kfcnet.ranks import Alone, is_of_all
+from kfcnet.runs.files import read_json
+from kfcnet.training.trainer import TrainingFailed, train
 
 M, UPDATES = 16, 40
 NORMALISED = [
@@ -134,3 +138,96 @@ def test_batch_normalisation_is_over_the_examples_of_both_processes(name):
 
 def test_with_squared_error_both_draw_the_targets_of_one():
     check(OPTIMIZERS["kfc_pre"], EVERY_LAYER, 2, loss="squared_error")
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
+def test_a_loss_that_is_not_finite_ends_all_with_the_same_text(tmp_path, no_figures):
+    config = small("optimizer.learning_rate=1e38", "ops.shards=1", text=SGD)
+    texts = []
+
+    def fail(ranks):
+        with pytest.raises(TrainingFailed, match="the loss is not finite") as caught:
+            train(config, tmp_path / "run", ranks=ranks)
+        texts.append(str(caught.value))
+
+    on_ranks(2, fail)
+    with pytest.raises(TrainingFailed) as alone:
+        train(config, tmp_path / "alone")
+    assert texts == [str(alone.value)] * 2
+    outcome = read_json(tmp_path / "run" / "run.json")["outcome"]
+    assert outcome == read_json(tmp_path / "alone" / "run.json")["outcome"]
+
+
+# What every process does of its own
+
+
+def test_shares_are_every_other_example_and_parts_the_first_ones_of_all():
+    ranks = [Alone(), *on_ranks(2, lambda ranks: ranks)]
+    assert [r.share(np.arange(7)).tolist() for r in ranks] == [
+        [0, 1, 2, 3, 4, 5, 6],
+        [0, 2, 4, 6],
+        [1, 3, 5],
+    ]
+    # 0.1 * 30 is a little above 3: the part of a share is that of the whole, shared.
+    assert [ranks[0].part(0.1, 60), ranks[1].part(0.1, 30)] == [6, 3]
+    assert ranks[1].whole(30) == 60
+
+
+def test_words_at_places_are_those_of_the_sequence():
+    sequence = philox.words(5, philox.DROPOUT, 2**33 + 1, 106, stream=4)
+    for width, rank in ((1, 2), (3, 1), (4, 0), (7, 2)):
+        example, place = np.divmod(np.arange(5 * width), width)
+        places = (example * 3 + rank) * width + place
+        found = philox.words_at(places, 5, philox.DROPOUT, 2**33 + 1, 4)
+        assert np.array_equal(found, sequence[places])
+    assert philox.words_at(np.arange(0), 5, 0, 0).shape == (0,)
+
+
+def test_the_dearest_piece_goes_to_one_and_the_others_to_the_rest():
+    assert on_ranks(2, lambda ranks: ranks.owners([3, 10, 4, 2]))[1] == [1, 0, 1, 1]
+    assert Alone().owners([3, 10, 4]) == [0, 0, 0]
+    assert on_ranks(3, lambda ranks: ranks.owners([5, 5]))[0] == [0, 1]
+
+
+def test_a_plain_update_needs_two_sums_and_none_is_of_a_whole_layer():
+    def calls(ranks):
+        optimizer = trained(ranks, OPTIMIZERS["kfc_pre"], EVERY_LAYER, updates=4)
+        before = len(ranks.calls)
+        optimizer.step(next(batches(optimizer.ops, 1)))
+        return ranks.calls[before:], optimizer.network.theta.shape
+
+    (found, (n,)), _ = on_ranks(2, calls)
+    assert found == [f"sum of [({n},), (2,)]", "sum of [(1,)]"]
+
+
+def test_what_the_first_process_returns_or_raises_all_do():
+    assert on_ranks(2, lambda ranks: ranks.of_first_process(lambda: ranks.rank + 5)) == [5, 5]
+
+    def fail(ranks):
+        with pytest.raises(ConfigError, match="no such key") as caught:
+            ranks.of_first_process(lambda: (_ for _ in ()).throw(ConfigError("no such key")))
+        return is_of_all(caught.value)
+
+    assert on_ranks(2, fail) == [True, True]
+
+
+def test_what_one_process_raises_all_do():
+    def check(ranks):
+        if ranks.rank == 1:
+            raise Unpicklable(1, 2)
+
+    for error in on_ranks(3, lambda ranks: caught(lambda: ranks.agreed(lambda: check(ranks)))):
+        assert isinstance(error, RuntimeError) and "Unpicklable: one and two" in str(error)
+        assert is_of_all(error)
+
+
+class Unpicklable(Exception):
+    def __init__(self, one, two):
+        super().__init__("one and two")
+
+
+def caught(function):
+    try:
+        return function()
+    except Exception as error:
+        return error

@@ -116,7 +116,8 @@ def _end_of_one(error, processes):
     if status is None:
         status, text = 1, "".join(traceback.format_exception(error)).rstrip()
     if not ranks.is_of_all(error):
-        text = f"process {processes.rank + 1} of {processes.count}: {text or 'interrupted'}"
+        # On a line of its own, whatever another process is showing.
+        text = f"\nprocess {processes.rank + 1} of {processes.count}: {text or 'interrupted'}"
         processes.abort(status)
     if text and (processes.is_first or not ranks.is_of_all(error)):
         with contextlib.suppress(OSError, ValueError):

@@ -1,0 +1,139 @@
+"""What tests/test_mpi.py starts under mpiexec: commands of kfcnet, with a fault in one process.
+
+    mpiexec -n 2 python mpi_program.py FAULT ARGUMENTS... ++ FAULT ARGUMENTS...
+
+FAULT is the name of a function below, or "none". The first process prints the exit status of each
+command on a line of standard error, `== 0`.
+"""
+
+import os
+import sys
+import time
+
+import numpy as np
+from pytest import MonkeyPatch
+
+from kfcnet import cli, ranks
+from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.figures import curves
+from kfcnet.runs import folder
+from kfcnet.runs.files import WriteError
+from kfcnet.training import trainer
+
+
+def before_step(patch, number, function):
+    """Let a Trainer call function(trainer) before its step of that number, counted from 0."""
+    original = trainer.Trainer._step
+
+    def step(self):
+        if self.optimizer.steps == number:
+            function(self)
+        return original(self)
+
+    patch.setattr(trainer.Trainer, "_step", step)
+
+
+def on(rank, function):
+    """function(*arguments), on one of the processes only."""
+    return lambda *arguments: function(*arguments) if ranks.world().rank == rank else None
+
+
+def exception(patch):
+    def fail(_):
+        raise ZeroDivisionError("a fault of the second process")
+
+    before_step(patch, 7, on(1, fail))
+
+
+def exit_of_one(patch):
+    before_step(patch, 7, on(1, lambda _: sys.exit(3)))
+
+
+def drift(patch):
+    def move(run):
+        run.network.theta[0] += 1e-12
+
+    before_step(patch, 7, on(1, move))
+
+
+def inversion(patch):
+    """From the seventh step on every inversion of the second process fails."""
+
+    def invert(*arguments):
+        raise np.linalg.LinAlgError("planted")
+
+    before_step(patch, 7, on(1, lambda _: patch.setattr(KroneckerBlock, "invert", invert)))
+
+
+def other_data(patch):
+    original = trainer.data.load
+
+    def load(config):
+        dataset = original(config)
+        if ranks.world().rank == 1:
+            dataset.provenance["sha256"] = "0" * 64
+        return dataset
+
+    patch.setattr(trainer.data, "load", load)
+
+
+def no_data(patch):
+    """The second process finds no data."""
+    original = trainer.data.load
+
+    def load(config):
+        if ranks.world().rank == 1:
+            raise trainer.data.DataError("no data set here")
+        return original(config)
+
+    patch.setattr(trainer.data, "load", load)
+
+
+def full_disk(patch):
+    def fail(path, state):
+        raise WriteError(f"cannot write {path.name}: no space left")
+
+    patch.setattr(folder, "save_checkpoint", fail)
+
+
+def slow(patch):
+    """Steps that take a while, and the numbers of the processes on standard output."""
+    original = trainer.Trainer._step
+
+    def step(self):
+        time.sleep(0.1)
+        return original(self)
+
+    patch.setattr(trainer.Trainer, "_step", step)
+    os.write(1, f"rank {ranks.world().rank} is {os.getpid()}\n".encode())
+
+
+def commands(words):
+    """[[FAULT, ARGUMENTS...], ...] of words with ++ between them."""
+    result = [[]]
+    for word in words:
+        if word == "++":
+            result.append([])
+        else:
+            result[-1].append(word)
+    return result
+
+
+def run(fault, *arguments):
+    """The exit status of a command."""
+    with MonkeyPatch.context() as patch:
+        patch.setattr(curves, "plot_runs", lambda _, out: out.write_text("a figure"))
+        if fault != "none":
+            globals()[fault](patch)
+        try:
+            return cli.main(list(arguments))
+        except SystemExit as end:  # of wrong arguments
+            return end.code
+
+
+if __name__ == "__main__":
+    for command in commands(sys.argv[1:]):
+        status = run(*command)
+        if ranks.world().is_first:
+            print(f"\n== {status}", file=sys.stderr, flush=True)
+    sys.exit(status)
