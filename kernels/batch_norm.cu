@@ -75,6 +75,16 @@ extern "C" __global__ void batch_norm_moments(
     inv_std[map] = 1.0f / sqrtf((variance < 0.0f ? 0.0f : variance) + epsilon);
 }
 
+// Where processes share the batch: inv_std from the squares of x - mean, their mean over all.
+// One thread a map.
+extern "C" __global__ void batch_norm_inv_std(
+    const float* __restrict__ squares,  // (MAPS)
+    float* __restrict__ inv_std,        // (MAPS)
+    float epsilon) {
+    const int map = blockIdx.x * blockDim.x + threadIdx.x;
+    if (map < MAPS) inv_std[map] = 1.0f / sqrtf(squares[map] + epsilon);
+}
+
 extern "C" __global__ void batch_norm_apply(
     const float* __restrict__ x,        // (rows, MAPS)
     const float* __restrict__ mean,     // (MAPS)

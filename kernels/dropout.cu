@@ -24,7 +24,7 @@ extern "C" __global__ void dropout(
     float scale) {
     const unsigned first = first_of_four();
     if (first >= count) return;
-    const Words words = philox_words(seed, purpose, *step, stream, first / 4);
+    const Words words = words_of_four(seed, purpose, *step, stream, first);
     Vector<float, 4> value = load_four(x, first, count);
     Vector<unsigned char, 4> kept;
     for (int lane = 0; lane < 4; ++lane) {

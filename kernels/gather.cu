@@ -5,7 +5,8 @@
 //
 // Row m of the batch is example indices[(step*M + m) mod count]: indices is a ring of shuffled
 // epochs, permutations of 0 to N - 1, unchecked, and step lies in device memory, so that a
-// captured graph goes on to the next batch.
+// captured graph goes on to the next batch. Of RANKS processes that share a mini-batch this one,
+// RANK, takes every RANKS-th example.
 //
 // gather: one block in x an image, one thread four neighbouring values (one where IMAGE_SIZE is
 // not a multiple of four).
@@ -14,11 +15,16 @@
 // Bytes a value: 5, the mean comes from the cache; limited by memory.
 #include "vector_load.cuh"
 
+#ifndef RANKS
+#define RANKS 1
+#define RANK 0
+#endif
+
 constexpr int LANES = IMAGE_SIZE % 4 == 0 ? 4 : 1;
 
 __device__ __forceinline__ long long example_of(const long long* indices, long long step, int M,
                                                 int m, int count) {
-    return indices[(step * M + m) % count];
+    return indices[((step * M + m) * RANKS + RANK) % count];
 }
 
 extern "C" __global__ void gather(

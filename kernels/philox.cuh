@@ -5,6 +5,14 @@
 #pragma once
 #include "vector_load.cuh"
 
+// Of RANKS processes that share a mini-batch this one, RANK, has every RANKS-th example, of WIDTH
+// elements each: see kfcnet/ranks.py.
+#ifndef RANKS
+#define RANKS 1
+#define RANK 0
+#define WIDTH 1
+#endif
+
 using Words = Vector<unsigned, 4>;
 
 // Words 4*block to 4*block + 3 of the sequence of (seed, purpose, step, stream).
@@ -21,6 +29,24 @@ __device__ __forceinline__ Words philox_words(unsigned seed, unsigned purpose, l
         key_high += 0xBB67AE85u;
     }
     return counter;
+}
+
+// The place in the whole mini-batch of an element of this process's examples.
+__device__ __forceinline__ unsigned place_of(unsigned element) {
+    return RANKS == 1 ? element : (element / WIDTH * RANKS + RANK) * WIDTH + element % WIDTH;
+}
+
+// The words of elements first to first + 3, first a multiple of four, by their places.
+__device__ __forceinline__ Words words_of_four(unsigned seed, unsigned purpose, long long step,
+                                               unsigned stream, unsigned first) {
+    if (RANKS == 1 || WIDTH % 4 == 0)
+        return philox_words(seed, purpose, step, stream, place_of(first) / 4);
+    Words words;
+    for (int lane = 0; lane < 4; ++lane) {
+        const unsigned place = place_of(first + lane);
+        words[lane] = philox_words(seed, purpose, step, stream, place / 4)[place % 4];
+    }
+    return words;
 }
 
 // A multiple of 2^-24 in [0, 1), exact in float.

@@ -35,7 +35,13 @@ def _do(action):
 
 
 class Device:
-    id, compute_capability = 0, "90"
+    id, compute_capability, pci_bus_id = 0, "90", "0000:01:00.0"
+
+    def __init__(self, index=0):
+        pass
+
+    def use(self):
+        pass
 
     def __eq__(self, other):
         return self.id == other.id
@@ -61,6 +67,7 @@ class Stream:
 
     def __init__(self, non_blocking=False):
         assert non_blocking
+        self.ptr = id(self)
 
     def use(self):
         Stream._of_thread.current = self
@@ -214,6 +221,63 @@ CLASSES = {
 }
 
 
+FLOAT32, SUM = 7, 0
+
+
+def _nccl():
+    """NCCL, where every process does the same: calls count from the end of their group on.
+
+    `calls` are the groups: [(name, elements, ..., stream), ...] each.
+    """
+    module, group = ModuleType("cupy.cuda.nccl"), []
+
+    def start():
+        assert not group, "a group within a group"
+        group.append([])
+
+    def end():
+        queued = group.pop()
+        module.calls.append([call for call, _ in queued])
+        for _, action in queued:
+            _do(action)
+
+    def memory(pointer, count):
+        return np.frombuffer((ctypes.c_float * count).from_address(pointer), np.float32)
+
+    class NcclCommunicator:
+        def __init__(self, ndev, commId, rank):  # noqa: N803
+            assert commId == b"an identifier"
+            self.count, self.rank = ndev, rank
+            module.communicators.append(self)
+
+        def _queue(self, call, action):
+            assert group, "a call outside of a group waits for its own end"
+            group[-1].append((call, action))
+
+        def allReduce(self, sendbuf, recvbuf, count, datatype, op, stream):  # noqa: N802
+            assert sendbuf == recvbuf and (datatype, op) == (FLOAT32, SUM)
+            array = memory(recvbuf, count)
+            total = lambda: np.multiply(array, self.count, out=array)  # noqa: E731
+            self._queue(("allReduce", count, stream), total)
+
+        def broadcast(self, sendbuff, recvbuff, count, datatype, root, stream):
+            assert sendbuff == recvbuff and datatype == FLOAT32
+            self._queue(("broadcast", count, root, stream), lambda: None)
+
+    vars(module).update(
+        available=True,
+        calls=[],
+        communicators=[],
+        NCCL_FLOAT32=FLOAT32,
+        NCCL_SUM=SUM,
+        NcclCommunicator=NcclCommunicator,
+        get_unique_id=lambda: b"an identifier",
+        groupStart=start,
+        groupEnd=end,
+    )
+    return module
+
+
 def modules():
     """{name: module} for sys.modules."""
     cupy, cuda, cupyx = map(ModuleType, ("cupy", "cupy.cuda", "cupyx"))
@@ -235,6 +299,7 @@ def modules():
         compiler=SimpleNamespace(CompileException=CompileException),
         runtime=SimpleNamespace(
             CUDARuntimeError=error,
+            getDeviceCount=lambda: 1,
             getDeviceProperties=lambda device: {"name": b"a fake"},
             driverGetVersion=lambda: 13000,
             runtimeGetVersion=lambda: 13000,
@@ -252,6 +317,7 @@ def modules():
             spotrf_bufferSize=lambda *_: 1, spotrf=_potrf, spotrs=_potrs, CUSOLVERError=solver_error
         ),
         device=SimpleNamespace(get_cublas_handle=lambda: 0, get_cusolver_handle=lambda: 0),
+        nccl=_nccl(),
     )
     vars(cupy).update(
         __version__="14.2.0",
@@ -271,4 +337,4 @@ def modules():
         get_default_memory_pool=lambda: SimpleNamespace(used_bytes=lambda: 0),
     )
     cupyx.errstate = lambda linalg: contextlib.nullcontext()
-    return {"cupy": cupy, "cupy.cuda": cuda, "cupyx": cupyx}
+    return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cuda.nccl": cuda.nccl, "cupyx": cupyx}

@@ -85,6 +85,8 @@ class RecordingRuntime:
     zeros = empty
 
     def asarray(self, x, dtype):
+        if np.size(x) == 1:  # what the host may read back
+            return np.array(x, dtype)
         return self.empty(np.shape(x), dtype)
 
     def copy(self, array):

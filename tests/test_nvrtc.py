@@ -91,6 +91,16 @@ def test_fp32_kernels_compile_without_spills_where_there_are_tensor_cores(archit
             assert used.spilled == 0, (kernel, specialisation.constants, used)
 
 
+@pytest.mark.parametrize("width", [1, 3, 8])
+@pytest.mark.parametrize("file", ["dropout", "gather", "random"])
+def test_kernels_of_a_shared_mini_batch_compile_without_spills(file, width):
+    constants = dict(RANKS=4, RANK=3, WIDTH=width)
+    if file == "gather":
+        constants["IMAGE_SIZE"] = 12
+    for kernel, used in nvrtc.resources(kernels.source(file), constants, "sm_90").items():
+        assert used.spilled == 0, (kernel, used)
+
+
 @pytest.mark.parametrize("architecture", FAST)
 def test_no_kernel_needs_more_than_the_table_says(architecture):
     limits = table()

@@ -79,10 +79,10 @@ def batches(ops, count, loss="softmax_cross_entropy"):
     rng, ranks = np.random.default_rng(8), ops.ranks
     for _ in range(count):
         inputs = rng.standard_normal((M, *INPUT_SHAPE))
-        targets = rng.integers(0, 3, M).astype(np.int32)
+        targets = np.ascontiguousarray(ranks.share(rng.integers(0, 3, M).astype(np.int32)))
         if loss == "squared_error":
-            targets = rng.standard_normal((M, 3))
-        yield Batch(ops.asarray(ranks.share(inputs)), np.ascontiguousarray(ranks.share(targets)))
+            targets = ops.asarray(ranks.share(rng.standard_normal((M, 3))))
+        yield Batch(ops.asarray(ranks.share(inputs)), targets)
 
 
 def trained(ranks, config, layers, updates=UPDATES, loss="softmax_cross_entropy", state=None):
@@ -126,9 +126,10 @@ def check(config, layers, count, **changes):
     assert first.examples == expected.examples == M * UPDATES
 
 
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_forty_updates_of_two_processes_are_those_of_one(name):
-    check(OPTIMIZERS[name], EVERY_LAYER, 2)
+def test_forty_updates_of_several_processes_are_those_of_one(name, count):
+    check(OPTIMIZERS[name], EVERY_LAYER, count)
 
 
 @pytest.mark.parametrize("name", ["sgd", "kfc_pre", "kfac", "hessian_free"])

@@ -44,7 +44,7 @@ def get_ops(
             if dtype != "float32":
                 raise ValueError(f"dtype: the CUDA kernels work in float32, not in {dtype}")
             try:
-                ops = cuda.CudaOps(tensor_cores=TENSOR_CORES[tensor_cores])
+                ops = cuda.CudaOps(tensor_cores=TENSOR_CORES[tensor_cores], ranks=ranks)
             except DeviceError as error:
                 if device == "cuda":
                     raise

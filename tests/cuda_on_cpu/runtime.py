@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import threading
 import time
 import weakref
 
@@ -13,6 +14,7 @@ from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
 
 ALIGNMENT = 256  # bytes, as on a GPU
+ONE_LAUNCH = threading.Lock()  # the fibers of a launch are those of the process
 
 
 def _aligned(size):
@@ -139,10 +141,23 @@ class CpuRuntime:
     def launch(self, file, kernel, constants, grid, block, values, shared):
         compiled = library(file, tuple(sorted(constants.items()))).kernel(kernel)
         self.launches += 1
-        self._do(
-            lambda *values: run_in_orders(compiled, grid, block, values, shared, self.orders),
-            *values,
-        )
+
+        def run(*values):
+            with ONE_LAUNCH:
+                run_in_orders(compiled, grid, block, values, shared, self.orders)
+
+        self._do(run, *values)
+
+    # Other processes
+
+    def join(self, ranks):
+        self._ranks = ranks
+
+    def sum_over_ranks(self, arrays):
+        self._do(self._ranks.sum, *arrays)
+
+    def broadcast_over_ranks(self, owner, arrays):
+        self._do(lambda *arrays: self._ranks.broadcast(owner, *arrays), *arrays)
 
     # Graphs and the second stream
 

@@ -4,6 +4,7 @@ from kfcnet.ops.cuda.convolution import Convolutions
 from kfcnet.ops.cuda.elementwise import Elementwise
 from kfcnet.ops.cuda.gram import GramMatrices
 from kfcnet.ops.cuda.graphs import Graphs
+from kfcnet.ops.cuda.ranks import DeviceRanks
 from kfcnet.ops.cuda.updates import Updates
 
 
@@ -19,19 +20,25 @@ class CudaOps(Elementwise, Convolutions, GramMatrices, Updates, Graphs):
 
     name = "cuda"
 
-    def __init__(self, runtime=None, tensor_cores=None):
+    def __init__(self, runtime=None, tensor_cores=None, ranks=None):
         """runtime: by default CuPy's. tensor_cores: TF32 products, by default where there are any.
+        ranks: the processes that share a mini-batch, each with a GPU of its own.
 
-        Raises DeviceError where there is no GPU or no CuPy.
+        Raises DeviceError where there is no GPU or no CuPy, and not one GPU a process.
         """
+        ranks = ranks or self.ranks
         if runtime is None:
             from kfcnet.ops.cuda.runtime import CupyRuntime
 
-            runtime = CupyRuntime()
+            runtime = CupyRuntime(ranks)
         super().__init__(runtime, runtime.tensor_cores if tensor_cores is None else tensor_cores)
+        if ranks.count > 1:
+            runtime.join(ranks)
+            self.ranks = DeviceRanks(ranks, runtime)
 
     def describe(self):
         return self.runtime.describe() | {
             "dtype": self.dtype.name,
             "tensor_cores": self.tensor_cores,
+            **self.ranks.describe(),
         }

@@ -118,7 +118,37 @@ class Elementwise(Launcher):
         self._moments(
             "batch_norm", slices, (x,), (x, partials, mean, inv_std), partials, rows, epsilon
         )
+        if self.ranks.count > 1:
+            mean, inv_std = self._moments_of_all(x, mean, epsilon)
         return self.batch_norm_apply(x, mean, inv_std), mean, inv_std
+
+    def _moments_of_all(self, x, mean, epsilon):
+        """Mean and 1 / deviation (J,) of each map over all processes, whose own mean is `mean`."""
+        J = x.shape[-1]
+        rows, slices = x.size // J, _batch_norm_slices(x.size // J)
+        (mean,) = self._means_over_ranks(mean)
+        ones, inv_std = self.empty((J,)), self.empty((J,))
+        self.write(ones, 1.0)
+        centred = self.batch_norm_apply(x, mean, ones)
+        partials, remainder, squares = self.empty((2, slices, J)), self.empty(J), self.empty(J)
+        self._moments(
+            "batch_norm_backward",
+            slices,
+            (centred, centred),
+            (partials, remainder, squares),
+            partials,
+            rows,
+        )
+        (squares,) = self._means_over_ranks(squares)
+        self._each("batch_norm", "batch_norm_inv_std", J, squares, inv_std, epsilon, MAPS=J)
+        return mean, inv_std
+
+    def _means_over_ranks(self, *means):
+        """The means (J,) over all processes of their own ones, which are overwritten."""
+        self.ranks.sum(*means)
+        share = self.empty((len(means[0]),))
+        self.write(share, 1 / self.ranks.count)
+        return [self.scale_maps(total, share) for total in means]
 
     def batch_norm_apply(self, x, mean, inv_std):
         y = self.empty(x.shape)
@@ -135,6 +165,8 @@ class Elementwise(Launcher):
         self._moments(
             "batch_norm_backward", slices, (dy, y), (partials, mean_dy, mean_dy_y), partials, rows
         )
+        if self.ranks.count > 1:
+            mean_dy, mean_dy_y = self._means_over_ranks(mean_dy, mean_dy_y)
         dx = self.empty(y.shape)
         self._fours(
             "batch_norm",
@@ -236,6 +268,7 @@ class Elementwise(Launcher):
             stream,
             threshold,
             1 / keep,
+            **self._shared(x.size // len(x)),
         )
         return y, mask
 
@@ -318,14 +351,16 @@ class Elementwise(Launcher):
         return product
 
     def uniforms(self, count, seed, purpose, step, stream=0, width=1):
-        return self._random("uniforms", count, seed, purpose, step, stream)
+        return self._random("uniforms", count, seed, purpose, step, stream, width)
 
     def normals(self, count, seed, purpose, step, stream=0, width=1):
-        return self._random("normals", count, seed, purpose, step, stream)
+        return self._random("normals", count, seed, purpose, step, stream, width)
 
-    def _random(self, kernel, count, seed, purpose, step, stream):
-        y = self.empty(count)
-        self._fours("random", kernel, count, self._step(step), y, count, seed, purpose, stream)
+    def _random(self, kernel, count, seed, purpose, step, stream, width):
+        y, where = self.empty(count), self._shared(width)
+        self._fours(
+            "random", kernel, count, self._step(step), y, count, seed, purpose, stream, **where
+        )
         return y
 
 

@@ -92,6 +92,14 @@ class Launcher(Primitives):
     def _step(self, step):
         return self._scalar(step, np.int64)
 
+    def _shared(self, width=1):
+        """Constants of kernels that find an example's place in the whole mini-batch, `width`
+        elements an example; none where one process has all of it.
+        """
+        if self.ranks.count == 1:
+            return {}
+        return {"RANKS": self.ranks.count, "RANK": self.ranks.rank, "WIDTH": width}
+
     # What changes from step to step, in device memory
 
     def scalar(self, value):

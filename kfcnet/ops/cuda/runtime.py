@@ -5,12 +5,14 @@ queued in order on one stream; reading an array waits for it.
 """
 
 import contextlib
+import os
 from functools import cache
 
 import numpy as np
 
 from kfcnet.ops.cuda import kernels
 from kfcnet.ops.errors import DeviceError
+from kfcnet.ranks import machine, of_all
 
 OLDEST = 75  # compute capability 7.5
 TENSOR_CORES_FROM = 80  # TF32, and 99 KB of shared memory at least
@@ -24,6 +26,11 @@ INSTALL = (
     "pip install -e '.[cuda13]' in the checkout of kfcnet brings it, or '.[cuda12]' for a driver "
     "before CUDA 13"
 )
+INSTALL_NCCL = (
+    "pip install -e '.[nccl13]' in the checkout of kfcnet brings it, or '.[nccl12]' for cuda12"
+)
+NCCL_SETTINGS = {"NCCL_NVLS_ENABLE": "0", "NCCL_GRAPH_REGISTER": "0"}
+"""Sums in switches are not the same bits from run to run; buffers of graphs outlive their use."""
 BUSY = (
     "nvidia-smi shows whether another program keeps the GPU to itself, and the driver, which may "
     "not be older than CuPy's CUDA; otherwise use the device cpu"
@@ -81,6 +88,42 @@ def _streams():
     return tuple(_cupy().cuda.Stream(non_blocking=True) for _ in range(2))
 
 
+def _nccl():
+    """CuPy's NCCL. Raises DeviceError where its library is missing."""
+    try:
+        from cupy.cuda import nccl
+    except (ImportError, OSError, RuntimeError) as error:
+        raise DeviceError(
+            f"processes add up through NCCL, which CuPy cannot load ({_in_one_line(error)}): "
+            f"{INSTALL_NCCL}"
+        ) from None
+    if not nccl.available:
+        raise DeviceError(
+            f"processes add up through NCCL, which CuPy does not find: {INSTALL_NCCL}"
+        )
+    return nccl
+
+
+def _take_own_gpu(cupy, ranks):
+    """Use the GPU that is this process's among those of its machine.
+
+    Raises DeviceError on all where two have the same.
+    """
+    machines = ranks.exchange(machine())
+    index = machines[: ranks.rank].count(machine())
+    cupy.cuda.Device(index % cupy.cuda.runtime.getDeviceCount()).use()
+    places = ranks.exchange((machine(), cupy.cuda.Device().pci_bus_id))
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            first = places.index(place)
+            raise of_all(
+                DeviceError(
+                    f"processes {first + 1} and {number + 1} of {ranks.count} have the same GPU: "
+                    "start one process for each GPU of a machine"
+                )
+            )
+
+
 def is_available():
     """Whether CuPy is installed and sees a GPU."""
     try:
@@ -96,16 +139,21 @@ class CapturedStepError(RuntimeError):
 class CupyRuntime:
     """Arrays and launches on the current GPU of CuPy."""
 
-    def __init__(self):
-        """Raises DeviceError where there is no CuPy, no GPU, too old a one, or one that is busy,
-        and where CuPy cannot compile for it.
+    def __init__(self, ranks=None):
+        """ranks: the processes that share a mini-batch; each takes a GPU of its own.
+
+        Raises DeviceError where there is no CuPy, no GPU, too old a one, or one that is busy, and
+        where CuPy cannot compile for it.
         """
         self._cupy = cupy = _cupy()
         self._kernels, self._launched, self.capturing = {}, {}, False
         self._pools = []  # of each the memory that it has taken
+        self._nccl = self._communicator = None  # where several processes share a mini-batch
         self.name = "the GPU"
         with self._errors():
             self.array_type = cupy.ndarray
+            if ranks is not None and ranks.count > 1:
+                _take_own_gpu(cupy, ranks)
             self.device = cupy.cuda.Device()
             self.name = cupy.cuda.runtime.getDeviceProperties(self.device.id)["name"].decode()
             self.capability = int(self.device.compute_capability)
@@ -156,6 +204,8 @@ class CupyRuntime:
                     f"Kernels since the host last waited: {', '.join(self._launched)}. With "
                     "CUDA_LAUNCH_BLOCKING=1 the last one is the cause"
                 )
+                if self._nccl:
+                    hint += ", in one process: several may hang with it"
             raise DeviceError(f"{self.name}: {_in_one_line(error)}. {hint}") from None
 
     def empty(self, shape, dtype):
@@ -247,6 +297,50 @@ class CupyRuntime:
                 f"{' '.join(options)}:\n{error}"
             ) from None
         return module
+
+    # Other processes' GPUs
+
+    def join(self, ranks):
+        """Let `sum_over_ranks` and `broadcast_over_ranks` reach the GPUs of these processes.
+
+        All of them call it. Raises DeviceError where NCCL is missing or does not find them.
+        """
+        for name, value in NCCL_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        self._nccl = nccl = ranks.agreed(_nccl)
+        with self._errors():
+            identifier = ranks.of_first_process(nccl.get_unique_id)
+            self._communicator = nccl.NcclCommunicator(ranks.count, identifier, ranks.rank)
+
+    @contextlib.contextmanager
+    def _group(self):
+        """Within the context calls of NCCL are gathered into one."""
+        with self._errors():
+            self._nccl.groupStart()
+            try:
+                yield
+            finally:
+                self._nccl.groupEnd()
+
+    def sum_over_ranks(self, arrays):
+        """Queue array <- its sum over the processes, for each float32 array, on the main stream."""
+        nccl = self._nccl
+        with self._group():
+            for array in arrays:
+                pointer, stream = array.data.ptr, self._stream.ptr
+                self._communicator.allReduce(
+                    pointer, pointer, array.size, nccl.NCCL_FLOAT32, nccl.NCCL_SUM, stream
+                )
+
+    def broadcast_over_ranks(self, owner, arrays):
+        """Queue array <- its value on the process `owner`, likewise."""
+        nccl = self._nccl
+        with self._group():
+            for array in arrays:
+                pointer, stream = array.data.ptr, self._stream.ptr
+                self._communicator.broadcast(
+                    pointer, pointer, array.size, nccl.NCCL_FLOAT32, owner, stream
+                )
 
     # Graphs and the second stream
 

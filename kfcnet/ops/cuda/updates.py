@@ -31,6 +31,7 @@ class Updates(Launcher):
             len(indices),
             scale,
             IMAGE_SIZE=size,
+            **(self._shared() if batch else {}),
         )
         return x
 
@@ -49,6 +50,7 @@ class Updates(Launcher):
             M,
             len(indices),
             IMAGE_SIZE=1,
+            **(self._shared() if batch else {}),
         )
         return targets
 
