@@ -65,6 +65,7 @@ setup(
             "nvidia-cuda-nvdisasm",
             "mpi4py>=4.1",
             "mpich",
+            "onnx",
         ],
     },
     entry_points={"console_scripts": ["kfcnet=kfcnet.cli:main"]},

@@ -7,26 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from kfcnet.exports.torch_module import ChannelsLast, ResponseNorm2d
 from kfcnet.optimizers.base import by_layer
-
-
-class ResponseNorm(nn.Module):
-    """Response normalisation within each map, its window sum through average pooling."""
-
-    def __init__(self, size, scale, power):
-        super().__init__()
-        self.size, self.scale, self.power = size, scale, power
-
-    def forward(self, x):
-        mean = functional.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
-        return x * (1 + self.scale * mean).pow(-self.power)
-
-
-class ChannelsLast(nn.Module):
-    """NCHW -> NHWC, the order in which our dense layers flatten."""
-
-    def forward(self, x):
-        return x.permute(0, 2, 3, 1)
 
 
 def _module(layer, in_shape):
@@ -42,7 +24,7 @@ def _module(layer, in_shape):
     if kind == "avg_pool":
         return nn.AvgPool2d(layer.size, layer.stride, ceil_mode=True)
     if kind == "response_norm" and not layer.across:
-        return ResponseNorm(layer.size, layer.scale, layer.power)
+        return ResponseNorm2d(layer.size, layer.scale, layer.power)
     raise ValueError(f"the PyTorch peer has no layer {kind!r}")
 
 

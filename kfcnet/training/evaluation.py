@@ -1,8 +1,9 @@
 """Loss and error of a network on given images, and trained networks read back from their runs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +13,7 @@ from kfcnet.config import ConfigError, parse_config
 from kfcnet.config.schema import Config
 from kfcnet.data import DataError, Dataset
 from kfcnet.data.dataset import wrong_label
+from kfcnet.exports import from_arrays, to_arrays
 from kfcnet.layers import Layer
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
@@ -88,17 +90,76 @@ class TrainedNetwork:
         """The same as `probabilities`, by the name that scikit-learn gives it."""
         return self.probabilities(images)
 
-    @one_blas_thread
     def probabilities(self, images: ArrayLike) -> NDArray:
         """Predictive distributions (M, classes) of raw images uint8 (M, H, W, C).
 
         Raises ValueError for images of another shape or kind than the network was trained on.
         """
-        images = np.asarray(images)
+        return self._outputs(images, lambda z, labels: self.loss.evaluate(z, labels).predictive)
+
+    def logits(self, images: ArrayLike) -> NDArray:
+        """What the last layer computes, (M, classes), of raw images (M, H, W, C).
+
+        Raises ValueError like `probabilities`.
+        """
+        return self._outputs(images, lambda z, labels: z)
+
+    @one_blas_thread
+    def _outputs(self, images, function):
+        """function(logits, labels) of raw images, in batches of an evaluation; labels are zeros."""
+        images, to_numpy = np.asarray(images), self.network.ops.to_numpy
         examples = self.examples(images, np.zeros(images.shape[:1], np.int32))
-        parts = map(self._predictive, examples.batches(np.arange(len(images))))
+        parts = [
+            to_numpy(function(self.network.forward(batch.inputs), batch.targets)).copy()
+            for batch in examples.batches(np.arange(len(images)))
+        ]
         none = np.empty((0, *self.network.layers[-1].output_shape), self.network.ops.dtype)
         return np.concatenate([none, *parts])
+
+    def to_arrays(self) -> dict[str, NDArray]:
+        """{name: array} of all weights, such as `conv1.weight` (I, K, K, J) and `conv1.bias` (I,).
+
+        The table of names and shapes is in `kfcnet.exports.arrays`.
+        """
+        return to_arrays(self.network)
+
+    def from_arrays(self, arrays: Mapping[str, ArrayLike]) -> "TrainedNetwork":
+        """A network like this one with other weights, of the names and shapes of `to_arrays`.
+
+        It is of no run, so that it has neither history nor `save`. Raises ValueError naming an
+        array that is missing, unknown, of another shape or not finite.
+        """
+        other = TrainedNetwork.__new__(TrainedNetwork)
+        for name in ("config", "steps", "mean", "pixels", "class_names", "data_checksum", "loss"):
+            setattr(other, name, getattr(self, name))
+        other.network = self.network.copy()
+        other.network.theta = self.network.ops.copy(self.network.theta)
+        other.network.bind(other.network.theta)
+        from_arrays(other.network, arrays)
+        return other
+
+    def to_torch(self) -> Any:
+        """A torch.nn.Module in evaluation mode: raw images (M, H, W, C) -> logits (M, classes).
+
+        Its weights are copies. Raises ImportError without PyTorch, ValueError for custom layers.
+        """
+        try:
+            from kfcnet.exports.torch_module import to_torch
+        except ImportError as error:
+            raise ImportError("to_torch needs PyTorch: pip install torch") from error
+        return to_torch(self.network, self.mean, self.config.data.input_scale)
+
+    def to_onnx(self, path: str | Path) -> None:
+        """Write an ONNX model: `images` (M, H, W, C), raw pixels as float32 -> `logits`.
+
+        Raises ImportError without the package onnx, ValueError for custom layers.
+        """
+        try:
+            from kfcnet.exports.onnx_model import to_onnx
+        except ImportError as error:
+            raise ImportError("to_onnx needs the package onnx: pip install onnx") from error
+        model = to_onnx(self.network, self.mean, self.config.data.input_scale)
+        Path(path).write_bytes(model.SerializeToString())
 
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
         """(mean loss in nats, share of wrong classes) on raw images (M, H, W, C), labels (M,).
@@ -144,10 +205,6 @@ class TrainedNetwork:
             )
         labels = labels.astype(np.int32)
         return Examples(self.network.ops, images, labels, self.mean, self.config.data.input_scale)
-
-    def _predictive(self, batch):
-        evaluated = self.loss.evaluate(self.network.forward(batch.inputs), batch.targets)
-        return self.network.ops.to_numpy(evaluated.predictive)
 
 
 def load_run(path: str | Path, device: str = "cpu") -> TrainedNetwork:
