@@ -4,6 +4,7 @@
 //   sum_slices    result (1) = sum of the partials, in their order
 //   trace         result (1) = sum of the diagonal of matrix (side, side)
 //   clip_scale    nu (1) = learning_rate^2 * quadratic (1), scale (1) = min(1, sqrt(clip / nu))
+//   polyak_scale  result (1) = min(scale, share * h / (learning_rate * slope)), h the objective
 //
 // No atomics: the same numbers give the same bits. The number of slices depends on the length
 // alone; one slice is already the result. A NaN in nu is passed on to the scale.
@@ -80,4 +81,21 @@ extern "C" __global__ void clip_scale(
     const float value = *learning_rate * *learning_rate * *quadratic;
     *nu = value;
     *scale = value <= clip ? 1.0f : sqrtf(clip / value);
+}
+
+// One thread.
+extern "C" __global__ void polyak_scale(
+    const float* __restrict__ scale,          // or null: (1)
+    const float* __restrict__ totals,         // (2): losses, errors
+    const float* __restrict__ twice_penalty,  // (1)
+    const float* __restrict__ slope,          // (1)
+    const float* __restrict__ learning_rate,  // (1)
+    float* __restrict__ result,               // (1)
+    float inverse_examples,
+    float share) {
+    const float given = scale ? *scale : 1.0f;
+    const float h = totals[0] * inverse_examples + *twice_penalty / 2;
+    const float decrease = *learning_rate * *slope, bound = share * h / decrease;
+    const bool is_lower = bound < given || bound != bound;  // a NaN is passed on
+    *result = decrease > 0.0f || decrease != decrease ? (is_lower ? bound : given) : given;
 }

@@ -428,6 +428,24 @@ def test_clip_scale_brings_nu_down_to_the_cap(quadratic, expected):
     np.testing.assert_allclose([scale[0], nu[0]], [expected, 0.01 * quadratic], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "given, loss, slope, expected",
+    [
+        (0.5, 8.0, 50.0, 0.04),
+        (None, 8.0, 1.0, 1.0),
+        (0.5, 8.0, -3.0, 0.5),
+        (0.5, np.nan, 1, np.nan),
+    ],
+)
+def test_polyak_scale_lets_no_step_promise_more_than_the_objective(given, loss, slope, expected):
+    scale = None if given is None else scalar(given)
+    totals, result = np.array([loss, 3], np.float32), empty(1)
+    scalars = [scalar(0.0), scalar(slope), scalar(0.1)]
+    arguments = [scale, totals, *scalars, result, 0.25, 0.1]
+    launch("reduce", "polyak_scale", (1,), arguments, block=1)
+    np.testing.assert_allclose(result, [expected], rtol=1e-6)
+
+
 # The update and what a step counts
 
 

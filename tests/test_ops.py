@@ -469,6 +469,26 @@ def test_clip_scale_brings_nu_down_to_the_cap_and_never_up(ops):
         assert_close(ops.to_numpy(nu), [0.01 * quadratic], 1e-6)
 
 
+@pytest.mark.parametrize("scale, totals, twice_penalty, slope, expected", [
+    (None, 8.0, 0.0, 1.0, 1.0),  # h = 2 a step of 0.1: there is room
+    (None, 8.0, 0.0, 50.0, 0.04),  # 0.1 * 2 / (0.1 * 50)
+    (0.5, 8.0, 0.0, 50.0, 0.04),
+    (0.5, 8.0, 0.0, 3.0, 0.5),
+    (0.5, 8.0, 12.0, 50.0, 0.16),  # the penalty belongs to h
+    (0.5, 0.0, 0.0, 0.0, 0.5), (0.5, 8.0, 0.0, -3.0, 0.5),  # nothing is promised
+    (0.5, 0.0, 0.0, 1.0, 0.0),
+    (0.5, np.nan, 0.0, 1.0, np.nan), (0.5, 8.0, 0.0, np.nan, np.nan),
+    (np.nan, 8.0, 0.0, 1.0, np.nan),
+])  # fmt: skip
+def test_polyak_scale_lets_no_step_promise_more_than_the_objective(
+    ops, scale, totals, twice_penalty, slope, expected
+):
+    scale = None if scale is None else ops.asarray([scale])
+    arguments = [ops.asarray(v) for v in ([totals, 3.0], [twice_penalty], [slope])]
+    result = ops.polyak_scale(scale, arguments[0], 4, *arguments[1:], 0.1, 0.1)
+    np.testing.assert_allclose(ops.to_numpy(result), [expected], rtol=1e-6)
+
+
 AVERAGING = 0.75
 
 

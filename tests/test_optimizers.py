@@ -267,6 +267,49 @@ def test_the_clip_does_not_see_what_is_wrong_with_certainty(ops64):
     assert_close(opt.velocity[0], -1 / 1e-3, 1e-9)  # gradient / damping
 
 
+def test_damping_auto_sees_what_is_wrong_with_certainty(ops64):
+    """The same, bounded: momentum's ten such steps promise to lower h, 100, to zero."""
+    layers = [dict(layer="dense", units=2)]
+    opt = optimizer(ops64, "kfc_pre", layers=layers, learning_rate=1.0, damping="auto")
+    opt.network.views(opt.network.theta)[0][...] = 0
+    opt.network.views(opt.network.theta)[0][0, 0] = 100
+    batch = Batch(np.zeros((4, *INPUT_SHAPE)), np.ones(4, np.int32))
+    opt.prepare([batch])
+    scale = opt.step(batch).clip_scale
+    n = np.array([1.0, -1.0]) / 1e-3  # gradient / damping, of the two biases
+    assert_close(scale, [0.1 * 100 / (n[0] - n[1])], 1e-9)
+    assert_close(opt.velocity[0], -scale[0] * n[0], 1e-9)
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_no_step_of_damping_auto_promises_more_than_the_objective(ops64, rng, clip):
+    opt = optimizer(
+        ops64, "kfc_pre", learning_rate=0.3, damping="auto", clip=clip, weight_decay=0.02
+    )
+    data = batches(ops64, rng, 8)
+    opt.prepare(data[:1])
+    bounded = 0
+    for batch in data[1:]:
+        theta = opt.network.theta.copy()
+        step = opt.step(batch)
+        h = opt.objective(step.totals, theta, batch.size)
+        promised = step.clip_scale[0] * 0.3 * (opt.network.gradient @ opt.direction)
+        assert 0 < promised <= 0.1 * h * (1 + 1e-9)
+        bounded += promised > 0.1 * h * (1 - 1e-9)
+    assert bounded > 0
+
+
+def test_damping_auto_is_the_papers_where_the_bound_is_slack(ops64, rng):
+    data, thetas = batches(ops64, rng, 6), []
+    for damping in ("auto", 1e-3, 2e-3):
+        opt = optimizer(ops64, "kfc_pre", learning_rate=1e-3, damping=damping)
+        opt.prepare(data[:1])
+        for batch in data[1:]:
+            opt.step(batch)
+        thetas.append(opt.network.theta)
+    assert np.array_equal(thetas[0], thetas[1]) and not np.array_equal(thetas[1], thetas[2])
+
+
 def test_delayed_inverses_are_adopted_at_exactly_their_step(ops64, rng):
     """Begun at step 3 (T_f = 4), adopted two steps later: steps 3 and 4 still use the first."""
     opt = optimizer(ops64, "kfc_pre", inverse_delay=2)

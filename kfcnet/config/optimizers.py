@@ -144,8 +144,18 @@ class AdamConfig(_AdaptiveConfig):
     square_decay: Decay = 0.999
 
 
+# What is added to the factors, or "auto": a little, and a bound on each step (`KfcPre`).
+Damping = Annotated[
+    Annotated[NonNegative, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
+]
+
+
 class KfcPreConfig(StatisticsConfig, _RateConfig):
     """SGD with momentum on the natural gradient of KFC, with clipped updates.
+
+    With `damping: auto` the damping is the paper's 1e-3, and no step is longer than what the
+    gradient says would bring the objective to zero (docs/settings.md).
 
     `structure` is the approximation of each layer's Fisher block (`kfcnet.curvature`). The clipping
     norm is computed on a share `clip_fraction` of the mini-batch; `clip: null` means no clipping.
@@ -158,7 +168,7 @@ class KfcPreConfig(StatisticsConfig, _RateConfig):
         "kfc"
     )
     momentum: Decay = 0.9
-    damping: NonNegative = 1e-3
+    damping: Damping = 1e-3
     clip: PositiveFloat | None = 0.3
     clip_fraction: Fraction = 0.25
     inverse_delay: Annotated[int, Field(ge=0)] = 0

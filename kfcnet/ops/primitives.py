@@ -333,6 +333,13 @@ class Primitives(ABC):
         """min(1, sqrt(clip / nu)) and nu = learning_rate^2 * quadratic, as device scalars."""
 
     @abstractmethod
+    def polyak_scale(self, scale, totals, examples, twice_penalty, slope, learning_rate, share):
+        """min(scale, share * h / (learning_rate * slope)) (1,), where slope (1,) is positive.
+
+        h = totals[0] / examples + twice_penalty / 2, the objective; scale (1,) or None: one.
+        """
+
+    @abstractmethod
     def momentum_update(
         self,
         theta,

@@ -4,6 +4,8 @@ from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import ScheduledOptimizer, Step
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 
+AUTO_DAMPING = 1e-3  # the paper's
+
 
 class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
     """The algorithm that all of the paper's reported results come from. For each mini-batch:
@@ -13,6 +15,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         g <- gradient of h, the mean loss plus lambda/2 |weights|^2
         n <- [F^(gamma)]^-1 g, the natural gradient, layer by layer                       Eq. 22
         v <- -alpha n, times min(1, sqrt(C / nu)) for nu = v^T F v + lambda |v|^2
+        with damping: auto, v times min(1, (1 - mu) h / -g^T v) of this v, besides
         velocity <- mu velocity + v
         theta <- theta + velocity
         average <- xi average + (1 - xi) theta
@@ -24,6 +27,14 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
     | lambda | `weight_decay`      | C     | `clip`                                   |
     | gamma  | `damping`           | xi    | exp(-batch_size / `averaging_timescale`) |
     """
+
+    @property
+    def has_polyak_bound(self):
+        """Whether steps are bounded by what they promise, besides the clip."""
+        return self.config.damping == "auto"
+
+    def _initial_damping(self):
+        return AUTO_DAMPING if self.has_polyak_bound else self.config.damping
 
     def decide(self, examples):
         """(decay of the statistics that are due or None, whether an inversion is due)."""
@@ -50,9 +61,11 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         with self.phase("preconditioning"):
             self._natural_gradient()
         clip_scale = nu = None
-        if self.config.clip is not None:
-            with self.phase("clip"):
+        with self.phase("clip"):
+            if self.config.clip is not None:
                 clip_scale, nu = self._clip_scale(predictive)
+            if self.has_polyak_bound:
+                clip_scale = self._polyak_scale(clip_scale, totals, batch.size)
         self.running_sums.add(self.step_counter, totals, clip_scale, nu)
         self._move(self.direction, clip_scale, self.ops.ranks.whole(batch.size))
         self.ops.advance(self.step_counter)
@@ -69,13 +82,32 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         vanishes with p(1 - p), and so does their share of Gamma, but not their gradient. On a
         training set that is fitted, such an example can move everything by alpha g / (lambda +
         gamma) past a silent clip, and the run diverge. Weight decay keeps predictions from becoming
-        so certain, damping bounds the step; a lower rate only delays it.
+        so certain, damping bounds the step; a lower rate only delays it. `_polyak_scale` sees it.
         """
         c = self.config
         m = self.ops.ranks.part(c.clip_fraction, len(predictive))
         tangent = self.network.tangent(self.direction, m)
         along_n = self.quadratic(predictive, tangent, self.direction)  # nu is alpha^2 times that
         return self.ops.clip_scale(along_n, self.learning_rate_on_device, c.clip)
+
+    def _polyak_scale(self, scale, totals, examples):
+        """min(scale, (1 - mu) h / (alpha g^T n)) (1,): the Polyak step as the longest one.
+
+        To first order the step -alpha n lowers h by alpha g^T n. As h is never negative, a step
+        that promises to lower it by more than all of it is not one to believe; such steps come
+        where F vanishes and the gradient does not. Momentum adds 1 / (1 - mu) steps up. Loizou et
+        al. (2021) take the same bound for SGD, with the gradient in place of n.
+        """
+        network = self.network
+        return self.ops.polyak_scale(
+            scale,
+            totals,
+            examples,
+            self.ops.weighted_dot(self.decay_vector, network.theta, network.theta),
+            self.ops.dot(network.gradient, self.direction),
+            self.learning_rate_on_device,
+            1 - self.config.momentum,
+        )
 
     def _invert(self):
         """Invert now, or begin to and adopt the inverses `inverse_delay` updates later."""

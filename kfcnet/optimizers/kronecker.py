@@ -23,10 +23,13 @@ class KroneckerOptimizer(Optimizer):
         costs = [sum(side**3 for side in layer.factor_sizes) for layer in network.weighted]
         self.owners = self.ops.ranks.owners(costs)  # the process that inverts each block
         self.direction = self.ops.zeros(network.theta.shape)
-        self.factor_damping = config.damping
+        self.factor_damping = self._initial_damping()
         self.factors_at = 0  # examples seen when the factors were last updated
         self.needs_preparation = True
         self._begun = None  # (step of adoption, an Inversion of each block)
+
+    def _initial_damping(self):
+        return self.config.damping
 
     def _block(self, layer, weight_decay):
         return build_block("kfc", layer, self.ops, weight_decay, self.config.tikhonov)

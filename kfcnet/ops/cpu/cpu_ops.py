@@ -446,6 +446,14 @@ class CpuOps(Eager):
         nu = learning_rate**2 * quadratic
         return np.sqrt(clip / np.maximum(nu, clip)), nu
 
+    def polyak_scale(self, scale, totals, examples, twice_penalty, slope, learning_rate, share):
+        scale = np.ones_like(slope) if scale is None else scale
+        h = totals[:1] / examples + twice_penalty / 2
+        decrease = learning_rate * slope
+        # A quotient of what is not positive is never looked at; NaN is passed on.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(decrease <= 0, scale, np.minimum(scale, share * h / decrease))
+
     def momentum_update(
         self,
         theta,

@@ -116,6 +116,24 @@ class Updates(Launcher):
         )
         return scale, nu
 
+    def polyak_scale(self, scale, totals, examples, twice_penalty, slope, learning_rate, share):
+        result = self.empty(1)
+        self.launch(
+            "reduce",
+            "polyak_scale",
+            1,
+            scale,
+            totals,
+            twice_penalty,
+            slope,
+            self._scalar(learning_rate),
+            result,
+            1 / examples,
+            share,
+            block=1,
+        )
+        return result
+
     def momentum_update(
         self,
         theta,
