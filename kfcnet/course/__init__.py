@@ -1,0 +1,6 @@
+"""The checker of the course's exercises (docs/course/): what is wrong with an answer, by name."""
+
+from kfcnet.course.checking import Exercise, Verdict, check, examine
+from kfcnet.course.exercises import EXERCISES
+
+__all__ = ["EXERCISES", "Exercise", "Verdict", "check", "examine"]

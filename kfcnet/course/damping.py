@@ -1,0 +1,124 @@
+"""Chapter 4: pi, the damped factors, the clip, the Levenberg-Marquardt rule."""
+
+import numpy as np
+
+from kfcnet.course.checking import Exercise
+from kfcnet.optimizers.levenberg_marquardt import adapted_damping
+
+
+def _spd(rng, side, scale):
+    root = rng.normal(size=(side, side + 2))
+    return scale * root @ root.T
+
+
+def _factor_cases(rng):
+    return [{"Omega": _spd(rng, 5, 3.0), "Gamma": _spd(rng, 2, 0.1)}]
+
+
+def _damped_cases(rng):
+    return [{**case, "c": 0.04} for case in _factor_cases(rng)]
+
+
+def _mean_eigenvalue(matrix):
+    return np.trace(matrix) / len(matrix)
+
+
+def _pi(Omega, Gamma):
+    return np.sqrt(_mean_eigenvalue(Omega) / _mean_eigenvalue(Gamma))
+
+
+def _shifted(Omega, Gamma, for_Omega, for_Gamma):
+    return Omega + for_Omega * np.eye(len(Omega)), Gamma + for_Gamma * np.eye(len(Gamma))
+
+
+def _damped(Omega, Gamma, c):
+    pi = _pi(Omega, Gamma)
+    return _shifted(Omega, Gamma, pi * np.sqrt(c), np.sqrt(c) / pi)
+
+
+def _clip_cases(rng):
+    return [{"nu": nu, "C": 0.3} for nu in (2.7, 0.31, 0.03)]
+
+
+def _rule_cases(rng):
+    return [
+        {"damping": 2.0, "rho": rho, "factor": 0.9} for rho in (0.9, 0.5, 0.1, -1.0, 0.25, 0.75)
+    ]
+
+
+EXERCISES = {
+    "4.1": Exercise(
+        _factor_cases,
+        _pi,
+        {
+            "The root is missing.": lambda Omega, Gamma: _pi(Omega, Gamma) ** 2,
+            "The factors are transposed: this is 1/pi.": lambda Omega, Gamma: _pi(Gamma, Omega),
+            "The dimensions are missing: the norm of Omega (x) I has the trace of I in it, too.": (
+                lambda Omega, Gamma: np.sqrt(np.trace(Omega) / np.trace(Gamma))
+            ),
+            "This takes the largest eigenvalues; the paper's norm is the trace.": (
+                lambda Omega, Gamma: np.sqrt(
+                    np.linalg.eigvalsh(Omega)[-1] / np.linalg.eigvalsh(Gamma)[-1]
+                )
+            ),
+            "This takes Frobenius norms; the paper's norm is the trace.": lambda Omega, Gamma: (
+                np.sqrt(np.linalg.norm(Omega) / np.linalg.norm(Gamma))
+            ),
+        },
+    ),
+    "4.2": Exercise(
+        _damped_cases,
+        _damped,
+        {
+            "A missing root: each factor gets sqrt(c), so that their product has c.": (
+                lambda Omega, Gamma, c: _shifted(
+                    Omega, Gamma, _pi(Omega, Gamma) * c, c / _pi(Omega, Gamma)
+                )
+            ),
+            "The factors are transposed: pi belongs to Omega, 1/pi to Gamma.": (
+                lambda Omega, Gamma, c: _shifted(
+                    Omega, Gamma, np.sqrt(c) / _pi(Omega, Gamma), np.sqrt(c) * _pi(Omega, Gamma)
+                )
+            ),
+            "Without pi the result changes when a number moves from Omega to Gamma.": (
+                lambda Omega, Gamma, c: _shifted(Omega, Gamma, np.sqrt(c), np.sqrt(c))
+            ),
+            "Both factors get pi: in their product it does not cancel.": lambda Omega, Gamma, c: (
+                _shifted(Omega, Gamma, *[_pi(Omega, Gamma) * np.sqrt(c)] * 2)
+            ),
+        },
+    ),
+    "4.3": Exercise(
+        _clip_cases,
+        lambda nu, C: min(1.0, np.sqrt(C / nu)),
+        {
+            "A missing root: nu is quadratic in the step.": lambda nu, C: min(1.0, C / nu),
+            "Short steps are lengthened: the clip only shortens.": lambda nu, C: np.sqrt(C / nu),
+            "Short steps are lengthened, and a root is missing.": lambda nu, C: C / nu,
+            "The ratio is upside down.": lambda nu, C: min(1.0, np.sqrt(nu / C)),
+            "The ratio is upside down, and long steps get longer.": lambda nu, C: max(
+                1.0, np.sqrt(nu / C)
+            ),
+        },
+    ),
+    "4.4": Exercise(
+        _rule_cases,
+        lambda damping, rho, factor: adapted_damping(damping, rho, factor),
+        {
+            "The rule is turned round: where the model is right, trust it more and damp less.": (
+                lambda damping, rho, factor: adapted_damping(damping, rho, 1 / factor)
+            ),
+            "A negative rho says that the objective rose: that is below 1/4, too.": (
+                lambda damping, rho, factor: (
+                    damping if rho < 0 else adapted_damping(damping, rho, factor)
+                )
+            ),
+            "The middle is missing: between 1/4 and 3/4 the damping stays.": (
+                lambda damping, rho, factor: damping * factor if rho > 0.75 else damping / factor
+            ),
+            "The damping never grows: below 1/4 it has to.": lambda damping, rho, factor: (
+                damping * factor if rho > 0.75 else damping
+            ),
+        },
+    ),
+}

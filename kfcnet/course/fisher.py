@@ -1,0 +1,151 @@
+"""Chapter 1: scores, Fisher matrices, the natural gradient."""
+
+import numpy as np
+
+from kfcnet.course.checking import Exercise
+
+
+def _softmax(z):
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    return p / p.sum(axis=1, keepdims=True)
+
+
+def _one_hot(y, C):
+    return np.eye(C)[y]
+
+
+def _score(z, y):
+    return _softmax(z) - _one_hot(y, z.shape[1])
+
+
+def _score_cases(rng):
+    return [{"z": rng.normal(size=(5, 3)), "y": rng.integers(3, size=5)}]
+
+
+def _output_fisher(p):
+    """F_R (M, C, C) = diag(p) - p p^T of every example."""
+    return p[:, :, None] * np.eye(p.shape[1]) - p[:, :, None] * p[:, None, :]
+
+
+def _through(J, F_R):
+    """J^T F_R J of every example, (M, n, n)."""
+    return np.swapaxes(J, 1, 2) @ F_R @ J
+
+
+def _fisher_cases(rng):
+    return [{"J": rng.normal(size=(5, 3, 4)), "p": _softmax(rng.normal(size=(5, 3)))}]
+
+
+def _draw(p, u):
+    return (p.cumsum(axis=1) <= u[:, None]).sum(axis=1)
+
+
+def _gradients(J, p, y):
+    """The gradient of each example's own loss at the labels y, (M, n)."""
+    return np.einsum("mcn,mc->mn", J, p - _one_hot(y, p.shape[1]))
+
+
+def _second_moment(g):
+    return g.T @ g / len(g)
+
+
+def _sampled_cases(rng):
+    p = _softmax(rng.normal(size=(7, 3)))
+    return [
+        {
+            "J": rng.normal(size=(7, 3, 4)),
+            "p": p,
+            "labels": rng.integers(3, size=7),
+            "u": rng.random(7),
+        }
+    ]
+
+
+def _step_cases(rng):
+    root = rng.normal(size=(4, 6))
+    return [{"F": root @ root.T, "g": rng.normal(size=4), "damping": 0.3, "learning_rate": 0.1}]
+
+
+def _solve(F, g, damping):
+    return np.linalg.solve(F + damping * np.eye(len(F)), g)
+
+
+EXERCISES = {
+    "1.1": Exercise(
+        _score_cases,
+        _score,
+        {
+            "The sign is wrong: this is the derivative of log p, not of -log p.": lambda z, y: (
+                -_score(z, y)
+            ),
+            "A 1/M too much: D is the derivative of one example's own loss, not of the mean.": (
+                lambda z, y: _score(z, y) / len(z)
+            ),
+            "The softmax is missing: logits stand where probabilities belong.": lambda z, y: (
+                z - _one_hot(y, z.shape[1])
+            ),
+            "The label is missing: this is the same for every y.": lambda z, y: _softmax(z),
+        },
+    ),
+    "1.2": Exercise(
+        _fisher_cases,
+        lambda J, p: _through(J, _output_fisher(p)).mean(axis=0),
+        {
+            "A missing 1/M: the Fisher matrix is a mean over the examples.": lambda J, p: _through(
+                J, _output_fisher(p)
+            ).sum(axis=0),
+            "The term p p^T of F_R is missing: the score has a mean of zero, this has not.": (
+                lambda J, p: _through(J, p[:, :, None] * np.eye(p.shape[1])).mean(axis=0)
+            ),
+            "F_R is the identity here: that is the Fisher matrix of a squared error.": (
+                lambda J, p: _through(J, np.eye(p.shape[1])).mean(axis=0)
+            ),
+            "The mean over examples is taken too early: of J and p, and not of the product.": (
+                lambda J, p: _through(J.mean(axis=0)[None], _output_fisher(p.mean(axis=0)[None]))[0]
+            ),
+        },
+    ),
+    "1.3": Exercise(
+        _sampled_cases,
+        lambda J, p, labels, u: _second_moment(_gradients(J, p, _draw(p, u))),
+        {
+            "This is the empirical Fisher matrix: its targets are the labels, not samples from the "
+            "model.": lambda J, p, labels, u: _second_moment(_gradients(J, p, labels)),
+            "The targets are the most probable classes; they have to be drawn, by u.": (
+                lambda J, p, labels, u: _second_moment(_gradients(J, p, p.argmax(axis=1)))
+            ),
+            "A missing 1/M: the Fisher matrix is a mean over the examples.": (
+                lambda J, p, labels, u: len(p) * _second_moment(_gradients(J, p, _draw(p, u)))
+            ),
+            "This is the outer product of the mean gradient; it should be the mean of the outer "
+            "products.": lambda J, p, labels, u: np.outer(
+                *[_gradients(J, p, _draw(p, u)).mean(axis=0)] * 2
+            ),
+        },
+    ),
+    "1.4": Exercise(
+        _step_cases,
+        lambda F, g, damping, learning_rate: -learning_rate * _solve(F, g, damping),
+        {
+            "The sign is wrong: this step goes uphill.": lambda F, g, damping, learning_rate: (
+                learning_rate * _solve(F, g, damping)
+            ),
+            "The damping is missing.": lambda F, g, damping, learning_rate: (
+                -learning_rate * _solve(F, g, 0.0)
+            ),
+            "The matrix is multiplied with the gradient; its inverse should be.": (
+                lambda F, g, damping, learning_rate: (
+                    -learning_rate * (F + damping * np.eye(len(F))) @ g
+                )
+            ),
+            "The damping is added to the inverse; it belongs to the matrix before the inversion.": (
+                lambda F, g, damping, learning_rate: (
+                    -learning_rate * (np.linalg.inv(F) + damping * np.eye(len(F))) @ g
+                )
+            ),
+            "The learning rate is missing.": lambda F, g, damping, learning_rate: (
+                -_solve(F, g, damping)
+            ),
+        },
+    ),
+}

@@ -1,0 +1,223 @@
+"""Chapter 5: an update, timescales, milestones, and the index arithmetic of a kernel."""
+
+import numpy as np
+
+from kfcnet.course.checking import Exercise
+
+
+def _update(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    v = -learning_rate * n
+    v = v * min(1.0, np.sqrt(C / (learning_rate**2 * nu_of_n)))
+    velocity = momentum * velocity + v
+    return theta + velocity, velocity
+
+
+def _clipped_last(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    scale = min(1.0, np.sqrt(C / (learning_rate**2 * nu_of_n)))
+    velocity = scale * (momentum * velocity - learning_rate * n)
+    return theta + velocity, velocity
+
+
+def _without_rate_in_nu(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    return _update(theta, velocity, n, learning_rate, momentum, C, nu_of_n / learning_rate**2)
+
+
+def _linear_rate_in_nu(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    return _update(theta, velocity, n, learning_rate, momentum, C, nu_of_n / learning_rate)
+
+
+def _unclipped(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    return _update(theta, velocity, n, learning_rate, momentum, np.inf, nu_of_n)
+
+
+def _moved_first(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    _, after = _update(theta, velocity, n, learning_rate, momentum, C, nu_of_n)
+    return theta + velocity, after
+
+
+def _weighted_average(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    v = -learning_rate * n * min(1.0, np.sqrt(C / (learning_rate**2 * nu_of_n)))
+    velocity = momentum * velocity + (1 - momentum) * v
+    return theta + velocity, velocity
+
+
+def _update_cases(rng):
+    common = {"learning_rate": 0.5, "momentum": 0.9, "C": 0.3}
+    return [
+        {
+            **{name: rng.normal(size=4) for name in ("theta", "velocity", "n")},
+            **common,
+            "nu_of_n": nu_of_n,
+        }
+        for nu_of_n in (7.0, 1e-3)
+    ]
+
+
+def _decay_cases(rng):
+    return [{"batch_size": 512, "period": period, "timescale": 50000.0} for period in (1, 5, 20)]
+
+
+def _first_cases(rng):
+    updates = np.array([0, 10, 20, 30, 40, 50])
+    errors = np.array([0.9, 0.4, 0.2, 0.25, 0.1, 0.15])
+    return [{"updates": updates, "errors": errors, "level": level} for level in (0.3, 0.2, 0.05)]
+
+
+def _at(updates, reached):
+    return updates[np.argmax(reached)] if reached.any() else np.inf
+
+
+def _patch_cases(rng):
+    x = rng.normal(size=(2, 4, 5, 2))
+    entries = [(0, 0), (7, 0), (0, 1), (7, 6), (19, 18), (33, 11), (12, 4), (26, 9)]
+    return [{"x": x, "row": row, "column": column, "K": 3} for row, column in entries]
+
+
+def _patch_element(x, row, column, K, swapped=False, padding=None, wraps=False):
+    if column == 0:
+        return 1.0
+    M, H, W, J = x.shape
+    padding = K // 2 if padding is None else padding
+    delta, j = divmod(column - 1, J)
+    if swapped:
+        j, delta = divmod(column - 1, K * K)
+    m, t = divmod(row, H * W)
+    h, w = t // W + delta // K - padding, t % W + delta % K - padding
+    if wraps:
+        return x[m, h % H, w % W, j]
+    return x[m, h, w, j] if 0 <= h < H and 0 <= w < W else 0.0
+
+
+def _mirrored(x, row, column, K):
+    H, W = x.shape[1:3]
+    if column == 0:
+        return 1.0
+    delta, j = divmod(column - 1, x.shape[3])
+    m, t = divmod(row, H * W)
+    h, w = t // W - delta // K + K // 2, t % W - delta % K + K // 2
+    return x[m, h, w, j] if 0 <= h < H and 0 <= w < W else 0.0
+
+
+def _without_the_one(x, row, column, K):
+    """Column `column` of the patch matrix without its homogeneous column."""
+    last = K * K * x.shape[3]
+    return _patch_element(x, row, min(column + 1, last), K)
+
+
+def _thread_cases(rng):
+    return [
+        {"thread": thread, "tile_row": row, "tile_column": column, "TILE": 16}
+        for thread, row, column in ((0, 0, 1), (5, 1, 3), (14, 0, 0), (7, 2, 2))
+    ]
+
+
+def _entry(thread, tile_row, tile_column, TILE):
+    return tile_row * TILE + thread // (TILE // 4) * 4, tile_column * TILE + thread % (
+        TILE // 4
+    ) * 4
+
+
+EXERCISES = {
+    "5.1": Exercise(
+        _update_cases,
+        _update,
+        {
+            "The clip comes after the momentum; it belongs before it.": _clipped_last,
+            "nu is that of n, not of the step: v = -alpha n, so nu has an alpha^2.": (
+                _without_rate_in_nu
+            ),
+            "nu is quadratic in the step: it has alpha^2, not alpha.": _linear_rate_in_nu,
+            "The clip is missing.": _unclipped,
+            "The parameters move by the old velocity.": _moved_first,
+            "The step is multiplied by 1 - mu; here the velocity is a sum, not an average.": (
+                _weighted_average
+            ),
+        },
+    ),
+    "5.2": Exercise(
+        _decay_cases,
+        lambda batch_size, period, timescale: np.exp(-period * batch_size / timescale),
+        {
+            "The period is missing: several mini-batches pass between two statistics.": (
+                lambda batch_size, period, timescale: np.exp(-batch_size / timescale)
+            ),
+            "The timescale is counted in updates; it is in examples.": (
+                lambda batch_size, period, timescale: np.exp(-period / timescale)
+            ),
+            "This is the weight of what is new; asked for is the weight of what is old.": (
+                lambda batch_size, period, timescale: 1 - np.exp(-period * batch_size / timescale)
+            ),
+            "The exponential is replaced by its first two terms.": (
+                lambda batch_size, period, timescale: 1 - period * batch_size / timescale
+            ),
+        },
+    ),
+    "5.3": Exercise(
+        _first_cases,
+        lambda updates, errors, level: _at(updates, errors <= level),
+        {
+            "A curve that never comes to the level has no update: return infinity.": (
+                lambda updates, errors, level: updates[np.argmax(errors <= level)]
+            ),
+            "This is the place in the array; asked for is the number of updates.": (
+                lambda updates, errors, level: _at(np.arange(len(updates)), errors <= level)
+            ),
+            "This is where the error is lowest, not where it first comes to the level.": (
+                lambda updates, errors, level: (
+                    updates[np.argmin(errors)] if errors.min() <= level else np.inf
+                )
+            ),
+            "An error equal to the level has come to it.": lambda updates, errors, level: _at(
+                updates, errors < level
+            ),
+        },
+    ),
+    "5.4": Exercise(
+        _patch_cases,
+        lambda x, row, column, K: _patch_element(x, row, column, K),
+        {
+            "Columns are in the paper's order, j|Delta| + delta; here it is delta*J + j.": (
+                lambda x, row, column, K: _patch_element(x, row, column, K, swapped=True)
+            ),
+            "The padding is missing: the patch begins at its location instead of around it.": (
+                lambda x, row, column, K: _patch_element(x, row, column, K, padding=0)
+            ),
+            "Outside of the image there are zeros; an index below zero counts from the end.": (
+                lambda x, row, column, K: _patch_element(x, row, column, K, wraps=True)
+            ),
+            "The patch is mirrored: at offset delta the input is at t + delta, not t - delta.": (
+                _mirrored
+            ),
+            "Column 0 is the homogeneous one; the patch begins at column 1.": _without_the_one,
+        },
+    ),
+    "5.5": Exercise(
+        _thread_cases,
+        _entry,
+        {
+            "Rows and columns of the threads are exchanged: neighbouring threads have neighbouring "
+            "columns.": lambda thread, tile_row, tile_column, TILE: (
+                tile_row * TILE + thread % (TILE // 4) * 4,
+                tile_column * TILE + thread // (TILE // 4) * 4,
+            ),
+            "A thread has 4 x 4 entries: the next one begins 4 further.": (
+                lambda thread, tile_row, tile_column, TILE: (
+                    tile_row * TILE + thread // (TILE // 4),
+                    tile_column * TILE + thread % (TILE // 4),
+                )
+            ),
+            "This is the place in the tile; the tile has a place in Omega, too.": (
+                lambda thread, tile_row, tile_column, TILE: (
+                    thread // (TILE // 4) * 4,
+                    thread % (TILE // 4) * 4,
+                )
+            ),
+            "A row of the tile has TILE/4 threads, not TILE.": (
+                lambda thread, tile_row, tile_column, TILE: (
+                    tile_row * TILE + thread // TILE * 4,
+                    tile_column * TILE + thread % TILE * 4,
+                )
+            ),
+        },
+    ),
+}
