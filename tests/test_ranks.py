@@ -65,6 +65,9 @@ OPTIMIZERS = {
         for structure in STRUCTURES
         if structure != "kfc"
     },
+    "kfc_pre with bounded steps": KfcPreConfig(
+        **{**KFC, "learning_rate": 3.0, "clip": None}, damping="auto"
+    ),
     "kfc_pre with exact damping": KfcPreConfig(**KFC, tikhonov="exact"),
     "kfac": KfacConfig(**SECOND, inverse_period=4),
     "kfac with exact damping": KfacConfig(**SECOND, tikhonov="exact", damping_period=3),

@@ -50,6 +50,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         CAPTURED.
         """
         predictive, dz, totals = self._forward(batch)
+        examples = self.ops.ranks.whole(batch.size)
         if statistics_decay is not None:
             if all(block.CAPTURED for block in self.blocks):
                 self._update_statistics(predictive, statistics_decay)
@@ -65,9 +66,9 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
             if self.config.clip is not None:
                 clip_scale, nu = self._clip_scale(predictive)
             if self.has_polyak_bound:
-                clip_scale = self._polyak_scale(clip_scale, totals, batch.size)
+                clip_scale = self._polyak_scale(clip_scale, totals, examples)
         self.running_sums.add(self.step_counter, totals, clip_scale, nu)
-        self._move(self.direction, clip_scale, self.ops.ranks.whole(batch.size))
+        self._move(self.direction, clip_scale, examples)
         self.ops.advance(self.step_counter)
         return Step(totals, clip_scale)
 
