@@ -69,9 +69,13 @@ class BatchSequence:
 class Examples:
     """Images and labels of one part of a data set, turned into mini-batches on the device."""
 
-    def __init__(self, ops, images, labels, mean, input_scale):
-        """images uint8 (N, H, W, C), labels int32 (N,); inputs are (pixel - mean) / input_scale."""
+    def __init__(self, ops, images, labels, mean, input_scale, reconstructs=False):
+        """images uint8 (N, H, W, C), labels int32 (N,); inputs are (pixel - mean) / input_scale.
+
+        reconstructs: whether the targets are the inputs (M, H*W*C) in place of the labels.
+        """
         self.ops, self.images, self.labels = ops, ops.to_device(images), ops.to_device(labels)
+        self.reconstructs = reconstructs
         self.mean, self.scale = ops.asarray(mean), 1 / input_scale
         self._gathered = ops.captured(self.gather)
 
@@ -90,6 +94,8 @@ class Examples:
     def gather(self, indices, batch=None, step=0):
         """The Batch of the examples `indices` (M,), or of a part: see Primitives.gather."""
         inputs = self.ops.gather(self.images, indices, self.mean, self.scale, batch, step)
+        if self.reconstructs:
+            return Batch(inputs, inputs.reshape(len(inputs), -1))
         return Batch(inputs, self.ops.take(self.labels, indices, batch, step))
 
 

@@ -14,7 +14,8 @@ class Evaluated(NamedTuple):
     """A loss at the logits z (M, C) of a mini-batch, all of it on the device.
 
     predictive (M, C): the model's distribution; dz (M, C): derivatives of each example's loss;
-    totals (2,): the sum of the losses in nats and how many predictions are wrong.
+    totals (2,): the sum of the losses in nats, and that of the examples' errors: how many
+    predictions are wrong, or the mean square of what the outputs miss.
     """
 
     predictive: Any
@@ -65,12 +66,15 @@ class SquaredError:
         self.ops, self.seed = ops, seed
 
     def evaluate(self, z, targets):
-        """z (M, C), targets (M, C) -> Evaluated: z, z - y, and no number wrong."""
+        """z (M, C), targets (M, C) -> Evaluated: z, z - y, and |z - y|^2 / C as an error.
+
+        For targets of variance one that is the share of their variance that is missed.
+        """
         dz = self.ops.copy(z)
         self.ops.axpy(-1.0, targets, dz)
-        halves = 0.5 * self.ops.dot(dz, dz)
+        squares = self.ops.dot(dz, dz)
         totals = self.ops.zeros((2,))
-        totals[:1] = halves
+        totals[:1], totals[1:] = 0.5 * squares, squares / z.shape[1]
         return Evaluated(z, dz, totals)
 
     def predictive(self, z):

@@ -170,11 +170,14 @@ class OpsConfig(Model):
 
 
 class Config(Model):
-    """The configuration of one run."""
+    """The configuration of one run.
+
+    With `loss: squared_error` the network is an autoencoder: its targets are its own inputs.
+    """
 
     data: AnyDataConfig
     network: Annotated[tuple[LayerConfig, ...], Field(strict=False, min_length=1)]
-    loss: Literal["softmax_cross_entropy"] = "softmax_cross_entropy"
+    loss: Literal["softmax_cross_entropy", "squared_error"] = "softmax_cross_entropy"
     optimizer: OptimizerConfig
     evaluation: EvaluationConfig = EvaluationConfig()
     diagnostics: DiagnosticsConfig | None = None

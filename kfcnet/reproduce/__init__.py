@@ -37,6 +37,7 @@ FIGURES = (
     "free",
     "invariance",
     "autocovariance",
+    "autoencoder",
     "all",
 )
 KINDS = ("png", "svg")

@@ -240,6 +240,13 @@ def _published():
             epochs=3,
             words="plugged-in autocovariances",
         ),
+        Curve("autoencoder_kfac", "digits_autoencoder_kfac", rates=()),
+        Curve(
+            "autoencoder_sgd",
+            "digits_autoencoder_sgd",
+            grows=True,
+            stages=(Stage(10.0, None), Stage(30.0, 3), Stage(60.0, 2)),
+        ),
         Curve("cifar_sgd_max", "cifar_sgd", _pools("max", 2, 3), rate_of="cifar_sgd", seeds=1),
         Curve("cifar_sgd_avg", "cifar_sgd", _pools("avg", 1), rate_of="cifar_sgd", seeds=1),
         Curve("svhn_sgd_avg", "svhn_sgd", _pools("avg", 1, 2, 3), rate_of="svhn_sgd", seeds=1),
@@ -590,6 +597,13 @@ def _figures(main, *others):
             "free": FigurePlan(
                 "Hessian-free optimization, with and without KFC (section 3.2)",
                 _loss_and_error(free, "updates"),
+            ),
+            "autoencoder": FigurePlan(
+                "K-FAC and SGD on a dense autoencoder (Martens and Grosse 2015)",
+                (
+                    *_loss_and_error(("autoencoder_kfac", "autoencoder_sgd"), "updates"),
+                    PanelPlan("c", "error", ("autoencoder_kfac", "autoencoder_sgd"), "epochs"),
+                ),
             ),
             "autocovariance": FigurePlan(
                 "Autocovariances plugged into Theorem 1 (section 3.1)",

@@ -48,9 +48,19 @@ def resolved(config, dataset):
         config = config.model_copy(update={"data": data})
     *layers, last = config.network
     if getattr(last, "units", 1) is None:
-        last = last.model_copy(update={"units": dataset.classes})
+        last = last.model_copy(update={"units": outputs(config, dataset)})
         config = config.model_copy(update={"network": (*layers, last)})
     return config
+
+
+def reconstructs(config):
+    """Whether a configuration's network is an autoencoder."""
+    return config.loss == "squared_error"
+
+
+def outputs(config, dataset):
+    """How many units the last layer has: one a class, or one a pixel and map."""
+    return dataset.mean.size if reconstructs(config) else dataset.classes
 
 
 def with_classes(config, layers):
@@ -101,10 +111,11 @@ def build_for(dataset, config, ops):
     except ValueError as error:
         raise ConfigError(str(error)) from None
     shape = optimizer.network.layers[-1].output_shape
-    if shape != (dataset.classes,):
+    if shape != (outputs(config, dataset),):
+        what = "values an image" if reconstructs(config) else "classes"
         raise ConfigError(
             f"network: its output has shape {shape}, but {config.data.name} has "
-            f"{dataset.classes} classes: end with a dense layer of so many "
+            f"{outputs(config, dataset)} {what}: end with a dense layer of so many "
             "units"
         )
     return optimizer
@@ -138,7 +149,8 @@ def _check_shares(optimizer, count):
 def examples_of(dataset, part, config, ops):
     """The Examples of a Dataset's "train" or "test" part, scaled as a configuration says."""
     images, labels = (getattr(dataset, f"{part}_{kind}") for kind in ("images", "labels"))
-    return Examples(ops, images, labels, dataset.mean, config.data.input_scale)
+    scale = config.data.input_scale
+    return Examples(ops, images, labels, dataset.mean, scale, reconstructs(config))
 
 
 def captured_step(optimizer, draw, size):

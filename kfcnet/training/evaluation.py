@@ -17,12 +17,14 @@ from kfcnet.exports import from_arrays, to_arrays
 from kfcnet.layers import Layer
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
-from kfcnet.training.build import build_model, build_ops, with_classes
+from kfcnet.training.build import build_model, build_ops, reconstructs, with_classes
 
 
 @one_blas_thread
 def evaluate(network, loss, examples, indices=None, check=lambda: None):
-    """(mean loss in nats, share of wrong classes) of a network as it stands on some examples.
+    """(mean loss in nats, mean error) of a network as it stands on some examples.
+
+    The error is the share of wrong classes, of an autoencoder the mean square of what it misses.
 
     `indices` (n,): which examples, all by default. `check` is called between mini-batches, for
     callers who want to stop by raising.
@@ -82,8 +84,15 @@ class TrainedNetwork:
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from None
 
-    def predict(self, images: ArrayLike) -> NDArray[np.int64]:
-        """Class numbers int64 (M,) of raw images (M, H, W, C); `class_names` has their names."""
+    def predict(self, images: ArrayLike) -> NDArray:
+        """Class numbers int64 (M,) of raw images (M, H, W, C); `class_names` has their names.
+
+        An autoencoder gives the images (M, H, W, C) that it makes of them, as floating-point
+        pixels.
+        """
+        if reconstructs(self.config):
+            pixels = self.logits(images).reshape(-1, *self.mean.shape)
+            return pixels * self.config.data.input_scale + self.mean
         return self.probabilities(images).argmax(axis=1)
 
     def predict_proba(self, images: ArrayLike) -> NDArray:
@@ -179,7 +188,8 @@ class TrainedNetwork:
             )
 
     def examples(self, images: ArrayLike, labels: ArrayLike) -> Examples:
-        """Raw images uint8 (M, H, W, C) and labels (M,) as the network takes them.
+        """Raw images uint8 (M, H, W, C) and labels (M,), which an autoencoder does not look at, as
+        the network takes them.
 
         Raises ValueError for images of another shape or kind than the network was trained on, and
         for labels that are not its classes.
@@ -199,12 +209,18 @@ class TrainedNetwork:
             raise ValueError(f"labels of shape {labels.shape} given for {len(images)} images")
         (classes,) = self.network.layers[-1].output_shape
         wrong = wrong_label(labels, 0, classes - 1)
-        if wrong is not None:
+        if wrong is not None and not reconstructs(self.config):
             raise ValueError(
                 f"the label of image {wrong} is {labels[wrong]}, not one of 0 to {classes - 1}"
             )
-        labels = labels.astype(np.int32)
-        return Examples(self.network.ops, images, labels, self.mean, self.config.data.input_scale)
+        return Examples(
+            self.network.ops,
+            images,
+            labels.astype(np.int32),
+            self.mean,
+            self.config.data.input_scale,
+            reconstructs(self.config),
+        )
 
 
 def load_run(path: str | Path, device: str = "cpu") -> TrainedNetwork:

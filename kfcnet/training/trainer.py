@@ -41,6 +41,7 @@ from kfcnet.training.build import (
     captured_step,
     examples_of,
     is_open,
+    reconstructs,
     resolved,
 )
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
@@ -219,18 +220,28 @@ class Trainer:
     def _warn_if_nothing_was_learned(self):
         metrics = read_metrics(self.folder.metrics)
         first, last = metrics["train_loss"][[0, -1]]
-        labels = self.dataset.train_labels[self.measured]
-        chance = 1 - np.bincount(labels).max() / len(labels)
         if last > first:
             what = f"the training loss is {last:.4g} at the end and was {first:.4g} at the start"
-        elif metrics["train_error"][-1] >= chance:
+        elif metrics["train_error"][-1] >= self._error_of_chance(metrics):
+            trivial = (
+                "the untrained network"
+                if reconstructs(self.config)
+                else "always naming the most frequent class"
+            )
             what = (
                 f"the training error is {metrics['train_error'][-1]:.2%} at the end, no better "
-                "than always naming the most frequent class"
+                f"than {trivial}"
             )
         else:
             return
         warnings.warn(f"{what}. {self._ways_out()} may help", TrainingWarning, stacklevel=2)
+
+    def _error_of_chance(self, metrics):
+        """What an answer that ignores the input gets, about, on the measured training examples."""
+        if reconstructs(self.config):
+            return 0.99 * metrics["train_error"][0]
+        labels = self.dataset.train_labels[self.measured]
+        return 1 - np.bincount(labels).max() / len(labels)
 
     def _ways_out(self):
         """Settings that the optimizer has and that may save a run that fails."""
