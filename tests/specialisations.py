@@ -80,7 +80,9 @@ class RecordingRuntime:
 
     def empty(self, shape, dtype):
         small = np.prod(shape) <= 16  # device scalars, which Python calculates with
-        return np.ones(shape, dtype) if small else np.empty(shape, dtype)
+        # A counter is negative: no step was one whose loss is not finite.
+        value = -1 if np.dtype(dtype) == np.int64 else 1
+        return np.full(shape, value, dtype) if small else np.empty(shape, dtype)
 
     zeros = empty
 
