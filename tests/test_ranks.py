@@ -58,6 +58,7 @@ OPTIMIZERS = {
     "rmsprop": RmspropConfig(learning_rate=0.01),
     "adam": AdamConfig(learning_rate=0.01),
     "kfc_pre": KfcPreConfig(**KFC),
+    "kfc_pre with damping auto": KfcPreConfig(**KFC | dict(learning_rate=3.0), damping="auto"),
     "kfc_pre with a delay": KfcPreConfig(**KFC, inverse_delay=3),
     "kfc_pre in a thread of the host": KfcPreConfig(**KFC, inverse_delay=2, inverse_on="host"),
     **{

@@ -15,7 +15,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         g <- gradient of h, the mean loss plus lambda/2 |weights|^2
         n <- [F^(gamma)]^-1 g, the natural gradient, layer by layer                       Eq. 22
         v <- -alpha n, times min(1, sqrt(C / nu)) for nu = v^T F v + lambda |v|^2
-        with damping: auto, v times min(1, (1 - mu) h / -g^T v) of this v, besides
+        with damping: auto, besides v times min(1, 2 (1 - mu) h / -g^T v)
         velocity <- mu velocity + v
         theta <- theta + velocity
         average <- xi average + (1 - xi) theta
@@ -92,12 +92,12 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         return self.ops.clip_scale(along_n, self.learning_rate_on_device, c.clip)
 
     def _polyak_scale(self, scale, totals, examples):
-        """min(scale, (1 - mu) h / (alpha g^T n)) (1,): the Polyak step as the longest one.
+        """min(scale, 2 (1 - mu) h / (alpha g^T n)) (1,): the Polyak step as the longest one.
 
-        To first order the step -alpha n lowers h by alpha g^T n. As h is never negative, a step
-        that promises to lower it by more than all of it is not one to believe; such steps come
-        where F vanishes and the gradient does not. Momentum adds 1 / (1 - mu) steps up. Loizou et
-        al. (2021) take the same bound for SGD, with the gradient in place of n.
+        h is never negative. A step to the minimum of a quadratic lowers it by g^T v / 2, so that
+        one with g^T v above 2 h believes in a minimum below zero: such steps come where F vanishes
+        and the gradient does not. Momentum adds 1 / (1 - mu) of them up. Loizou et al. (2021) bound
+        the steps of SGD so, with the gradient in place of n and c = 1/2.
         """
         network = self.network
         return self.ops.polyak_scale(
@@ -107,7 +107,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
             self.ops.weighted_dot(self.decay_vector, network.theta, network.theta),
             self.ops.dot(network.gradient, self.direction),
             self.learning_rate_on_device,
-            1 - self.config.momentum,
+            2 * (1 - self.config.momentum),
         )
 
     def _invert(self):

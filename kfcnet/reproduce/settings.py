@@ -1,0 +1,283 @@
+"""KFC-pre's final objective for every learning rate and damping: what docs/settings.md shows.
+
+Small networks on small data, trained for a while with the settings that `kfcnet.fit` chooses, but
+for the rate, the damping and the clip. `measure` leaves rows, `draw` and `table` read them.
+"""
+
+import csv
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kfcnet import data
+from kfcnet.batches import BatchSequence, Loader
+from kfcnet.config import load_config, parse_config
+from kfcnet.figures.curves import COLOURS, save_figure
+from kfcnet.ops.cpu.blas import one_blas_thread
+from kfcnet.training.build import build_for, build_ops, examples_of, resolved
+from kfcnet.training.evaluation import evaluate
+from kfcnet.training.fit import settings_for
+
+RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+DAMPINGS = ("auto", 0.001, 0.01, 0.1, 0.3)
+CLIPS = (0.3, 0.003)  # as published, and counting momentum; `auto` goes with the first
+SETS = {"digits": 15, "three": 20, "cifar": 12}  # epochs
+TITLES = {
+    "digits": "UCI digits 8x8",
+    "three": "three digits, enlarged to 28x28",
+    "cifar": "CIFAR-10, 2,000 images",
+}
+FIELDS = (
+    "data", "rate", "damping", "clip", "seed", "start", "objective", "train_loss", "train_error",
+    "test_error", "seconds",
+)  # fmt: skip
+
+
+def _conv(filters, kernel, **settings):
+    return [{"layer": "conv", "filters": filters, "kernel": kernel, **settings}, {"layer": "relu"}]
+
+
+NETWORKS = {
+    "digits": [
+        *_conv(16, 3, padding=1),
+        {"layer": "max_pool", "size": 3, "stride": 2},
+        *_conv(16, 3, padding=1),
+        {"layer": "dense"},
+    ],
+    "three": [
+        *_conv(8, 5, stride=2),
+        {"layer": "max_pool", "size": 2, "stride": 2},
+        *_conv(16, 3),
+        {"layer": "dense"},
+    ],
+    "cifar": [
+        *_conv(16, 5, stride=2, padding=2),
+        {"layer": "max_pool", "size": 3, "stride": 2},
+        *_conv(16, 3, padding=1),
+        {"layer": "dense"},
+    ],
+}
+
+
+def data_set(name: str, path: Path | None = None) -> data.Dataset:
+    """One of SETS; path: where the files of CIFAR-10 are."""
+    if name == "cifar":
+        config = load_config("cifar_kfc").data.model_copy(update={"path": path})
+        whole = data.load(config)
+        return data.from_arrays(
+            whole.train_images[:2000],
+            whole.train_labels[:2000],
+            whole.test_images[:1000],
+            whole.test_labels[:1000],
+        )
+    digits = data.load(load_config("digits_kfc").data)
+    parts = [(digits.train_images, digits.train_labels), (digits.test_images, digits.test_labels)]
+    if name == "three":
+        parts = [_three_enlarged(*part) for part in parts]
+    return data.from_arrays(*parts[0], *parts[1])
+
+
+def _three_enlarged(images, labels):
+    """The digits 0, 1 and 2, each pixel 4 x 4 of them, two rows at every border cut off."""
+    images, labels = images[labels < 3], labels[labels < 3]
+    return images.repeat(4, axis=1).repeat(4, axis=2)[:, 2:30, 2:30], labels
+
+
+@one_blas_thread
+def train_once(dataset, name, rate, damping, clip, seed) -> dict:
+    """A row of FIELDS; the objective is that of the averaged parameters, NaN where a run failed."""
+    examples = len(dataset.train_labels)
+    given = {"name": "kfc_pre", "learning_rate": rate, "damping": damping, "clip": clip}
+    document = {
+        "data": {"name": "arrays"},
+        "network": NETWORKS[name],
+        "optimizer": settings_for(given, examples),
+        "epochs": SETS[name],
+        "seed": seed,
+        "device": "cpu",
+        "ops": {"shards": 1},
+    }
+    config = resolved(parse_config(json.dumps(document)), dataset)
+    ops = build_ops(config)
+    optimizer = build_for(dataset, config, ops)
+    network, loss, batch_size = optimizer.network, optimizer.loss, config.optimizer.batch_size
+    train, test = (examples_of(dataset, part, config, ops) for part in ("train", "test"))
+    start, _ = evaluate(network, loss, train)
+    first = BatchSequence(examples, batch_size, seed)
+    loader, steps = Loader(train, batch_size, seed), SETS[name] * examples // batch_size
+    row = dict.fromkeys(FIELDS, float("nan"))
+    row |= dict(data=name, rate=rate, damping=damping, clip=clip, seed=seed, start=start)
+    begun = time.process_time()
+    try:
+        with np.errstate(all="ignore"):
+            optimizer.prepare(
+                train.batch(first.indices(i)) for i in range(-(-examples // batch_size))
+            )
+            for step in range(steps):
+                optimizer.step(loader.batch(step))
+            row["seconds"] = time.process_time() - begun
+            with network.using(optimizer.average):
+                row["train_loss"], row["train_error"] = evaluate(network, loss, train)
+                _, row["test_error"] = evaluate(network, loss, test)
+            row["objective"] = row["train_loss"] + optimizer.penalty(optimizer.average)
+    except (FloatingPointError, np.linalg.LinAlgError):
+        pass
+    return row
+
+
+def measure(
+    path: Path,
+    sets: Iterable[str] = SETS,
+    seeds: Iterable[int] = (0, 1, 2),
+    dampings: Iterable = DAMPINGS,
+    clips: Iterable[float] = CLIPS,
+    rates: Iterable[float] = RATES,
+    cifar: Path | None = None,
+) -> None:
+    """Train what `path`, a CSV file of FIELDS, does not have yet, and add its rows."""
+    done = {_key(row) for row in read(path)} if path.exists() else set()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if not file.tell():
+            writer.writeheader()
+        for name in sets:
+            dataset = data_set(name, cifar)
+            for seed, damping, clip, rate in _points(seeds, dampings, clips, rates):
+                if _key(dict(data=name, rate=rate, damping=damping, clip=clip, seed=seed)) in done:
+                    continue
+                row = train_once(dataset, name, rate, damping, clip, seed)
+                writer.writerow({k: f"{v:.6g}" if type(v) is float else v for k, v in row.items()})
+                file.flush()
+
+
+def _points(seeds, dampings, clips, rates):
+    for seed in seeds:
+        for damping in dampings:
+            for clip in clips:
+                if damping == "auto" and clip != CLIPS[0]:
+                    continue
+                for rate in rates:
+                    yield seed, damping, clip, rate
+
+
+def _key(row):
+    numbers = (float(row[key]) for key in ("rate", "clip", "seed"))
+    return row["data"], str(row["damping"]), *numbers
+
+
+def read(path: Path) -> list[dict]:
+    """The rows of a file that `measure` wrote; all but data and damping are numbers."""
+    words = ("data", "damping")
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: row[key] if key in words else float(row[key]) for key in row} for row in rows]
+
+
+def worst(rows: list[dict]) -> dict[tuple, dict[float, float]]:
+    """{(data, damping, clip): {rate: the highest objective of all seeds, infinite where one
+    failed}}.
+    """
+    found: dict[tuple, dict[float, float]] = defaultdict(dict)
+    for row in rows:
+        objective = row["objective"] if np.isfinite(row["objective"]) else np.inf
+        line = found[row["data"], row["damping"], row["clip"]]
+        line[row["rate"]] = max(objective, line.get(row["rate"], 0.0))
+    return dict(found)
+
+
+def failures(rows: Iterable[dict]) -> tuple[int, int]:
+    """(runs that are not finite or end above a tenth of their first loss, runs): rates >= 0.003.
+
+    At lower rates a run may be slow without being wrong.
+    """
+    fast = [row for row in rows if row["rate"] >= 0.003]
+    return sum(not row["train_loss"] < row["start"] / 10 for row in fast), len(fast)
+
+
+def best_fixed(rows: list[dict], quantity: str) -> dict:
+    """{rate, damping, clip, quantity}, the median over seeds, of the fixed settings whose runs are
+    all finite and whose median is lowest.
+    """
+    values = defaultdict(list)
+    for row in rows:
+        if row["damping"] != "auto":
+            values[row["rate"], row["damping"], row["clip"]].append(row[quantity])
+    medians = {key: median(found) for key, found in values.items() if np.isfinite(found).all()}
+    key = min(medians, key=medians.get)
+    return dict(zip(("rate", "damping", "clip"), key, strict=True)) | {quantity: medians[key]}
+
+
+def table(rows: list[dict], rate: float = 0.03) -> str:
+    """Markdown: `damping: auto` at one rate beside the best fixed settings of each data set."""
+    lines = [
+        f"| data | at the end | `damping: auto`, rate {rate:g} | best fixed | its rate, damping, "
+        "clip |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for name in SETS:
+        own = [row for row in rows if row["data"] == name]
+        auto = [row for row in own if row["damping"] == "auto" and row["rate"] == rate]
+        for quantity, title in (("train_loss", "training loss"), ("objective", "objective")):
+            if auto and any(row["damping"] != "auto" for row in own):
+                best = best_fixed(own, quantity)
+                lines.append(
+                    f"| {TITLES[name]} | {title} | {median(r[quantity] for r in auto):.3g} | "
+                    f"{best[quantity]:.3g} | {best['rate']:g}, {best['damping']}, "
+                    f"{best['clip']:g} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def failure_table(rows: list[dict]) -> str:
+    """Markdown: how many runs fail with each damping and clip on each data set."""
+    groups = defaultdict(list)
+    for row in rows:
+        clip = "" if row["damping"] == "auto" else f", {row['clip']:g}"
+        groups[row["damping"] + clip, row["data"]].append(row)
+    names = [name for name in SETS if any(row["data"] == name for row in rows)]
+    lines = [
+        f"| damping, clip | {' | '.join(TITLES[name] for name in names)} |",
+        f"| --- | {' | '.join('---:' for _ in names)} |",
+    ]
+    for setting in sorted({setting for setting, _ in groups}):
+        cells = [" of ".join(map(str, failures(groups[setting, name]))) for name in names]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict], out: Path) -> None:
+    """A panel for each data set: the worst objective of all seeds against the learning rate."""
+    save_figure(lambda: _panels(rows), out)
+
+
+def _panels(rows):
+    names = [name for name in SETS if any(row["data"] == name for row in rows)]
+    figure = Figure(figsize=(4 * len(names), 4), layout="constrained")
+    lines, top = worst(rows), 10.0
+    colours = dict(zip(map(str, DAMPINGS), ("black", *COLOURS), strict=False))
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for (data_name, damping, clip), line in sorted(lines.items(), key=str):
+            if data_name != name:
+                continue
+            rates = sorted(line)
+            label = "auto" if damping == "auto" else f"{damping}, clip {clip:g}"
+            axes.loglog(
+                rates,
+                [min(line[rate], top) for rate in rates],
+                color=colours[damping],
+                linestyle="-" if clip == CLIPS[0] else ":",
+                linewidth=3 if damping == "auto" else 1,
+                marker="." if damping == "auto" else None,
+                label=label,
+            )
+        axes.set(title=TITLES[name], xlabel="learning rate", ylim=(None, top * 1.2))
+    figure.axes[0].set_ylabel("objective at the end, highest of all seeds")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", title="damping")
+    return figure

@@ -1,0 +1,41 @@
+"""Train small networks at every rate and damping, and draw them from the records.
+
+python scripts/settings.py --train        # what results/settings/runs.csv lacks, minutes to an hour
+python scripts/settings.py                # the figure and the table, from the records alone
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # run the code of this checkout
+
+from kfcnet.reproduce import settings  # noqa: E402
+
+
+def main(argv=None):
+    """Read the arguments, train where asked to, and write table and figure."""
+    parser = argparse.ArgumentParser(description="Measure and draw how settings hold.")
+    parser.add_argument("--train", action="store_true", help="train what has no record yet")
+    parser.add_argument("--sets", nargs="+", choices=settings.SETS, default=list(settings.SETS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--dampings", nargs="+", default=list(map(str, settings.DAMPINGS)))
+    parser.add_argument("--clips", nargs="+", type=float, default=list(settings.CLIPS))
+    parser.add_argument("--cifar", type=Path, help="where the files of CIFAR-10 are")
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "settings")
+    options = parser.parse_args(argv)
+    runs = options.out / "runs.csv"
+    if options.train:
+        dampings = [d if d == "auto" else float(d) for d in options.dampings]
+        settings.measure(
+            runs, options.sets, options.seeds, dampings, options.clips, cifar=options.cifar
+        )
+    rows = settings.read(runs)
+    for name, text in (("best", settings.table(rows)), ("failures", settings.failure_table(rows))):
+        (options.out / f"{name}.md").write_text(text, encoding="utf-8")
+    settings.draw(rows, options.out / "settings.png")
+
+
+if __name__ == "__main__":
+    main()
