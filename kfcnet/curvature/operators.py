@@ -5,7 +5,7 @@ so that a layer's Kronecker block is Gamma (x) Omega. Being scipy.sparse.linalg.
 they can be handed to conjugate gradients, Lanczos or a stochastic trace estimator.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -17,9 +17,11 @@ from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.damping import damping_shifts
 from kfcnet.curvature.eigenbasis import damped_reciprocals, eigen_solve, product_eigenvalues
 from kfcnet.curvature.ekfac import EigenvalueCorrectedBlock
+from kfcnet.curvature.numpy_api import derivative_factor, input_factor
 from kfcnet.curvature.structures import build_block
 from kfcnet.network import Network
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.shapes import output_sides
 
 
 class FisherOperator(LinearOperator):
@@ -78,6 +80,30 @@ class FisherOperator(LinearOperator):
         return self
 
 
+def _factors_of(number, inputs, derivatives, kernel_size=1, stride=1, padding=0):
+    """(Omega, Gamma) of one layer; raises as `KroneckerFisher.from_arrays` says."""
+    inputs, derivatives = np.asarray(inputs), np.asarray(derivatives)
+    try:
+        for name, array in (("inputs", inputs), ("derivatives", derivatives)):
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ValueError(f"{name}: a number is not finite")
+        factors = (
+            input_factor(inputs, kernel_size, stride, padding),
+            derivative_factor(derivatives),
+        )
+        sides = inputs.shape[1:3] if inputs.ndim == 4 else (1, 1)
+        outputs = output_sides((1, *sides, 1), kernel_size, stride, padding)
+        expected = (len(inputs), *outputs) if derivatives.ndim == 4 else (len(inputs),)
+        if derivatives.shape[:-1] != expected or (derivatives.ndim == 2 and outputs != (1, 1)):
+            raise ValueError(
+                f"derivatives: shape {derivatives.shape} does not fit inputs of shape "
+                f"{inputs.shape}; expected {(len(inputs), *outputs)} and the maps out"
+            )
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"layer {number}: {error}") from None
+    return factors
+
+
 class KroneckerFisher(LinearOperator):
     """KFC's approximation of the Fisher matrix: block-diagonal, Gamma (x) Omega for each layer.
 
@@ -97,6 +123,24 @@ class KroneckerFisher(LinearOperator):
             raise TypeError(f"factors: they are {dtype}, not float32 or float64")
         super().__init__(dtype, (self._ends[-1],) * 2)
         self._ops = CpuOps(dtype, shards=1)
+
+    @classmethod
+    def from_arrays(cls, layers: Iterable[Mapping[str, Any]]) -> "KroneckerFisher":
+        """From what passes through the layers of any network, in any framework: KFC's factors.
+
+        layers: for each a mapping of
+            `inputs`: activations (M, H, W, J) of a convolution, or (M, J) of a dense layer
+            `derivatives`: of the pre-activations, (M, Ho, Wo, I) or (M, I), of each example's own
+                loss at a target drawn from the model's predictions, not at its label
+            `kernel_size`, `stride`, `padding`: of a convolution; 1, 1 and 0 by default
+        Derivatives of the mean loss over a mini-batch must be multiplied by M first. Vectors are in
+        the order of each layer's Wbar (I, 1 + K*K*J), row-major: the bias, then rows and columns of
+        the kernel, maps in fastest.
+
+        Raises ValueError naming the layer for shapes that do not belong together or a number that
+        is not finite, TypeError for an unknown key or another dtype than float32 and float64.
+        """
+        return cls([_factors_of(number, **layer) for number, layer in enumerate(layers)])
 
     @classmethod
     def of(cls, blocks: Iterable[KroneckerBlock]) -> "KroneckerFisher":
