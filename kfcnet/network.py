@@ -51,6 +51,9 @@ def build_network(
     """
     layers, shape = [], input_shape
     mappings = [dict(getattr(layer, "model_dump", lambda s=layer: s)()) for layer in specifications]
+    for index, mapping in enumerate(mappings):
+        if "layer" not in mapping:
+            raise ValueError(f"network.{index}: has no key layer, one of {', '.join(LAYERS)}")
     names = layer_names(mappings)
     for index, (arguments, name) in enumerate(zip(mappings, names, strict=True)):
         kind = arguments.pop("layer")
@@ -118,6 +121,8 @@ class Network:
                 layer.applies_relu = following.fused = True
         ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
+        first = self.layers[0]  # a layer may see its images as something else
+        self.input_shape = getattr(first, "image_shape", getattr(first, "shape", first.input_shape))
         self.theta = ops.asarray(self._initial(seed))
         self.gradient = ops.zeros(self.theta.shape)
         self.bind(self.theta)
@@ -163,11 +168,29 @@ class Network:
             self.bind(self.theta)
 
     def forward(self, x: Any, training: bool = False, step: Any = 0) -> Any:
-        """x (M, H, W, C) -> z (M, classes)."""
+        """x (M, H, W, C) of the primitives' number type -> z (M, classes).
+
+        Raises TypeError for another type, ValueError for another shape.
+        """
+        self._check_inputs(x)
         mode = Mode(training, step)
         for layer in self.layers:
             x = layer.forward(x, mode)
         return x
+
+    def _check_inputs(self, x):
+        expected = self.ops.dtype.name
+        if not hasattr(x, "dtype") or x.dtype != self.ops.dtype:
+            found = getattr(x, "dtype", type(x).__name__)
+            way_out = f"ops.asarray(x) makes them {expected}"
+            if found == np.uint8:
+                way_out = "scale pixels first, (pixels - mean) / deviation, as kfcnet.fit does"
+            raise TypeError(f"inputs are {found}; this network computes with {expected}: {way_out}")
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise ValueError(
+                f"inputs have shape {tuple(x.shape)}; the network takes "
+                f"(M, {', '.join(map(str, self.input_shape))})"
+            )
 
     def backward(self, dz: Any, per_example: bool = False) -> None:
         """Send dz (m, classes) down through the layers; m <= M, the first of the forward pass.

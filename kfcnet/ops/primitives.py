@@ -235,7 +235,10 @@ class Primitives(ABC):
 
     @abstractmethod
     def softmax_cross_entropy(self, z, labels):
-        """z (M, C), labels int32 (M,) -> (p, p - onehot, [sum of nats, number wrong])."""
+        """z (M, C), labels int32 (M,) -> (p, p - onehot, [sum of nats, number wrong]).
+
+        The CPU raises ValueError for a label that is no class; a GPU does not look at them.
+        """
 
     @abstractmethod
     def sampled_gradient(self, p, uniforms):

@@ -38,7 +38,15 @@ __all__ = [
 
 
 def build_optimizer(config: Any, network: Network, loss: Any) -> Optimizer:
-    """The optimizer that config.name asks for; raises ValueError for an unknown name."""
+    """The optimizer that config.name asks for, such as kfcnet.config.schema.SgdConfig's.
+
+    Raises ValueError for an unknown name, TypeError for what is no such model.
+    """
+    if not hasattr(config, "name"):
+        raise TypeError(
+            f"config: expected a model such as kfcnet.config.schema.KfcPreConfig(learning_rate=0.1)"
+            f", got {config!r}"
+        )
     if config.name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name: {config.name!r} is not one of {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[config.name](network, loss, config)

@@ -194,6 +194,9 @@ class ScheduledOptimizer(Optimizer):
         self._captured_update = self.ops.captured(self.update, *network.layers)
 
     def step(self, batch):
+        if not isinstance(batch, Batch):
+            kind = type(batch).__name__
+            raise TypeError(f"step: expected a kfcnet.batches.Batch(inputs, targets), got a {kind}")
         step = self.advance(self.ops.ranks.whole(batch.size), self._captured_update, batch)
         first = self.running_sums.read().nonfinite_step
         if first is not None:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from kfcnet import data
 from kfcnet.batches import Loader
 from kfcnet.config import ConfigError
+from kfcnet.config.errors import show
 from kfcnet.config.schema import Config
 from kfcnet.data import Dataset
 from kfcnet.figures import curves
@@ -130,6 +131,11 @@ def train(
     where the numbers fail, and TrainingInterrupted, once the state is saved, after SIGINT or
     SIGTERM.
     """
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"train: expected a Config, got {show(config)}; kfcnet.load_config(name) reads one, "
+            "and kfcnet.fit trains on arrays"
+        )
     ranks, folder = ranks or Alone(), RunFolder(out, resume, overwrite)
     with SharedFolder(folder, ranks) if ranks.count > 1 else folder as folder:
         if is_open(config):

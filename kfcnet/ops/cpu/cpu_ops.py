@@ -44,6 +44,21 @@ def _uses_native(native, dtype):
     return native != "off" and _native is not None and dtype.name in _native.DTYPES
 
 
+def _check_labels(z, labels):
+    """Raise ValueError for labels that are not one class number for each row of z (M, C)."""
+    if labels.dtype.kind not in "iu" or labels.shape != z.shape[:1]:
+        raise ValueError(
+            f"labels are {labels.dtype} {labels.shape}; for outputs {z.shape} they must be whole "
+            f"numbers of shape {z.shape[:1]}"
+        )
+    wrong = (labels < 0) | (labels >= z.shape[1])
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise ValueError(
+            f"the label of example {first} is {labels[first]}, not one of 0 to {z.shape[1] - 1}"
+        )
+
+
 class CpuOps(Eager):
     """The primitives over NumPy arrays; a device scalar is an array of shape (1,)."""
 
@@ -328,6 +343,7 @@ class CpuOps(Eager):
     # Losses and sampling
 
     def softmax_cross_entropy(self, z, labels):
+        _check_labels(z, labels)
         shifted = z - z.max(axis=1, keepdims=True)
         p = np.exp(shifted)
         sums = p.sum(axis=1, keepdims=True)
