@@ -1,0 +1,65 @@
+"""docs/settings.md: its tables and figure come from the records, and the records can be made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kfcnet.reproduce import settings
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "settings"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(settings, "SETS", {"digits": 1})
+
+
+def test_the_tables_are_those_of_the_records():
+    rows = settings.read(RESULTS / "runs.csv")
+    assert (RESULTS / "best.md").read_text(encoding="utf-8") == settings.table(rows)
+    assert (RESULTS / "failures.md").read_text(encoding="utf-8") == settings.failure_table(rows)
+
+
+def test_measuring_leaves_a_row_for_every_point_and_goes_on_where_it_stopped(short, tmp_path):
+    path = tmp_path / "runs.csv"
+    arguments = dict(seeds=[0], dampings=["auto", 0.1], rates=[0.03])
+    settings.measure(path, ["digits"], clips=[0.3], **arguments)
+    first = path.read_text()
+    settings.measure(path, ["digits"], clips=[0.3, 0.003], **arguments)
+    assert path.read_text().startswith(first)
+    rows = settings.read(path)
+    assert [(row["damping"], row["clip"]) for row in rows] == [
+        ("auto", 0.3), ("0.1", 0.3), ("0.1", 0.003),
+    ]  # fmt: skip
+    assert all(np.isfinite(row["objective"]) and row["objective"] < row["start"] for row in rows)
+    settings.draw(rows, tmp_path / "settings.png")
+    assert (tmp_path / "settings.png").stat().st_size > 5000
+
+
+def test_a_run_that_diverges_is_a_row_without_an_objective(short, tmp_path):
+    path = tmp_path / "runs.csv"
+    settings.measure(path, ["digits"], seeds=[0], dampings=[1e-9], clips=[1e30], rates=[1e9])
+    [row] = settings.read(path)
+    assert np.isnan(row["objective"]) and row["start"] > 0
+
+
+def row(damping, rate, loss, clip=0.3, data="digits"):
+    return dict(data=data, damping=damping, clip=clip, rate=rate, start=5.0, train_loss=loss,
+                objective=loss + 1)  # fmt: skip
+
+
+def test_tables_count_failures_and_find_the_best():
+    nan = float("nan")
+    rows = [
+        row("auto", 0.03, 0.1), row("auto", 0.03, 0.3), row("auto", 0.03, 0.2),
+        row("0.1", 0.03, 0.4), row("0.1", 0.3, nan), row("0.1", 0.3, 0.0), row("0.1", 0.001, 3.0),
+        row("0.1", 0.1, 0.6, clip=0.003),
+    ]  # fmt: skip
+    lines = settings.table(rows).splitlines()
+    assert lines[2] == "| UCI digits 8x8 | training loss | 0.2 | 0.4 | 0.03, 0.1, 0.3 |"
+    assert lines[3] == "| UCI digits 8x8 | objective | 1.2 | 1.4 | 0.03, 0.1, 0.3 |"
+    assert settings.failure_table(rows).splitlines()[2:] == [
+        "| 0.1, 0.003 | 1 of 1 |", "| 0.1, 0.3 | 1 of 3 |", "| auto | 0 of 3 |",
+    ]  # fmt: skip
+    assert settings.worst(rows)["digits", "0.1", 0.3] == {0.03: 1.4, 0.3: np.inf, 0.001: 4.0}
