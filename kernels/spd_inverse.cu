@@ -6,14 +6,15 @@
 // without pivoting). With U = A's columns K, its rows K replaced by minus the identity, all three
 // are one formula: A with zeros in rows and columns K, minus U D U^T.
 //
-//   spd_shift   matrix + shift * identity -> swept
+//   spd_damp    factors, damped by Eq. 21 -> swept
 //   spd_sweep   one sweep of all matrices, from one buffer to the other: a block cannot overwrite
 //               columns that others still read
-//   spd_result  minus the swept matrix, mirrored -> inverse
+//   spd_adopt   minus the swept matrices, mirrored -> inverses, where both of a pair succeeded
 //
-// The matrices (side, side), of the SIDES, lie one behind the other; only what is on and above the
-// diagonal is read again. A matrix of n rows is through after ceil(n / 32) sweeps, in the buffer
-// that the last of them wrote; later ones leave it alone.
+// The matrices (side, side), of the SIDES, lie one behind the other, Omega and Gamma of a layer in
+// pairs; only what is on and above the diagonal is read again. A matrix of n rows is through after
+// ceil(n / 32) sweeps, in the buffer that the last of them wrote; later ones leave it alone.
+// spd_damp, spd_adopt: a block has CHUNK neighbours of one matrix, a thread every 256th of them.
 // spd_sweep: a block has a tile of 64 x 64 on or above the diagonal, inverts the pivot block for
 // itself and leaves 16 entries to each of 256 threads. failed is 1 for a matrix with a pivot that
 // is not positive.
@@ -21,9 +22,13 @@
 // tests/test_ops.py.
 // Operations 2*side^3 a matrix, and half as many again; limited by latency: the sweeps wait for
 // each other.
+#include "block_sum.cuh"
 #include "tile_pair.cuh"
 
 constexpr int PIVOTS = 32, TILE = 64, THREADS = 256, PITCH = PIVOTS + 1, SPAN = TILE / 16;
+constexpr int CHUNK = 4096;
+constexpr float FLT_LARGE = 1e30f;  // the reciprocal of a pivot that is as good as zero
+static_assert(COUNT % 2 == 0, "a layer has two factors");
 
 struct Tile {
     int matrix, side, offset;  // of the matrix
@@ -44,6 +49,36 @@ __device__ __forceinline__ Tile tile_at(int index) {
         offset += side * side;
         ++matrix;
     }
+}
+
+struct Part {
+    int matrix, side, offset;  // of the matrix
+    int first, end;            // of the part in it
+};
+
+__device__ __forceinline__ Part part_at(int index) {
+    constexpr int sides[] = {SIDES};
+    int offset = 0, matrix = 0;
+    while (true) {
+        const int side = sides[matrix], size = side * side, parts = (size + CHUNK - 1) / CHUNK;
+        if (index < parts)
+            return {matrix, side, offset, index * CHUNK, min(index * CHUNK + CHUNK, size)};
+        index -= parts;
+        offset += size;
+        ++matrix;
+    }
+}
+
+__device__ __forceinline__ int side_of(int matrix) {
+    constexpr int sides[] = {SIDES};
+    return sides[matrix];
+}
+
+// The mean of a diagonal, for thread 0.
+__device__ __forceinline__ float mean_diagonal(const float* a, int side) {
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < side; i += THREADS) sum += a[i * side + i];
+    return block_sum(sum) / side;
 }
 
 __device__ __forceinline__ float entry(const float* a, int side, int row, int column) {
@@ -83,7 +118,7 @@ __device__ __forceinline__ bool invert_pivots(float (*inverse)[PITCH], float (*c
             if (first + l == s) column[i] = entries[l];
         __syncthreads();  // column s is complete, and the one before has been read
         const float scale = 1.0f / column[s], here = column[i];
-        is_positive = is_positive && column[s] > 0.0f && scale > 0.0f;
+        is_positive = is_positive && column[s] > 0.0f && scale > 0.0f && scale < FLT_LARGE;
         for (int l = 0; l < 4; ++l) {
             const float there = column[first + l];
             const bool in_row = i == s, in_column = first + l == s;
@@ -97,13 +132,26 @@ __device__ __forceinline__ bool invert_pivots(float (*inverse)[PITCH], float (*c
     return is_positive;
 }
 
-extern "C" __global__ void spd_shift(
-    const float* __restrict__ matrix,  // (side, side)
-    const float* __restrict__ shift,   // (1)
-    float* __restrict__ swept,         // (side, side)
-    int side) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < side * side) swept[i] = matrix[i] + (i / side == i % side ? *shift : 0.0f);
+// pi of Eq. 8 in the trace norm, and what Eq. 21 adds: pi * sqrt(c) to Omega, sqrt(c) / pi to Gamma.
+extern "C" __global__ void __launch_bounds__(THREADS) spd_damp(
+    const float* __restrict__ factors,  // (TOTAL)
+    const float* __restrict__ damping,  // (COUNT / 2)
+    float* __restrict__ swept) {        // (TOTAL)
+    __shared__ float shift;
+    const Part part = part_at(blockIdx.x);
+    const bool is_gamma = part.matrix % 2;
+    const int other = side_of(is_gamma ? part.matrix - 1 : part.matrix + 1);
+    const float* matrix = factors + part.offset;
+    const float own_mean = mean_diagonal(matrix, part.side);
+    const float other_mean =
+        mean_diagonal(is_gamma ? matrix - other * other : matrix + part.side * part.side, other);
+    if (threadIdx.x == 0) {
+        const float ratio = own_mean > 0.0f && other_mean > 0.0f ? own_mean / other_mean : 1.0f;
+        shift = sqrtf(ratio) * sqrtf(damping[part.matrix / 2]);  // for Gamma pi is the inverse
+    }
+    __syncthreads();  // the shift is there
+    for (int i = part.first + threadIdx.x; i < part.end; i += THREADS)
+        swept[part.offset + i] = matrix[i] + (i / part.side == i % part.side ? shift : 0.0f);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) spd_sweep(
@@ -150,10 +198,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) spd_sweep(
     }
 }
 
-extern "C" __global__ void spd_result(
-    const float* __restrict__ swept,  // (side, side)
-    float* __restrict__ inverse,      // (side, side)
-    int side) {
-    const int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < side * side) inverse[i] = -entry(swept, side, i / side, i % side);
+extern "C" __global__ void __launch_bounds__(THREADS) spd_adopt(
+    const float* __restrict__ even,  // (TOTAL)
+    const float* __restrict__ odd,   // (TOTAL)
+    const int* __restrict__ failed,  // (COUNT)
+    float* __restrict__ inverses,    // (TOTAL)
+    int* __restrict__ failures) {    // (COUNT / 2)
+    const Part part = part_at(blockIdx.x);
+    const int pair = part.matrix / 2;
+    if (failed[2 * pair] || failed[2 * pair + 1]) {  // the old ones stay
+        if (part.matrix % 2 == 0 && part.first == 0 && threadIdx.x == 0) ++failures[pair];
+        return;
+    }
+    const int sweeps = (part.side + PIVOTS - 1) / PIVOTS;
+    const float* swept = (sweeps % 2 ? odd : even) + part.offset;
+    for (int i = part.first + threadIdx.x; i < part.end; i += THREADS)
+        inverses[part.offset + i] = -entry(swept, part.side, i / part.side, i % part.side);
 }

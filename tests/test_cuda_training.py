@@ -8,6 +8,7 @@ import pytest
 from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
 from kfcnet.batches import Batch
+from kfcnet.curvature.inversion import InversionWarning
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
@@ -135,10 +136,19 @@ def launches_of(ops, monkeypatch):
     return launched
 
 
-@pytest.mark.parametrize("name, expected", [("kfc_pre", [1, 1, 1, 2]), ("sgd", [1, 1, 1, 1])])
-def test_a_step_is_one_graph_and_two_where_it_inverts(new_cuda, name, expected, monkeypatch):
+@pytest.mark.parametrize(
+    "name, changes, expected",
+    [
+        ("kfc_pre", {}, [1, 1, 1, 1]),
+        ("kfc_pre", dict(tikhonov="exact"), [1, 1, 1, 2]),
+        ("sgd", {}, [1, 1, 1, 1]),
+    ],
+)
+def test_a_step_is_one_graph_and_two_where_the_host_inverts(
+    new_cuda, name, changes, expected, monkeypatch
+):
     ops = new_cuda()
-    training, graphs, replay = Training(ops, name), [], ops.runtime.replay
+    training, graphs, replay = Training(ops, name, **changes), [], ops.runtime.replay
     monkeypatch.setattr(ops.runtime, "replay", lambda graph: graphs.append(graph) or replay(graph))
     for index in range(8):  # every kind of step twice
         training.step(index)
@@ -164,3 +174,21 @@ def test_memory_is_steady_over_a_thousand_steps(new_cuda):
             training.ops.runtime.synchronize()
             used.append(training.ops.runtime.allocated())
     assert used[1:] == used[1:2] * 9, used
+
+
+def test_inverses_that_fail_within_a_step_are_kept_and_told_when_the_host_next_reads(new_cuda):
+    training = Training(new_cuda(), "kfc_pre", inverse_period=1, statistics_period=1000)
+    optimizer, first = training.optimizer, training.optimizer.blocks[0]
+    for index in range(3):  # captured, then replayed
+        training.step(index)
+    before = [[training.ops.to_numpy(a) for a in block.inverses()] for block in optimizer.blocks]
+    training.ops.write(first.Omega, -training.ops.to_numpy(first.Omega))
+    training.ops.write(
+        optimizer.blocks[1].Gamma, 2 * training.ops.to_numpy(optimizer.blocks[1].Gamma)
+    )
+    with pytest.warns(InversionWarning, match=r"before step 4, .*not positive.*good inverses stay"):
+        training.step(3)
+    after = [[training.ops.to_numpy(a) for a in block.inverses()] for block in optimizer.blocks]
+    assert all(map(np.array_equal, before[0], after[0]))
+    assert not any(map(np.array_equal, before[1], after[1]))
+    assert np.isfinite(training.ops.to_numpy(optimizer.network.theta)).all()

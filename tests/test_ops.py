@@ -399,48 +399,6 @@ def test_spd_inverse_inverts_the_shifted_matrix(ops, rng):
     assert np.array_equal(inverse, inverse.T)
 
 
-@pytest.mark.parametrize("sides", [(9,), (33, 5, 130), (64, 65)])
-def test_matrices_swept_together_are_inverted(cuda, rng, sides):
-    roots = [rng.standard_normal((side, side)) for side in sides]
-    matrices = [cuda.asarray(root @ root.T / len(root)) for root in roots]
-    inverses, failed = cuda.swept_inverses(
-        matrices, [cuda.asarray([0.1 + side / 100]) for side in sides]
-    )
-    assert cuda.to_numpy(failed).tolist() == [0] * len(sides)
-    for inverse, matrix, side in zip(inverses, matrices, sides, strict=True):
-        exact = np.linalg.inv(
-            cuda.to_numpy(matrix).astype(np.float64) + (0.1 + side / 100) * np.eye(side)
-        )
-        inverse = cuda.to_numpy(inverse)
-        assert_close(inverse, exact, 1e-5)
-        assert np.array_equal(inverse, inverse.T)
-
-
-@pytest.mark.parametrize("spoil", [-1.0, np.nan, np.inf])
-@pytest.mark.parametrize("place", [0, 31, 40])
-def test_a_swept_matrix_that_is_not_positive_definite_is_told_from_the_others(cuda, spoil, place):
-    bad = np.eye(41)
-    bad[place, place] = spoil
-    matrices = [cuda.asarray(a) for a in (np.eye(3), bad, 2 * np.eye(70))]
-    inverses, failed = cuda.swept_inverses(matrices, 3 * [cuda.asarray([0.5])])
-    assert cuda.to_numpy(failed).tolist() == [0, 1, 0]
-    assert_close(cuda.to_numpy(inverses[2]), np.eye(70) / 2.5, 1e-6)
-
-
-def condition_error(inverse, exact):
-    return np.abs(inverse - exact).max() / np.abs(exact).max()
-
-
-@pytest.mark.parametrize("condition", [1e2, 1e4])
-def test_sweeps_are_about_as_exact_as_a_cholesky_factorization(cuda, rng, condition):
-    basis = np.linalg.qr(rng.standard_normal((100, 100)))[0]
-    matrix = cuda.asarray((basis * np.geomspace(1, 1 / condition, 100)) @ basis.T)
-    exact = np.linalg.inv(cuda.to_numpy(matrix).astype(np.float64))
-    (swept,), _ = cuda.swept_inverses([matrix], [cuda.zeros(1)])
-    factored = CpuOps(shards=1).spd_inverse(cuda.to_numpy(matrix), np.zeros(1, np.float32))
-    assert condition_error(cuda.to_numpy(swept), exact) < 8 * condition_error(factored, exact)
-
-
 @pytest.mark.parametrize("spoil", [-1.0, np.nan])
 def test_spd_inverse_refuses_what_is_not_positive_definite(ops, spoil):
     matrix = np.diag([2.0, spoil, 3.0])
@@ -699,13 +657,15 @@ def test_a_device_that_lacks_a_primitive_cannot_be_made_and_the_error_names_it()
         Forgetful()
 
 
-OF_A_DEVICE_ALONE = {"launch", "swept_inverses"}
+OF_A_DEVICE_ALONE = {"launch"}
 
 
 @pytest.mark.parametrize("device", [CpuOps, CudaOps])
 def test_a_device_has_the_primitives_of_the_contract_and_no_others(device):
     contract = {name for name, value in vars(Primitives).items() if callable(value)}
     contract = {name for name in contract if not name.startswith("_")}
+    if not device.adopts_inverses:
+        contract.remove("adopt_inverses")
     inherited = (vars(base) for base in device.__mro__ if base not in (Primitives, object))
     there = {name for names in inherited for name in names if callable(names[name])}
     public = {name for name in there if not name.startswith("_")}

@@ -310,21 +310,28 @@ def omega_ratio(ops, M=512, image=(16, 16, 32), kernel=5):
 
 def inversion_ratio(ops, config):
     """Time of the library's inversions of a network's factors over that of our sweeps, which are
-    one graph. Both wait until it is known whether they succeeded.
+    one graph. The library's wait until it is known whether they succeeded.
     """
     layers = build(config, ops, INPUT_SHAPE).network.weighted
     sides = [side for layer in layers for side in layer.factor_sizes]
-    roots = [random_matrix(ops, side, side, 1) for side in sides]
-    matrices = [ops.matmul(root, root, transpose_b=True) for root in roots]
-    shifts = [ops.asarray([float(side)]) for side in sides]
+    size, ends = sum(side**2 for side in sides), np.cumsum([side**2 for side in sides])
+    factors, inverses = ops.empty(size), ops.empty(size)
+    matrices = [
+        factors[end - side**2 : end].reshape(side, side)
+        for side, end in zip(sides, ends, strict=True)
+    ]
+    for matrix in matrices:
+        root = random_matrix(ops, len(matrix), len(matrix), 1)
+        ops.matmul(root, root, transpose_b=True, out=matrix)
+    shift, damping = ops.asarray([1.0]), ops.asarray(np.ones(len(layers)))
+    failures = ops.to_device(np.zeros(len(layers), np.int32))
 
     def library():
-        for matrix, shift in zip(matrices, shifts, strict=True):
+        for matrix in matrices:
             ops.spd_inverse(matrix, shift)
 
-    sweeps = ops.captured(lambda: ops.swept_inverses(matrices, shifts))
-    ours = timed(ops, lambda: ops.to_numpy(sweeps()[1]), REPLAYS)
-    return timed(ops, library, REPLAYS) / ours
+    sweeps = ops.captured(lambda: ops.adopt_inverses(factors, sides, damping, inverses, failures))
+    return timed(ops, library, REPLAYS) / timed(ops, sweeps, REPLAYS)
 
 
 def benchmark_cuda(ops):

@@ -98,6 +98,25 @@ class KroneckerBlock:
         else:
             self._warn("" if step is None else f"step {step}, ", failure)
 
+    @property
+    def inverts_factors(self):
+        """Whether the inverses are those of the damped factors as they stand (Eq. 21)."""
+        kind = type(self)
+        return (kind.invert, kind.project) == (KroneckerBlock.invert, KroneckerBlock.project)
+
+    def place(self, name, array):
+        """Let one of the FACTORS or INVERSES lie in an array of its shape, with its contents."""
+        self.ops.write(array, getattr(self, name))
+        setattr(self, name, array)
+
+    def tell_failures(self, count, damping, step):
+        """Warn of `count` more inversions that failed within captured steps, before `step`."""
+        if count:
+            error = "matrix is not positive definite after damping"
+            failure = f"{self.layer.name}: {error}{self._diagnosis(self.total_damping(damping))}"
+        for _ in range(count):
+            self._warn(f"before step {step}, ", failure)
+
     def inverses(self):
         """The arrays that INVERSES names."""
         return [getattr(self, name) for name in self.INVERSES]

@@ -306,6 +306,18 @@ class Primitives(ABC):
     def trace(self, matrix):
         """The sum of the diagonal, as a device scalar."""
 
+    adopts_inverses = False
+
+    def adopt_inverses(self, factors, sides, damping, inverses, failures):
+        """Inverses of the damped factors (Eq. 21) of all layers at once, within a captured graph.
+
+        factors (n,): Omega and Gamma of one layer after the other, of the `sides`. damping
+        (layers,): c. Where both of a layer's damped factors are positive definite their inverses,
+        exactly symmetric, replace the old ones in inverses (n,); where not, these stay, and
+        failures (layers,), int32, counts one more. Only where `adopts_inverses`.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def spd_inverse(self, matrix, shift):
         """(matrix + shift*I)^-1 by Cholesky, for a symmetric matrix and a device scalar.

@@ -152,6 +152,10 @@ class Optimizer:
                     weight, average, limit, averaging_decay, self.running_sums.nonfinite_step
                 )
 
+    def read_sums(self):
+        """The Reading of `running_sums`; waits for the device, and tells what it met since."""
+        return self.running_sums.read()
+
     def _count(self, examples):
         """Count one update of `examples` examples on the host; the device has counted it."""
         self.steps += 1
@@ -198,7 +202,7 @@ class ScheduledOptimizer(Optimizer):
             kind = type(batch).__name__
             raise TypeError(f"step: expected a kfcnet.batches.Batch(inputs, targets), got a {kind}")
         step = self.advance(self.ops.ranks.whole(batch.size), self._captured_update, batch)
-        first = self.running_sums.read().nonfinite_step
+        first = self.read_sums().nonfinite_step
         if first is not None:
             raise FloatingPointError(
                 f"the loss of update {first + 1} is not finite; the parameters are as they were "

@@ -1,5 +1,6 @@
 """KFC-pre: SGD with the approximate natural gradient in place of the gradient (appendix B.1)."""
 
+from kfcnet.curvature.inversions_in_step import InversionsInStep
 from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import ScheduledOptimizer, Step
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
@@ -28,6 +29,12 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
     | gamma  | `damping`           | xi    | exp(-batch_size / `averaging_timescale`) |
     """
 
+    def __init__(self, network, loss, config):
+        super().__init__(network, loss, config)
+        self.inversions = None  # as a part of the step, where the device can and none is put off
+        if not config.inverse_delay and InversionsInStep.is_possible(self.ops, self.blocks):
+            self.inversions = InversionsInStep(self.ops, self.blocks, self.factor_damping)
+
     @property
     def has_polyak_bound(self):
         """Whether steps are bounded by what they promise, besides the clip."""
@@ -46,8 +53,8 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         return decay, due % self.config.inverse_period == 0
 
     def update(self, batch, statistics_decay, invert):
-        """The algorithm. The host inverts, and computes the statistics of blocks that cannot be
-        CAPTURED.
+        """The algorithm. The host inverts where the step itself cannot, and computes the statistics
+        of blocks that cannot be CAPTURED.
         """
         predictive, dz, totals = self._forward(batch)
         examples = self.ops.ranks.whole(batch.size)
@@ -56,7 +63,10 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
                 self._update_statistics(predictive, statistics_decay)
             else:
                 yield lambda: self._update_statistics(predictive, statistics_decay)
-        if invert:
+        if invert and self.inversions:
+            with self.phase("inverses"):
+                self.inversions.invert()
+        elif invert:
             yield self._invert
         self._backward(dz, totals)
         with self.phase("preconditioning"):
@@ -71,6 +81,11 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         self._move(self.direction, clip_scale, examples)
         self.ops.advance(self.step_counter)
         return Step(totals, clip_scale)
+
+    def read_sums(self):
+        if self.inversions:
+            self.inversions.tell(self.steps)
+        return super().read_sums()
 
     def _clip_scale(self, predictive):
         """(min(1, sqrt(C / nu)), nu) for nu = v^T F v + lambda |v|^2; (1,) each.

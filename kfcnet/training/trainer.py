@@ -353,7 +353,7 @@ class Trainer:
         steps = self.optimizer.steps - self.read_steps
         if not steps:
             return
-        before, self.sums = self.sums, self.optimizer.running_sums.read()  # waits for the device
+        before, self.sums = self.sums, self.optimizer.read_sums()  # waits for the device
         self.clock.count()
         self.read_steps += steps
         self.steps_since_row += steps

@@ -1,7 +1,6 @@
 """Factorizations: by the runtime's library, and by kernels of our own that a graph can hold."""
 
 import contextlib
-import itertools
 
 import numpy as np
 
@@ -9,11 +8,13 @@ from kfcnet.ops.cuda.gram import triangle
 from kfcnet.ops.cuda.launcher import Launcher
 from kfcnet.ops.shapes import ceil_div
 
-PIVOTS, TILE, THREADS = 32, 64, 256  # those of kernels/spd_inverse.cu
+PIVOTS, TILE, THREADS, CHUNK = 32, 64, 256, 4096  # those of kernels/spd_inverse.cu
 
 
 class Factorizations(Launcher):
     """Inverses and eigenvectors of symmetric matrices."""
+
+    adopts_inverses = True
 
     def __init__(self, runtime, tensor_cores):
         super().__init__(runtime, tensor_cores)
@@ -50,51 +51,19 @@ class Factorizations(Launcher):
             raise np.linalg.LinAlgError("eigenvalues did not converge")
         return values, vectors
 
-    def swept_inverses(self, matrices, shifts):
-        """([(matrix + shift*I)^-1, ...], int32 (matrices,): 1 where one is not positive definite).
-
-        Each inverse is exactly symmetric. Nothing waits for the device.
-        """
-        sides = [len(matrix) for matrix in matrices]
-        ends = list(itertools.accumulate(side**2 for side in sides))
-        constants = {"SIDES": ",".join(map(str, sides)), "COUNT": len(sides), "TOTAL": ends[-1]}
-        buffers = self.empty(ends[-1]), self.empty(ends[-1])
-        parts = [
-            [
-                buffer[end - side**2 : end].reshape(side, side)
-                for side, end in zip(sides, ends, strict=True)
-            ]
-            for buffer in buffers
-        ]
-        for matrix, shift, part in zip(matrices, shifts, parts[0], strict=True):
-            self._each(
-                "spd_inverse",
-                "spd_shift",
-                matrix.size,
-                matrix,
-                shift,
-                part,
-                len(matrix),
-                **constants,
-            )
+    def adopt_inverses(self, factors, sides, damping, inverses, failures):
+        """One chain of launches for all layers; nothing waits for the device."""
+        squares = [side**2 for side in sides]
+        constants = {"SIDES": ",".join(map(str, sides)), "COUNT": len(sides), "TOTAL": sum(squares)}
+        buffers = self.empty(sum(squares)), self.empty(sum(squares))
         failed = self.empty(len(sides), np.int32)
+
+        def launch(kernel, blocks, *values):
+            self.launch("spd_inverse", kernel, blocks, *values, block=THREADS, **constants)
+
+        parts = sum(ceil_div(square, CHUNK) for square in squares)
         tiles = sum(triangle(ceil_div(side, TILE)) for side in sides)
+        launch("spd_damp", parts, factors, damping, buffers[0])
         for step in range(ceil_div(max(sides), PIVOTS)):
-            source, target = buffers[step % 2], buffers[1 - step % 2]
-            self.launch(
-                "spd_inverse",
-                "spd_sweep",
-                tiles,
-                source,
-                target,
-                failed,
-                step,
-                block=THREADS,
-                **constants,
-            )
-        inverses = []
-        for index, side in enumerate(sides):
-            swept = parts[ceil_div(side, PIVOTS) % 2][index]
-            inverses.append(self.empty((side, side)))
-            self._each("spd_inverse", "spd_result", side**2, swept, inverses[-1], side, **constants)
-        return inverses, failed
+            launch("spd_sweep", tiles, buffers[step % 2], buffers[1 - step % 2], failed, step)
+        launch("spd_adopt", parts, *buffers, failed, inverses, failures)
