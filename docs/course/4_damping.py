@@ -1,0 +1,362 @@
+# %% [markdown]
+# # Chapter 4: damping and trust
+#
+# **Question.** The inverse of a nearly singular matrix gives huge steps. How far can a quadratic
+# model be trusted?
+#
+# **You need** [chapter 3](3_convolutions.md) and the paper's sections 2.2 and 3.2. **You will be
+# able to** damp the factors, say what $\pi$ is for, compute the clip without forming a matrix, say
+# what it cannot see, and use the Levenberg-Marquardt rule.
+#
+# *Beside other courses:* texts on optimization usually add $\gamma \mathbf{I}$ and go on. The [KFAC
+# tutorial](https://github.com/f-dangel/kfac-tutorial) leaves damping and the optimizer out. Here
+# damping is the subject: each safeguard is shown where it works and where it fails.
+
+# %%
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import kfcnet.data
+from kfcnet.batches import Batch, BatchSequence
+from kfcnet.config import load_config
+from kfcnet.course import check
+from kfcnet.curvature import FisherOperator, KroneckerFisher, damped_inverses, precondition
+from kfcnet.losses import SoftmaxCrossEntropy
+from kfcnet.network import build_network
+from kfcnet.ops import get_ops
+from kfcnet.optimizers import build_optimizer
+
+digits = kfcnet.data.load(load_config("digits_kfc").data)
+images = (digits.train_images.astype(float) - digits.mean) / 4
+labels = digits.train_labels
+layers = [
+    {"layer": "conv", "name": "conv1", "filters": 6, "kernel": 3, "padding": 1, "std": "he"},
+    {"layer": "relu"},
+    {"layer": "max_pool", "size": 2, "stride": 2},
+    {"layer": "conv", "name": "conv2", "filters": 6, "kernel": 3, "padding": 1, "std": "he"},
+    {"layer": "relu"},
+    {"layer": "dense", "name": "fc", "units": 10, "std": 0.05},
+]
+ops = get_ops("cpu", "float64")
+network = build_network(layers, (8, 8, 1), ops, seed=0)
+loss = SoftmaxCrossEntropy(ops, seed=0)
+batch, classes = images[:256], labels[:256]
+factors = KroneckerFisher.estimate(network, loss, batch, draws=None)
+network.backward(loss.evaluate(network.forward(batch), classes).dz)
+network.compute_gradient()
+gradient = network.gradient.copy()
+
+
+def loss_at(theta):
+    with network.using(theta):
+        return loss.evaluate(network.forward(batch), classes).totals[0] / len(batch)
+
+
+# %% [markdown]
+# ## A quadratic model and its region of trust
+#
+# Near $\theta$ the loss is about $h + g^\top \delta + \tfrac{1}{2} \delta^\top \mathbf{F} \delta$.
+# The model is best for small steps. Where $\mathbf{F}$ has a small eigenvalue the model says: the
+# loss never turns up again, go far. There it is wrong first. **Tikhonov damping** adds
+# $\tfrac{c}{2} |\delta|^2$, a price for length:
+#
+# $$\delta = -(\mathbf{F} + c \mathbf{I})^{-1} g, \qquad c = \lambda + \gamma$$
+#
+# $\lambda$ is weight decay, which belongs to the objective. $\gamma$ is damping, which belongs to
+# our doubt. For a direction with eigenvalue $\mu$, the step is $1/(\mu + c)$ times the gradient: a
+# natural gradient where $\mu \gg c$, a gradient of rate $1/c$ where $\mu \ll c$.
+
+# %% alt="Predicted and actual loss over damping: with little damping the actual loss explodes"
+exact = FisherOperator(network, loss, batch)
+dampings = np.logspace(-4, 1, 16)
+predicted, actual = [], []
+for c in dampings:
+    step = -factors.solve(gradient, c)
+    predicted.append(gradient @ step + step @ (exact @ step) / 2)
+    actual.append(loss_at(network.theta + step) - loss_at(network.theta))
+figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+axes.semilogx(dampings, predicted, "o-", label="predicted by the quadratic model")
+axes.semilogx(dampings, actual, "s-", label="actual")
+axes.set(xlabel="damping $c$", ylabel="change of the loss (nats)", ylim=(-3, 8))
+axes.axhline(0, color="black", linewidth=0.5)
+axes.legend()
+best = dampings[np.argmin(actual)]
+print(f"the full step lowers the loss most with a damping of {best:.1g}: by {-min(actual):.2f}")
+print(f"with {dampings[0]:.0e} the loss rises by {actual[0]:.1f}")
+
+# %% [markdown]
+# ## The factored form, and $\pi$
+#
+# $\mathbf{\Omega} \otimes \mathbf{\Gamma} + c \mathbf{I}$ is no Kronecker product, so its inverse
+# is not a product of inverses. **Factored Tikhonov damping** (Eq. 7, 21) gives each factor a share:
+#
+# $$\big(\mathbf{\Omega} + \pi \sqrt{c} \, \mathbf{I}\big) \otimes
+# \big(\mathbf{\Gamma} + \tfrac{1}{\pi} \sqrt{c} \, \mathbf{I}\big) =
+# \mathbf{\Omega} \otimes \mathbf{\Gamma} + c \, \mathbf{I} +
+# \sqrt{c} \, \big( \pi \, \mathbf{I} \otimes \mathbf{\Gamma} +
+# \tfrac{1}{\pi} \, \mathbf{\Omega} \otimes \mathbf{I} \big)$$
+#
+# The last term is an error. $\pi$ makes its two parts equally large (Eq. 8):
+#
+# $$\pi = \sqrt{ \frac{\mathrm{tr}\,\mathbf{\Omega} / \dim \mathbf{\Omega}}
+# {\mathrm{tr}\,\mathbf{\Gamma} / \dim \mathbf{\Gamma}} }$$
+#
+# A product does not know its factors: $10\,\mathbf{\Omega} \otimes \tfrac{1}{10}\mathbf{\Gamma}$ is
+# the same matrix. With $\pi$ the damped step is the same, too. With $\pi = 1$ it is not.
+
+# %% alt="Left: factored damping exceeds exact damping. Right: with pi the step ignores the scale"
+Omega, Gamma = factors.factors[1]
+g = network.views(gradient)[1]
+c = 0.01
+figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+products = np.outer(np.linalg.eigvalsh(Gamma), np.linalg.eigvalsh(Omega)).ravel()
+order = np.argsort(products)[::-1]
+pi = np.sqrt((np.trace(Omega) / len(Omega)) / (np.trace(Gamma) / len(Gamma)))
+damped = np.outer(
+    np.linalg.eigvalsh(Gamma) + np.sqrt(c) / pi, np.linalg.eigvalsh(Omega) + pi * np.sqrt(c)
+).ravel()
+for values, style, label in (
+    (products, ":", "undamped"),
+    (products + c, "-", "exact damping"),
+    (damped, "--", "factored damping"),
+):
+    axes[0].semilogy(np.maximum(values[order], 1e-8), style, label=label)
+axes[0].set(xlabel="number of the eigenvalue", ylabel="eigenvalue", title="conv2, c = 0.01")
+axes[0].legend()
+scales = np.logspace(-3, 3, 13)
+reference = precondition(g, *damped_inverses(Omega, Gamma, c))
+with_pi, without = [], []
+for s in scales:
+    moved = s * Omega, Gamma / s
+    with_pi.append(precondition(g, *damped_inverses(*moved, c)))
+    shifted = [factor + np.sqrt(c) * np.eye(len(factor)) for factor in moved]
+    without.append(np.linalg.inv(shifted[1]) @ g @ np.linalg.inv(shifted[0]))
+for steps, style, label in ((with_pi, "o-", "with $\\pi$"), (without, "s--", "$\\pi = 1$")):
+    lengths = [np.linalg.norm(step) / np.linalg.norm(reference) for step in steps]
+    axes[1].loglog(scales, lengths, style, label=label)
+    print(f"{label}: longest step over shortest {max(lengths) / min(lengths):.1f}")
+axes[1].set(xlabel="$s$ in $s\\Omega \\otimes \\Gamma / s$", ylabel="length of the step")
+axes[1].legend()
+
+# %% [markdown]
+# ## The clip
+#
+# KFC-pre has a second safeguard. It measures the step $v = -\alpha \hat\nabla h$ by
+#
+# $$\nu = v^\top \mathbf{F} v + \lambda |v|^2$$
+#
+# and multiplies $v$ by $\min(1, \sqrt{C / \nu})$. $\mathbf{F}$ is the **exact** Fisher matrix of a
+# part of the mini-batch. It is never formed: one forward-mode pass gives $\mathbf{J} v$, and
+# $v^\top \mathbf{F} v$ is the mean of $(\mathbf{J}v)^\top \mathbf{F}_R (\mathbf{J}v)$. By chapter
+# 1, $v^\top \mathbf{F} v$ is about twice the KL divergence of the predictions.
+
+# %% alt="Actual twice the KL divergence over nu: equal for small steps, saturating for large ones"
+z = network.forward(batch)
+p = loss.predictive(z).copy()
+v = -factors.solve(gradient, 0.01)
+nus, divergences = [], []
+for length in np.logspace(-2, 1, 16):
+    step = length * v
+    nus.append(step @ (exact @ step))
+    with network.using(network.theta + step):
+        q = loss.predictive(network.forward(batch))
+    divergences.append(2 * (p * np.log(p / np.maximum(q, 1e-300))).sum(axis=1).mean())
+figure, axes = plt.subplots(figsize=(4.5, 3), layout="constrained")
+axes.loglog(nus, divergences, "o-")
+axes.loglog(nus, nus, ":", color="black", label="equal")
+axes.axvline(0.3, color="#D55E00", linestyle="--", label="C = 0.3")
+axes.set(xlabel="$\\nu$ of the step", ylabel="2 KL of the predictions")
+axes.legend()
+within = [d / nu for nu, d in zip(nus, divergences, strict=True) if nu < 0.3]
+print(f"for nu below 0.3, 2 KL is {min(within):.2f} to {max(within):.2f} times nu")
+
+# %% [markdown]
+# **What the clip cannot see.**
+#
+# - *Momentum.* The clip shortens $v$ before it goes into the velocity. Ten equal steps of
+#   $\nu = C$ add up to a velocity of ten times $v$, and $\nu$ is quadratic: a hundred times $C$.
+# - *Certain mistakes.* An example that is predicted wrongly with certainty has
+#   $\mathbf{F}_R \approx 0$. It adds nothing to $\nu$ and nothing to $\mathbf{\Gamma}$, but its
+#   gradient is large.
+# - *What changes behind a ReLU.* $\mathbf{F}$ is local. A step that switches units off for all
+#   inputs looks small beforehand, and no gradient brings them back.
+
+# %%
+velocity, largest = 0.0, 0.0
+clipped = v * np.sqrt(0.3 / (v @ (exact @ v)))
+for update in range(1, 21):
+    velocity = 0.9 * velocity + clipped
+    if update in (1, 5, 20):
+        print(
+            f"update {update:2}: nu of the velocity is {velocity @ (exact @ velocity) / 0.3:5.1f} C"
+        )
+z_wrong = np.array([0.0, 12.0])
+p_wrong = np.exp(z_wrong) / np.exp(z_wrong).sum()
+F_R = np.diag(p_wrong) - np.outer(p_wrong, p_wrong)
+size = np.linalg.norm(p_wrong - [1, 0])
+print(f"a certain mistake: gradient {size:.2f}, F_R {np.linalg.norm(F_R):.0e}")
+
+# %% [markdown]
+# ## A sweep in which each of them fails
+#
+# KFC-pre on the digits, 40 updates, from little damping to much and from low rates to high. Left
+# without the clip, right with it. The colour is the training loss at the end.
+
+
+# %% alt="Loss over damping and learning rate, without and with clip: each leaves a bad corner"
+def final_loss(learning_rate, damping, clip):
+    settings = [
+        f"optimizer.learning_rate={learning_rate}",
+        f"optimizer.damping={damping}",
+        f"optimizer.clip={clip}",
+        "optimizer.statistics_period=1",
+        "optimizer.inverse_period=1",
+    ]
+    config = load_config("digits_kfc", settings)
+    net = build_network(layers, (8, 8, 1), get_ops("cpu", "float32"), seed=0)
+    optimizer = build_optimizer(config.optimizer, net, SoftmaxCrossEntropy(net.ops, seed=0))
+    sequence = BatchSequence(len(labels), 128, seed=0)
+    scaled = images.astype(np.float32)
+    optimizer.prepare([Batch(scaled[:512], labels[:512])])
+    with np.errstate(all="ignore"):
+        for step in range(40):
+            indices = sequence.indices(step)
+            optimizer.step(Batch(scaled[indices], labels[indices]))
+        z = net.forward(scaled)
+        return net.ops.to_numpy(optimizer.loss.evaluate(z, labels).totals)[0] / len(labels)
+
+
+rates, sweep = (0.01, 0.03, 0.1, 0.3), (1e-3, 1e-2, 1e-1, 1.0)
+figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+for axis, clip in zip(panels, ("null", 0.3), strict=True):
+    table = np.array([[final_loss(rate, damping, clip) for rate in rates] for damping in sweep])
+    picture = axis.imshow(np.minimum(np.nan_to_num(table, nan=9.0), 3), cmap="viridis", vmax=3)
+    for (row, column), value in np.ndenumerate(table):
+        text = f"{value:.2f}" if value < 100 else "lost"
+        axis.text(column, row, text, ha="center", va="center", color="white", fontsize=7)
+    axis.set(
+        xticks=range(4),
+        xticklabels=rates,
+        yticks=range(4),
+        yticklabels=sweep,
+        xlabel="learning rate",
+        ylabel="damping",
+        title="no clip" if clip == "null" else "clip 0.3",
+    )
+    good = (np.nan_to_num(table, nan=9.0) < 0.5).sum()
+    print(f"{'without' if clip == 'null' else 'with'} the clip: {good} of 16 are below 0.5 nats")
+figure.colorbar(picture, ax=panels, label="training loss (nats), cut at 3")
+
+# %% [markdown]
+# Read the corners. *Little damping, high rate*: lost without the clip. *Much damping, low rate*:
+# safe and slow, the step is a small gradient step. The clip saves part of the dangerous corner. It
+# does not save all of it, for the reasons above.
+#
+# ## Full K-FAC: damping that adapts
+#
+# K-FAC (appendix B.2) asks after a step how good its model was:
+#
+# $$\rho = \frac{h(\theta + \delta) - h(\theta)}{M(\delta) - M(0)}$$
+#
+# If $\rho > \tfrac{3}{4}$ the model deserves trust and the damping shrinks. If
+# $\rho < \tfrac{1}{4}$ the damping grows. This is the **Levenberg-Marquardt** rule. So the start
+# value should not matter. Does it?
+
+# %% alt="Damping over updates from three start values: they approach one another"
+figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+for start in (1e-3, 0.1, 10.0):
+    settings = {
+        "name": "kfac",
+        "batch_size": 720,
+        "damping": start,
+        "damping_period": 1,
+        "damping_decay": 0.8,
+        "initial_examples": 720,
+    }
+    config = load_config("digits_kfc", [f"optimizer={settings}"])
+    net = build_network(layers, (8, 8, 1), get_ops("cpu", "float32"), seed=0)
+    optimizer = build_optimizer(config.optimizer, net, SoftmaxCrossEntropy(net.ops, seed=0))
+    sequence, scaled, trace, losses = (
+        BatchSequence(len(labels), 720, seed=0),
+        images.astype(np.float32),
+        [start],
+        [],
+    )
+    optimizer.prepare([Batch(scaled[:720], labels[:720])])
+    for step in range(40):
+        indices = sequence.indices(step)
+        totals = optimizer.step(Batch(scaled[indices], labels[indices])).totals
+        losses.append(net.ops.to_numpy(totals)[0] / 720)
+        trace.append(optimizer.damping)
+    axes.semilogy(trace, label=f"start {start:g}")
+    print(f"start {start:6g}: damping {trace[-1]:.3g} and loss {losses[-1]:.3f} after 40 updates")
+axes.set(xlabel="updates", ylabel="damping of the model")
+axes.legend()
+
+# %% [markdown]
+# The rule leads towards one range from both sides. Its price: a forward pass more, and mini-batches
+# large enough for $\rho$ to mean something. With small mini-batches $\rho$ is about the mini-batch
+# and not about the objective. KFC-pre takes a fixed damping and tunes it.
+#
+# ## Exercises
+#
+# [Solutions](solutions/chapter_4.py) are in a folder of their own.
+#
+# **4.1** $\pi$ with the trace norm.
+
+
+# %%
+def pi_of(Omega, Gamma):
+    """Omega (P, P), Gamma (I, I) -> a number."""
+    ...
+
+
+check("4.1", pi_of)
+
+# %% [markdown]
+# **4.2** The damped factors.
+
+
+# %%
+def damped_factors(Omega, Gamma, c):
+    """Omega (P, P), Gamma (I, I), c = lambda + gamma -> (damped Omega, damped Gamma)."""
+    ...
+
+
+check("4.2", damped_factors)
+
+# %% [markdown]
+# **4.3** What the clip multiplies a step by.
+
+
+# %%
+def clip_scale(nu, C):
+    """nu of the step and its cap -> a number, at most 1."""
+    ...
+
+
+check("4.3", clip_scale)
+
+# %% [markdown]
+# **4.4** The Levenberg-Marquardt rule, with a factor below 1.
+
+
+# %%
+def adapted(damping, rho, factor):
+    """The new damping after a step with the reduction ratio rho."""
+    ...
+
+
+check("4.4", adapted)
+
+# %% [markdown]
+# ## What to remember
+#
+# - Damping is a price for length where the model knows nothing. Weight decay belongs to the
+#   objective; both are in $c$.
+# - The factored form is an approximation. $\pi$ makes it independent of how a scale is shared.
+# - The clip bounds the change of the predictions by one step. Momentum, certain mistakes and dead
+#   units escape it.
+# - The Levenberg-Marquardt rule finds the damping, if mini-batches are large.
+#   [Chapter 5](5_training.md) trains.
