@@ -51,7 +51,14 @@ setup(
     extras_require={
         "cuda12": ["cupy-cuda12x[ctk]>=14.0"],
         "cuda13": ["cupy-cuda13x[ctk]>=14.0"],
-        "docs": ["jupytext>=1.16", "nbclient>=0.10", "nbconvert>=7.16", "ipykernel>=6.29"],
+        "docs": [
+            "jupytext>=1.16",
+            "nbclient>=0.10",
+            "nbconvert>=7.16",
+            "ipykernel>=6.29",
+            "mkdocs>=1.6",
+            "latex2mathml>=3.77",
+        ],
         "nccl12": ["cupy-cuda12x[ctk]", "nvidia-nccl-cu12>=2.18"],
         "nccl13": ["cupy-cuda13x[ctk]", "nvidia-nccl-cu13>=2.18"],
         "mpi": ["mpi4py>=4.1", "mpich"],

@@ -28,7 +28,8 @@ SECONDS = 1200  # that a cell may take on a machine that has other work to do
 SETUP = """
 import matplotlib.pyplot
 from kfcnet.figures.curves import DATELESS, STYLE
-matplotlib.pyplot.rcParams.update(STYLE | {"axes.grid": False, "figure.dpi": 150, "image.interpolation": "nearest"})
+plain = {"axes.grid": False, "figure.dpi": 150, "image.interpolation": "nearest"}
+matplotlib.pyplot.rcParams.update(STYLE | plain)
 settings = {"bbox_inches": None, "metadata": DATELESS["png"]}
 get_ipython().run_line_magic("config", f"InlineBackend.print_figure_kwargs = {settings}")
 """

@@ -13,7 +13,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
 class Ran(NamedTuple):
-    """What a script printed, its figures and the seconds that it took."""
+    """What a script printed, its figures and the processor seconds that it took."""
 
     printed: str
     figures: list
@@ -28,7 +28,7 @@ def run_script(text, folder):
     import matplotlib.pyplot as plt
 
     plt.close("all")
-    printed, before, started = io.StringIO(), os.getcwd(), time.perf_counter()
+    printed, before, started = io.StringIO(), os.getcwd(), time.process_time()
     with contextlib.redirect_stdout(printed):
         os.chdir(folder)
         try:
@@ -37,7 +37,7 @@ def run_script(text, folder):
             os.chdir(before)
     figures = [plt.figure(number) for number in plt.get_fignums()]
     lines = [line.rstrip() for line in printed.getvalue().split("\n")]
-    return Ran("\n".join(filter(None, lines)), figures, time.perf_counter() - started)
+    return Ran("\n".join(filter(None, lines)), figures, time.process_time() - started)
 
 
 def cells(text):

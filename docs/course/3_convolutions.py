@@ -81,7 +81,7 @@ def train(layers, epochs):
 #
 # $$= \beta(\delta, \delta') \; \Omega(j, j', \delta' - \delta) \; \Gamma(i, i', 0)$$
 #
-# ## $\beta$ counts overlapping offsets
+# ## β counts overlapping offsets
 #
 # $\beta(\delta, \delta')$ is the number of locations $t$ for which $t + \delta$ **and**
 # $t + \delta'$ are inside the image. Outside, the activation is zero (the padding).
@@ -251,11 +251,12 @@ for when, epochs in (("before training", 0), ("after 5 epochs", 5)):
 
 
 # %% [markdown]
-# The distances are large, and SUD costs most. The correlations that it drops are small, as the next
+# The distances are large. SUD costs much: the correlations that it drops are small, as the next
 # figure shows, but there are $|\mathcal{T}|^2$ pairs of locations, and they add up. The step is
-# worth more than the distance suggests: about half of the exact one, and much more than a step
-# without curvature. SUA drops the correlations between locations of the **activations**, and the
-# diagonal drops all.
+# worth more than the distance suggests, and clearly more than the gradient's. An assumption more
+# does not always make the step worse. SUA drops the correlations of **activations** between
+# locations; it loses little here, where the maps have 4 x 4 locations. The diagonal drops all
+# correlations and is hardly better than the gradient.
 #
 # ## An assumption broken: average pooling
 #
@@ -267,8 +268,8 @@ for when, epochs in (("before training", 0), ("after 5 epochs", 5)):
 figure, axes = plt.subplots(1, 3, figsize=(8, 2.8), layout="constrained")
 for axis, pool in zip(axes, ("max_pool", "avg_pool"), strict=False):
     trained, its_loss = train(small(pool), epochs=5)
-    measured = correlations(trained, its_loss, images, radius=2)["conv2"]
-    rho = np.nanmean(measured.derivatives, axis=0)
+    measured = correlations(trained, its_loss, images, radius=2)
+    rho = np.nanmean(measured["conv2"].derivatives, axis=0)
     axis.imshow(rho, cmap="RdBu_r", vmin=-1, vmax=1)
     axis.set(title=f"derivatives, {pool.replace('_', '-')}ing")
     neighbours = np.mean([rho[2, 1], rho[2, 3], rho[1, 2], rho[3, 2]])
@@ -277,18 +278,17 @@ for axis, pool in zip(axes, ("max_pool", "avg_pool"), strict=False):
         f"{pool}: correlation of neighbouring derivatives {neighbours:.2f}, "
         f"KFC's distance {off['kfc']:.2f}, without SUD {off['without sud']:.2f}"
     )
-    if pool == "max_pool":
-        activations = np.nanmean(measured.activations, axis=0)
+activations = measured["conv1"].activations[0]
 axes[2].imshow(activations, cmap="RdBu_r", vmin=-1, vmax=1)
-axes[2].set(title="activations, max-pooling")
+axes[2].set(title="activations of conv1: pixels")
 for axis in axes:
     axis.set(xticks=range(5), xticklabels=range(-2, 3), yticks=range(5), yticklabels=range(-2, 3))
 
 # %% [markdown]
 # Each picture is the correlation of two values of one map over their offset, a mean over the maps.
 # The centre is 1. With max-pooling the derivatives are nearly white: SUD is a fair assumption. With
-# average pooling neighbours go together, and giving SUD up would halve the distance. The
-# activations are correlated in both: it is right to keep $\mathbf{\Omega}$ whole.
+# average pooling neighbours go together, and giving SUD up would halve the distance. Pixels are
+# correlated with their neighbours: it is right to keep $\mathbf{\Omega}$ whole.
 #
 # ## Exercises
 #
@@ -349,5 +349,5 @@ check("3.4", autocorrelation)
 # - IAD splits, SH makes moments depend on offsets, SUD leaves one sum, and the sum counts: $\beta$.
 # - Theorem 2 has the count in $\mathbf{\Omega}$, a sum over locations. So $\mathbf{\Gamma}$ is a
 #   mean.
-# - Max-pooling makes SUD fair, average pooling breaks it. Activations are always correlated.
+# - Max-pooling makes SUD fair, average pooling breaks it. Neighbouring pixels are correlated.
 # - The factors can be nearly singular. [Chapter 4](4_damping.md) makes their inverses safe.

@@ -1,0 +1,426 @@
+# %% [markdown]
+# # Chapter 5: training, and inside a kernel
+#
+# **Question.** Does KFC pay? In updates, in seconds, on which problem, at which batch size?
+#
+# **You need** [chapter 4](4_damping.md) and the paper's section 5. **You will be able to** compare
+# two optimizers fairly, read the records of this project, act when a run diverges, and follow one
+# tile of $\mathbf{\Omega}$ through a CUDA kernel.
+#
+# *Beside other courses:* [Dive into Deep Learning](https://d2l.ai/chapter_optimization/index.html)
+# compares optimizers on small problems by epochs. Here the comparison is by updates **and** by
+# seconds, with the learning rate tuned for each method, and the numbers come from recorded runs.
+
+# %%
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import kfcnet
+import kfcnet.data
+from kfcnet.batches import Batch, BatchSequence
+from kfcnet.config import load_config
+from kfcnet.course import check
+from kfcnet.curvature import input_factor
+from kfcnet.losses import SoftmaxCrossEntropy
+from kfcnet.network import build_network
+from kfcnet.ops import get_ops
+from kfcnet.optimizers import build_optimizer
+from kfcnet.runs.labels import method
+from kfcnet.runs.metrics import first_crossing
+from kfcnet.runs.read import read_run
+
+ROOT = Path(kfcnet.__file__).parents[1]
+digits = kfcnet.data.load(load_config("digits_kfc").data)
+images = ((digits.train_images.astype(float) - digits.mean) / 4).astype(np.float32)
+labels = digits.train_labels
+layers = [
+    {"layer": "conv", "name": "conv1", "filters": 8, "kernel": 3, "padding": 1, "std": "he"},
+    {"layer": "relu"},
+    {"layer": "conv", "name": "conv2", "filters": 8, "kernel": 3, "padding": 1, "std": "he"},
+    {"layer": "relu"},
+    {"layer": "max_pool", "size": 2, "stride": 2},
+    {"layer": "dense", "name": "fc", "units": 10, "std": 0.05},
+]
+
+# %% [markdown]
+# ## The whole algorithm
+#
+# For each mini-batch, KFC-pre does this (appendix B.1; one page of it: [the summary](summary.md)):
+#
+# $$\begin{aligned}
+# \mathbf{\Omega}, \mathbf{\Gamma} &\leftarrow \text{running averages, every } T_s \text{ updates}
+# && \text{chapters 1 to 3} \\
+# \mathbf{\Omega}^{-1}, \mathbf{\Gamma}^{-1} &\leftarrow \text{damped inverses, every } T_f
+# \text{ updates} && \text{chapter 4} \\
+# v &\leftarrow -\alpha \, \mathbf{\Gamma}^{-1} (\nabla h) \, \mathbf{\Omega}^{-1}
+# && \text{Eq. 22} \\
+# v &\leftarrow v \min(1, \sqrt{C / \nu}) && \text{chapter 4} \\
+# p &\leftarrow \mu p + v, \qquad \theta \leftarrow \theta + p && \text{momentum}
+# \end{aligned}$$
+#
+# At the end the **average** of the iterates is used. SGD is the same with $v = -\alpha \nabla h$.
+#
+# ## A fair comparison on the digits
+#
+# Both methods get the same network, start and mini-batches. Each gets its own learning rate: the
+# best of four, by training loss at the end. That is the paper's rule. Comparing at one common rate
+# would compare nothing.
+
+
+# %%
+def trained(name, learning_rate, batch_size, updates):
+    """[(update, processor seconds, training loss, training error)] of a run, averaged iterates."""
+    settings = [f"optimizer.learning_rate={learning_rate}", f"optimizer.batch_size={batch_size}"]
+    if name == "digits_kfc":
+        settings += ["optimizer.statistics_period=1", "optimizer.inverse_period=1"]
+    config = load_config(name, settings).optimizer
+    network = build_network(layers, (8, 8, 1), get_ops("cpu", "float32"), seed=0)
+    loss = SoftmaxCrossEntropy(network.ops, seed=0)
+    optimizer = build_optimizer(config, network, loss)
+    sequence, rows, seconds = BatchSequence(len(labels), batch_size, seed=0), [], 0.0
+    if name == "digits_kfc":
+        optimizer.prepare([Batch(images, labels)])
+    for update in range(updates + 1):
+        if update % max(1, updates // 80) == 0:
+            with network.using(optimizer.average), np.errstate(all="ignore"):
+                totals = loss.evaluate(network.forward(images), labels).totals
+            rows.append((update, seconds, *(network.ops.to_numpy(totals) / len(labels))))
+        indices = sequence.indices(update)
+        started = time.process_time()
+        with np.errstate(all="ignore"):
+            optimizer.step(Batch(images[indices], labels[indices]))
+        seconds += time.process_time() - started
+    return np.array(rows)
+
+
+RATES = (0.01, 0.03, 0.1, 0.3)
+NAMES = {"digits_kfc": "KFC-pre", "digits_sgd": "SGD"}
+
+
+def best_run(name, batch_size, updates):
+    """(learning rate, rows) of the rate with the lowest final training loss."""
+    runs = {rate: trained(name, rate, batch_size, updates) for rate in RATES}
+    last = {rate: np.nan_to_num(rows[-1, 2], nan=np.inf) for rate, rows in runs.items()}
+    rate = min(last, key=last.get)
+    return rate, runs[rate]
+
+
+def updates_to(rows, level):
+    """The first update at which the training error is at most `level`, or infinity."""
+    reached = rows[rows[:, 3] <= level]
+    return reached[0, 0] if len(reached) else np.inf
+
+
+# %% alt="Training error on the digits over updates and over seconds: KFC-pre is below SGD"
+figure, panels = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
+for name, style in (("digits_kfc", "-"), ("digits_sgd", "--")):
+    rate, rows = best_run(name, 512, 80)
+    for axis, column in zip(panels, (0, 1), strict=True):
+        axis.plot(rows[:, column], 100 * rows[:, 3], style, label=NAMES[name])
+    first = updates_to(rows, 0.05)
+    print(f"{NAMES[name]}, M = 512, rate {rate:g}: 5% training error after {first:.0f} updates")
+panels[0].set(xlabel="updates", ylabel="training error (%)", ylim=(0, 40))
+panels[1].set(xlabel="processor seconds of training")
+panels[0].legend()
+# %% [markdown]
+# ## Batch size
+#
+# A better direction pays where the gradient is little noisy: with large mini-batches. Section 5.3
+# of the paper predicts it, Figure 2 shows it. Each point below has its own best rate.
+# Differences of a few updates mean nothing: there is one seed, and an evaluation every two updates.
+
+# %% alt="Updates to 2% training error over the batch size: KFC-pre keeps gaining, SGD less"
+sizes, budget = (32, 128, 512), 160
+figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+needed = {}
+for name, style in (("digits_kfc", "o-"), ("digits_sgd", "s--")):
+    needed[name] = [float(updates_to(best_run(name, size, budget)[1], 0.02)) for size in sizes]
+    axes.loglog(sizes, needed[name], style, base=2, label=NAMES[name])
+    for size, updates in zip(sizes, needed[name], strict=True):
+        print(f"{NAMES[name]:7}, M = {size:3}: 2% training error after {updates:.0f} updates")
+axes.set(xlabel="mini-batch size M", ylabel="updates to 2% training error", xticks=sizes)
+axes.set_xticklabels(sizes)
+axes.legend()
+# %% [markdown]
+# With small mini-batches the two are close: the noise of the gradient decides. With large ones SGD
+# stops gaining first. KFC-pre turns examples into fewer updates for longer.
+#
+# ## CIFAR-10, from the records
+#
+# A run on CIFAR-10 takes hours on two cores. So we read runs that are recorded in this repository,
+# under `results/paper/runs`. Each has its configuration, its machine and a row per evaluation.
+
+# %% alt="CIFAR-10 training and test error of the longest recorded runs, over updates and seconds"
+folders = sorted((ROOT / "results" / "paper" / "runs").glob("cifar_*"))
+runs = [run for run in map(read_run, folders) if run.config["data"]["name"] == "cifar10"]
+if not runs:
+    print("record: none is here; this chapter needs a checkout of the repository")
+longest = {}
+for run in runs:
+    name = method(run)
+    if name not in longest or run.metrics["epoch"][-1] > longest[name][0].metrics["epoch"][-1]:
+        longest[name] = [run]
+    elif run.metrics["epoch"][-1] == longest[name][0].metrics["epoch"][-1]:
+        longest[name].append(run)
+figure, panels = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
+for index, (name, candidates) in enumerate(sorted(longest.items())):
+    of_method = sum(method(run) == name for run in runs)
+    best = min(candidates, key=lambda run: np.nan_to_num(run.metrics["train_loss"][-1], nan=9e9))
+    rows, rate = best.metrics, best.config["optimizer"].get("learning_rate")
+    end = {column: rows[column][-1] for column in ("epoch", "seconds", "train_error", "test_error")}
+    print(f"record: {name}: {of_method} runs; the longest has {end['epoch']:.1f} epochs")
+    print(f"record: {name}: rate {rate}, {end['seconds']:.0f} s of training")
+    print(f"record: {name}: errors {end['train_error']:.1%} training, {end['test_error']:.1%} test")
+    crossing = first_crossing(rows, "test_error", 0.25)
+    if crossing:
+        print(
+            f"record: {name}: 25% test error after {crossing.updates} updates, "
+            f"{crossing.seconds:.0f} s"
+        )
+    for axis, column in zip(panels, ("iteration", "seconds"), strict=True):
+        colour = f"C{index}"
+        axis.plot(rows[column], 100 * rows["train_error"], "--", color=colour)
+        axis.plot(rows[column], 100 * rows["test_error"], "-", color=colour, label=name)
+panels[0].set(xlabel="updates", ylabel="error (%)", title="CIFAR-10")
+panels[1].set(xlabel="seconds of training", title="dashed: training, solid: test")
+panels[0].legend()
+# %% [markdown]
+# Of each method and mini-batch size the longest run is drawn, and of equally long ones that with
+# the lowest training loss. So two curves may differ in length and in settings: read the printed
+# lines first. [The project's figures](../../results/paper/README.md) put only runs together that
+# belong together.
+#
+# **Updates against seconds.** An update of KFC-pre costs more. What costs how much stands in the
+# records, too.
+
+# %%
+for run in runs:
+    if run.config["optimizer"]["name"] == "kfc_pre":
+        phases = ("gradient", "statistics", "inverses", "preconditioning", "clip")
+        total = run.metrics["seconds"][-1]
+        shares = {phase: run.metrics[f"seconds_{phase}"][-1] / total for phase in phases}
+        words = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
+        print(f"record: KFC-pre, M = {run.config['optimizer']['batch_size']}: {words}")
+        break
+
+# %% [markdown]
+# Statistics and inverses are done every $T_s$ and $T_f$ updates: that is how the overhead is kept
+# small. Preconditioning does not depend on the batch size, so large mini-batches pay it once for
+# more examples.
+#
+# ## When a run diverges
+#
+# - **The loss explodes in the first updates.** Look at `clipped` and `nu` in `metrics.csv`. Try a
+#   rise of the learning rate: `optimizer.schedule={name: constant, warm_up: 50000}`.
+# - **It explodes later, and nothing was clipped.** Look at examples that are wrong with certainty.
+#   Try more damping, more weight decay.
+# - **`nu` is below C, and still the loss jumps.** It is the momentum. Try a clip of $C (1 -
+#   \mu)^2$.
+# - **The error gets stuck early.** Look for dead maps in `diagnostics.csv`. Try a lower rate at the
+#   start, or He's initialisation.
+# - **It is slow, but safe.** Compare the damping with the eigenvalues of the factors in
+#   `diagnostics.csv`. Try less damping, then a higher rate.
+# - **Only small mini-batches fail.** The factors are noisy. Try a longer timescale of the
+#   statistics.
+#
+# ## Inside a GPU kernel: Ω without a patch matrix
+#
+# The patch matrix $[\![\mathbf{A}]\!]_H$ is $K^2$ times as large as the activations. A GPU kernel
+# never writes it. `kernels/gram_patches.cu` makes its elements when they are needed.
+#
+# You need no GPU: the tests run the **text of the kernel** compiled by g++, one fiber for each CUDA
+# thread. We take a small case: 3 images of 5 x 5 pixels and 2 maps, 3 x 3 kernel.
+
+# %%
+sys.path.insert(0, str(ROOT / "tests"))
+try:
+    from cuda_on_cpu import KernelError, Library, missing
+
+    reason = missing()
+except ImportError:
+    reason = "the folder tests/ is not here: this part needs a checkout of the repository"
+if reason:
+    print(f"the kernel does not run here: {reason}")
+
+TILE, DEPTH, K, J, H, W, M = 8, 4, 3, 2, 5, 5, 3
+P = 1 + K * K * J
+x = np.random.default_rng(0).normal(size=(M, H, W, J)).astype(np.float32)
+tiles = -(-P // TILE)
+pairs = [(row, column) for row in range(tiles) for column in range(row, tiles)]
+print(f"Omega is {P} x {P}: {tiles} x {tiles} tiles, {len(pairs)} on and above the diagonal")
+print(f"the patch matrix would have {M * H * W * P} floats; a block keeps {2 * DEPTH * TILE}")
+
+# %% [markdown]
+# **Who computes what.** A block of threads has one tile of $\mathbf{\Omega}$. A thread has 4 x 4
+# entries of it, in registers. A tile of 8 x 8 has four threads. All go through the rows of the
+# patch matrix together, `DEPTH` at a time:
+#
+# 1. Each thread makes some elements of the next `DEPTH` rows, for the tile's rows (`left`) and for
+#    its columns (`right`), in shared memory. Exercise 5.4 is this index arithmetic.
+# 2. `__syncthreads()`: now the elements are complete.
+# 3. Each thread adds `DEPTH` outer products of four by four to its registers.
+# 4. `__syncthreads()`: now all have read, and the next elements may overwrite.
+
+# %%
+CONSTANTS = {"TILE": TILE, "DEPTH": DEPTH, "KERNEL_SIZE": K, "IN_MAPS": J, "HEIGHT": H, "WIDTH": W}
+CONSTANTS |= {"OUT_HEIGHT": H, "OUT_WIDTH": W, "STRIDE": 1, "PADDING": 1}
+
+
+def launch(text):
+    """What the kernel in `text` writes: partial sums (P, P), NaN where it writes nothing."""
+    kernel = Library(text, CONSTANTS, "gram_patches").kernel("gram_patches_slices")
+    partials = np.full((1, P, P), np.nan, np.float32)
+    kernel.launch((len(pairs), 1), ((TILE // 4) ** 2,), (x, partials, np.int32(M), np.int32(1)))
+    return partials[0]
+
+
+if not reason:
+    from kfcnet.ops.cuda import kernels
+
+    text = kernels.source("gram_patches")
+    written = launch(text)
+    reference = M * input_factor(x.astype(float), kernel_size=K, padding=1)
+    error = np.nanmax(np.abs(np.triu(written) - np.triu(reference)))
+    print(f"largest difference from input_factor: {error:.0e}")
+    print(f"entries written: {np.isfinite(written).sum()} of {P * P}; the rest is the mirror image")
+
+# %% [markdown]
+# **One thread, written out.** Block 1 has the tile in row 0, column 1. Its thread 3 stands at the
+# lower right of it. This is its work in Python:
+
+# %% alt="Omega's tiles; one is split into its four threads, thread 3 at the lower right"
+block, thread = 1, 3
+tile_row, tile_column = pairs[block]
+across = TILE // 4
+row0, column0 = tile_row * TILE + thread // across * 4, tile_column * TILE + thread % across * 4
+patch_rows = np.zeros((M * H * W, P + TILE), np.float32)  # for comparison; the kernel has none
+padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+for row, (m, h, w) in enumerate(np.ndindex(M, H, W)):
+    patch_rows[row, :P] = [1, *padded[m, h : h + K, w : w + K].ravel()]
+
+registers = np.zeros((4, 4), np.float32)
+for row in patch_rows:
+    left, right = row[row0 : row0 + 4], row[column0 : column0 + 4]
+    registers += np.outer(left, right)  # the kernel: 16 fused multiply-adds
+print(f"block {block}, thread {thread}: 4 rows from {row0} on, 4 columns from {column0} on")
+if not reason:
+    theirs = written[row0 : row0 + 4, column0 : column0 + 4]
+    print(f"largest difference from the emulated kernel: {np.abs(registers - theirs).max():.0e}")
+
+picture = np.full((tiles * TILE, tiles * TILE), np.nan)
+for row, column in pairs:
+    picture[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE] = 0.15
+for other in range(across**2):
+    r, c = tile_row * TILE + other // across * 4, tile_column * TILE + other % across * 4
+    picture[r : r + 4, c : c + 4] = 0.35 + 0.15 * other
+figure, axes = plt.subplots(figsize=(3.4, 3.4), layout="constrained")
+axes.imshow(picture, cmap="Blues", vmin=0, vmax=1)
+for other in range(across**2):
+    r, c = tile_row * TILE + other // across * 4, tile_column * TILE + other % across * 4
+    axes.text(c + 1.5, r + 1.5, f"thread {other}", ha="center", va="center", fontsize=6)
+for edge in range(0, tiles * TILE + 1, TILE):
+    axes.axhline(edge - 0.5, color="black", linewidth=0.5)
+    axes.axvline(edge - 0.5, color="black", linewidth=0.5)
+axes.axhline(P - 0.5, color="#D55E00", linestyle="--", linewidth=1)
+axes.axvline(P - 0.5, color="#D55E00", linestyle="--", linewidth=1)
+axes.set(xticks=[0, TILE, 2 * TILE], yticks=[0, TILE, 2 * TILE], title="tiles of $\\Omega$")
+# %% [markdown]
+# The dashed lines are the end of $\mathbf{\Omega}$: threads beyond it compute zeros and write
+# nothing. **Why two barriers?** Take the second one away and run again. The emulator watches every
+# access:
+
+# %%
+if not reason:
+    barrier = "__syncthreads();  // all have read before the next step overwrites"
+    assert text.count(barrier) == 1
+    try:
+        launch(text.replace(barrier, ""))
+    except KernelError as fault:
+        print(str(fault).split(": block")[0])
+
+# %% [markdown]
+# A fast thread overwrites elements that a slow one has not read. On a GPU this gives wrong numbers
+# now and then, and no message.
+#
+# For stride 1 there is a kernel that does less work, `kernels/gram_offsets.cu`. It uses chapter 3:
+# entries of $\mathbf{\Omega}$ with the same $\delta' - \delta$ are nearly the same sum.
+#
+# ## Exercises
+#
+# [Solutions](solutions/chapter_5.py) are in a folder of their own.
+#
+# **5.1** One update from the natural gradient $n$. `nu_of_n` is $n^\top \mathbf{F} n + \lambda
+# |n|^2$. The velocity is the paper's $p$.
+
+
+# %%
+def update(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    """theta, velocity, n (n,) -> (new theta, new velocity)."""
+    ...
+
+
+check("5.1", update)
+
+# %% [markdown]
+# **5.2** The weight of the old factors in a running average over `timescale` examples, if
+# statistics are taken every `period` updates.
+
+
+# %%
+def decay(batch_size, period, timescale):
+    """-> a number between 0 and 1."""
+    ...
+
+
+check("5.2", decay)
+
+# %% [markdown]
+# **5.3** When did a run reach a level? Errors go up and down.
+
+
+# %%
+def first_update(updates, errors, level):
+    """updates (n,), errors (n,) -> the first update with an error of at most `level`, or inf."""
+    ...
+
+
+check("5.3", first_update)
+
+# %% [markdown]
+# **5.4** One element of the patch matrix, stride 1, padding K // 2. Row m*T + t is location t of
+# image m. Column 0 is the one, column 1 + delta*J + j is map j at offset number delta.
+
+
+# %%
+def patch_element(x, row, column, K):
+    """x (M, H, W, J) -> a number."""
+    ...
+
+
+check("5.4", patch_element)
+
+# %% [markdown]
+# **5.5** The first entry of $\mathbf{\Omega}$ that a thread of `gram_patches` has. `TILE` is a
+# multiple of 4.
+
+
+# %%
+def first_entry(thread, tile_row, tile_column, TILE):
+    """-> (row, column) of Omega."""
+    ...
+
+
+check("5.5", first_entry)
+
+# %% [markdown]
+# ## What to remember
+#
+# - Tune each method. Compare updates and seconds.
+# - Large mini-batches are where KFC pays most.
+# - Records say what was run. A curve without its settings says nothing.
+# - A kernel is index arithmetic and barriers, and it can be followed on a laptop.
+# - Now read [one update, line by line](../walkthrough.md): all of it in one script.

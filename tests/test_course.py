@@ -1,0 +1,100 @@
+"""The chapters of the course: they run, and pages and notebooks have what they print."""
+
+import re
+
+import pytest
+from notebooks import DOCS, cells, images, printed_in_notebook, printed_in_page, run_script
+
+from kfcnet.course import EXERCISES
+from kfcnet.optimizers.kfc_pre import KfcPre
+
+COURSE = DOCS / "course"
+CHAPTERS = sorted(COURSE.glob("[0-9]_*.py"))
+NAMES = [path.stem for path in CHAPTERS]
+RECORD = "record: "  # lines about recorded runs, of which there may be more by now
+
+
+def page_of(chapter):
+    return chapter.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def lines_of(text):
+    return [line for line in text.split("\n") if not line.startswith(RECORD)]
+
+
+def parts(line):
+    """(the words of a line, its numbers)."""
+    number = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
+    return re.sub(number, "#", " ".join(line.split())), [
+        float(found) for found in re.findall(number, line)
+    ]
+
+
+def assert_same_lines(lines, expected):
+    """Equal words; numbers near each other, rounding errors (below 1e-4) of the same kind.
+
+    Trainings amplify the last bits of another machine's arithmetic.
+    """
+    assert len(lines) == len(expected)
+    for line, other in zip(lines, expected, strict=True):
+        (words, numbers), (other_words, other_numbers) = parts(line), parts(other)
+        assert words == other_words
+        assert numbers == pytest.approx(other_numbers, rel=0.25, abs=1e-4), (line, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=NAMES)
+def test_a_chapter_prints_what_its_page_and_its_notebook_say(chapter):
+    ran = run_script(chapter.read_text(encoding="utf-8"), COURSE)
+    if chapter.stem == "5_training":
+        cuda_on_cpu = pytest.importorskip("cuda_on_cpu")
+        if cuda_on_cpu.missing():
+            pytest.skip(cuda_on_cpu.missing())
+    assert_same_lines(lines_of(ran.printed), lines_of(printed_in_page(page_of(chapter))))
+    assert len(ran.figures) == len(images(page_of(chapter)))
+    assert ran.seconds < 240, "two minutes on two cores"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=NAMES)
+def test_a_page_and_a_notebook_print_the_same(chapter):
+    printed = printed_in_page(page_of(chapter))
+    assert printed == printed_in_notebook(chapter.with_suffix(".ipynb")) != ""
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=NAMES)
+def test_a_page_has_every_cell_of_its_script(chapter):
+    page = page_of(chapter)
+    code = re.findall(r"^```python\n(.*?)\n```$", page, flags=re.DOTALL | re.MULTILINE)
+    script = cells(chapter.read_text(encoding="utf-8"))
+    assert code == [text for is_code, _, text in script if is_code]
+    prose = [text for is_code, _, text in script if not is_code]
+    headings = re.findall(r"^# (#+ .*)$", "\n".join(prose), flags=re.MULTILINE)
+    assert len(headings) > 4
+    for heading in headings:
+        assert f"\n{heading}\n" in f"\n{page}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=NAMES)
+def test_a_chapter_asks_its_exercises_and_answers_none(chapter):
+    text = chapter.read_text(encoding="utf-8")
+    numbers = [number for number in EXERCISES if number[0] == chapter.stem[0]]
+    assert re.findall(r'^check\("(.*)", \w+\)$', text, flags=re.MULTILINE) == numbers
+    printed = printed_in_page(page_of(chapter))
+    assert [f"Exercise {number}: no answer yet" in printed for number in numbers] == [True] * len(
+        numbers
+    )
+
+
+def test_changed_words_and_numbers_are_noticed():
+    assert_same_lines(["loss 0.51 after 3 steps"], ["loss 0.50 after 3 steps"])
+    with pytest.raises(AssertionError):
+        assert_same_lines(["loss 0.9 after 3 steps"], ["loss 0.5 after 3 steps"])
+    with pytest.raises(AssertionError):
+        assert_same_lines(["loss 0.5 after 3 updates"], ["loss 0.5 after 3 steps"])
+
+
+def test_the_notation_has_every_setting_of_the_algorithm():
+    table = (COURSE / "notation.md").read_text(encoding="utf-8")
+    settings = set(re.findall(r"`(\w+)`", KfcPre.__doc__))
+    assert {"damping", "clip", "statistics_period"} < settings
+    assert all(f"`{name}`" in table for name in settings)
