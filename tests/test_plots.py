@@ -244,6 +244,13 @@ def test_a_setting_that_an_older_record_lacks_is_in_no_label(tmp_path):
     ]
 
 
+def test_words_stand_in_a_label_in_place_of_the_settings_that_differ(tmp_path):
+    folders = [write_run(tmp_path / name, rate=rate) for name, rate in (("a", 0.1), ("b", 0.3))]
+    runs = [read_run(folder) for folder in folders]
+    figure = curves.draw_panels([curves.Panel(runs, "loss", words=("", "a higher rate"))])
+    assert texts(figure)[:2] == ["KFC-pre, M = 512", "KFC-pre, M = 512, a higher rate"]
+
+
 def test_the_legend_of_a_single_panel_is_no_wider_than_the_figure(tmp_path):
     runs = [read_run(write_run(tmp_path / name, name)) for name in ("kfc_pre", "sgd")]
     figure = curves.draw_panels([curves.Panel(runs, "error", "updates")])

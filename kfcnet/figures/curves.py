@@ -121,7 +121,8 @@ def _lay_out(figure):
 class Panel(NamedTuple):
     """One pair of axes: `quantity` ("loss" or "error") of `runs` over `x`, a key of X_AXES.
 
-    is_logarithmic: of the horizontal axis, for curves of very different lengths.
+    is_logarithmic: of the horizontal axis, for curves of very different lengths. words: of each
+    run what sets it apart, or "": then the settings do in which it differs from the others.
     """
 
     runs: list
@@ -129,6 +130,7 @@ class Panel(NamedTuple):
     x: str = "seconds"
     title: str = ""
     is_logarithmic: bool = False
+    words: tuple = ()
 
 
 def draw_runs(runs, x="seconds"):
@@ -160,7 +162,8 @@ def draw_panels(panels):
 def _draw_panel(axes, panel, seeds):
     """Draw a Panel. Its curves are added to seeds, {label: numbers of seeds} of all panels."""
     groups = group_by_seed(panel.runs)
-    _, labels = titles_and_labels([group[0] for group in groups], NOT_IDENTIFYING)
+    words = {id(run): text for run, text in zip(panel.runs, panel.words, strict=False) if text}
+    labels = _labels([group[0] for group in groups], words)
     scale, unit = _scale(panel.runs, panel.x)
     for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
         again = labels[:number].count(label)
@@ -187,6 +190,16 @@ def _draw_panel(axes, panel, seeds):
     _set_log_axis(axes, 100 if panel.quantity == "error" else 1)
     if panel.quantity == "error":
         _draw_published_error(axes, panel.runs)
+
+
+def _labels(runs, words):
+    """A label for each run: its words, {id: text}, or what tells it from others without any."""
+    plain = [run for run in runs if id(run) not in words]
+    _, labels = titles_and_labels(plain, NOT_IDENTIFYING) if plain else ([], [])
+    of_plain = iter(labels)
+    return [
+        f"{method(run)}, {words[id(run)]}" if id(run) in words else next(of_plain) for run in runs
+    ]
 
 
 def draw_sweep(results, run):

@@ -170,7 +170,8 @@ def draw(plan, index, out, failures):
                 draw_one = functools.partial(starts.draw, found)
                 tables[name] = starts.page(found)
         elif any(curve in runs for curve in plan.own(name)):
-            draw_one = functools.partial(figures.draw_figure, figure_plan, runs)
+            words = {each.name: each.words for each in plan.curves.values() if each.words}
+            draw_one = functools.partial(figures.draw_figure, figure_plan, runs, words)
         if draw_one:
             _save(draw_one, out, name)
         drawn[name] = [f"{name}.png"] if draw_one else []

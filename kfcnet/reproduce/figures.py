@@ -38,16 +38,24 @@ POINTS = {DERIVATIVES: ("o", curves.COLOURS[0]), ACTIVATIONS: ("s", curves.COLOU
 HEATS = {DERIVATIVES: "derivative_maps", ACTIVATIONS: "activation_maps"}
 
 
-def draw_figure(figure_plan, runs):
-    """A Figure of a FigurePlan. runs: {curve: [Run, ...]}, with one of its curves at least."""
+def draw_figure(figure_plan, runs, words):
+    """A Figure of a FigurePlan. runs: {curve: [Run, ...]}, with one of its curves at least.
+
+    words: {curve: what sets it apart}.
+    """
     panels = []
     for panel in figure_plan.panels:
-        shown = [run for name in panel.curves for run in runs.get(name, [])]
+        shown = [(run, words.get(name, "")) for name in panel.curves for run in runs.get(name, [])]
         if shown:
+            there, phrases = zip(*shown, strict=True)
             title = (
-                f"({panel.letter}) {data_set(shown[0])}\n{layer_sizes(shown[0].config['network'])}"
+                f"({panel.letter}) {data_set(there[0])}\n{layer_sizes(there[0].config['network'])}"
             )
-            panels.append(curves.Panel(shown, panel.quantity, panel.x, title, panel.is_logarithmic))
+            panels.append(
+                curves.Panel(
+                    list(there), panel.quantity, panel.x, title, panel.is_logarithmic, phrases
+                )
+            )
     figure = curves.draw_panels(panels)
     devices = dict.fromkeys(device(run) for panel in panels for run in panel.runs)
     figure.suptitle(", ".join(devices), fontsize=8)

@@ -437,7 +437,9 @@ def _decays():
             rates=(),
             epochs=20,
             seeds=1,
-            words=f"{share:g} of the published decay",
+            words="all of the published decay"
+            if share == 1
+            else f"{share:g} of the published decay",
         )
 
     return [curve("kfc", 1), curve("kfc", 0.3), curve("kfc", 0.1), curve("sgd", 1)]
