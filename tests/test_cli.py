@@ -230,6 +230,7 @@ def test_sweep_prints_a_table_of_its_runs(capsys):
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1", "--stage", "x"],
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1,1"],
     ["benchmark", "--rounds", "0"], ["benchmark", "--device", "cuda", "--native", "off"],
+    ["benchmark", "--processes", "1"], ["benchmark", "--processes", "2", "--shards", "2"],
     ["train", "--config", "digits_kfc", "--pick-periods", "nan"],
     ["train", "--config", "digits_kfc", "--pick-periods", "--sgd-batch-size", "0"],
     ["train", "--config", "digits_kfc", "--print-config", "--sgd-batch-size", "64"],

@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from runs import SGD, SMALL, assert_same_run
 
+from kfcnet.benchmarks import processes
 from kfcnet.config import load_config
 from kfcnet.runs.checkpoint import load_checkpoint
 from kfcnet.runs.metrics import read_metrics
@@ -241,6 +243,21 @@ def test_the_death_of_a_process_ends_the_other_and_leaves_the_checkpoint_whole(
         with pytest.raises(ProcessLookupError):
             os.kill(number, 0)
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] >= 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_times_steps_of_two_processes_and_their_sums(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", partial(subprocess.run, env=environment()))
+    (tmp_path / "run.yaml").write_text(SMALL.replace("padding: 1", "stride: 4"))
+    configs = {"KFC-pre": str(tmp_path / "run.yaml")}
+    report = processes.benchmark_processes(2, rounds=1, configs=configs)
+    (row,) = report["steps"]
+    assert 0 < row["sums"] < row["processes"] and row["threads"] > 0
+    assert 0 < row["sums_cpu"] < row["processes_cpu"]
+    assert [size for size, _ in report["sums"]] == list(processes.SIZES)
+    assert all(seconds > 0 for _, seconds in report["sums"])
+    text = processes.format_report(report)
+    assert "| KFC-pre |" in text and "2 processes of 1 thread, ms" in text
 
 
 # One process that believes in several

@@ -363,6 +363,12 @@ def benchmark(argv=None, prog=None):
         help="on the CPU: use of the C extension (default: auto)",
     )
     parser.add_argument(
+        "--processes",
+        type=int,
+        metavar="R",
+        help="on the CPU: R processes that share each step, under mpiexec, against R threads",
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -371,14 +377,18 @@ def benchmark(argv=None, prog=None):
     options = parser.parse_args(argv)
     chosen = {
         key: value
-        for key in ("rounds", "shards", "native")
+        for key in ("rounds", "shards", "native", "processes")
         if (value := getattr(options, key)) is not None
     }
     if min(chosen.get("rounds", 1), chosen.get("shards", 1)) < 1:
         parser.error("--rounds and --shards: at least one is needed")
     if chosen and options.device == "cuda":
         parser.error(f"--{next(iter(chosen))} is for --device cpu")
+    count = chosen.pop("processes", None)
+    if count is not None and (count < 2 or "shards" in chosen):
+        parser.error("--processes: at least two, of one thread each, without --shards")
     from kfcnet.benchmarks import cpu as cpu_benchmark
+    from kfcnet.benchmarks import processes as processes_benchmark
     from kfcnet.runs.files import write_json, write_text
 
     if options.device == "cuda":
@@ -387,6 +397,9 @@ def benchmark(argv=None, prog=None):
 
         report = cuda_benchmark.benchmark_cuda(get_ops("cuda"))
         print(cuda_benchmark.format_report(report))
+    elif count is not None:
+        report = processes_benchmark.benchmark_processes(count, **chosen)
+        print(processes_benchmark.format_report(report))
     else:
         report = cpu_benchmark.benchmark_cpu(**chosen)
         print(cpu_benchmark.format_report(report))
@@ -394,7 +407,8 @@ def benchmark(argv=None, prog=None):
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, report)
         if options.device == "cpu":
-            write_text(options.json.with_suffix(".md"), cpu_benchmark.markdown(report))
+            table = cpu_benchmark if count is None else processes_benchmark
+            write_text(options.json.with_suffix(".md"), table.markdown(report))
 
 
 @command
