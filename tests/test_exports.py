@@ -5,10 +5,10 @@ import pytest
 from networks import EVERY_LAYER, INPUT_SHAPE, network
 
 import kfcnet
-from kfcnet.exports import from_arrays, to_arrays
 from kfcnet.layers import Dense, Layer
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.training.exports import from_arrays, to_arrays
 
 pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
 
@@ -118,7 +118,7 @@ def test_wrong_arrays_are_named_and_change_nothing(change, message):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_pytorch_computes_the_same_logits(name):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    from kfcnet.exports.torch_module import to_torch
+    from kfcnet.training.exports.torch_module import to_torch
 
     built, images, logits = trained(name)
     module = to_torch(built, MEAN, SCALE)
@@ -132,7 +132,7 @@ def test_onnx_computes_the_same_logits(name):
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     from onnx.reference import ReferenceEvaluator
 
-    from kfcnet.exports.onnx_model import to_onnx
+    from kfcnet.training.exports.onnx_model import to_onnx
 
     built, images, logits = trained(name)
     model = onnx.load_from_string(to_onnx(built, MEAN, SCALE).SerializeToString())
@@ -155,9 +155,9 @@ class Doubled(Layer):
 def test_what_has_no_counterpart_is_refused_by_its_name(library):
     pytest.importorskip(library, reason=f"{library} is not installed")
     if library == "torch":
-        from kfcnet.exports.torch_module import to_torch as export
+        from kfcnet.training.exports.torch_module import to_torch as export
     else:
-        from kfcnet.exports.onnx_model import to_onnx as export
+        from kfcnet.training.exports.onnx_model import to_onnx as export
     ops = CpuOps("float32", shards=1)
     own = dict(layer="custom", type=Doubled, settings={})
     with pytest.raises(ValueError, match="custom1: .* layer .*Doubled"):
@@ -215,7 +215,7 @@ def test_without_the_library_the_way_out_is_said(run, monkeypatch, library, meth
     import sys
 
     monkeypatch.setitem(sys.modules, library, None)
-    for name in ("kfcnet.exports.torch_module", "kfcnet.exports.onnx_model"):
+    for name in ("kfcnet.training.exports.torch_module", "kfcnet.training.exports.onnx_model"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     arguments = ["x.onnx"] if library == "onnx" else []
     with pytest.raises(ImportError, match=f"{method} needs .*: pip install {library}"):

@@ -63,3 +63,13 @@ def test_tables_count_failures_and_find_the_best():
         "| 0.1, 0.003 | 1 of 1 |", "| 0.1, 0.3 | 1 of 3 |", "| auto | 0 of 3 |",
     ]  # fmt: skip
     assert settings.worst(rows)["digits", "0.1", 0.3] == {0.03: 1.4, 0.3: np.inf, 0.001: 4.0}
+
+
+@pytest.mark.parametrize("name", settings.SETS)
+def test_damping_auto_took_less_than_a_tenth_more_time(name):
+    own = [row for row in settings.read(RESULTS / "runs.csv") if row["data"] == name]
+    seconds = {True: [], False: []}
+    for each in own:
+        if np.isfinite(each["seconds"]) and each["damping"] in ("auto", "0.001", "0.01", "0.1"):
+            seconds[each["damping"] == "auto"].append(each["seconds"])
+    assert 0.5 < np.median(seconds[True]) / np.median(seconds[False]) < 1.1

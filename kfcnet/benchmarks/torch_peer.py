@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from kfcnet.exports.torch_module import ChannelsLast, ResponseNorm2d
 from kfcnet.optimizers.base import by_layer
+from kfcnet.training.exports.torch_module import ChannelsLast, ResponseNorm2d
 
 
 def _module(layer, in_shape):

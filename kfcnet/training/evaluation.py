@@ -13,11 +13,11 @@ from kfcnet.config import ConfigError, parse_config
 from kfcnet.config.schema import Config
 from kfcnet.data import DataError, Dataset
 from kfcnet.data.dataset import wrong_label
-from kfcnet.exports import from_arrays, to_arrays
 from kfcnet.layers import Layer
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.training.build import build_model, build_ops, reconstructs, with_classes
+from kfcnet.training.exports import from_arrays, to_arrays
 
 
 @one_blas_thread
@@ -128,7 +128,7 @@ class TrainedNetwork:
     def to_arrays(self) -> dict[str, NDArray]:
         """{name: array} of all weights, such as `conv1.weight` (I, K, K, J) and `conv1.bias` (I,).
 
-        The table of names and shapes is in `kfcnet.exports.arrays`.
+        The table of names and shapes is in `kfcnet.training.exports.arrays`.
         """
         return to_arrays(self.network)
 
@@ -153,7 +153,7 @@ class TrainedNetwork:
         Its weights are copies. Raises ImportError without PyTorch, ValueError for custom layers.
         """
         try:
-            from kfcnet.exports.torch_module import to_torch
+            from kfcnet.training.exports.torch_module import to_torch
         except ImportError as error:
             raise ImportError("to_torch needs PyTorch: pip install torch") from error
         return to_torch(self.network, self.mean, self.config.data.input_scale)
@@ -164,7 +164,7 @@ class TrainedNetwork:
         Raises ImportError without the package onnx, ValueError for custom layers.
         """
         try:
-            from kfcnet.exports.onnx_model import to_onnx
+            from kfcnet.training.exports.onnx_model import to_onnx
         except ImportError as error:
             raise ImportError("to_onnx needs the package onnx: pip install onnx") from error
         model = to_onnx(self.network, self.mean, self.config.data.input_scale)

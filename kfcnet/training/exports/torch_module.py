@@ -5,7 +5,6 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from kfcnet.exports.arrays import layer_arrays
 from kfcnet.layers import (
     AvgPool,
     BatchNorm,
@@ -19,6 +18,7 @@ from kfcnet.layers import (
     ScaleShift,
 )
 from kfcnet.network import Network
+from kfcnet.training.exports.arrays import layer_arrays
 
 
 class ResponseNorm2d(nn.Module):

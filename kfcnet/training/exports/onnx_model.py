@@ -5,7 +5,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from kfcnet.exports.arrays import layer_arrays
 from kfcnet.layers import (
     AvgPool,
     BatchNorm,
@@ -20,6 +19,7 @@ from kfcnet.layers import (
 )
 from kfcnet.network import Network
 from kfcnet.ops.cpu.windows import window_areas
+from kfcnet.training.exports.arrays import layer_arrays
 
 OPSET = 17
 IR_VERSION = 8  # the first with this opset: older runtimes read it too
