@@ -17,7 +17,7 @@ def test_a_page_has_formulas_as_github_renders_them(name):
     page = SCRIPTS[name].with_suffix(".md").read_text(encoding="utf-8")
     text = re.sub(r"^```(?:python|text)\n.*?^```$", "", page, flags=re.DOTALL | re.MULTILINE)
     displayed, inline = text.count("```math\n"), len(re.findall(r"\$`[^`$]+`\$", text))
-    assert displayed > 2 and inline > 10
+    assert displayed > 0 and inline > 10
     rest = re.sub(r"```math\n.*?\n```|\$`[^`$]+`\$", "", text, flags=re.DOTALL)
     assert "$" not in rest and "\\" not in rest and "```" not in rest
     script = SCRIPTS[name].read_text(encoding="utf-8")

@@ -252,7 +252,7 @@ figure.colorbar(picture, ax=panels, label="training loss (nats), cut at 3")
 # Read the corners. *Little damping, high rate*: lost without the clip. *Much damping, low rate*:
 # safe and slow, the step is a small gradient step. The clip of 0.3 bounds each step, so fewer runs
 # are lost, but the momentum adds the steps up. The clip that counts momentum saves the corner here.
-# `kfcnet.fit` takes it by default; the paper's runs have 0.3, with damping and rate tuned.
+# `kfcnet.fit` takes it where a damping is given; the paper has 0.3, with damping and rate tuned.
 #
 # ## Full K-FAC: damping that adapts
 #
