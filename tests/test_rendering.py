@@ -33,6 +33,23 @@ def test_every_figure_has_an_alternative_text_of_its_own(name):
     assert all(len(alt.split()) > 4 for alt in texts)
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_page_and_notebook_have_every_cell_of_the_script_as_it_is_now(name):
+    pytest.importorskip("jupytext", reason="the extra `docs` is not installed")
+    pytest.importorskip("nbclient", reason="the extra `docs` is not installed")
+    from scripts import render_docs
+
+    script = SCRIPTS[name]
+    fresh = render_docs.read(script.read_text(encoding="utf-8"))
+    page = script.with_suffix(".md").read_text(encoding="utf-8")
+    for cell in fresh.cells:
+        if cell.cell_type == "markdown":
+            assert render_docs.github_math(cell.source) in page
+    if script.parent != DOCS:
+        kept = render_docs.nbformat.read(script.with_suffix(".ipynb"), 4)
+        assert [cell.source for cell in kept.cells] == [cell.source for cell in fresh.cells]
+
+
 def test_a_script_is_rendered_to_a_notebook_and_a_page(tmp_path):
     """Needs what `pip install -e '.[docs]'` installs."""
     pytest.importorskip("jupytext", reason="the extra `docs` is not installed")
