@@ -330,7 +330,7 @@ panels[0].legend()
 # %% [markdown]
 # On the left the damping is light and the matrix decides. The empirical one loses the first updates
 # (too large where the model is wrong) and stalls at the end (too small where it fits). On the right
-# the damping is heavier than most of the matrix, and the choice hardly matters. A method that only
+# the damping is heavier than most of the matrix, and in the end all are equal. A method that only
 # works with heavy damping may be hiding a wrong matrix.
 #
 # ## Exercises

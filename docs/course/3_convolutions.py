@@ -287,7 +287,7 @@ for axis in axes:
 # %% [markdown]
 # Each picture is the correlation of two values of one map over their offset, a mean over the maps.
 # The centre is 1. With max-pooling the derivatives are nearly white: SUD is a fair assumption. With
-# average pooling neighbours go together, and giving SUD up would halve the distance. Pixels are
+# average pooling neighbours go together; without SUD the distance is nearly halved. Pixels are
 # correlated with their neighbours: it is right to keep $\mathbf{\Omega}$ whole.
 #
 # ## Exercises
