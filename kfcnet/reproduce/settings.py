@@ -247,7 +247,8 @@ def failure_table(rows: list[dict]) -> str:
         f"| --- | {' | '.join('---:' for _ in names)} |",
     ]
     for setting in sorted({setting for setting, _ in groups}):
-        cells = [" of ".join(map(str, failures(groups[setting, name]))) for name in names]
+        counts = [failures(groups[setting, name]) for name in names]
+        cells = [f"{failed} of {count}" if count else "not run" for failed, count in counts]
         lines.append(f"| {setting} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
