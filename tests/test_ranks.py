@@ -67,7 +67,7 @@ OPTIMIZERS = {
         if structure != "kfc"
     },
     "kfc_pre with bounded steps": KfcPreConfig(
-        **{**KFC, "learning_rate": 3.0, "clip": None}, damping="auto"
+        **{**KFC, "learning_rate": 0.1, "clip": None}, damping="auto"
     ),
     "kfc_pre with exact damping": KfcPreConfig(**KFC, tikhonov="exact"),
     "kfac": KfacConfig(**SECOND, inverse_period=4),
