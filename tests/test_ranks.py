@@ -67,7 +67,10 @@ OPTIMIZERS = {
         if structure != "kfc"
     },
     "kfc_pre with bounded steps": KfcPreConfig(
-        **{**KFC, "learning_rate": 0.1, "clip": None}, damping="auto"
+        # With so much momentum the bound is below every step, and they stay short.
+        **{**KFC, "learning_rate": 0.1, "clip": None},
+        damping="auto",
+        momentum=0.99,
     ),
     "kfc_pre with exact damping": KfcPreConfig(**KFC, tikhonov="exact"),
     "kfac": KfacConfig(**SECOND, inverse_period=4),
