@@ -20,8 +20,8 @@ from functools import cache
 
 import numpy as np
 
-_SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK"
-"""Variables that an mpiexec sets: MPICH's and its relatives', Open MPI's, any with PMIx."""
+_SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"
+"""Variables that an mpiexec sets: MPICH's and its relatives', Open MPI's."""
 _RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"
 INSTALL = "pip install -e '.[mpi]' in the checkout of kfcnet brings mpi4py and an MPI"
 
@@ -211,7 +211,7 @@ def world():
     Raises RanksError where it started several that cannot find each other.
     """
     started = _started()
-    if started is None:
+    if started in (None, 1):
         return Alone()
     try:
         with warnings.catch_warnings():  # of what is raised below
@@ -240,11 +240,12 @@ def world():
 
 def _started():
     """How many processes mpiexec says that it started; 0 where it does not say; None without."""
-    for name in _SIZES:
-        if name in os.environ:
-            size = "" if name == "PMIX_RANK" else os.environ[name]
-            return int(size) if size.isdecimal() else 0
-    return None
+    found = [os.environ[name] for name in _SIZES if name in os.environ]
+    if not found and "PMIX_RANK" in os.environ:  # PMIx says no number, but Slurm does
+        found = [os.environ.get("SLURM_NTASKS", "")]
+    if not found:
+        return None
+    return int(found[0]) if found[0].isdecimal() else 0
 
 
 def is_first_started():

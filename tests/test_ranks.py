@@ -1,5 +1,7 @@
 """Several processes that share every mini-batch take the steps of one; here they are threads."""
 
+import sys
+
 import numpy as np
 import pytest
 from networks import EVERY_LAYER, INPUT_SHAPE, network
@@ -22,7 +24,7 @@ from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import LOSSES
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
-from kfcnet.ranks import Alone, is_of_all
+from kfcnet.ranks import Alone, RanksError, is_of_all, world
 from kfcnet.runs.files import read_json
 from kfcnet.training.trainer import TrainingFailed, train
 
@@ -189,6 +191,21 @@ def test_words_at_places_are_those_of_the_sequence():
         found = philox.words_at(places, 5, philox.DROPOUT, 2**33 + 1, 4)
         assert np.array_equal(found, sequence[places])
     assert philox.words_at(np.arange(0), 5, 0, 0).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"PMI_SIZE": "1"}, {"PMIX_RANK": "0", "SLURM_NTASKS": "1"}]
+)
+def test_one_process_is_alone_and_needs_no_mpi4py(monkeypatch, variables):
+    for name in ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    assert isinstance(world.__wrapped__(), Alone)
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(RanksError, match="through mpi4py, which cannot be imported"):
+        world.__wrapped__()
 
 
 def test_the_dearest_piece_goes_to_one_and_the_others_to_the_rest():
