@@ -59,8 +59,8 @@ setup(
             "mkdocs>=1.6",
             "latex2mathml>=3.77",
         ],
-        "nccl12": ["cupy-cuda12x[ctk]", "nvidia-nccl-cu12>=2.18"],
-        "nccl13": ["cupy-cuda13x[ctk]", "nvidia-nccl-cu13>=2.18"],
+        "nccl12": ["nvidia-nccl-cu12>=2.18"],
+        "nccl13": ["nvidia-nccl-cu13>=2.18"],
         "mpi": ["mpi4py>=4.1", "mpich"],
         "lint": ["ruff==0.17.6"],
         "test": [

@@ -136,7 +136,7 @@ def main():
     import cupy
     import cupyx
     import fake_cupy
-    from cupy.cuda import cublas, cusolver, device  # noqa: F401  become attributes of cupy.cuda
+    from cupy.cuda import cublas, cusolver, device, nccl  # noqa: F401  become attributes of cupy.cuda
 
     modules = {"cupy": cupy, "cupyx": cupyx}
     wanted = in_source(RUNTIME.read_text(encoding="utf-8")) | in_stand_in(fake_cupy.CLASSES)

@@ -48,7 +48,8 @@ def readme_commands():
     pages = ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
-    words = [shlex.split(line, comments=True) for line in blocks.replace("&&", "").splitlines()]
+    blocks = re.sub("&&|mpiexec -n [0-9]+", "", blocks)
+    words = [shlex.split(line, comments=True) for line in blocks.splitlines()]
     return [line for line in words if "kfcnet" in "".join(line[:1]) or "scripts/" in "".join(line)]
 
 
