@@ -3,7 +3,6 @@
 Found by going through the training steps with a runtime that launches nothing and writes it down.
 """
 
-from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 from unittest.mock import patch
@@ -15,6 +14,7 @@ from kfcnet.batches import Batch
 from kfcnet.config import load_config, parse_config
 from kfcnet.losses import LOSSES
 from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.cuda.dry_run import DryRun
 from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.running_sums import Reading
 
@@ -66,60 +66,9 @@ class Specialisation(NamedTuple):
     launches: dict
 
 
-class RecordingRuntime:
-    """Allocates without touching the memory, launches nothing."""
-
-    array_type, capturing = np.ndarray, False
-
-    def __init__(self, shared_limit):
-        self.launched, self.shared_limit = {}, shared_limit
-
-    def launch(self, file, kernel, constants, grid, block, values, shared):
-        kernels = self.launched.setdefault((file, tuple(sorted(constants.items()))), {})
-        threads, most = kernels.get(kernel, (0, 0))
-        kernels[kernel] = max(threads, int(np.prod(block))), max(most, shared)
-
-    def empty(self, shape, dtype):
-        small = np.prod(shape) <= 16  # device scalars, which Python calculates with
-        # A counter is negative: no step was one whose loss is not finite.
-        value = -1 if np.dtype(dtype) == np.int64 else 1
-        return np.full(shape, value, dtype) if small else np.empty(shape, dtype)
-
-    zeros = empty
-
-    def asarray(self, x, dtype):
-        if np.size(x) == 1:  # what the host may read back
-            return np.array(x, dtype)
-        return self.empty(np.shape(x), dtype)
-
-    def copy(self, array):
-        return self.empty(array.shape, array.dtype)
-
-    def copy_into(self, target, source):
-        pass
-
-    def to_numpy(self, array):
-        return array
-
-    def new_pool(self):
-        return None
-
-    def allocating_from(self, pool):
-        return nullcontext()
-
-    def capture(self, function):
-        return None, function()
-
-    def replay(self, graph):
-        pass
-
-    def spd_inverse(self, matrix, shift):
-        return matrix, np.zeros(1, np.int32)
-
-
 def of_config(config, tensor_cores):
     """The Specialisations of a configuration's training step and evaluation."""
-    runtime = RecordingRuntime((99 if tensor_cores else 48) * 1024)
+    runtime = DryRun((99 if tensor_cores else 48) * 1024)
     ops = CudaOps(runtime, tensor_cores)
     _train(ops, config)
     return [

@@ -14,10 +14,11 @@ from checks import assert_close
 
 from kfcnet.benchmarks import cuda as cuda_benchmark
 from kfcnet.benchmarks import verification
-from kfcnet.benchmarks.verification import short_training
 from kfcnet.config import load_config, parse_config
 from kfcnet.figures.curves import save_figure
+from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, is_available
+from kfcnet.ops.errors import DeviceError
 from kfcnet.training.trainer import train
 
 pytestmark = pytest.mark.skipif(
@@ -212,9 +213,34 @@ def test_whole_report_has_every_step_precision_and_ratio(ops, monkeypatch):
         for name in ("SGD", "SGD", "KFC-pre", "KFC-pre")
     ]
     assert len(report["phases"]) == 4 and len(report["ratios"]) == 4
+    assert report["done"] == list(cuda_benchmark.parts(ops)) and "failed" not in report
     assert {row["precision"] for row in report["primitives"]} == {"TF32", "fp32"}
     assert json.loads(json.dumps(report)) == report
     assert cuda_benchmark.format_report(report)
+
+
+def test_a_part_and_a_row_that_fail_say_why_and_the_others_go_on(ops, monkeypatch):
+    def diverges(*_):
+        raise RuntimeError("the timed steps diverged")
+
+    report = {"steps": [{"step": "SGD", "batch": 3, "milliseconds": 1.0, "images_per_second": 1.0}]}
+    cuda_benchmark.add_part(report, "KFC-pre", diverges)
+    cuda_benchmark.add_part(report, "Omega", lambda report: {"ratios": {"a": 2.0}, "steps": []})
+    assert report["done"] == ["KFC-pre", "Omega"] and len(report["steps"]) == 1
+    assert report["failed"] == {"KFC-pre": "RuntimeError: the timed steps diverged"}
+    seconds = cuda_benchmark.Call.seconds
+
+    def no_memory_for_products(call, replays):
+        if call.name == "matmul":
+            raise DeviceError("out of memory")
+        return seconds(call, replays)
+
+    monkeypatch.setattr(cuda_benchmark.Call, "seconds", no_memory_for_products)
+    rows, _ = cuda_benchmark.primitive_rows(ops, parse_config(SMALL), "KFC-pre, 3", replays=1)
+    failed = [row for row in rows if row.get("failed") == "out of memory"]
+    assert failed and len(cuda_benchmark.measured(rows)) == len(rows) - len(failed)
+    report |= {"device": {}, "primitives": rows, "phases": {}}
+    assert "failed: matmul" in cuda_benchmark.format_report(report)
 
 
 def test_figure_shows_the_share_of_the_nearer_ceiling(tmp_path):
@@ -247,31 +273,75 @@ def verified(monkeypatch):
             }
         ],
     }
-    parts = {
+    replaced = {
         "get_ops": lambda device: SimpleNamespace(describe=lambda: report["device"]),
-        "run_tests": lambda: ({"passed": 343}, ""),
-        "benchmark_cuda": lambda ops: report,
+        "run_tests": lambda file: ({"passed": 3}, ""),
+        "parts": lambda ops: {
+            "device": lambda seen: {"device": report["device"]},
+            "compilation": lambda seen: {},
+            "ceilings": lambda seen: {"ceilings": report["ceilings"]},
+            "primitives": lambda seen: {"primitives": report["primitives"]},
+        },
+        "real_step_errors": lambda ops: {"conv1 gradient": 1e-6},
         "short_training": lambda name, data, path: {"training": name},
     }
-    for name, part in parts.items():
+    for name, part in replaced.items():
         monkeypatch.setattr(verification, name, part)
+
+
+def report_in(folder):
+    return json.loads((folder / "nvidia-h200-fake.json").read_text())
 
 
 def test_verification_writes_its_parts_and_a_figure(verified, tmp_path):
     target = verification.verify(tmp_path / "gpu")
     assert target == tmp_path / "gpu" / "nvidia-h200-fake.json"
     report = json.loads(target.read_text())
-    assert report["tests"] == {"passed": 343} and len(report["trainings"]) == 2
+    assert report["tests"]["test_cuda.py"] == [{"passed": 3}, ""]
+    assert len(report["trainings"]) == 2 and report["done"][:3] == [
+        "device",
+        "compilation",
+        "real step",
+    ]
     assert target.with_suffix(".png").stat().st_size > 0
 
 
-def test_verification_keeps_what_came_before_a_failure(verified, tmp_path, monkeypatch):
-    monkeypatch.setattr(verification, "train", lambda config, folder: 1 / 0)
-    monkeypatch.setattr(verification, "short_training", short_training)
-    with pytest.raises(ZeroDivisionError):
+def test_verification_that_was_cut_goes_on_behind_the_last_part(verified, tmp_path, monkeypatch):
+    begun = []
+
+    def training(name, data, path):
+        begun.append(name)
+        if begun == ["SGD", "KFC-pre"]:
+            raise KeyboardInterrupt
+        return {"training": name}
+
+    monkeypatch.setattr(verification, "short_training", training)
+    with pytest.raises(KeyboardInterrupt):
         verification.verify(tmp_path)
-    report = json.loads((tmp_path / "nvidia-h200-fake.json").read_text())
-    assert report["tests"] == {"passed": 343} and "ceilings" in report
+    assert "ceilings" in report_in(tmp_path) and len(report_in(tmp_path)["trainings"]) == 1
+    verification.verify(tmp_path)
+    assert begun == ["SGD", "KFC-pre", "KFC-pre"] and len(report_in(tmp_path)["trainings"]) == 2
+
+
+def test_verification_begins_no_part_after_its_time(verified, tmp_path):
+    with pytest.raises(verification.Unfinished, match="parts are left: the same command goes on"):
+        verification.verify(tmp_path, minutes=-1)
+    verification.verify(tmp_path)
+
+
+def test_verification_measures_the_rest_where_a_part_fails(verified, tmp_path, monkeypatch):
+    def short_training(name, data, path):
+        raise DeviceError("out of memory")
+
+    monkeypatch.setattr(verification, "short_training", short_training)
+    with pytest.raises(verification.VerificationFailed, match="training of SGD: .* of memory"):
+        verification.verify(tmp_path)
+    assert "ceilings" in report_in(tmp_path) and len(report_in(tmp_path)["failed"]) == 2
+
+
+def test_a_real_step_is_compared_part_by_part(monkeypatch):
+    errors = verification.real_step_errors(CpuOps("float32", shards=1), M=2)
+    assert len(errors) == 12 and 0 < max(errors.values()) < 1e-4
 
 
 def test_short_training_is_on_the_gpu_and_reports_its_last_row(monkeypatch):
@@ -297,6 +367,7 @@ def test_short_training_is_on_the_gpu_and_reports_its_last_row(monkeypatch):
         (1, "1 failed, 3 passed, 2 errors in 9s", {"failed": 1, "passed": 3, "error": 2}),
         (0, "343 skipped in 2s", {"skipped": 343}),
         (4, "no such option", {"error": 1}),
+        (5, "12 deselected in 1s", {"deselected": 12}),
     ],
 )
 def test_verification_counts_the_tests_by_outcome(monkeypatch, status, text, outcomes):
@@ -315,11 +386,12 @@ def test_verification_counts_the_tests_by_outcome(monkeypatch, status, text, out
 def test_verification_measures_all_and_then_says_that_tests_failed(
     verified, tmp_path, monkeypatch, outcomes
 ):
-    monkeypatch.setattr(verification, "run_tests", lambda: (outcomes, "test_a FAILED"))
-    with pytest.raises(verification.VerificationFailed, match="test_a FAILED"):
+    monkeypatch.setattr(verification, "run_tests", lambda file: (outcomes, "test_a FAILED"))
+    said = "none has passed" if "passed" not in outcomes else "test_a FAILED"
+    with pytest.raises(verification.VerificationFailed, match=said):
         verification.verify(tmp_path)
-    report = json.loads((tmp_path / "nvidia-h200-fake.json").read_text())
-    assert report["tests"] == outcomes and report["trainings"]
+    assert report_in(tmp_path)["tests"]["test_cuda.py"][0] == outcomes
+    assert report_in(tmp_path)["trainings"]
 
 
 @pytest.mark.skipif(is_available(), reason="there is a GPU")
@@ -328,3 +400,18 @@ def test_verification_without_a_gpu_says_how_to_get_one():
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.returncode == 2
     assert "CuPy" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_the_benchmark_launches_is_compiled_before_it_is_timed():
+    compiled, said = [], []
+
+    def compile_sources(wanted, shown):
+        compiled.extend(wanted)
+        shown(len(wanted), len(wanted))
+
+    runtime = SimpleNamespace(tensor_cores=True, shared_limit=99 * 1024, compile=compile_sources)
+    ops = SimpleNamespace(runtime=runtime)
+    assert cuda_benchmark.compile_all(ops, said.append) == {"compiled": len(compiled)}
+    files = {file for file, _ in compiled}
+    assert {"conv_forward_tf32", "conv_forward_register", "spd_inverse", "momentum_update"} <= files
+    assert len(set(compiled)) == len(compiled) > 50 and str(len(compiled)) in said[-1]

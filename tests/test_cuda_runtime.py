@@ -327,3 +327,15 @@ def test_the_librarys_product_is_that_of_rows(cuda, rng, tensor_cores, transpose
     cuda.runtime.library_product(given, b, out, tensor_cores, transpose_a)
     assert_close(cuda.to_numpy(out), cuda.to_numpy(a) @ cuda.to_numpy(b), 1e-6)
     assert fake_cupy.math_modes == [3 if tensor_cores else 0, 0]
+
+
+def test_sources_are_compiled_side_by_side_once_and_shown(cuda):
+    wanted = [("relu", ()), ("vector", ()), ("reduce", ())]
+    shown, compile_module = [], fake_cupy.RawModule.compile
+    with patch.object(fake_cupy.RawModule, "compile", autospec=True) as compiled:
+        compiled.side_effect = compile_module
+        cuda.runtime.compile(wanted, lambda *numbers: shown.append(numbers))
+        cuda.relu(cuda.zeros(4))
+        cuda.axpy(1.0, cuda.zeros(4), cuda.zeros(4))
+        cuda.runtime.compile(wanted, lambda *numbers: shown.append(numbers))
+    assert compiled.call_count == 3 and shown == [(1, 3), (2, 3), (3, 3)]

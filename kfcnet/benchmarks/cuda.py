@@ -10,15 +10,18 @@ import contextlib
 import math
 import statistics
 from collections import Counter
+from functools import partial
 
 import numpy as np
 
 from kfcnet.batches import Batch
 from kfcnet.benchmarks.cpu import INPUT_SHAPE, example_batch, period
 from kfcnet.config import load_config
-from kfcnet.ops.cpu.eager import Eager, Future
+from kfcnet.ops.cpu.eager import Eager, Future, as_generator
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda.convolution import Weights
+from kfcnet.ops.cuda.dry_run import DryRun
+from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_sides
 from kfcnet.training.build import build, captured_step
 
@@ -230,16 +233,25 @@ def primitive_rows(ops, config, name, replays=REPLAYS):
         optimizer.step(batch)
     rows, convolutions = [], {}
     for call in calls.noted.values():
-        rows.append({"step": name, **call.row(steps, replays)})
+        try:
+            rows.append({"step": name, **call.row(steps, replays)})
+        except (DeviceError, ValueError) as error:
+            rows.append({"step": name, "call": call.label, "failed": str(error)})
+            continue
         if call.convolution:
             convolutions.setdefault(call.convolution, rows[-1]["microseconds"] / 1e6)
     return rows, convolutions
 
 
+def measured(rows):
+    """The rows that have a time: one that failed says why instead."""
+    return [row for row in rows if "failed" not in row]
+
+
 def phase_milliseconds(rows):
     """{phase: milliseconds a step} that the primitives of a step add up to."""
     phases = Counter()
-    for row in rows:
+    for row in measured(rows):
         for phase, number in row["calls_a_step"].items():
             phases[phase] += number * row["microseconds"] / 1000
     return dict(phases)
@@ -334,42 +346,143 @@ def inversion_ratio(ops, config):
     return timed(ops, library, REPLAYS) / timed(ops, sweeps, REPLAYS)
 
 
+def real_step(ops, M):
+    """{what: array} of the CIFAR-10 network's first step with M examples: of each layer gradient,
+    Omega and Gamma. What of two devices is to agree, in the tiles that training launches.
+    """
+    config = load_config("cifar_kfc", [f"optimizer.batch_size={M}"])
+    optimizer = build(config, ops, INPUT_SHAPE)
+    network, batch = optimizer.network, batch_on_device(ops, M)
+    predictive, dz, _ = optimizer.loss.evaluate(network.forward(batch.inputs), batch.targets)
+    network.backward(optimizer.loss.sampled_gradient(predictive, 0), per_example=True)
+    for block in optimizer.blocks:
+        block.update_factors(0.0)
+    network.backward(dz)
+    network.compute_gradient()
+    found = {}
+    for block, gradient in zip(optimizer.blocks, network.views(network.gradient), strict=True):
+        for name, array in (("gradient", gradient), ("Omega", block.Omega), ("Gamma", block.Gamma)):
+            found[f"{block.layer.name} {name}"] = ops.to_numpy(array).copy()
+    return found
+
+
+def compile_all(ops, say=print):
+    """Compile what the steps of the benchmark launch, on all cores, before anything is timed."""
+    wanted = {}
+    for tensor_cores in (False, True)[: 1 + ops.runtime.tensor_cores]:
+        for name in ("cifar_sgd", "cifar_kfc"):
+            config, runtime = load_config(name), DryRun(ops.runtime.shared_limit)
+            dry = CudaOps(runtime, tensor_cores)
+            optimizer = build(config, dry, INPUT_SHAPE)
+            optimizer.needs_preparation = False
+            for decisions in [(0.5, True), (None, False)] if name == "cifar_kfc" else [()]:
+                list(as_generator(optimizer.update)(batch_on_device(dry, 2), *decisions))
+            wanted |= dict.fromkeys(runtime.launched)
+
+    def shown(done, count):
+        if done % 10 == 0 or done == count:
+            say(f"compiled {done} of {count} sources")
+
+    ops.runtime.compile(list(wanted), shown)
+    return {"compiled": len(wanted)}
+
+
+def parts(ops):
+    """{name: function(report) -> what it adds to the report} of the benchmark, each some minutes.
+
+    A part looks in the report for what the parts before it have found.
+    """
+    kinds = [("SGD", 128), ("SGD", 512), ("KFC-pre", 512), ("KFC-pre", 4096)]
+    sources = {"SGD": "cifar_sgd", "KFC-pre": "cifar_kfc"}
+    configs = {
+        (kind, M): load_config(sources[kind], [f"optimizer.batch_size={M}"]) for kind, M in kinds
+    }
+    found = {
+        "device": lambda report: {"device": ops.describe()},
+        "compilation": lambda report: compile_all(ops) if hasattr(ops.runtime, "compile") else {},
+        "ceilings": lambda report: {"ceilings": ceilings(ops)},
+    }
+    for precision in ("TF32", "fp32") if ops.runtime.tensor_cores else ("fp32",):
+        variant = CudaOps(ops.runtime, tensor_cores=precision == "TF32")
+        for (kind, M), config in configs.items():
+            step = f"{kind}, {precision}"
+            found[f"{step}, {M}"] = partial(_step_part, variant, config, step)
+            if M < 4096:
+                found[f"primitives of {step}, {M}"] = partial(
+                    _primitives_part, variant, config, step, kind == "SGD"
+                )
+        found[f"epochs, {precision}"] = partial(
+            _epochs_part, precision, *(configs[kind].optimizer.batch_size for kind in kinds[::2])
+        )
+    found["inversions"] = lambda report: {
+        "ratios": {
+            "cuSOLVER / sweeps, the factors of the CIFAR-10 network": inversion_ratio(
+                ops, configs[kinds[2]]
+            )
+        }
+    }
+    found["Omega"] = lambda report: {
+        "ratios": {"cuBLAS on patches / Omega, 801 x 801, fp32": omega_ratio(ops)}
+    }
+    return found
+
+
+def _step_part(ops, config, name, report):
+    return {"steps": [step_row(ops, config, name)]}
+
+
+def _step_of(report, name, batch):
+    found = [row for row in report["steps"] if (row["step"], row["batch"]) == (name, batch)]
+    return found[0] if found else None
+
+
+def _primitives_part(ops, config, step, beside_torch, report):
+    batch = config.optimizer.batch_size
+    name, row = f"{step}, {batch}", _step_of(report, step, batch)
+    rows, ours = primitive_rows(ops, config, name)
+    part = {"primitives": rows, "phases": {name: phase_milliseconds(rows)}}
+    if beside_torch and row:
+        steps, theirs = torch_rows(ops, config)
+        part |= {"steps": steps, "ratios": ratios(name, row, steps, ours, theirs)}
+    return part
+
+
+def _epochs_part(precision, of_sgd, of_kfc, report):
+    sgd = _step_of(report, f"SGD, {precision}", of_sgd)
+    kfc = _step_of(report, f"KFC-pre, {precision}", of_kfc)
+    if not (kfc and sgd):
+        return {}
+    epochs = kfc["milliseconds"] / kfc["batch"] / (sgd["milliseconds"] / sgd["batch"])
+    return {"ratios": {f"SGD epoch at 128 / KFC-pre epoch at 512, {precision}": 1 / epochs}}
+
+
+def add_part(report, name, function):
+    """Let a part add what it finds to the report, or its failure; either way it is done."""
+    try:
+        found = function(report)
+    except (DeviceError, RuntimeError, ValueError) as error:
+        report.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"
+        found = {}
+    for key, value in found.items():
+        if isinstance(value, list):
+            report[key] = report.get(key, []) + value
+        elif isinstance(value, dict):
+            report[key] = report.get(key, {}) | value
+        else:
+            report[key] = value
+    report["done"] = [*report.get("done", []), name]
+
+
 def benchmark_cuda(ops):
     """What a GPU does with the CIFAR-10 network, and what PyTorch does with it there.
 
     {"device", "ceilings", "steps": [row], "phases": {step: {phase: milliseconds}}, "primitives":
-    [row], "ratios": {what: number}}; above one, we are the faster.
+    [row], "ratios": {what: number}, "done": [part], "failed": {part: why}}; in ratios above one, we
+    are the faster. A part that fails does not keep the others from being measured.
     """
-    sgd = [load_config("cifar_sgd", [f"optimizer.batch_size={M}"]) for M in (128, 512)]
-    kfc = [load_config("cifar_kfc", [f"optimizer.batch_size={M}"]) for M in (512, 4096)]
-    report = {
-        "device": ops.describe(),
-        "ceilings": ceilings(ops),
-        "steps": [],
-        "phases": {},
-        "primitives": [],
-        "ratios": {},
-    }
-    for precision in ("TF32", "fp32") if ops.runtime.tensor_cores else ("fp32",):
-        variant = CudaOps(ops.runtime, tensor_cores=precision == "TF32")
-        own = [step_row(variant, config, f"SGD, {precision}") for config in sgd]
-        own += [step_row(variant, config, f"KFC-pre, {precision}") for config in kfc]
-        report["steps"] += own
-        for config, row in zip([*sgd, kfc[0]], own, strict=False):
-            name = f"{row['step']}, {row['batch']}"
-            primitives, ours = primitive_rows(variant, config, name)
-            report["primitives"] += primitives
-            report["phases"][name] = phase_milliseconds(primitives)
-            if config in sgd:
-                steps, theirs = torch_rows(variant, config)
-                report["steps"] += steps
-                report["ratios"] |= ratios(name, row, steps, ours, theirs)
-        epochs = own[2]["milliseconds"] / 512 / (own[0]["milliseconds"] / 128)
-        report["ratios"][f"SGD epoch at 128 / KFC-pre epoch at 512, {precision}"] = 1 / epochs
-    report["ratios"]["cuSOLVER / sweeps, the factors of the CIFAR-10 network"] = inversion_ratio(
-        ops, kfc[0]
-    )
-    report["ratios"]["cuBLAS on patches / Omega, 801 x 801, fp32"] = omega_ratio(ops)
+    report = {"steps": [], "phases": {}, "primitives": [], "ratios": {}}
+    for name, part in parts(ops).items():
+        add_part(report, name, part)
     return report
 
 
@@ -393,7 +506,7 @@ def ratios(name, row, steps, ours, theirs):
 def format_report(report):
     """The report as a text."""
     lines = [f"{key}: {value}" for key, value in report["device"].items()]
-    lines += ["", *(f"{key}: {value:.1f}" for key, value in report["ceilings"].items())]
+    lines += ["", *(f"{key}: {value:.1f}" for key, value in report.get("ceilings", {}).items())]
     lines += ["", f"{'step':<30}{'batch':>6}{'ms':>10}{'images/s':>12}"]
     lines += [
         f"{row['step']:<30}{row['batch']:>6}{row['milliseconds']:>10.3f}"
@@ -409,7 +522,13 @@ def format_report(report):
     lines += [
         f"{row['microseconds']:>9.1f}{row['TFLOP_s']:>9.2f}{row['GB_s']:>8.0f}"
         f"  {row['call']}, {row['step']}"
-        for row in report["primitives"]
+        for row in measured(report["primitives"])
     ]
+    failed = report.get("failed", {}) | {
+        f"{row['call']}, {row['step']}": row["failed"]
+        for row in report["primitives"]
+        if "failed" in row
+    }
+    lines += ["", *(f"failed: {name}: {why}" for name, why in failed.items())] if failed else []
     lines += ["", *(f"{ratio:>7.2f}  {what}" for what, ratio in report["ratios"].items())]
     return "\n".join(lines)

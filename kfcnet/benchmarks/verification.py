@@ -4,17 +4,24 @@
 device could do.
 """
 
+import json
+import math
 import platform
 import re
 import subprocess
 import sys
 import tempfile
+import time
+from functools import partial
 from pathlib import Path
 
-from kfcnet.benchmarks.cuda import benchmark_cuda
+import numpy as np
+
+from kfcnet.benchmarks.cuda import add_part, measured, parts, real_step
 from kfcnet.config import load_config
 from kfcnet.figures.curves import Figure, save_figure
 from kfcnet.ops import get_ops
+from kfcnet.ops.cpu import CpuOps
 from kfcnet.runs.files import write_json
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import train
@@ -27,48 +34,110 @@ TRAININGS = {  # short
 RESULTS = ("epoch", "seconds", "train_loss", "train_error", "test_loss", "test_error")
 
 
+NO_TESTS = 5  # pytest's exit status where a file has none that were asked for
+
+
+class Unfinished(RuntimeError):
+    """Parts are left for another call."""
+
+
 class VerificationFailed(RuntimeError):
-    """Tests on the GPU fail; the rest was measured all the same, and is in the report."""
+    """Parts or tests fail; the rest was measured all the same, and is in the report."""
 
 
-def verify(out, data="cifar10", path=None):
-    """Test, time and train on the GPU; returns the JSON file written into the folder `out`.
+def verify(out, data="cifar10", path=None, minutes=math.inf, say=print):
+    """Check, test, time and train on the GPU; returns the JSON file written into the folder `out`.
 
-    The file is there after every part, so that none is lost where a later one fails. data, path:
-    the data set of the short trainings and where it lies. Raises DeviceError without a GPU, and
-    at the end VerificationFailed with the last lines of pytest's where tests failed.
+    In parts of a few minutes each: the file is there after every part, and a later call goes on
+    behind the last one that is in it. None begins once `minutes` have passed. data, path: the data
+    set of the short trainings and where it lies. Raises DeviceError without a GPU, Unfinished where
+    parts are left, and at the end VerificationFailed with what tests said where some failed.
     """
-    ops = get_ops("cuda")
+    ops, begun = get_ops("cuda"), time.monotonic()
     name = re.sub(r"[^A-Za-z0-9]+", "-", ops.describe()["processor"]).strip("-").lower()
     out.mkdir(parents=True, exist_ok=True)
-    target, report = out / f"{name}.json", {"python": platform.python_version()}
-
-    def add(part):
-        report.update(part)
+    target, empty = (
+        out / f"{name}.json",
+        {"steps": [], "phases": {}, "primitives": [], "ratios": {}},
+    )
+    report = {"python": platform.python_version(), **empty, "done": []}
+    if target.exists():
+        report = json.loads(target.read_text(encoding="utf-8"))
+    todo = verification_parts(ops, data, path)
+    for part, function in todo.items():
+        if part in report["done"]:
+            continue
+        if time.monotonic() - begun > 60 * minutes:
+            left = len(set(todo) - set(report["done"]))
+            raise Unfinished(f"{left} of {len(todo)} parts are left: the same command goes on")
+        say(f"{part} ...")
+        add_part(report, part, function)
         write_json(target, report)
-
-    outcomes, said = run_tests()
-    add({"tests": outcomes})
-    add(benchmark_cuda(ops))
-    save_figure(lambda: ceiling_figure(report), target.with_suffix(".png"))
-    add({"trainings": [short_training(training, data, path) for training in TRAININGS]})
-    if set(outcomes) - {"passed", "skipped"} or "passed" not in outcomes:  # skipped shows nothing
-        raise VerificationFailed(said)
+    if measured(report["primitives"]):
+        save_figure(lambda: ceiling_figure(report), target.with_suffix(".png"))
+    if failed := failures(report):
+        raise VerificationFailed("\n".join(f"{key}: {said}" for key, said in failed.items()))
     return target
 
 
-def run_tests():
+def failures(report):
+    """{what failed: what it said}: parts, tests, and tests of which none has passed."""
+    tests = report.get("tests", {})
+    failed = {
+        file: said
+        for file, (outcomes, said) in tests.items()
+        if set(outcomes) - {"passed", "skipped", "deselected"}
+    }
+    if not any("passed" in outcomes for outcomes, _ in tests.values()):
+        failed["tests"] = "none has passed"  # that all are skipped shows nothing
+    return report.get("failed", {}) | failed
+
+
+def verification_parts(ops, data, path):
+    """{name: function(report) -> what it adds}, the quickest answers first."""
+    found = parts(ops)
+    first = {name: found.pop(name) for name in ("device", "compilation")}
+    first["real step"] = lambda report: {"real_step": real_step_errors(ops)}
+    tests = {
+        f"tests in {file.name}": partial(_tests_part, file)
+        for file in sorted((ROOT / "tests").glob("test_*.py"))
+        if "ops" in (text := file.read_text(encoding="utf-8")) or "cuda" in text
+    }
+    trainings = {
+        f"training of {name}": partial(_training_part, name, data, path) for name in TRAININGS
+    }
+    return first | tests | found | trainings
+
+
+def _tests_part(file, report):
+    return {"tests": {file.name: run_tests(file)}}
+
+
+def _training_part(name, data, path, report):
+    return {"trainings": [short_training(name, data, path)]}
+
+
+def real_step_errors(ops, M=128):
+    """{what: largest error over largest entry} of one step at M against float64 on the CPU."""
+    expected, found = real_step(CpuOps("float64"), M), real_step(ops, M)
+    return {
+        name: float(np.abs(found[name] - array).max() / np.abs(array).max())
+        for name, array in expected.items()
+    }
+
+
+def run_tests(file="tests"):
     """({outcome: number of tests}, the end of what pytest said)."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"],
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(file)],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     lines = done.stdout.strip().splitlines() or [""]
-    counts = re.findall(r"(\d+) (passed|failed|skipped|error)", lines[-1])
+    counts = re.findall(r"(\d+) (passed|failed|skipped|error|deselected)", lines[-1])
     outcomes = {outcome: int(number) for number, outcome in counts}
-    if done.returncode and not outcomes.keys() & {"failed", "error"}:
+    if done.returncode not in (0, NO_TESTS) and not outcomes.keys() & {"failed", "error"}:
         outcomes["error"] = 1  # pytest itself
     return outcomes, "\n".join(lines[-30:]) + done.stderr[-2000:]
 
@@ -89,11 +158,9 @@ def ceiling_figure(report):
 
     Those of the first KFC-pre step, which has them all.
     """
-    step = next(row["step"] for row in report["primitives"] if row["step"].startswith("KFC-pre"))
-    rows = sorted(
-        (row for row in report["primitives"] if row["step"] == step),
-        key=lambda row: row["microseconds"],
-    )
+    rows = measured(report["primitives"])
+    step = next(row["step"] for row in rows if row["step"].startswith("KFC-pre"))
+    rows = sorted((row for row in rows if row["step"] == step), key=lambda row: row["microseconds"])
     figure = Figure(figsize=(9, 0.28 * len(rows) + 1.5), layout="constrained")
     axes = figure.subplots()
     shares = [share(row, report["ceilings"]) for row in rows]

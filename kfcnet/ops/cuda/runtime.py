@@ -6,6 +6,7 @@ queued in order on one stream; reading an array waits for it.
 
 import contextlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import numpy as np
@@ -146,7 +147,7 @@ class CupyRuntime:
         where CuPy cannot compile for it.
         """
         self._cupy = cupy = _cupy()
-        self._kernels, self._launched, self.capturing = {}, {}, False
+        self._modules, self._kernels, self._launched, self.capturing = {}, {}, {}, False
         self._pools = []  # of each the memory that it has taken
         self._nccl = self._communicator = None  # where several processes share a mini-batch
         self.name = "the GPU"
@@ -272,7 +273,7 @@ class CupyRuntime:
             )
         passed = tuple(np.uintp(0) if value is None else value for value in values)
         with self._errors():
-            function = self._kernel(file, kernel, tuple(constants.items()), shared)
+            function = self._kernel(file, kernel, tuple(sorted(constants.items())), shared)
             if shared > STATIC_SHARED:
                 function.max_dynamic_shared_size_bytes = shared
             self._launched[kernel] = None
@@ -281,7 +282,10 @@ class CupyRuntime:
     def _kernel(self, file, kernel, constants, shared=0):
         key = file, kernel, constants
         if key not in self._kernels:
-            function = self._kernels[key] = self._compiled(file, constants).get_function(kernel)
+            if (file, constants) not in self._modules:
+                self._modules[file, constants] = self._compiled(file, constants)
+            module = self._modules[file, constants]
+            function = self._kernels[key] = module.get_function(kernel)
             if shared:  # of the memory that L1 and tiles share, tiles get all, for several blocks
                 function.preferred_shared_memory_carveout = ALL
         return self._kernels[key]
@@ -341,6 +345,23 @@ class CupyRuntime:
                 self._communicator.broadcast(
                     pointer, pointer, array.size, nccl.NCCL_FLOAT32, owner, stream
                 )
+
+    def compile(self, wanted, shown=lambda done, count: None):
+        """Compile [(file, constants as sorted pairs)], several at a time; shown(done, count) after
+        each. CuPy keeps the code on the disk for later processes.
+        """
+        wanted = [one for one in wanted if one not in self._modules]
+
+        def compiled(one):
+            with self._errors(), self.device:  # each thread has a current device of its own
+                return self._compiled(*one)
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for done, (one, module) in enumerate(
+                zip(wanted, threads.map(compiled, wanted), strict=True), 1
+            ):
+                self._modules[one] = module
+                shown(done, len(wanted))
 
     # Graphs and the second stream
 
