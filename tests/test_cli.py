@@ -271,8 +271,6 @@ def test_readme_commands_are_understood(words, monkeypatch):
         "reproduce.demo.demo",
     ):
         monkeypatch.setattr(f"kfcnet.{target}", note)
-    if words[0] == "mpiexec":
-        words = words[3:]
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()
         words = ["kfcnet", Path(words[1]).stem, *words[2:]]
