@@ -72,9 +72,9 @@ class SquaredError:
         """
         dz = self.ops.copy(z)
         self.ops.axpy(-1.0, targets, dz)
-        squares = self.ops.dot(dz, dz)
-        totals = self.ops.zeros((2,))
-        totals[:1], totals[1:] = 0.5 * squares, squares / z.shape[1]
+        squares, totals = self.ops.dot(dz, dz), self.ops.zeros((2,))
+        self.ops.axpy(0.5, squares, totals[:1])
+        self.ops.axpy(1 / z.shape[1], squares, totals[1:])
         return Evaluated(z, dz, totals)
 
     def predictive(self, z):
@@ -96,7 +96,9 @@ class SquaredError:
 
     def fisher_form(self, z, r, s, scale):
         """scale * sum over examples of r^T s: the Fisher matrix of the outputs is the identity."""
-        return scale * self.ops.dot(r, s)
+        result = self.ops.zeros((1,))
+        self.ops.axpy(scale, self.ops.dot(r, s), result)
+        return result
 
     def fisher_product(self, z, r):
         """F_R r of every example, (m, C): r itself."""

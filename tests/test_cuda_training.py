@@ -9,7 +9,7 @@ from networks import EVERY_LAYER, INPUT_SHAPE, network, settings
 
 from kfcnet.batches import Batch
 from kfcnet.curvature.inversion import InversionWarning
-from kfcnet.losses import SoftmaxCrossEntropy
+from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
 
@@ -49,6 +49,26 @@ def test_ten_steps_have_the_losses_of_the_cpu(new_cuda, name):
     assert np.isfinite(actual).all()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
     assert np.ptp(expected) > 0.05  # something was learnt
+
+
+def test_with_squared_error_captured_steps_are_those_of_the_cpu(new_cuda, rng):
+    """Nothing that a step computes may be left out of its graph: every step has other inputs."""
+    data = rng.standard_normal((5, 9, *INPUT_SHAPE)), rng.standard_normal((5, 9, 3))
+    found = []
+    for ops in (CpuOps("float64", shards=1), new_cuda()):
+        optimizer = build_optimizer(
+            settings("kfc_pre", learning_rate=0.1, clip=1e-3, inverse_period=2),
+            network(ops),
+            SquaredError(ops, 3),
+        )
+        batches = [Batch(ops.asarray(x), ops.asarray(y)) for x, y in zip(*data, strict=True)]
+        optimizer.prepare(batches[:1])
+        totals = [ops.to_numpy(optimizer.step(batch).totals).copy() for batch in batches]
+        assert optimizer.running_sums.read().clipped > 0
+        found.append((np.array(totals), ops.to_numpy(optimizer.network.theta)))
+    for expected, got in zip(*found, strict=True):
+        assert np.isfinite(got).all()
+        np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_ten_steps_on_tensor_cores_stay_close(new_cuda):
