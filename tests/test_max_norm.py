@@ -45,7 +45,8 @@ def test_after_a_loss_that_is_not_finite_no_weight_is_shortened(ops):
     assert all(norms(weight).max() > 0.4 for weight in weights)
     before = [ops.to_numpy(ops.copy(array)) for array in (opt.network.theta, opt.average)]
     for _ in range(2):
-        opt.step(Batch(ops.asarray(np.full((4, *INPUT_SHAPE), np.nan)), np.zeros(4, np.int32)))
+        with pytest.raises(FloatingPointError, match="the loss of update 1 is not finite"):
+            opt.step(Batch(ops.asarray(np.full((4, *INPUT_SHAPE), np.nan)), np.zeros(4, np.int32)))
     assert opt.running_sums.read().nonfinite_step == 0
     for array, expected in zip((opt.network.theta, opt.average), before, strict=True):
         assert np.array_equal(ops.to_numpy(array), expected)

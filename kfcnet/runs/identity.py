@@ -25,6 +25,14 @@ NAMED_LAYERS = ("conv", "dense", "batch_norm")
 pools, do not identify a run."""
 
 
+LATER_SETTINGS = {
+    "kfc_pre": {"optimizer.tikhonov": "factored"},
+    **dict.fromkeys(("adagrad", "rmsprop", "adam"), {"optimizer.decoupled_decay": False}),
+}
+"""{optimizer: {setting: value}} of settings that came after runs were recorded: with this value a run
+is what it was before there was the setting, and has the same key."""
+
+
 def flat(config, prefix=""):
     """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
     pairs = {}
@@ -47,7 +55,11 @@ def identifying_settings(config):
 def run_key(config):
     """12 hexadecimal digits: a hash of a Config's identifying settings and its seed."""
     described = config.model_dump(mode="json")
-    text = json.dumps([identifying_settings(described), described["seed"]], sort_keys=True)
+    settings = identifying_settings(described)
+    for key, value in LATER_SETTINGS.get(config.optimizer.name, {}).items():
+        if settings[key] == value:
+            del settings[key]
+    text = json.dumps([settings, described["seed"]], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
