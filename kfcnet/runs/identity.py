@@ -29,8 +29,8 @@ LATER_SETTINGS = {
     "kfc_pre": {"optimizer.tikhonov": "factored"},
     **dict.fromkeys(("adagrad", "rmsprop", "adam"), {"optimizer.decoupled_decay": False}),
 }
-"""{optimizer: {setting: value}} of settings that came after runs were recorded: with this value a run
-is what it was before there was the setting, and has the same key."""
+"""{optimizer: {setting: value}} of settings that came after runs were recorded: with this value a
+run is what it was before there was the setting, and has the same key."""
 
 
 def flat(config, prefix=""):
