@@ -298,6 +298,16 @@ def test_an_epoch_costs_less_than_twice_sgds_or_the_claim_fails(evidence):
     assert (row.here, row.verdict, row.reason) == (Value(2.0), FAILED, "240 and 120")
 
 
+def test_minutes_wait_for_the_cost_of_an_epoch_and_updates_do_not(evidence):
+    rows = claims.rows(evidence._replace(costs=frozenset({"digits_kfc"})))
+    waiting = "not run: the cost of an epoch is not measured yet"
+    assert find(rows, "50% training error: minutes, SGD").here == waiting
+    assert find(rows, "50% training error: minutes, KFC-pre").here == Value(1)
+    assert find(rows, "50% training error: time of SGD over that of KFC-pre").here == waiting
+    assert find(rows, "time of an epoch").here == waiting
+    assert find(rows, "updates of SGD over those of KFC-pre, at the mini").here == Value(2.0)
+
+
 def test_large_mini_batches_are_compared_by_their_lowest_test_errors(evidence):
     runs = {**evidence.runs, "digits_kfc_large": evidence.runs["digits_sgd"]}
     kfc, sgd, updates = claims.large_batch_rows(evidence._replace(runs=runs))

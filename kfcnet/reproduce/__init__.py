@@ -170,16 +170,35 @@ def draw(plan, index, out, failures):
                 draw_one = functools.partial(starts.draw, found)
                 tables[name] = starts.page(found)
         elif any(curve in runs for curve in plan.own(name)):
+            figure_plan, note = _without_times(figure_plan, runs.keys() - measured_costs.keys())
+            tables |= {name: note} if note else {}
             words = {each.name: each.words for each in plan.curves.values() if each.words}
             draw_one = functools.partial(figures.draw_figure, figure_plan, runs, words)
         if draw_one:
             _save(draw_one, out, name)
         drawn[name] = [f"{name}.png"] if draw_one else []
     measured = {measurement.curve: record for measurement, record in records}
-    evidence = claims.Evidence(plan, runs, measured)
+    evidence = claims.Evidence(plan, runs, measured, frozenset(measured_costs))
     rows = claims.rows(evidence)
     report.write_numbers(rows, out / "numbers.csv")
     report.write_readme(evidence, progress, rows, drawn, tables, failures, out / "README.md")
+
+
+def _without_times(figure_plan, untimed):
+    """(the FigurePlan over epochs where it has curves whose epochs were not timed, a note or "").
+
+    Runs share a machine: their own seconds tell how busy it was.
+    """
+    panels = tuple(
+        panel._replace(x="epochs")
+        if panel.x == "seconds" and untimed.intersection(panel.curves)
+        else panel
+        for panel in figure_plan.panels
+    )
+    if panels == figure_plan.panels:
+        return figure_plan, ""
+    note = "Over epochs in place of time: the cost of an epoch is not measured yet."
+    return figure_plan._replace(panels=panels), note
 
 
 def named(measurements, runs):

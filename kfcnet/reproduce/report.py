@@ -39,7 +39,7 @@ def write_readme(evidence, progress, rows, drawn, tables, failures, path):
         "on the device named below. *Ratio* is here over paper; `>` stands before what was not "
         "reached. Where the paper gives no number, its column has what it says; what stands only "
         "in its appendices (pooling, batch normalisation) is given from memory.\n\n"
-        + _table(COLUMNS, _fields(rows), "lrrrrll"),
+        + _numbers(rows),
         _where_time_goes(evidence),
         _tuning(plan, progress),
         _shortened(plan, progress),
@@ -78,6 +78,14 @@ def _figure(evidence, progress, name, pictures, table):
     )
     parts += [table.rstrip()] if table else []
     return "\n\n".join([f"## {title}", *parts]) + "\n"
+
+
+def _numbers(rows):
+    """The table of what was measured, and how many claims wait; numbers.csv has them all."""
+    there = [row for row in rows if not str(row.here).startswith("not run")]
+    waiting = len(rows) - len(there)
+    text = f"{waiting} claims without a run are in `numbers.csv` alone.\n" if waiting else ""
+    return "\n".join(filter(None, [there and _table(COLUMNS, _fields(there), "lrrrrll"), text]))
 
 
 TITLES = {
