@@ -285,7 +285,9 @@ def test_plugged_in_autocovariances_diverge_where_a_run_rises_above_chance(evide
         ([first, *others], "0 of 3", FAILED),
         ([failed, *others], "1 of 3", REPRODUCED),
     ):
-        row = claims.autocovariance_row(evidence._replace(runs={"digits_autocovariance": runs}))
+        plan = evidence.plan._replace(curves=dict.fromkeys(["digits_autocovariance"]))
+        changed = evidence._replace(plan=plan, runs={"digits_autocovariance": runs})
+        (row,) = claims.autocovariance_rows(changed)
         assert (row.here, row.verdict) == (here, verdict)
 
 

@@ -176,7 +176,8 @@ for index, (name, candidates) in enumerate(sorted(longest.items())):
     rows, rate = best.metrics, best.config["optimizer"].get("learning_rate")
     end = {column: rows[column][-1] for column in ("epoch", "train_error", "test_error")}
     print(f"record: {name}: {of_method} runs; the longest has {end['epoch']:.1f} epochs")
-    print(f"record: {name}: rate {rate}, errors {end['train_error']:.1%} training, {end['test_error']:.1%} test")
+    errors = f"{end['train_error']:.1%} training, {end['test_error']:.1%} test"
+    print(f"record: {name}: rate {rate}, errors {errors}")
     crossing = first_crossing(rows, "test_error", 0.25)
     if crossing:
         print(
