@@ -152,6 +152,7 @@ def draw(plan, index, out, failures):
     records = [(measurement, record) for measurement, record in records if record]
     _make_folder(out / "figures")
     drawn, tables = {}, {}
+    words = {each.name: each.words for each in plan.curves.values() if each.words}
     for name, figure_plan in plan.figures.items():
         if figure_plan.kind == "assumptions":
             drawn[name] = _draw_assumptions(records, runs, out)
@@ -172,7 +173,6 @@ def draw(plan, index, out, failures):
         elif any(curve in runs for curve in plan.own(name)):
             figure_plan, note = _without_times(figure_plan, runs.keys() - measured_costs.keys())
             tables |= {name: note} if note else {}
-            words = {each.name: each.words for each in plan.curves.values() if each.words}
             draw_one = functools.partial(figures.draw_figure, figure_plan, runs, words)
         if draw_one:
             _save(draw_one, out, name)

@@ -242,18 +242,15 @@ def cost_rows(evidence):
             continue
         title = evidence.plan.title if prefix == evidence.plan.main else "SVHN"
         data = data_set(evidence.runs[kfc][0]) if evidence.runs.get(kfc) else title
-        claim = f"{data}: time of an epoch of KFC-pre over one of SGD"
-        if absent := evidence.absence(kfc, sgd, unit="minutes"):
-            result.append(Row(claim, f"below {EPOCH_COST}", absent))
-            continue
         row = _compared_runs(
             evidence,
-            claim,
+            f"{data}: time of an epoch of KFC-pre over one of SGD",
             f"below {EPOCH_COST}",
             kfc,
             sgd,
             _epoch_seconds,
             lambda ratios: verdicts.of_comparison(float(np.median(ratios)) < EPOCH_COST),
+            unit="minutes",
         )
         result.append(row._replace(interval=""))  # the cost is one measurement, whatever the seed
     return result
@@ -598,9 +595,9 @@ def batch_norm_rows(evidence):
     ]
 
 
-def _row(evidence, claim, paper, curve, measure):
+def _row(evidence, claim, paper, curve, measure, unit=None):
     """A Row: the median over a curve's runs of measure(run), a Value."""
-    if absent := evidence.absence(curve):
+    if absent := evidence.absence(curve, unit=unit):
         return Row(claim, paper, absent)
     values = _sorted(measure(run) for run in evidence.runs[curve])
     here = middle(values)
@@ -624,9 +621,9 @@ def _within(evidence, claim, paper, curve, measure, judge):
     return _judged(claim, paper, np.array([measure(run) for run in evidence.runs[curve]]), judge)
 
 
-def _compared_runs(evidence, claim, paper, curve, other, measure, judge):
+def _compared_runs(evidence, claim, paper, curve, other, measure, judge, unit=None):
     """A Row: the ratio of measure(run) of two curves, over pairs of seeds."""
-    if absent := evidence.absence(curve, other):
+    if absent := evidence.absence(curve, other, unit=unit):
         return Row(claim, paper, absent)
     pairs = [tuple(map(measure, pair)) for pair in _pairs(evidence, curve, other)]
     over, under = np.median(pairs, axis=0)
@@ -638,21 +635,21 @@ def _judged(claim, paper, ratios, judge):
     """A Row of ratios (n,), one a seed."""
     if not np.isfinite(ratios).all():
         return Row(claim, paper, "no ratio")
-    both = np.stack([ratios, ratios], axis=1)
     return Row(
         claim,
         paper,
         Value(float(np.median(ratios))),
-        interval=verdicts.bootstrap(both) if len(ratios) >= verdicts.PAIRS else "",
+        interval=verdicts.interval(verdicts.exact_bounds(ratios)),
         note=_spread([Value(float(each)) for each in sorted(ratios)]),
         verdict=judge(ratios),
     )
 
 
 def _reached(evidence, claim, paper, curve, column, threshold, unit):
-    if absent := evidence.absence(curve, unit=unit):
-        return Row(claim, paper, absent)
-    return _row(evidence, claim, paper, curve, lambda run: reached(run, column, threshold, unit))
+    def measure(run):
+        return reached(run, column, threshold, unit)
+
+    return _row(evidence, claim, paper, curve, measure, unit)
 
 
 def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
@@ -678,7 +675,7 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
         return Row(claim, paper, here, verdict=verdict, reason=reason)
     here = Value(least, is_bound=most > least)
     note = _spread([_between(*pair) for pair in sorted(bounds.tolist())])
-    interval = verdicts.bootstrap(bounds) if len(bounds) >= verdicts.PAIRS else ""
+    interval = verdicts.interval(bounds)
     return Row(claim, paper, here, ratio(here, paper), interval, note, verdict, reason)
 
 
@@ -761,13 +758,5 @@ def _compared(evidence, claim, paper, curve, other, judge):
         f"{Value(float(updates))} updates of {name}"
         for name, updates in zip((curve, other), np.median(at_epoch("iteration"), 0), strict=True)
     ]
-    both = np.stack([ratios, ratios], axis=1)
-    return Row(
-        claim,
-        paper,
-        Value(float(np.median(ratios))),
-        interval=verdicts.bootstrap(both) if len(pairs) >= verdicts.PAIRS else "",
-        note=note,
-        verdict=judge(ratios),
-        reason=f"{note}, with {' and '.join(efforts)}",
-    )
+    row = _judged(claim, paper, ratios, judge)
+    return row._replace(note=note, reason=f"{note}, with {' and '.join(efforts)}")

@@ -212,25 +212,24 @@ def _published():
     main, diagnosed = dict(grows=True, seeds=5), ("diagnostics.every=98", "evaluation.every=0.5")
     # Updates of 4096 images: twelve an epoch.
     long = dict(stages=(Stage(4.0, None), Stage(12.0, 3), Stage(40.0, 2)))
-    clips = dict(clips=CLIPS)
     curves = [
         *_starts("cifar", 50000, 49, ("conv1", "conv2", "conv3", "fc10"), seeds=2),
-        Curve("cifar_kfc", "cifar_kfc", diagnosed, epochs=20, **main, **clips),
+        Curve("cifar_kfc", "cifar_kfc", diagnosed, epochs=20, **main, clips=CLIPS),
         Curve("cifar_sgd", "cifar_sgd", diagnosed, **main),
         *_decays(),
-        Curve("svhn_kfc", "svhn_kfc", stages=svhn, **clips),
+        Curve("svhn_kfc", "svhn_kfc", stages=svhn, clips=CLIPS),
         Curve("svhn_sgd", "svhn_sgd", stages=svhn),
-        Curve("cifar_kfc_large", "cifar_kfc", large_kfc, epochs=60, **long, **clips),
+        Curve("cifar_kfc_large", "cifar_kfc", large_kfc, epochs=60, **long, clips=CLIPS),
         Curve("cifar_sgd_large", "cifar_sgd", large, epochs=500, **long),
-        Curve("svhn_kfc_large", "svhn_kfc", large_kfc, stages=svhn, epochs=15, **clips),
+        Curve("svhn_kfc_large", "svhn_kfc", large_kfc, stages=svhn, epochs=15, clips=CLIPS),
         Curve("svhn_sgd_large", "svhn_sgd", large, stages=svhn, epochs=60),
-        Curve("cifar_kfc_bn", "cifar_kfc_bn", **clips),
+        Curve("cifar_kfc_bn", "cifar_kfc_bn", clips=CLIPS),
         Curve("cifar_sgd_bn", "cifar_sgd_bn"),
         *_others("cifar", rates=(*paper.LEARNING_RATES, *LOW_RATES)),
         Curve("cifar_kfac", "cifar_kfac", rates=()),
         *_hessian_free(),
-        Curve("cifar_kfc_small", "cifar_kfc", small_kfc, **clips),
-        *_structures("cifar", **clips),
+        Curve("cifar_kfc_small", "cifar_kfc", small_kfc, clips=CLIPS),
+        *_structures("cifar", clips=CLIPS),
         *_scaled(),
         Curve(
             "cifar_autocovariance",
@@ -328,7 +327,7 @@ def _shortened():
         "cifar_kfc_bn": ((), dict(twice, rates=five)),
         "cifar_sgd_bn": ((), dict(twice, rates=five)),
         "cifar_kfc_small": ((), dict(twice, rates=five, epochs=30)),
-        "cifar_kfac": ((), dict(twice)),
+        "cifar_kfac": ((), twice),
         **{curve.name: ((), dict(seeds=2, shortened=time)) for curve in _hessian_free()},
         **{curve.name: ((), others) for curve in _others("cifar")},
         **{

@@ -65,6 +65,16 @@ def bootstrap(bounds):
     )
 
 
+def interval(bounds):
+    """The Interval of `bootstrap`, or "" where there are too few pairs for one."""
+    return bootstrap(bounds) if len(bounds) >= PAIRS else ""
+
+
+def exact_bounds(ratios):
+    """(n, 2): the bounds of ratios (n,) that are known, for `bootstrap`."""
+    return np.stack([ratios, ratios], axis=1)
+
+
 def of_speed_up(bounds, published):
     """The verdict on a speed-up that is `published`, None where the paper says only "above 1".
 
@@ -87,7 +97,7 @@ def of_side(ratios, is_above):
     """The verdict on ratios (n,) that the paper says are above 1, or are not."""
     if len(ratios) < PAIRS:
         return OPEN
-    low, high = bootstrap(np.stack([ratios, ratios], axis=1))
+    low, high = bootstrap(exact_bounds(ratios))
     if low > 1 or high <= 1:
         return REPRODUCED if (low > 1) == is_above else FAILED
     return OPEN
@@ -97,7 +107,7 @@ def of_equality(ratios):
     """The verdict on ratios (n,) that the paper says are about one."""
     if len(ratios) < PAIRS:
         return OPEN
-    low, high = bootstrap(np.stack([ratios, ratios], axis=1))
+    low, high = bootstrap(exact_bounds(ratios))
     if ABOUT_ONE[0] <= low and high <= ABOUT_ONE[1]:
         return REPRODUCED
     return FAILED if high < ABOUT_ONE[0] or low > ABOUT_ONE[1] else OPEN
