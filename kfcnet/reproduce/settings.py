@@ -5,6 +5,7 @@ for the rate, the damping and the clip. `measure` leaves rows, `draw` and `table
 """
 
 import csv
+import itertools
 import json
 import time
 from collections import defaultdict
@@ -16,15 +17,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kfcnet import data
-from kfcnet.batches import BatchSequence, Loader
+from kfcnet.batches import Loader
 from kfcnet.config import load_config, parse_config
 from kfcnet.figures.curves import COLOURS, save_figure
+from kfcnet.figures.paper import LEARNING_RATES
 from kfcnet.ops.cpu.blas import one_blas_thread
+from kfcnet.runs.files import markdown_table
 from kfcnet.training.build import build_for, build_ops, examples_of, resolved
 from kfcnet.training.evaluation import evaluate
 from kfcnet.training.fit import settings_for
 
-RATES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 DAMPINGS = ("auto", 0.001, 0.01, 0.1, 0.3)
 CLIPS = (0.3, 0.003)  # as published, and counting momentum; `auto` goes with the first
 SETS = {"digits": 15, "three": 20, "cifar": 12}  # epochs
@@ -109,16 +111,13 @@ def train_once(dataset, name, rate, damping, clip, seed) -> dict:
     network, loss, batch_size = optimizer.network, optimizer.loss, config.optimizer.batch_size
     train, test = (examples_of(dataset, part, config, ops) for part in ("train", "test"))
     start, _ = evaluate(network, loss, train)
-    first = BatchSequence(examples, batch_size, seed)
     loader, steps = Loader(train, batch_size, seed), SETS[name] * examples // batch_size
     row = dict.fromkeys(FIELDS, float("nan"))
     row |= dict(data=name, rate=rate, damping=damping, clip=clip, seed=seed, start=start)
     begun = time.process_time()
     try:
         with np.errstate(all="ignore"):
-            optimizer.prepare(
-                train.batch(first.indices(i)) for i in range(-(-examples // batch_size))
-            )
+            optimizer.prepare(loader.batch(step) for step in range(-(-examples // batch_size)))
             for step in range(steps):
                 optimizer.step(loader.batch(step))
             row["seconds"] = time.process_time() - begun
@@ -137,7 +136,7 @@ def measure(
     seeds: Iterable[int] = (0, 1, 2),
     dampings: Iterable = DAMPINGS,
     clips: Iterable[float] = CLIPS,
-    rates: Iterable[float] = RATES,
+    rates: Iterable[float] = LEARNING_RATES,
     cifar: Path | None = None,
 ) -> None:
     """Train what `path`, a CSV file of FIELDS, does not have yet, and add its rows."""
@@ -158,13 +157,9 @@ def measure(
 
 
 def _points(seeds, dampings, clips, rates):
-    for seed in seeds:
-        for damping in dampings:
-            for clip in clips:
-                if damping == "auto" and clip != CLIPS[0]:
-                    continue
-                for rate in rates:
-                    yield seed, damping, clip, rate
+    for seed, damping, clip, rate in itertools.product(seeds, dampings, clips, rates):
+        if damping != "auto" or clip == CLIPS[0]:
+            yield seed, damping, clip, rate
 
 
 def _key(row):
@@ -216,10 +211,10 @@ def best_fixed(rows: list[dict], quantity: str) -> dict:
 
 def table(rows: list[dict], rate: float = 0.03) -> str:
     """Markdown: `damping: auto` at one rate beside the best fixed settings of each data set."""
+    auto_at = f"`damping: auto`, rate {rate:g}"
     lines = [
-        f"| data | at the end | `damping: auto`, rate {rate:g} | best fixed | its rate, damping, "
-        "clip |",
-        "| --- | --- | ---: | ---: | ---: |",
+        ["data", "at the end", auto_at, "best fixed", "its rate, damping, clip"],
+        ["---", "---", "---:", "---:", "---:"],
     ]
     for name in SETS:
         own = [row for row in rows if row["data"] == name]
@@ -227,12 +222,11 @@ def table(rows: list[dict], rate: float = 0.03) -> str:
         for quantity, title in (("train_loss", "training loss"), ("objective", "objective")):
             if auto and any(row["damping"] != "auto" for row in own):
                 best = best_fixed(own, quantity)
-                lines.append(
-                    f"| {TITLES[name]} | {title} | {median(r[quantity] for r in auto):.3g} | "
-                    f"{best[quantity]:.3g} | {best['rate']:g}, {best['damping']}, "
-                    f"{best['clip']:g} |"
-                )
-    return "\n".join(lines) + "\n"
+                numbers = (median(row[quantity] for row in auto), best[quantity])
+                where = f"{best['rate']:g}, {best['damping']}, {best['clip']:g}"
+                shown = (f"{number:.3g}" for number in numbers)
+                lines.append([TITLES[name], title, *shown, where])
+    return markdown_table(lines)
 
 
 def failure_table(rows: list[dict]) -> str:
@@ -243,14 +237,14 @@ def failure_table(rows: list[dict]) -> str:
         groups[row["damping"] + clip, row["data"]].append(row)
     names = [name for name in SETS if any(row["data"] == name for row in rows)]
     lines = [
-        f"| damping, clip | {' | '.join(TITLES[name] for name in names)} |",
-        f"| --- | {' | '.join('---:' for _ in names)} |",
+        ["damping, clip", *(TITLES[name] for name in names)],
+        ["---", *("---:" for _ in names)],
     ]
     for setting in sorted({setting for setting, _ in groups}):
         counts = [failures(groups[setting, name]) for name in names]
         cells = [f"{failed} of {count}" if count else "not run" for failed, count in counts]
-        lines.append(f"| {setting} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([setting, *cells])
+    return markdown_table(lines)
 
 
 def draw(rows: list[dict], out: Path) -> None:
