@@ -1,5 +1,6 @@
 """Data sets: found or downloaded, verified, converted once to an HDF5 cache."""
 
+import functools
 import hashlib
 import json
 
@@ -72,32 +73,37 @@ def _load_own(config):
     path = config.path.expanduser()
     if not path.exists():
         raise DataError(f"data.path: {path} does not exist")
-    names, split = (), []
-    if config.name == "idx":
-        files = idx.files_in(path)
-    else:
-        files, split = [path], [config.test_share, config.split_seed]
-    if config.name == "folder":
-        names, listed = folder.listing(path)
-        origin = {"size": config.size, "classes": names, "files": _changes(path, listed)}
-    else:
-        origin = [
-            {"name": file.name, "bytes": file.stat().st_size, "md5": md5_of(file)} for file in files
-        ]
-
-    def build():
-        if config.name == "idx":
-            return own.joined(*idx.read(files), path)
-        if config.name == "arrays":
-            return own.together(*array_files.read(path), *split, path)
-        return own.together(*folder.read(listed, config.size), *split, path)
-
-    store = _cache_paths(config.name, [own.VERSION, origin, split])
-    found, sha256 = cache.cached(store, build)
+    origin, split, names, read = _own_source(config, path)
+    found, sha256 = cache.cached(_cache_paths(config.name, [own.VERSION, origin, split]), read)
     provenance = {"title": own.title(path), "sha256": sha256}
     if config.name != "folder":
         provenance["files"] = origin
     return make_dataset(config.name, found, own.classes_of(found), provenance, tuple(names))
+
+
+def _own_source(config, path):
+    """(what tells whether files have changed, the settings of a split, the names of the classes, a
+    function that reads the Arrays) of a user's own images.
+    """
+    if config.name == "idx":
+        files = idx.files_in(path)
+        return _identified(files), [], (), lambda: own.joined(*idx.read(files), path)
+    split = [config.test_share, config.split_seed]
+    if config.name == "arrays":
+        origin, names = _identified([path]), ()
+        parts = functools.partial(array_files.read, path)
+    else:
+        names, listed = folder.listing(path)
+        origin = {"size": config.size, "classes": names, "files": _changes(path, listed)}
+        parts = functools.partial(folder.read, listed, config.size)
+    return origin, split, names, lambda: own.together(*parts(), *split, path)
+
+
+def _identified(files):
+    """Name, size and checksum of each file."""
+    return [
+        {"name": file.name, "bytes": file.stat().st_size, "md5": md5_of(file)} for file in files
+    ]
 
 
 def _changes(root, listed):

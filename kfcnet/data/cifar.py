@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from kfcnet.data.dataset import Arrays, DataError, check_labels
+from kfcnet.data.files import Distribution
 from kfcnet.data.unpickle import load_batch
 
 PIXELS = 3 * 32 * 32
+URL = "https://www.cs.toronto.edu/~kriz/"
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,22 @@ class Reader:
                 f"{(images, PIXELS)} and {(images,)}. Fetch it again."
             )
         return data, labels
+
+
+def published(binary, python, archives, folders, sums):
+    """The four published forms of a set, the preferred one first.
+
+    binary, python: the Readers of its two distributions; archives: {name of an archive: its MD5},
+    and folders: what they unpack to, the binary one first; sums: {pickled file: its MD5}.
+    """
+    (binary_archive, python_archive), (binary_folder, python_folder) = archives.items(), folders
+    return [
+        Distribution(dict([binary_archive]), binary.archive, archive=True, url=URL),
+        Distribution(dict([python_archive]), python.archive, archive=True),
+        # No checksum of the unpacked binary files is published.
+        Distribution(dict.fromkeys(binary.images), binary.unpacked, folder=binary_folder),
+        Distribution(sums, python.unpacked, folder=python_folder),
+    ]
 
 
 def _join(batches):

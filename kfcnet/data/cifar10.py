@@ -4,7 +4,7 @@ Both published distributions contain the same batches of 10,000 images.
 """
 
 from kfcnet.config.schema import DataConfig
-from kfcnet.data.cifar import Reader
+from kfcnet.data.cifar import Reader, published
 from kfcnet.data.files import Distribution
 
 TITLE = "CIFAR-10"
@@ -26,22 +26,9 @@ def distributions(config: DataConfig) -> list[Distribution]:
     """The published forms of the data set, the preferred one first."""
     binary = Reader(TITLE, CLASSES, dict.fromkeys(BINARY_FILES, BATCH_IMAGES))
     python = Reader(TITLE, CLASSES, dict.fromkeys(PYTHON_FILES, BATCH_IMAGES))
-    return [
-        Distribution(
-            files={"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
-            read=binary.archive,
-            archive=True,
-            url="https://www.cs.toronto.edu/~kriz/",
-        ),
-        Distribution(
-            files={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
-            read=python.archive,
-            archive=True,
-        ),
-        Distribution(
-            files=dict.fromkeys(BINARY_FILES),  # no checksum of these is published
-            folder="cifar-10-batches-bin",
-            read=binary.unpacked,
-        ),
-        Distribution(files=PYTHON_FILES, folder="cifar-10-batches-py", read=python.unpacked),
-    ]
+    archives = {
+        "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+        "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+    }
+    folders = "cifar-10-batches-bin", "cifar-10-batches-py"
+    return published(binary, python, archives, folders, PYTHON_FILES)

@@ -4,7 +4,7 @@ Every image has two labels, one of 20 superclasses and one of 100 classes; the l
 """
 
 from kfcnet.config.schema import DataConfig
-from kfcnet.data.cifar import Reader
+from kfcnet.data.cifar import Reader, published
 from kfcnet.data.files import Distribution
 
 TITLE = "CIFAR-100"
@@ -21,22 +21,10 @@ def distributions(config: DataConfig) -> list[Distribution]:
     binary_images = {f"{part}.bin": count for part, count in IMAGES.items()}
     binary = Reader(TITLE, CLASSES, binary_images, label_bytes=2)
     python = Reader(TITLE, CLASSES, IMAGES, labels="fine_labels")
-    return [
-        Distribution(
-            files={"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"},
-            read=binary.archive,
-            archive=True,
-            url="https://www.cs.toronto.edu/~kriz/",
-        ),
-        Distribution(
-            files={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
-            read=python.archive,
-            archive=True,
-        ),
-        Distribution(
-            files=dict.fromkeys(binary_images),  # no checksum of these is published
-            folder="cifar-100-binary",
-            read=binary.unpacked,
-        ),
-        Distribution(files=PYTHON_FILES, folder="cifar-100-python", read=python.unpacked),
-    ]
+    archives = {
+        "cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8",
+        "cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85",
+    }
+    return published(
+        binary, python, archives, ("cifar-100-binary", "cifar-100-python"), PYTHON_FILES
+    )
