@@ -121,8 +121,8 @@ class Network:
                 layer.applies_relu = following.fused = True
         ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
-        first = self.layers[0]  # a layer may see its images as something else
-        self.input_shape = getattr(first, "image_shape", getattr(first, "shape", first.input_shape))
+        first = self.layers[0]  # a weighted layer may see its images in another shape
+        self.input_shape = getattr(first, "image_shape", first.input_shape)
         self.theta = ops.asarray(self._initial(seed))
         self.gradient = ops.zeros(self.theta.shape)
         self.bind(self.theta)

@@ -4,6 +4,7 @@ import numpy as np
 
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.damping import damping_shifts
+from kfcnet.curvature.matrices import fold
 from kfcnet.curvature.sua import location_counts
 
 
@@ -25,11 +26,7 @@ class AutocovarianceBlock(KroneckerBlock):
     CAPTURED = False  # its numbers pass through the host
 
     def update_input_factor(self, inputs, decay):
-        ops = self.ops
-        Omega = ops.zeros(self.Omega.shape)
-        ops.axpy(ops.ranks.of_first(decay), self.Omega, Omega)
-        ops.axpy(1 - decay, ops.asarray(self._plugged_in(inputs)), Omega)
-        ops.write(self.Omega, Omega)
+        fold(self.ops, self.Omega, self.ops.asarray(self._plugged_in(inputs)), decay)
 
     def _plugged_in(self, inputs):
         """Omega (P, P) of inputs (M, H, W, J), or this process's part of it: a NumPy array."""

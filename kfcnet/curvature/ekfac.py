@@ -8,7 +8,7 @@ from kfcnet.curvature.eigenbasis import (
     product_eigenvalues,
     rotate,
 )
-from kfcnet.curvature.matrices import hadamard
+from kfcnet.curvature.matrices import fold, hadamard
 
 
 class EigenvalueCorrectedBlock(EigenbasisBlock):
@@ -42,10 +42,7 @@ class EigenvalueCorrectedBlock(EigenbasisBlock):
             return sums
         # The mean over the first passes, the running average once that has come to its length.
         decay = min(decay, self.passes / (self.passes + 1))
-        moments = self.ops.zeros(self.moments.shape)
-        self.ops.axpy(self.ops.ranks.of_first(decay), self.moments, moments)
-        self.ops.axpy(1 - decay, self._moments_of_pass(), moments)
-        self.ops.write(self.moments, moments)
+        fold(self.ops, self.moments, self._moments_of_pass(), decay)
         self.passes += 1
         return [*sums, self.moments]
 

@@ -71,7 +71,7 @@ class FisherOperator(LinearOperator):
 
     def _forward(self):
         """The predictive distribution, from the one forward pass that all products share."""
-        if self._predictive is None:
+        if self._predictive is None:  # no cached_property: its lock is one for all threads
             z = self.network.forward(self.inputs, self.step is not None, self.step or 0)
             self._predictive = self.loss.predictive(z)
         return self._predictive

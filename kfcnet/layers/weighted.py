@@ -167,11 +167,11 @@ class ScaleShift(Weighted):
     is_regularised = False
 
     def __init__(self, ops, input_shape, name):
-        self.shape = tuple(input_shape)
-        H, W, J = (1, 1, *self.shape)[-3:]
+        self.image_shape = tuple(input_shape)
+        H, W, J = (1, 1, *self.image_shape)[-3:]
         # The initial scale is one; the shift starts at zero like a bias.
         super().__init__(ops, (H, W, J), name, (J, 2), H * W, mean=1.0, std=0.0)
-        self.output_shape = self.shape
+        self.output_shape = self.image_shape
 
     @property
     def factor_sizes(self):
@@ -206,4 +206,4 @@ class ScaleShift(Weighted):
         ry = self.ops.scale_shift(self.inputs[:count], direction)
         if rx is not None:
             self.ops.axpy(1.0, self._scaled(rx).reshape(ry.shape), ry)
-        return ry.reshape(count, *self.shape)
+        return ry.reshape(count, *self.image_shape)
