@@ -110,6 +110,12 @@ def models(union):
     return typing.get_args(typing.get_args(union)[0])
 
 
+def at_bounds(cases):
+    """A test of each case, (model, name of a field, value)."""
+    ids = [f"{model.__name__}.{name}={value:g}" for model, name, value in cases]
+    return pytest.mark.parametrize("model, name, value", cases, ids=ids)
+
+
 LAYER_BOUNDS = [
     (model, name, value)
     for model in models(LayerConfig)
@@ -121,11 +127,7 @@ OPTIMIZER_BOUNDS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "model, name, value",
-    LAYER_BOUNDS,
-    ids=[f"{model.__name__}.{name}={value:g}" for model, name, value in LAYER_BOUNDS],
-)
+@at_bounds(LAYER_BOUNDS)
 def test_a_layer_at_the_end_of_its_range_trains_or_is_refused_by_name(
     ops_of_many_shapes, model, name, value
 ):
@@ -145,11 +147,7 @@ def test_a_layer_at_the_end_of_its_range_trains_or_is_refused_by_name(
     assert np.isfinite(theta).all()
 
 
-@pytest.mark.parametrize(
-    "model, name, value",
-    OPTIMIZER_BOUNDS,
-    ids=[f"{model.__name__}.{name}={value:g}" for model, name, value in OPTIMIZER_BOUNDS],
-)
+@at_bounds(OPTIMIZER_BOUNDS)
 def test_an_optimizer_at_the_end_of_a_range_trains_or_is_refused_by_name(
     ops_of_many_shapes, model, name, value
 ):

@@ -479,24 +479,30 @@ def decayed(direction, weight_decay, theta):
     return direction if weight_decay is None else direction + weight_decay * theta
 
 
+def check_update(ops, name, arrays, expected, **options):
+    """A step of a method from (theta, g, velocity, average, squares) leaves what is expected."""
+    t, G, v, a, s = (ops.asarray(x.copy()) for x in arrays)
+    if name == "nesterov":
+        ops.nesterov_update(t, v, a, G, 0.1, 0.9, AVERAGING, **options)
+    elif name == "adagrad":
+        ops.adagrad_update(t, s, a, G, 0.1, 1e-3, AVERAGING, **options)
+    elif name == "rmsprop":
+        ops.rmsprop_update(t, s, a, G, 0.1, 0.95, 1e-3, AVERAGING, **options)
+    else:
+        ops.adam_update(t, v, s, a, G, 0.1, 0.9, 0.99, 1e-3, 2, AVERAGING, **options)
+    average = AVERAGING * arrays[3] + (1 - AVERAGING) * expected[0]
+    for got, want in zip((t, v, s, a), (*expected, average), strict=True):
+        assert_close(ops.to_numpy(got), want, 1e-5)
+
+
 @pytest.mark.parametrize("name", ["nesterov", "adagrad", "rmsprop", "adam"])
 def test_other_updates_are_the_published_ones(ops, rng, name, weight_decay):
     theta, g, velocity, average = (rng.standard_normal(77) for _ in range(4))
     squares = np.square(rng.standard_normal(77))
     expected = published_update(name, theta, decayed(g, weight_decay, theta), velocity, squares)
-    t, G, v, a, s = (ops.asarray(x.copy()) for x in (theta, g, velocity, average, squares))
-    decay = {"weight_decay": None if weight_decay is None else ops.asarray(weight_decay)}
-    if name == "nesterov":
-        ops.nesterov_update(t, v, a, G, 0.1, 0.9, AVERAGING, **decay)
-    elif name == "adagrad":
-        ops.adagrad_update(t, s, a, G, 0.1, 1e-3, AVERAGING, **decay)
-    elif name == "rmsprop":
-        ops.rmsprop_update(t, s, a, G, 0.1, 0.95, 1e-3, AVERAGING, **decay)
-    else:
-        ops.adam_update(t, v, s, a, G, 0.1, 0.9, 0.99, 1e-3, 2, AVERAGING, **decay)
-    average = AVERAGING * average + (1 - AVERAGING) * expected[0]
-    for got, want in zip((t, v, s, a), (*expected, average), strict=True):
-        assert_close(ops.to_numpy(got), want, 1e-5)
+    decay = None if weight_decay is None else ops.asarray(weight_decay)
+    arrays = theta, g, velocity, average, squares
+    check_update(ops, name, arrays, expected, weight_decay=decay)
 
 
 @pytest.mark.parametrize("name", ["adagrad", "rmsprop", "adam"])
@@ -505,17 +511,8 @@ def test_decoupled_decay_shrinks_the_weights_and_stays_out_of_the_squares(ops, r
     theta, g, velocity, average = (rng.standard_normal(77) for _ in range(4))
     squares, decay = np.square(rng.standard_normal(77)), rng.choice([0, 0.3], 77)
     expected = published_update(name, theta * (1 - 0.1 * decay), g, velocity, squares)
-    t, G, v, a, s = (ops.asarray(x.copy()) for x in (theta, g, velocity, average, squares))
-    options = {"weight_decay": ops.asarray(decay), "is_decoupled": True}
-    if name == "adagrad":
-        ops.adagrad_update(t, s, a, G, 0.1, 1e-3, AVERAGING, **options)
-    elif name == "rmsprop":
-        ops.rmsprop_update(t, s, a, G, 0.1, 0.95, 1e-3, AVERAGING, **options)
-    else:
-        ops.adam_update(t, v, s, a, G, 0.1, 0.9, 0.99, 1e-3, 2, AVERAGING, **options)
-    average = AVERAGING * average + (1 - AVERAGING) * expected[0]
-    for got, want in zip((t, v, s, a), (*expected, average), strict=True):
-        assert_close(ops.to_numpy(got), want, 1e-5)
+    arrays = theta, g, velocity, average, squares
+    check_update(ops, name, arrays, expected, weight_decay=ops.asarray(decay), is_decoupled=True)
 
 
 @pytest.mark.parametrize("clip_scale", [None, 0.5])

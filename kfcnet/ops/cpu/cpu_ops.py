@@ -536,10 +536,7 @@ class CpuOps(Eager):
     ):
         if _is_set(nonfinite_step):
             return
-        if is_decoupled and weight_decay is not None:
-            theta -= learning_rate * weight_decay * theta
-        else:
-            gradient = _decayed(gradient, weight_decay, theta)
+        gradient = _adaptive_gradient(gradient, weight_decay, theta, learning_rate, is_decoupled)
         squares += gradient * gradient
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
@@ -560,10 +557,7 @@ class CpuOps(Eager):
     ):
         if _is_set(nonfinite_step):
             return
-        if is_decoupled and weight_decay is not None:
-            theta -= learning_rate * weight_decay * theta
-        else:
-            gradient = _decayed(gradient, weight_decay, theta)
+        gradient = _adaptive_gradient(gradient, weight_decay, theta, learning_rate, is_decoupled)
         _fold(squares, gradient * gradient, square_decay)
         theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
         _fold(average, theta, averaging_decay)
@@ -587,10 +581,7 @@ class CpuOps(Eager):
     ):
         if _is_set(nonfinite_step):
             return
-        if is_decoupled and weight_decay is not None:
-            theta -= learning_rate * weight_decay * theta
-        else:
-            gradient = _decayed(gradient, weight_decay, theta)
+        gradient = _adaptive_gradient(gradient, weight_decay, theta, learning_rate, is_decoupled)
         steps = _number(completed) + 1
         _fold(velocity, gradient, momentum)
         _fold(squares, gradient * gradient, square_decay)
@@ -611,6 +602,15 @@ def _is_set(nonfinite_step):
 def _decayed(direction, weight_decay, theta):
     """The direction with the part of the weight decay, a vector or None."""
     return direction if weight_decay is None else direction + weight_decay * theta
+
+
+def _adaptive_gradient(gradient, weight_decay, theta, learning_rate, is_decoupled):
+    """The gradient with the weight decay's part, which goes to theta itself where decoupled."""
+    if not is_decoupled:
+        return _decayed(gradient, weight_decay, theta)
+    if weight_decay is not None:
+        theta -= learning_rate * weight_decay * theta
+    return gradient
 
 
 def _fold(average, value, decay):
