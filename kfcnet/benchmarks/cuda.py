@@ -456,6 +456,11 @@ def _epochs_part(precision, of_sgd, of_kfc, report):
     return {"ratios": {f"SGD epoch at 128 / KFC-pre epoch at 512, {precision}": 1 / epochs}}
 
 
+def empty_report():
+    """What every report has, even where no part has added to it."""
+    return {"steps": [], "phases": {}, "primitives": [], "ratios": {}}
+
+
 def add_part(report, name, function):
     """Let a part add what it finds to the report, or its failure; either way it is done."""
     try:
@@ -480,7 +485,7 @@ def benchmark_cuda(ops):
     [row], "ratios": {what: number}, "done": [part], "failed": {part: why}}; in ratios above one, we
     are the faster. A part that fails does not keep the others from being measured.
     """
-    report = {"steps": [], "phases": {}, "primitives": [], "ratios": {}}
+    report = empty_report()
     for name, part in parts(ops).items():
         add_part(report, name, part)
     return report

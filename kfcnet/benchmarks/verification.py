@@ -4,7 +4,6 @@
 device could do.
 """
 
-import json
 import math
 import platform
 import re
@@ -17,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kfcnet.benchmarks.cuda import add_part, measured, parts, real_step
+from kfcnet.benchmarks.cuda import add_part, empty_report, measured, parts, real_step
 from kfcnet.config import load_config
 from kfcnet.figures.curves import Figure, save_figure
 from kfcnet.ops import get_ops
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.runs.files import write_json
+from kfcnet.runs.files import read_json, write_json
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import train
 
@@ -56,13 +55,12 @@ def verify(out, data="cifar10", path=None, minutes=math.inf, say=print):
     ops, begun = get_ops("cuda"), time.monotonic()
     name = re.sub(r"[^A-Za-z0-9]+", "-", ops.describe()["processor"]).strip("-").lower()
     out.mkdir(parents=True, exist_ok=True)
-    target, empty = (
-        out / f"{name}.json",
-        {"steps": [], "phases": {}, "primitives": [], "ratios": {}},
+    target = out / f"{name}.json"
+    report = (
+        read_json(target)
+        if target.exists()
+        else {"python": platform.python_version(), **empty_report(), "done": []}
     )
-    report = {"python": platform.python_version(), **empty, "done": []}
-    if target.exists():
-        report = json.loads(target.read_text(encoding="utf-8"))
     todo = verification_parts(ops, data, path)
     for part, function in todo.items():
         if part in report["done"]:
