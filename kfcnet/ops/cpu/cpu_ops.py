@@ -14,7 +14,7 @@ import scipy
 import scipy.linalg
 
 from kfcnet import philox
-from kfcnet.ops.cpu import batch_norm, convolution, windows
+from kfcnet.ops.cpu import batch_norm, convolution, memory, windows
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cpu.threads import Threads
@@ -128,7 +128,7 @@ class CpuOps(Eager):
         return np.zeros(shape, self.dtype)
 
     def empty(self, shape):
-        return np.empty(shape, self.dtype)
+        return memory.empty(shape, self.dtype)
 
     def copy(self, a):
         return a.copy()
