@@ -57,6 +57,11 @@ def uniforms(seed, purpose, step, count, stream=0):
     return uniform(words(seed, purpose, step, count, stream))
 
 
+def fill_uniforms(out, seed, purpose, step, stream, first):
+    """out (n,) <- the uniforms from number `first` of their sequence on; a float type."""
+    out[...] = uniform(words_at(first + np.arange(len(out)), seed, purpose, step, stream))
+
+
 def uniform(word):
     """Words as numbers in [0, 1)."""
     return (word >> np.uint32(8)) * 2.0**-24

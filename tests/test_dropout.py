@@ -37,6 +37,18 @@ def thinned(ops64, rng):
     return net, x.reshape(M, J), masks
 
 
+def test_every_device_keeps_a_unit_exactly_where_its_uniform_is_below_keep(ops):
+    """In float32 a keep of 0.9 is smaller than a uniform that is below 0.9: none may be lost."""
+    keep = float(np.nextafter(philox.uniforms(3, philox.DROPOUT, 6, 30, 2)[17], 1))
+    x = np.ones((5, 6))
+    y, mask = ops.dropout(ops.asarray(x), keep, 3, 6, 2)
+    expected = philox.uniforms(3, philox.DROPOUT, 6, 30, 2).reshape(5, 6) < keep
+    assert expected.flat[17] and 0 < expected.sum() < 29
+    assert_close(ops.to_numpy(y), expected / keep, 1e-6)
+    dx = ops.dropout_backward(ops.asarray(2 * x), mask, keep)
+    assert_close(ops.to_numpy(dx), 2 * expected / keep, 1e-6)
+
+
 def hidden(net, x, masks):
     """(thinned inputs, hidden pre-activations, thinned hidden activations) in plain NumPy."""
     first, _ = net.views(net.theta)

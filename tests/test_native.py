@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from kfcnet import philox
+
 native = pytest.importorskip(
     "kfcnet.ops.cpu._native", reason="the C extension is not built (no compiler at install time)"
 )
@@ -450,3 +452,21 @@ def test_no_images_give_zero_sums():
     native.conv_backward_weights(x, dy, out, 3, 1, 1)
     np.testing.assert_array_equal(out, 0)
     np.testing.assert_array_equal(patch_gram(x, 3, 1, native.targets[0]), 0)
+
+
+@targets
+@dtypes
+@pytest.mark.parametrize("count, first", [(1, 0), (7, 2), (256, 0), (259, 1021), (0, 5)])
+def test_fill_uniforms_draws_the_numbers_of_philox(count, first, dtype, target):
+    out = unwritten((count,), dtype)
+    native.fill_uniforms(out, 2**32 - 1, philox.DROPOUT, 2**33 + 5, 4, first, target)
+    expected = philox.uniforms(2**32 - 1, philox.DROPOUT, 2**33 + 5, first + count, 4)[first:]
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("place, value", [(1, 2**32), (2, -1), (3, 2**63), (5, -1)])
+def test_fill_uniforms_refuses_what_is_no_word_of_a_key_or_counter(place, value):
+    arguments = [np.zeros(3), 0, 0, 0, 0, 0]
+    arguments[place] = value
+    with pytest.raises((ValueError, OverflowError)):
+        native.fill_uniforms(*arguments)

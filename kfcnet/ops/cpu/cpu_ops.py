@@ -82,6 +82,7 @@ class CpuOps(Eager):
             "device": "cpu",
             "processor": processor_name(),
             "dtype": self.dtype.name,
+        self._draws = _native if self.native else philox
             "native": self.native,
             "shards": self.shards,
             **self.ranks.describe(),
@@ -332,13 +333,27 @@ class CpuOps(Eager):
         return dx
 
     def dropout(self, x, keep, seed, step, stream):
-        width = x.size // len(x)
-        uniforms = self._uniforms(x.size, seed, philox.DROPOUT, step, stream, width)
-        mask = (uniforms < keep).astype(np.uint8).reshape(x.shape)
-        return self.dropout_backward(x, mask, keep), mask
+        y, mask = self.empty(x.shape), np.empty(x.shape, np.uint8)
+        # Uniforms are multiples of 2^-24: rounded up to one, keep is exact in float32 too.
+        limit = self.dtype.type(math.ceil(keep * 2**24) * 2.0**-24)
+        sequence = seed, philox.DROPOUT, _number(step), stream
+
+        def thin(places, x, y, mask):
+            uniforms = self._uniforms(places, x[0].size, *sequence)
+            np.less(uniforms.reshape(x.shape), limit, out=mask, casting="unsafe")
+            self._thin(x, mask, keep, y)
+
+        self._run(thin, np.arange(len(x)), x, y, mask)
+        return y, mask
 
     def dropout_backward(self, dy, mask, keep):
-        return dy * mask * self.dtype.type(1 / keep)
+        dx = self.empty(dy.shape)
+        self._run(lambda dy, mask, dx: self._thin(dy, mask, keep, dx), dy, mask, dx)
+        return dx
+
+    def _thin(self, x, mask, keep, y):
+        np.multiply(x, mask, out=y)
+        y *= self.dtype.type(1 / keep)
 
     # Losses and sampling
 
@@ -369,14 +384,19 @@ class CpuOps(Eager):
         return p * (r - (p * r).sum(axis=1, keepdims=True))
 
     def uniforms(self, count, seed, purpose, step, stream=0, width=1):
-        return self.asarray(self._uniforms(count, seed, purpose, step, stream, width))
+        places = np.arange(count // width)
+        return self._uniforms(places, width, seed, purpose, _number(step), stream)
 
-    def _uniforms(self, count, seed, purpose, step, stream, width):
+    def _uniforms(self, places, width, *sequence):
+        """The `width` numbers of each of this process's examples at ascending, adjoining places."""
+        out = self.empty(len(places) * width)
         if self.ranks.count == 1:
-            return philox.uniforms(seed, purpose, _number(step), count, stream)
-        example, place = np.divmod(np.arange(count), width)
-        positions = (example * self.ranks.count + self.ranks.rank) * width + place
-        return philox.uniform(philox.words_at(positions, seed, purpose, _number(step), stream))
+            self._draws.fill_uniforms(out, *sequence, int(places[0]) * width)
+            return out
+        for row, place in zip(out.reshape(len(places), width), places, strict=True):
+            first = (int(place) * self.ranks.count + self.ranks.rank) * width
+            self._draws.fill_uniforms(row, *sequence, first)
+        return out
 
     def normals(self, count, seed, purpose, step, stream=0, width=1):
         whole = self.ranks.whole(count)

@@ -1,4 +1,5 @@
-/* kfcnet.ops.cpu._native: convolution, Kronecker factor, pooling, response normalisation on the CPU.
+/* kfcnet.ops.cpu._native: convolution, Kronecker factor, pooling, response normalisation and random
+ * numbers on the CPU.
  *
  * What   Optional helper of ops/cpu.py. A function works on the images it is given, writes its
  *        result into an array of the caller, releases the GIL and keeps no state: the caller may
@@ -48,10 +49,18 @@ typedef struct {
     double alpha, power;
 } norm_shape;
 
+/* `count` numbers of the sequence of (seed, purpose, step, stream), from number `first` on. */
+typedef struct {
+    size count, first;
+    uint64_t step;
+    uint32_t seed, purpose, stream;
+} draw_shape;
+
 typedef union {
     conv_shape conv;
     pool_shape pool;
     norm_shape norm;
+    draw_shape draw;
 } any_shape;
 
 /* What the module computes. A pass takes its arrays in the order of the call, and a member of
@@ -71,6 +80,7 @@ enum {
     RESPONSE_NORM,
     RESPONSE_NORM_BACKWARD,
     RESPONSE_NORM_TANGENT,
+    FILL_UNIFORMS,
     PASSES
 };
 
@@ -95,6 +105,7 @@ typedef struct {
 } pool_window;
 
 #define ALIGNMENT 64
+#define PHILOX_BLOCKS 64
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 
 static size smaller(size a, size b) { return a < b ? a : b; }
@@ -501,6 +512,22 @@ static int take_norm(call *c, any_shape *shape)
     return s->across < 0 ? -1 : 0;
 }
 
+static int take_draw(call *c, any_shape *shape)
+{
+    draw_shape *s = &shape->draw;
+    size seed, purpose, step, stream;
+    s->count = c->buffers[0].shape[0];
+    if ((seed = take_size(c, "seed", 0, UINT32_MAX)) < 0 ||
+        (purpose = take_size(c, "purpose", 0, UINT32_MAX)) < 0 ||
+        (step = take_size(c, "step", 0, PY_SSIZE_T_MAX)) < 0 ||
+        (stream = take_size(c, "stream", 0, UINT32_MAX)) < 0 ||
+        (s->first = take_size(c, "first", 0, PY_SSIZE_T_MAX - s->count)) < 0)
+        return -1;
+    s->seed = (uint32_t)seed, s->purpose = (uint32_t)purpose, s->stream = (uint32_t)stream;
+    s->step = (uint64_t)step;
+    return 0;
+}
+
 static const description descriptions[PASSES] = {
     [CONV_FORWARD] = {"conv_forward", {{"x", 4, READ}, {"weight", 2, READ}, {"y", 4, WRITTEN}},
                       3, take_conv, 0, 2, 1},
@@ -535,6 +562,7 @@ static const description descriptions[PASSES] = {
                                {{"rx", 4, READ}, {"x", 4, READ}, {"d", 4, READ},
                                 {"ry", 4, WRITTEN}},
                                4, take_norm, 1, 3, -1},
+    [FILL_UNIFORMS] = {"fill_uniforms", {{"out", 1, WRITTEN}}, 5, take_draw, -1, 0, -1},
 };
 
 /* ---- calls ---- */
@@ -617,6 +645,7 @@ METHOD(avg_pool_backward, AVG_POOL_BACKWARD)
 METHOD(response_norm, RESPONSE_NORM)
 METHOD(response_norm_backward, RESPONSE_NORM_BACKWARD)
 METHOD(response_norm_tangent, RESPONSE_NORM_TANGENT)
+METHOD(fill_uniforms, FILL_UNIFORMS)
 
 static PyObject *patch_gram_regions_shape(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
@@ -663,6 +692,8 @@ static PyMethodDef methods[] = {
           "dx = adjoint of the derivative of response_norm at x, applied to dy."),
     ENTRY(response_norm_tangent, "(rx, x, d, ry, size, alpha, power, across[, target])\n\n"
           "ry = derivative of response_norm at x along rx."),
+    ENTRY(fill_uniforms, "(out, seed, purpose, step, stream, first[, target])\n\n"
+          "out (n,) = the uniforms of kfcnet.philox from number `first` of their sequence on."),
     {NULL, NULL, 0, NULL}};
 
 /* `targets`: instruction sets this CPU runs, best first; `DTYPES`: number types of the arrays. */
@@ -697,7 +728,8 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     .m_base = PyModuleDef_HEAD_INIT,
     .m_name = "_native",
-    .m_doc = "Convolution, its Kronecker factor, pooling and response normalisation on the CPU.",
+    .m_doc = "Convolution, its Kronecker factor, pooling, response normalisation and random numbers "
+             "on the CPU.",
     .m_methods = methods,
     .m_slots = slots,
 };

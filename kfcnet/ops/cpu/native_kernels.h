@@ -697,6 +697,52 @@ static int NAME(response_norm_tangent)(void *const *arrays, const void *shape)
     return NAME(response_norm_derivative)(arrays, shape, 0);
 }
 
+/* ---- random numbers ---- */
+
+/* Philox 4x32-10, as in kfcnet/philox.py: words[w][b] is word w of block `block` + b. The blocks
+ * of a call go through the rounds side by side, one a lane. */
+static ALWAYS_INLINE void NAME(philox)(const draw_shape *s, uint64_t block,
+                                       uint32_t words[4][PHILOX_BLOCKS])
+{
+    uint32_t key_low = s->seed, key_high = s->purpose;
+    for (int b = 0; b < PHILOX_BLOCKS; b++) {
+        words[0][b] = (uint32_t)(block + (uint64_t)b);
+        words[1][b] = s->stream;
+        words[2][b] = (uint32_t)s->step;
+        words[3][b] = (uint32_t)(s->step >> 32);
+    }
+    for (int round = 0; round < 10; round++) {
+        for (int b = 0; b < PHILOX_BLOCKS; b++) {
+            uint64_t p = (uint64_t)words[0][b] * 0xD2511F53u;
+            uint64_t q = (uint64_t)words[2][b] * 0xCD9E8D57u;
+            words[0][b] = (uint32_t)(q >> 32) ^ words[1][b] ^ key_low;
+            words[2][b] = (uint32_t)(p >> 32) ^ words[3][b] ^ key_high;
+            words[1][b] = (uint32_t)q;
+            words[3][b] = (uint32_t)p;
+        }
+        key_low += 0x9E3779B9u;
+        key_high += 0xBB67AE85u;
+    }
+}
+
+static int NAME(fill_uniforms)(void *const *arrays, const void *shape)
+{
+    const draw_shape *s = shape;
+    REAL *out = arrays[0];
+    uint32_t words[4][PHILOX_BLOCKS];
+    REAL numbers[4 * PHILOX_BLOCKS];
+    size end = s->first + s->count;
+    for (size begin = s->first / 4 * 4; begin < end; begin += 4 * PHILOX_BLOCKS) {
+        NAME(philox)(s, (uint64_t)begin / 4, words);
+        for (int b = 0; b < PHILOX_BLOCKS; b++)
+            for (int w = 0; w < 4; w++)
+                numbers[4 * b + w] = (REAL)(int32_t)(words[w][b] >> 8) * (REAL)0x1p-24;
+        size from = larger(begin, s->first), to = smaller(begin + 4 * PHILOX_BLOCKS, end);
+        memcpy(out + (from - s->first), numbers + (from - begin), (size_t)NAME(bytes)(to - from));
+    }
+    return 0;
+}
+
 static pass *const NAME(kernels)[PASSES] = {
     [CONV_FORWARD] = NAME(conv_forward),
     [CONV_BACKWARD_DATA] = NAME(conv_backward_data),
@@ -711,6 +757,7 @@ static pass *const NAME(kernels)[PASSES] = {
     [RESPONSE_NORM] = NAME(response_norm),
     [RESPONSE_NORM_BACKWARD] = NAME(response_norm_backward),
     [RESPONSE_NORM_TANGENT] = NAME(response_norm_tangent),
+    [FILL_UNIFORMS] = NAME(fill_uniforms),
 };
 
 #undef LANES
