@@ -21,7 +21,7 @@ from checks import (
 )
 
 from kfcnet import philox
-from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.cpu import CpuOps, cpu_ops
 from kfcnet.ops.cpu import convolution as numpy_convolution
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
@@ -42,6 +42,15 @@ CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
     (2, 3, 4, 5, 3, 2, 1, 2),
     (2, 4, 3, 2, 3, 1, 1, 1),
 ]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    """The CPU works through vectors and matrices of these tests in several pieces, as it does
+    through large ones.
+    """
+    monkeypatch.setattr(cpu_ops, "PIECE", 30)
+    monkeypatch.setattr(cpu_ops, "BLOCK", 4)
 
 
 @pytest.fixture(params=CONVOLUTIONS, ids=lambda shape: "x".join(map(str, shape)))

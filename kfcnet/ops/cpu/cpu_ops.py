@@ -27,6 +27,13 @@ except ImportError:
     _native = None
 
 
+PIECE = 1 << 16
+"""Elements of a vector that an update works on at a time."""
+
+BLOCK = 128
+"""Rows and columns of a matrix that are transposed at a time."""
+
+
 def has_extension():
     """Whether the C extension is built."""
     return _native is not None
@@ -75,6 +82,7 @@ class CpuOps(Eager):
         self.native = _uses_native(native, self.dtype)
         self._convolutions = _native if self.native else convolution
         self._windows = _native if self.native else windows
+        self._draws = _native if self.native else philox
         self._threads = Threads(shards, "kfcnet")
 
     def describe(self):
@@ -82,7 +90,6 @@ class CpuOps(Eager):
             "device": "cpu",
             "processor": processor_name(),
             "dtype": self.dtype.name,
-        self._draws = _native if self.native else philox
             "native": self.native,
             "shards": self.shards,
             **self.ranks.describe(),
@@ -441,13 +448,14 @@ class CpuOps(Eager):
 
     @one_blas_thread
     def weighted_dot(self, w, x, y):
-        return self.asarray([np.vdot(w * x, y)])
+        return self.asarray([sum(float(np.vdot(u * v, z)) for u, v, z in _pieces(w, x, y))])
 
     def axpy(self, alpha, x, y):
-        y += alpha * x
+        y += x if alpha == 1 else alpha * x
 
     def multiply_add(self, w, x, y):
-        y += w * x
+        for factors, values, sums in _pieces(w, x, y):
+            sums += factors * values
 
     def trace(self, matrix):
         return self.asarray([np.trace(matrix)])
@@ -462,8 +470,7 @@ class CpuOps(Eager):
             inverse, info = potri(factor, lower=0, overwrite_c=True)
         if info or not np.isfinite(inverse).all():
             raise np.linalg.LinAlgError("matrix is not positive definite after damping")
-        upper = np.triu(inverse)
-        return np.ascontiguousarray(upper + np.triu(upper, 1).T)
+        return _mirrored(inverse.T)
 
     @one_blas_thread
     def eigh(self, matrix):
@@ -506,10 +513,12 @@ class CpuOps(Eager):
         if _is_set(nonfinite_step):
             return
         step = learning_rate if clip_scale is None else learning_rate * clip_scale
-        velocity *= momentum
-        velocity -= step * _decayed(direction, weight_decay, theta)
-        theta += velocity
-        _fold(average, theta, averaging_decay)
+        vectors = theta, velocity, average, direction, weight_decay
+        for theta, velocity, average, direction, weight_decay in _pieces(*vectors):
+            velocity *= momentum
+            velocity -= step * _decayed(direction, weight_decay, theta)
+            theta += velocity
+            _fold(average, theta, averaging_decay)
 
     def nesterov_update(
         self,
@@ -525,12 +534,14 @@ class CpuOps(Eager):
     ):
         if _is_set(nonfinite_step):
             return
-        descent = learning_rate * _decayed(direction, weight_decay, theta)
-        velocity *= momentum
-        velocity -= descent
-        theta += momentum * velocity
-        theta -= descent
-        _fold(average, theta, averaging_decay)
+        vectors = theta, velocity, average, direction, weight_decay
+        for theta, velocity, average, direction, weight_decay in _pieces(*vectors):
+            descent = learning_rate * _decayed(direction, weight_decay, theta)
+            velocity *= momentum
+            velocity -= descent
+            theta += momentum * velocity
+            theta -= descent
+            _fold(average, theta, averaging_decay)
 
     def max_norm(self, weight, average, limit, averaging_decay, nonfinite_step=None):
         if _is_set(nonfinite_step):
@@ -556,10 +567,12 @@ class CpuOps(Eager):
     ):
         if _is_set(nonfinite_step):
             return
-        gradient = _adaptive_gradient(gradient, weight_decay, theta, learning_rate, is_decoupled)
-        squares += gradient * gradient
-        theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
-        _fold(average, theta, averaging_decay)
+        vectors = theta, squares, average, gradient, weight_decay
+        for theta, squares, average, g, weight_decay in _pieces(*vectors):
+            g = _adaptive_gradient(g, weight_decay, theta, learning_rate, is_decoupled)
+            squares += g * g
+            theta -= learning_rate * g / (np.sqrt(squares) + epsilon)
+            _fold(average, theta, averaging_decay)
 
     def rmsprop_update(
         self,
@@ -577,10 +590,12 @@ class CpuOps(Eager):
     ):
         if _is_set(nonfinite_step):
             return
-        gradient = _adaptive_gradient(gradient, weight_decay, theta, learning_rate, is_decoupled)
-        _fold(squares, gradient * gradient, square_decay)
-        theta -= learning_rate * gradient / (np.sqrt(squares) + epsilon)
-        _fold(average, theta, averaging_decay)
+        vectors = theta, squares, average, gradient, weight_decay
+        for theta, squares, average, g, weight_decay in _pieces(*vectors):
+            g = _adaptive_gradient(g, weight_decay, theta, learning_rate, is_decoupled)
+            _fold(squares, g * g, square_decay)
+            theta -= learning_rate * g / (np.sqrt(squares) + epsilon)
+            _fold(average, theta, averaging_decay)
 
     def adam_update(
         self,
@@ -601,18 +616,39 @@ class CpuOps(Eager):
     ):
         if _is_set(nonfinite_step):
             return
-        gradient = _adaptive_gradient(gradient, weight_decay, theta, learning_rate, is_decoupled)
         steps = _number(completed) + 1
-        _fold(velocity, gradient, momentum)
-        _fold(squares, gradient * gradient, square_decay)
         mean_scale, square_scale = 1 - momentum**steps, 1 - square_decay**steps
-        theta -= learning_rate / mean_scale * velocity / (np.sqrt(squares / square_scale) + epsilon)
-        _fold(average, theta, averaging_decay)
+        step = learning_rate / mean_scale
+        vectors = theta, velocity, squares, average, gradient, weight_decay
+        for theta, velocity, squares, average, g, weight_decay in _pieces(*vectors):
+            g = _adaptive_gradient(g, weight_decay, theta, learning_rate, is_decoupled)
+            _fold(velocity, g, momentum)
+            _fold(squares, g * g, square_decay)
+            theta -= step * velocity / (np.sqrt(squares / square_scale) + epsilon)
+            _fold(average, theta, averaging_decay)
+
+
+def _mirrored(matrix):
+    """The matrix (n, n), its part above the diagonal overwritten with that below, by blocks."""
+    for begin in range(0, len(matrix), BLOCK):
+        end = begin + BLOCK
+        matrix[:begin, begin:end] = matrix[begin:end, :begin].T
+        on_diagonal = matrix[begin:end, begin:end]
+        on_diagonal[...] = np.tril(on_diagonal) + np.tril(on_diagonal, -1).T
+    return matrix
 
 
 def _number(step):
     """The number of a step that is given as such or as a counter (1,)."""
     return int(np.ravel(step)[0])
+
+
+def _pieces(*vectors):
+    """The vectors (n,), each an array or None, piece by piece: what an update makes of a piece on
+    its way stays in cache.
+    """
+    for begin in range(0, len(vectors[0]), PIECE):
+        yield [v if v is None else v[begin : begin + PIECE] for v in vectors]
 
 
 def _is_set(nonfinite_step):
