@@ -12,13 +12,22 @@ from pathlib import Path
 import cuda_on_cpu
 import numpy as np
 import pytest
+from PIL import Image
 from runs import SGD, SMALL, assert_same_run, small
+from thread_ranks import on_ranks
 
+from kfcnet.config import load_config
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.errors import DeviceError
 from kfcnet.runs import files
-from kfcnet.runs.checkpoint import FORMAT, CheckpointError, load_checkpoint, save_checkpoint
+from kfcnet.runs.checkpoint import (
+    FORMAT,
+    READABLE,
+    CheckpointError,
+    load_checkpoint,
+    save_checkpoint,
+)
 from kfcnet.runs.files import read_json
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import LATER_COLUMNS, read_metrics
@@ -27,6 +36,7 @@ from kfcnet.training.trainer import Trainer, TrainingInterrupted, train
 
 TEXTS = {"kfc_pre": SMALL, "sgd": SGD}
 ALWAYS = "checkpoint_minutes=1e-9"  # a checkpoint after every step
+KILLED = Path(__file__).parent / "checkpoints"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
 
 
@@ -447,7 +457,7 @@ FACTORS = "optimizer.factors_at blocks.Omega blocks.Gamma "
 DAMPING = " optimizer.learning_rate optimizer.damping optimizer.factor_damping"
 EIGENBASIS = "blocks.input_basis blocks.derivative_basis blocks.inverse_values "
 CONTENTS = {
-    2: {
+    3: {
         "{name: sgd, learning_rate: 0.01}": "",
         "{name: adam, learning_rate: 0.01}": "optimizer.squares",
         "{name: kfc_pre, learning_rate: 0.01, inverse_delay: 1, inverse_period: 1,"
@@ -482,6 +492,42 @@ def test_contents_of_a_checkpoint_change_with_the_number_of_its_format_alone(opt
     train(small(changes, "epochs=0.1"), tmp_path / "run")
     saved = set(entries(load_checkpoint(tmp_path / "run" / "checkpoint.h5")))
     assert saved == set(COMMON.split()) | set(CONTENTS[FORMAT][optimizer].split())
+
+
+@pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
+def test_contents_are_more_where_several_processes_share_or_where_classes_have_names(tmp_path):
+    """The same holds of these, which most checkpoints lack."""
+    for number in range(24):
+        folder = tmp_path / "own" / f"class {number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), number, np.uint8)).save(folder / f"{number}.png")
+    data = f"data={{name: folder, path: {tmp_path / 'own'}, input_scale: 16}}"
+    config = small(data, "network.4={layer: dense}", "optimizer.batch_size=8", text=SGD)
+    on_ranks(2, lambda ranks: train(config, tmp_path / "run", ranks=ranks))
+    train(small(text=SGD), tmp_path / "usual")
+    states = [load_checkpoint(tmp_path / name / "checkpoint.h5") for name in ("run", "usual")]
+    found, usual = (set(entries(state)) for state in states)
+    assert found - usual == {3: {"data.classes", "processes"}}[FORMAT] and not usual - found
+
+
+@pytest.mark.parametrize("form", READABLE)
+def test_a_run_that_an_earlier_version_was_killed_in_goes_on(form, tmp_path):
+    """tests/checkpoints/ has one of each format, killed after 6 of 12 updates, an inverse begun."""
+    earlier, run, whole = KILLED / f"format_{form}", tmp_path / "run", tmp_path / "whole"
+    head = (earlier / "checkpoint.h5").read_bytes()[:30]
+    assert head.startswith(f"kfcnet checkpoint {form}\n".encode())
+    config = load_config(earlier / "config.yaml")
+    shutil.copytree(earlier, run)
+    train(config, run, resume=True)
+    assert read_json(run / "run.json")["resumed"][0]["iteration"] == 6
+    train(config, whole)
+    states = [load_checkpoint(path / "checkpoint.h5")["optimizer"] for path in (run, whole)]
+    for name in ("theta", "average", "velocity"):
+        assert np.isfinite(states[0][name]).all()
+        np.testing.assert_allclose(states[0][name], states[1][name], rtol=1e-3, atol=1e-5)
+    rows = [read_metrics(path / "metrics.csv") for path in (run, whole)]
+    np.testing.assert_array_equal(rows[0]["iteration"], [0, 5, 10, 12])
+    np.testing.assert_allclose(rows[0]["test_loss"], rows[1]["test_loss"], rtol=1e-4)
 
 
 def stopped(folder, change):

@@ -18,10 +18,12 @@ import numpy as np
 from kfcnet.runs.files import write_bytes
 
 CHECKPOINT = "checkpoint.h5"  # its name in the folder of a run
-FORMAT = 2
+FORMAT = 3
 """Goes up with every change of the contents; tests/test_resume.py has what they are."""
-READABLE = (1, FORMAT)
-"""Format 1 lacks the kind of the pixels, which were bytes."""
+READABLE = (1, 2, FORMAT)
+"""Format 1 lacks the kind of the pixels, which were bytes; 1 and 2 lack the number of processes,
+which was one.
+"""
 HEADER = re.compile(rb"kfcnet checkpoint ([0-9]+)\nsha256 ([0-9a-f]{64})\n")
 START_ANEW = "move the folder of the run away to start it anew"
 BLOCK = 512  # bytes ahead of the HDF5 data, the smallest that HDF5 allows
