@@ -9,13 +9,24 @@ struct __align__(lanes * sizeof(T)) Vector {
     __device__ const T& operator[](int lane) const { return at[lane]; }
 };
 
+#ifdef CUDA_ON_CPU
+#define MOVED_WHOLE CUDACPU_UNWATCHED __noinline__  // the watch is told of one access, here
+#define WATCH_WHOLE(address, bytes, write) \
+    cudacpu::touch(address, bytes, write, __builtin_return_address(0))
+#else
+#define MOVED_WHOLE __device__ __forceinline__
+#define WATCH_WHOLE(address, bytes, write)
+#endif
+
 // A whole vector at an address that is a multiple of its size.
 template <int lanes, class T>
-__device__ __forceinline__ Vector<T, lanes> load(const T* source) {
+MOVED_WHOLE Vector<T, lanes> load(const T* source) {
+    WATCH_WHOLE(source, lanes * sizeof(T), false);
     return *reinterpret_cast<const Vector<T, lanes>*>(source);
 }
 template <class T, int lanes>
-__device__ __forceinline__ void store(T* target, const Vector<T, lanes>& values) {
+MOVED_WHOLE void store(T* target, const Vector<T, lanes>& values) {
+    WATCH_WHOLE(target, lanes * sizeof(T), true);
     *reinterpret_cast<Vector<T, lanes>*>(target) = values;
 }
 

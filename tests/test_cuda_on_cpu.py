@@ -15,10 +15,9 @@ i32 = np.int32
 
 
 def kernel(name, file="faults", **constants):
+    names = "WAIT", "BARRIER", "ROWS", "COLUMNS", "DEPTH", "PITCH", "STEP"
     text = kernels.splice(HERE / f"{file}.cu")
-    return Library(
-        text, {"WAIT": 1, "BARRIER": 1, "ROWS": 1, "COLUMNS": 1, "DEPTH": 1} | constants, file
-    ).kernel(name)
+    return Library(text, dict.fromkeys(names, 1) | constants, file).kernel(name)
 
 
 def example(name, **constants):
@@ -178,9 +177,9 @@ def test_misaligned_vector_load_is_found():
 
 
 def aligned(array):
-    """A copy that starts at a multiple of 16 bytes, as the runtime's allocations do."""
-    memory = np.empty(array.nbytes + 16, np.uint8)
-    start = -memory.ctypes.data % 16
+    """A copy that starts at a multiple of 256 bytes, as the runtime's allocations do."""
+    memory = np.empty(array.nbytes + 256, np.uint8)
+    start = -memory.ctypes.data % 256
     copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy
@@ -221,6 +220,51 @@ def test_wait_for_all_but_one_group_delivers_only_the_first():
 def test_block_that_no_gpu_accepts_is_refused(block):
     with pytest.raises(KernelError, match="no GPU accepts"):
         kernel("reverse").launch((1,), block, (normal(64), empty(64)))
+
+
+# Traffic
+
+
+def traffic_of(name, block, *values, **constants):
+    """{(is_shared, is_write): (requests, taken, ideal)} of one block."""
+    found = example(name, **constants).traffic((1,), block, values)
+    return {(one.is_shared, one.is_write): one[-3:] for one in found}
+
+
+@pytest.mark.parametrize("pitch, wavefronts", [(32, 32 * 32), (33, 32), (34, 2 * 32)])
+def test_columns_of_a_tile_take_a_wavefront_for_each_row_of_a_bank(pitch, wavefronts):
+    found = traffic_of(
+        "turns_a_tile", (128,), aligned(normal(1024)), empty(1024), PITCH=pitch, STEP=1
+    )
+    assert found[True, True] == (32, 32, 32)
+    assert found[True, False] == (32, wavefronts, 32)
+
+
+@pytest.mark.parametrize("step, sectors", [(1, 4), (2, 8), (8, 32)])
+def test_elements_far_apart_take_a_sector_each(step, sectors):
+    y = aligned(empty(1024 * step))
+    found = traffic_of("turns_a_tile", (128,), aligned(normal(1024)), y, PITCH=33, STEP=step)
+    assert found[False, True] == (32, 32 * sectors, 32 * 4)
+
+
+@pytest.mark.parametrize("lanes", [32, 9])
+def test_vectors_go_in_quarters_of_a_warp(lanes):
+    x, y = aligned(normal(128)), aligned(empty(128))
+    found = traffic_of("moves_vectors", (32,), x, y, i32(lanes))
+    quarters, sectors = -(-lanes // 8), -(-lanes // 2)
+    for is_write in (False, True):
+        assert found[True, is_write] == (1, quarters, quarters)
+        assert found[False, is_write] == (1, sectors, sectors)
+
+
+def test_counting_does_not_outlast_its_launch():
+    x, y = aligned(normal(128)), aligned(empty(128))
+    moves = example("moves_vectors")
+    moves.traffic((1,), (32,), (x, y, i32(32)))
+    with pytest.raises(KernelError, match="outside the arrays"):
+        moves.launch((1,), (32,), (x, y[:64], i32(32)))
+    with pytest.raises(KernelError, match="race on y"):
+        moves.launch((2,), (32,), (x, y, i32(32)))
 
 
 # Misread arguments

@@ -48,4 +48,7 @@ void copy_wait(unsigned groups_left);
 
 // Bounds only: atomics may meet one another.
 void check_atomic(const void* address, unsigned bytes);
+
+// Hold an access of the current fiber against the launch's memory; code: where it happens.
+void touch(const void* address, unsigned bytes, bool write, const void* code, bool atomic = false);
 }  // namespace cudacpu

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,12 +74,54 @@ class Library:
         """What the latest launch did wrong, and on which line."""
         message = self._library.cudacpu_message().decode()
         offset = self._library.cudacpu_fault_offset()
-        return f"{message}, at {self._line(offset)}" if offset else message
+        return f"{message}, at {self._lines([offset])[0]}" if offset else message
 
-    def _line(self, offset):
-        command = ["addr2line", "-e", str(self.path), hex(offset)]
-        place = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-        return place.split(" (")[0].rpartition("/")[2] or "an unknown line"
+    def _lines(self, offsets):
+        """file:line of places in the compiled code."""
+        command = ["addr2line", "-e", str(self.path), *map(hex, offsets)]
+        places = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+        return [place.split(" (")[0].rpartition("/")[2] for place in places] or ["an unknown line"]
+
+    def sample(self, blocks):
+        """Let the next launches run so many of their blocks and count; 0: run all, as usual."""
+        self._library.cudacpu_sample(ctypes.c_uint(blocks))
+
+    def traffic(self):
+        """[Traffic] of the launches since `sample`, in the order of the code."""
+        count = self._library.cudacpu_traffic(None, 0)
+        found = (_Traffic * max(1, count))()
+        self._library.cudacpu_traffic(found, count)
+        lines = self._lines([one.offset for one in found[:count]])
+        return [
+            Traffic(line, bool(one.shared), bool(one.write), one.bytes, *one.counts)
+            for one, line in zip(found[:count], lines, strict=True)
+        ]
+
+
+class Traffic(NamedTuple):
+    """What the warps of a launch asked of memory at one place of the code.
+
+    bytes: of a lane's request. taken: bank wavefronts of shared memory, sectors of 32 bytes of
+    global memory; ideal: the fewest with which the same bytes could have come.
+    """
+
+    line: str
+    is_shared: bool
+    is_write: bool
+    bytes: int
+    requests: int
+    taken: int
+    ideal: int
+
+
+class _Traffic(ctypes.Structure):
+    _fields_ = [
+        ("offset", ctypes.c_size_t),
+        ("shared", ctypes.c_uint),
+        ("write", ctypes.c_uint),
+        ("bytes", ctypes.c_uint),
+        ("counts", ctypes.c_ulonglong * 3),
+    ]
 
 
 class Kernel:
@@ -123,6 +166,19 @@ class Kernel:
             )
             if failed:
                 raise KernelError(f"{self.name}: {self._owner.fault()}")
+
+    def traffic(self, grid, block, values, shared=0, blocks=4):
+        """[Traffic] of a launch, counted over so many of its blocks; without the watch for races.
+
+        The arrays are then only partly written. Raises as `launch`.
+        """
+        with _one_at_a_time:
+            self._owner.sample(blocks)
+            try:
+                self.launch(grid, block, values, shared)
+                return self._owner.traffic()
+            finally:
+                self._owner.sample(0)
 
     def _checked(self, index, value):
         """The value as the compiled kernel takes it; raises TypeError otherwise."""
@@ -197,7 +253,7 @@ def _headers():
 @cache
 def _core():
     """Object files of the harness itself."""
-    sources = [HERE / name for name in ("fibers.cpp", "watch.cpp")]
+    sources = [HERE / name for name in ("fibers.cpp", "watch.cpp", "traffic.cpp")]
     return [
         _built(
             f"{source.stem}.o",

@@ -1,5 +1,6 @@
 // Correct kernels that use what kernels/ needs of CUDA C. Test: tests/test_cuda_on_cpu.py.
 #include "tensor_core.cuh"
+#include "vector_load.cuh"
 
 // Row sums: shuffles in a warp, the warps' sums through dynamic shared memory.
 extern "C" __global__ void row_sums(
@@ -67,4 +68,29 @@ extern "C" __global__ void places(
     const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     const int threads = blockDim.x * blockDim.y * blockDim.z;
     y[block * threads + thread] = 1000 * block + thread;
+}
+
+// A tile written in rows and read in columns, PITCH floats a row: 32 and 33 differ in bank
+// conflicts. y is written STEP floats apart: 1 and 8 differ in sectors.
+extern "C" __global__ void turns_a_tile(
+    const float* x,  // aligned (32 * 32)
+    float* y) {      // (32 * 32 * STEP)
+    __shared__ float tile[32 * PITCH];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int row = warp; row < 32; row += 4) tile[row * PITCH + lane] = x[row * 32 + lane];
+    __syncthreads();
+    for (int row = warp; row < 32; row += 4)
+        y[(row * 32 + lane) * STEP] = tile[lane * PITCH + row];
+}
+
+// 16 bytes a lane at once, of shared memory too; lanes above `lanes` have nothing to do.
+extern "C" __global__ void moves_vectors(
+    const float* x,  // aligned (128)
+    float* y,        // aligned (128)
+    int lanes) {
+    __shared__ __align__(16) float tile[128];
+    const int first = 4 * int(threadIdx.x);
+    if (int(threadIdx.x) >= lanes) return;
+    store(tile + first, load<4>(x + first));
+    store(y + first, load<4>(tile + first));
 }

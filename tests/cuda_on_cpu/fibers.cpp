@@ -161,6 +161,7 @@ bool release_waiting(unsigned& running) {
         return fail_pair("deadlock: a warp collective is not reached by all lanes of its mask",
                          *waiting, first ? *first : *waiting);
     ++epoch;
+    if (sampled_blocks) count_meeting();
     for (unsigned i = 0; i < thread_count; ++i) threads[i].state = State::ready;
     return true;
 }
@@ -217,11 +218,13 @@ bool valid_dimensions() {
 
 bool run_grid(unsigned order) {
     const uint64_t blocks = 1ull * grid_dim.x * grid_dim.y * grid_dim.z;
-    for (uint64_t i = 0; i < blocks; ++i) {
-        const uint64_t b = order == 1 ? blocks - 1 - i : i;
+    const uint64_t run = sampled_blocks && sampled_blocks < blocks ? sampled_blocks : blocks;
+    for (uint64_t i = 0; i < run; ++i) {
+        const uint64_t b = order == 1 ? blocks - 1 - i : i * blocks / run;
         block = {unsigned(b % grid_dim.x), unsigned(b / grid_dim.x % grid_dim.y),
                  unsigned(b / grid_dim.x / grid_dim.y)};
         if (!run_block(order)) return false;
+        if (sampled_blocks) count_meeting();
     }
     return true;
 }
@@ -347,7 +350,7 @@ void copy_wait(unsigned groups_left) {
             pending.push_back(copy);
             continue;
         }
-        touch(copy.shared, copy.bytes, true, __builtin_return_address(0));
+        if (!sampled_blocks) touch(copy.shared, copy.bytes, true, __builtin_return_address(0));
         if (copy.valid)
             memcpy(copy.shared, copy.global, copy.bytes);
         else

@@ -47,9 +47,13 @@ void describe(const char* format, ...) __attribute__((format(printf, 1, 2)));
 [[noreturn]] void fault(const char* what, const void* code);
 [[noreturn]] void abandon();
 
-// Hold an access of the current fiber against the launch's memory.
-void touch(const void* address, unsigned bytes, bool write, const void* code, bool atomic = false);
+size_t offset_of(const void* code);  // in this library, of the call that returns there
 void watch_arrays(const Array* arrays, unsigned count);
 void forget_arrays();
 void forget_shared();  // at the start of a block
+
+// Count what warps ask of memory, in place of the watch over it: traffic.cpp.
+extern unsigned sampled_blocks;  // of a launch; 0: count nothing, run all
+void count_access(const void* address, unsigned bytes, bool write, bool shared, const void* code);
+void count_meeting();  // the lanes of all warps have met: what they ask from now on is apart
 }  // namespace cudacpu

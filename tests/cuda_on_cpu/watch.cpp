@@ -98,6 +98,7 @@ void record(Cell& cell, const char* name, bool write, const void* code) {
 // Accesses below 4 bytes are not held against each other: neighbours share a cell.
 void touch_shared(std::vector<Cell>& cells, size_t offset, unsigned bytes, bool write,
                   const void* code) {
+    if (sampled_blocks) return count_access((void*)offset, bytes, write, true, code);
     for (size_t cell = offset / 4; cell <= (offset + bytes - 1) / 4; ++cell) {
         if (!write && cells[cell].write.epoch == 0)
             fault("shared memory read before it was written", code);
@@ -147,6 +148,7 @@ void touch(const void* pointer, unsigned bytes, bool write, const void* code, bo
         const Array& array = shadow.array;
         if (!inside(address, bytes, array.base, array.bytes)) continue;
         if (atomic) return;
+        if (sampled_blocks) return count_access(address, bytes, write, false, code);
         const size_t first = (address - array.base) / array.element;
         const size_t last = (address - array.base + bytes - 1) / array.element;
         for (size_t cell = first; cell <= last; ++cell)
@@ -165,11 +167,17 @@ void touch(const void* pointer, unsigned bytes, bool write, const void* code, bo
     }
 }
 
+size_t offset_of(const void* code) {
+    return static_cast<const char*>(code) - reinterpret_cast<const char*>(&__ehdr_start) - 1;
+}
+
 void watch_arrays(const Array* arrays, unsigned count) {
     fault_address = nullptr;
     shadows.clear();
     for (unsigned i = 0; i < count; ++i)
-        shadows.push_back({arrays[i], std::vector<Cell>(arrays[i].bytes / arrays[i].element)});
+        shadows.push_back(
+            {arrays[i],
+             std::vector<Cell>(sampled_blocks ? 0 : arrays[i].bytes / arrays[i].element)});
 }
 
 void forget_arrays() { shadows.clear(); }
@@ -233,8 +241,6 @@ const char* cudacpu_message() { return cudacpu::message; }
 // Offset of the faulty access in this library, for addr2line; 0 where the message says the place
 // itself.
 size_t cudacpu_fault_offset() {
-    if (!cudacpu::fault_address) return 0;
-    return static_cast<const char*>(cudacpu::fault_address) -
-           reinterpret_cast<const char*>(&__ehdr_start) - 1;
+    return cudacpu::fault_address ? cudacpu::offset_of(cudacpu::fault_address) : 0;
 }
 }
