@@ -15,7 +15,7 @@ from pytest import MonkeyPatch
 
 from kfcnet import cli, ranks
 from kfcnet.curvature.block import KroneckerBlock
-from kfcnet.figures import curves
+from kfcnet.figures import curves, diagnostics
 from kfcnet.runs import folder
 from kfcnet.runs.files import WriteError
 from kfcnet.training import trainer
@@ -56,13 +56,43 @@ def drift(patch):
     before_step(patch, 7, on(1, move))
 
 
-def inversion(patch):
-    """From the seventh step on every inversion of the second process fails."""
+def average_of_one(patch):
+    """Of the second process alone the averaged parameters are not finite."""
 
-    def invert(*arguments):
+    def spoil(run):
+        run.optimizer.average[0] = np.nan
+
+    before_step(patch, 7, on(1, spoil))
+
+
+def failure_of_one(patch):
+    """What ends a run where all processes have it, in the second one alone."""
+    original = trainer.Trainer._step
+
+    def fail():
+        raise np.linalg.LinAlgError("a fault of the second process")
+
+    def step(self):
+        if self.optimizer.steps == 7 and self.ranks.rank == 1:
+            self.take_step = fail
+        return original(self)
+
+    patch.setattr(trainer.Trainer, "_step", step)
+
+
+def inversion(patch):
+    """From the seventh step on every inversion of the second process fails, and what would be said
+    of it too.
+    """
+
+    def fail(*arguments):
         raise np.linalg.LinAlgError("planted")
 
-    before_step(patch, 7, on(1, lambda _: patch.setattr(KroneckerBlock, "invert", invert)))
+    def plant(_):
+        for name in ("invert", "_damping_floor"):
+            patch.setattr(KroneckerBlock, name, fail)
+
+    before_step(patch, 7, on(1, plant))
 
 
 def other_data(patch):
@@ -122,7 +152,8 @@ def commands(words):
 def run(fault, *arguments):
     """The exit status of a command."""
     with MonkeyPatch.context() as patch:
-        patch.setattr(curves, "plot_runs", lambda _, out: out.write_text("a figure"))
+        for module, name in ((curves, "plot_runs"), (diagnostics, "plot_diagnostics")):
+            patch.setattr(module, name, lambda _, out: out.write_text("a figure"))
         if fault != "none":
             globals()[fault](patch)
         try:

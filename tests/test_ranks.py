@@ -1,5 +1,6 @@
 """Several processes that share every mini-batch take the steps of one; here they are threads."""
 
+import signal
 import sys
 
 import numpy as np
@@ -24,9 +25,10 @@ from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import LOSSES
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
+from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.ranks import Alone, RanksError, is_of_all, world
 from kfcnet.runs.files import read_json
-from kfcnet.training.trainer import TrainingFailed, train
+from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
 M, UPDATES = 16, 40
 NORMALISED = [
@@ -166,6 +168,64 @@ def test_a_loss_that_is_not_finite_ends_all_with_the_same_text(tmp_path, no_figu
     assert texts == [str(alone.value)] * 2
     outcome = read_json(tmp_path / "run" / "run.json")["outcome"]
     assert outcome == read_json(tmp_path / "alone" / "run.json")["outcome"]
+
+
+@pytest.mark.parametrize("when", ["warm-up", "step"])
+def test_what_ends_a_run_of_all_does_not_wait_for_the_others_where_one_has_it_alone(
+    tmp_path, monkeypatch, no_figures, when
+):
+    original = KroneckerOptimizer._sample_factors
+
+    def sample_factors(self, predictive, step, decay):
+        begins = self.needs_preparation
+        if self.ops.ranks.rank == 1 and begins == (when == "warm-up"):
+            raise np.linalg.LinAlgError("of one")
+        original(self, predictive, step, decay)
+
+    monkeypatch.setattr(KroneckerOptimizer, "_sample_factors", sample_factors)
+    config = small("ops.shards=1")
+    with pytest.raises(np.linalg.LinAlgError, match="of one") as caught:
+        on_ranks(2, lambda ranks: train(config, tmp_path / "run", ranks=ranks))
+    assert not is_of_all(caught.value)
+
+
+@pytest.mark.parametrize("step", [3, 4])  # the update after the latter is followed by a row
+def test_a_signal_to_one_process_stops_all_of_them_after_the_same_update(
+    tmp_path, monkeypatch, no_figures, step
+):
+    original = Trainer._step
+
+    def catch(self):
+        if self.ranks.rank == 1 and self.optimizer.steps == step:
+            self.signals.caught = signal.SIGINT
+        original(self)
+
+    monkeypatch.setattr(Trainer, "_step", catch)
+    config = small("ops.shards=1", text=SGD)
+
+    def stopped(ranks):
+        with pytest.raises(TrainingInterrupted, match=f"after update {step + 1};") as caught:
+            train(config, tmp_path / "run", ranks=ranks)
+        return caught.value.number, is_of_all(caught.value)
+
+    assert on_ranks(2, stopped) == [(signal.SIGINT, True)] * 2
+    assert read_json(tmp_path / "run" / "run.json")["outcome"]["iteration"] == step + 1
+
+
+def test_on_a_cpu_processes_ask_each_other_once_between_two_updates(tmp_path, no_figures):
+    config = small("ops.shards=1", text=SGD)
+
+    def calls(ranks):
+        train(config, tmp_path / "run", ranks=ranks)
+        return ranks.calls
+
+    found, other = on_ranks(2, calls)
+    assert found == other
+    gradients = [place for place, call in enumerate(found) if call.endswith(", (2,)]")]
+    assert len(gradients) == 1 + 12  # one of the warm-up
+    between = found[gradients[2] + 1 : gradients[3]]
+    asked = [call for call in between if not call.startswith("sum of ")]
+    assert asked == ["largest"]
 
 
 # What every process does of its own

@@ -153,7 +153,7 @@ def test_steps_since_the_last_checkpoint_are_repeated_with_their_rows(
     text, uninterrupted, tmp_path
 ):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
+        patch.setattr(Trainer, "_is_time_to_save", lambda self: self.optimizer.steps == 3)
         kill_in(patch, Trainer, "_step", 9)
         train(small(ALWAYS, text=text), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 3
@@ -369,7 +369,7 @@ def test_a_run_on_the_cuda_kernels_follows_the_cpu_and_goes_on_bit_for_bit(tmp_p
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
+        patch.setattr(Trainer, "_is_time_to_save", lambda self: self.optimizer.steps == 3)
         kill_in(patch, Trainer, "_step", 6)
         train(config, tmp_path / "run")
     train(config, tmp_path / "run", resume=True)

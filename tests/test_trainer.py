@@ -346,7 +346,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_step_layer_and_checkpoint
     monkeypatch.setitem(clock.STEPS_BETWEEN_READS, "cpu", reads)
     poison(monkeypatch, 6, layer)
     config = small("checkpoint_minutes=1000", "evaluation.every=1000", text=SGD_TEXT)
-    monkeypatch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps == 3)
+    monkeypatch.setattr(Trainer, "_is_time_to_save", lambda self: self.optimizer.steps == 3)
     with pytest.raises(
         TrainingFailed,
         match=(
@@ -371,7 +371,7 @@ def test_failing_before_the_first_checkpoint_says_that_there_is_none(tmp_path, m
 
 def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     poison(monkeypatch, 5, 1)
-    monkeypatch.setattr(Trainer, "_save_is_due", lambda self: self.optimizer.steps in (4, 5))
+    monkeypatch.setattr(Trainer, "_is_time_to_save", lambda self: self.optimizer.steps in (4, 5))
     config = small("evaluation.every=1000", text=SGD_TEXT)
     with pytest.raises(TrainingFailed, match="after update 5 the parameters.*dense1"):
         train(config, tmp_path / "run")

@@ -16,6 +16,7 @@ from kfcnet.curvature.damping import (
 )
 from kfcnet.curvature.factors import update_derivative_factor, update_input_factor
 from kfcnet.curvature.inversion import Inversion, InversionWarning, all_finite, inverted
+from kfcnet.ranks import of_all
 
 
 class KroneckerBlock:
@@ -79,22 +80,28 @@ class KroneckerBlock:
         return Inversion(self.total_damping(damping), arrays, None)
 
     def take_inverses(self, inversion):
-        """Take over the inverses of an Inversion; where it failed a text that says how, or None."""
+        """Take over the inverses of an Inversion; where it failed a text that says how, or None.
+
+        Raises no LinAlgError: of several processes only one may be here.
+        """
         try:
             inverses = self._inverses(inversion)
         except np.linalg.LinAlgError as error:
-            return f"{self.layer.name}: {error}{self._diagnosis(inversion.c)}"
+            return self._failure(error, inversion.c)
         # Into the same memory: a captured graph goes on reading it.
         for inverse, new in zip(self.inverses(), inverses, strict=True):
             self.ops.write(inverse, new)
         return None
 
     def adopt(self, failure, step=None):
-        """Go on with the inverses that `take_inverses` left; a failure is treated as above."""
+        """Go on with the inverses that `take_inverses` left; a failure is treated as above.
+
+        Where processes share a mini-batch, all of them have the same `failure`.
+        """
         if failure is None:
             self.has_inverses = True
         elif not self.has_inverses:
-            raise np.linalg.LinAlgError(failure)
+            raise of_all(np.linalg.LinAlgError(failure))
         else:
             self._warn("" if step is None else f"step {step}, ", failure)
 
@@ -113,7 +120,7 @@ class KroneckerBlock:
         """Warn of `count` more inversions that failed within captured steps, before `step`."""
         if count:
             error = "matrix is not positive definite after damping"
-            failure = f"{self.layer.name}: {error}{self._diagnosis(self.total_damping(damping))}"
+            failure = self._failure(error, self.total_damping(damping))
         for _ in range(count):
             self._warn(f"before step {step}, ", failure)
 
@@ -154,6 +161,13 @@ class KroneckerBlock:
     def project(self, ops, Omega, Gamma):
         """The factors of this structure, which may keep less than KFC's own."""
         return Omega, Gamma
+
+    def _failure(self, error, c):
+        """A text on an inversion that failed: the error, and the eigenvalues if they converge."""
+        diagnosis = ""
+        with contextlib.suppress(np.linalg.LinAlgError):
+            diagnosis = self._diagnosis(c)
+        return f"{self.layer.name}: {error}{diagnosis}"
 
     def _diagnosis(self, c):
         """A text on factors that cannot be inverted: their eigenvalues, and the damping to take."""

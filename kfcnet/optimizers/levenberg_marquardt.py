@@ -8,6 +8,7 @@ with h the mini-batch's mean loss plus weight decay, g its gradient and F the ex
 import numpy as np
 
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
+from kfcnet.ranks import of_all
 
 
 def minimise_quadratic(curvature, slope):
@@ -18,7 +19,8 @@ def minimise_quadratic(curvature, slope):
     FloatingPointError where a number is not finite.
     """
     if not (np.isfinite(curvature).all() and np.isfinite(slope).all()):
-        raise FloatingPointError("the quadratic model of the step is not finite")
+        # Where processes share a mini-batch all of them have these numbers.
+        raise of_all(FloatingPointError("the quadratic model of the step is not finite"))
     diagonal = np.diag(curvature)
     scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1)), 0)
     scaled = np.linalg.lstsq(scale[:, None] * curvature * scale, -scale * slope, rcond=1e-6)[0]

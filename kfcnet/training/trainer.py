@@ -28,7 +28,7 @@ from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.errors import DeviceError
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.philox import SHUFFLE, words
-from kfcnet.ranks import Alone, Ranks, RanksError, of_all
+from kfcnet.ranks import Alone, Ranks, RanksError, is_of_all, of_all
 from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.files import RecordError
 from kfcnet.runs.folder import RunFolder, RunFolderError, SharedFolder, portable_config
@@ -77,7 +77,6 @@ class TrainingFailed(RuntimeError):
     """
 
     exit_status = 1
-    of_all_processes = True  # it follows from numbers that they all have
 
     def __init__(self, reason, way_out=""):
         super().__init__(reason + way_out)
@@ -90,8 +89,6 @@ class TrainingWarning(UserWarning):
 
 class TrainingInterrupted(Exception):
     """SIGINT or SIGTERM ended the run between two steps; its state is saved."""
-
-    of_all_processes = True
 
     def __init__(self, number, message):
         super().__init__(message)
@@ -270,11 +267,11 @@ class Trainer:
                 if steps >= self.schedule.steps:
                     break
                 self._train()
-                self.signals.check()
+                self._stop_if_asked()
             self._save()
         except StopRequested as stop:
             self._save()
-            raise TrainingInterrupted(stop.number, self._farewell(stop)) from None
+            raise of_all(TrainingInterrupted(stop.number, self._farewell(stop))) from None
 
     def _train(self):
         """Steps up to the next evaluation, checkpoint or signal; the clock runs in here only."""
@@ -323,8 +320,10 @@ class Trainer:
         try:
             yield
         except FloatingPointError as error:
+            self._check_all_have(error)
             what = str(error)
         except np.linalg.LinAlgError as error:
+            self._check_all_have(error)
             what = f"a factor cannot be inverted ({error})"
         else:
             return
@@ -340,11 +339,17 @@ class Trainer:
         """Let another network of the same kind take one step, so that compilation is not timed."""
         optimizer = build_for(self.dataset, self.config, self.ops)
         self.loader.provide(0)
-        # The real step will report it.
-        with contextlib.suppress(np.linalg.LinAlgError, FloatingPointError):
+        try:
             optimizer.prepare([self.loader.batch(0)])
             captured_step(optimizer, self.loader.draw, self.loader.size)()
+        except (np.linalg.LinAlgError, FloatingPointError) as error:
+            self._check_all_have(error)  # then the real step will report it
         self.warm = True
+
+    def _check_all_have(self, error):
+        """Raise an error of this process alone: the others are in a step, and cannot be asked."""
+        if self.ranks.count > 1 and not is_of_all(error):
+            raise error
 
     # Measuring
 
@@ -457,27 +462,35 @@ class Trainer:
             if self.saved_steps
             else "there is no checkpoint yet"
         )
-        raise TrainingFailed(reason, f"; {saved}. {self._ways_out()} may help")
+        raise of_all(TrainingFailed(reason, f"; {saved}. {self._ways_out()} may help"))
 
     # Saving
 
+    # What processes decide together, in one sum each time; a signal reaches them one by one.
+
     def _save_is_due(self):
         """Whether it is time for a checkpoint, by the first process's clock."""
+        return bool(self.ranks.largest(self._is_time_to_save())[0])
+
+    def _is_time_to_save(self):
         passed = time.monotonic() - self.saved_at
-        is_due = self.ranks.is_first and passed >= 60 * self.config.checkpoint_minutes
-        return bool(self.ranks.largest(is_due)[0])
+        return self.ranks.is_first and passed >= 60 * self.config.checkpoint_minutes
 
     def _is_asked_for(self):
         """Whether the loop has to do with anything but the next step: a checkpoint, a signal.
 
-        A signal that one process has caught all have from then on. They ask each other when they
-        read what steps have left: until then no host waits for another.
+        Processes ask each other when they read what steps have left: until then no host waits for
+        another.
         """
         if self.ranks.count > 1 and self.optimizer.steps % STEPS_BETWEEN_READS[self.ops.name]:
             return False
+        return any(self.ranks.largest(self._is_time_to_save(), self.signals.caught or 0))
+
+    def _stop_if_asked(self):
+        """Raise StopRequested in all processes where a signal has come to one of them."""
         (caught,) = self.ranks.largest(self.signals.caught or 0)
-        self.signals.caught = caught or None
-        return self._save_is_due() or bool(caught)
+        if caught:
+            raise StopRequested(caught)
 
     def _save(self):
         """Write the checkpoint, unless there is nothing new to write or it would not be good."""
@@ -485,7 +498,9 @@ class Trainer:
         if steps == (self.saved_steps or 0):
             return
         state = self.optimizer.state()
-        if not all(np.isfinite(state[name]).all() for name in ("theta", "velocity", "average")):
+        vectors = [state[name] for name in ("theta", "velocity", "average")]
+        is_bad = not all(np.isfinite(vector).all() for vector in vectors)
+        if self.ranks.largest(is_bad)[0]:  # a process may have gone wrong alone
             self._fail(steps, "the parameters are not finite", self.network.theta)
         self._bind_evaluated(self.optimizer.average)
         self.folder.save(
