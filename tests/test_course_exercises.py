@@ -36,8 +36,35 @@ def test_a_mistake_is_called_by_its_name(number, words):
 
 @pytest.mark.parametrize("number", EXERCISES)
 def test_an_empty_answer_is_open(number):
-    assert examine(number, lambda **arguments: ...).state == "wrong"  # an Ellipsis is a value
     assert examine(number, lambda **arguments: None).state == "open"
+    assert examine(number, lambda **arguments: ...).state == "open"
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble])
+def test_a_right_answer_may_be_in_any_precision(number, dtype):
+    def rounded(**arguments):
+        result = SOLUTIONS[number](**arguments)
+        if isinstance(result, tuple):
+            return [np.array(part, dtype) for part in result]  # a list of results will do, too
+        return np.array(result, dtype)
+
+    assert examine(number, rounded).state == "right"
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_what_is_no_real_number_is_not_right(number):
+    def changed(change):
+        def answer(**arguments):
+            result = SOLUTIONS[number](**arguments)
+            return tuple(map(change, result)) if isinstance(result, tuple) else change(result)
+
+        return answer
+
+    for change in (lambda part: np.array(part) * (1 + 1e-30j), str, lambda part: {"": part}):
+        assert "not a number, an array or a tuple" in examine(number, changed(change)).message
+    assert "not finite" in examine(number, changed(lambda part: np.nan * part)).message
+    assert "no function" in examine(number, 3.0).message
 
 
 @pytest.mark.parametrize("number", EXERCISES)
@@ -67,18 +94,47 @@ def test_no_message_has_a_number_of_the_solution(number):
 
 def test_a_lost_factor_a_shape_and_a_place_are_told():
     gamma = SOLUTIONS["3.3"]
-    assert "3 times" in examine("3.3", lambda ds: 3 * gamma(ds)).message
-    assert "(3, 2)" in examine("3.3", lambda ds: gamma(ds)[:, :2]).message
+    assert "7 times" in examine("3.3", lambda ds: 7 * gamma(ds)).message
+    assert "(2, 1)" in examine("3.3", lambda ds: gamma(ds)[:, :1]).message
     assert "not finite" in examine("3.3", lambda ds: gamma(ds) * np.nan).message
 
     def one_wrong(ds):
         result = gamma(ds)
-        result[2, 1] += 1
+        result[1, 0] += 1
         return result
 
-    assert "1 of 9 entries are wrong; the first is at (2, 1)" in examine("3.3", one_wrong).message
+    assert "1 of 4 entries are wrong; the first is at (1, 0)" in examine("3.3", one_wrong).message
     assert "1 results; 2 are asked for" in examine("4.2", lambda Omega, Gamma, c: Omega).message
     assert "not a number" in examine("3.3", lambda ds: "Gamma").message
+
+
+def test_the_arguments_of_a_wrong_number_an_error_and_a_missing_return_are_told():
+    beta, adapted = SOLUTIONS["3.1"], SOLUTIONS["4.4"]
+    off = examine("3.1", lambda T1, T2, d, d2: beta(T1, T2, d, d2) + (d == (2, 1)))
+    assert "For T1 = 5, T2 = 7, d = (2, 1), d2 = (1, 2) the number" in off.message
+    silent = examine("4.4", lambda damping, rho, factor: None if rho == 0.5 else damping)
+    assert "for damping = 2, rho = 0.5, factor = 0.9 the function returns nothing" in silent.message
+    raising = examine("4.4", lambda damping, rho, factor: adapted(damping, rho, factor) / (rho > 0))
+    assert "for damping = 2, rho = -1, factor = 0.9 the function raises Zero" in raising.message
+
+
+def test_transposed_factors_are_named_though_they_fit_a_square_gradient_alone():
+    verdict = examine("2.3", lambda dW, Omega_inv, Gamma_inv: Omega_inv @ dW @ Gamma_inv)
+    assert "The factors are transposed" in verdict.message
+
+    def always(dW, Omega_inv, Gamma_inv):
+        raise ValueError("shapes do not match")
+
+    assert "raises ValueError: shapes" in examine("2.3", always).message
+
+
+def test_a_mistake_is_named_beside_a_lost_factor():
+    def empirical(J, p, labels, u):
+        gradients = np.einsum("mcn,mc->mn", J, p - np.eye(3)[labels])
+        return gradients.T @ gradients
+
+    message = examine("1.3", empirical).message
+    assert "the empirical Fisher matrix" in message and "Besides, every entry is 7 times" in message
 
 
 def test_an_answer_may_write_to_its_arguments():

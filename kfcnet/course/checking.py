@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-TOLERANCE = 1e-8  # relative to the largest number of a result
+# Of rounding, relative to the largest number of a result: an answer may be in any precision.
+TOLERANCES = {2: 2e-2, 4: 1e-4}  # by the bytes of a float
+TOLERANCE = 1e-8  # of longer floats and of integers
 
 
 class Exercise(NamedTuple):
@@ -18,7 +20,7 @@ class Exercise(NamedTuple):
 
     cases: a function of a random generator that returns a list of arguments, a dict each.
     right: the function that is asked for. mistakes: {what is wrong, in words: a function that does
-    it}. Functions return a number, an array or a tuple of these.
+    it}; it may raise in some of the cases. Functions return a number, an array or a tuple of these.
     """
 
     cases: Callable[[np.random.Generator], list[dict[str, Any]]]
@@ -50,48 +52,97 @@ def examine(number: str, answer: Callable[..., Any]) -> Verdict:
 
     if number not in EXERCISES:
         raise KeyError(f"there is no exercise {number}: they are {', '.join(EXERCISES)}")
+    if not callable(answer):
+        return Verdict("wrong", "this is no function. Give its name, without calling it.")
     exercise = EXERCISES[number]
     cases = exercise.cases(np.random.default_rng(1602))
-    given = []
-    for case in cases:
-        arguments = copy.deepcopy(case)  # what an answer does to its arguments stays in the answer
-        try:
-            given.append(answer(**arguments))
-        except Exception as error:
-            return Verdict("wrong", f"the function raises {type(error).__name__}: {error}")
-    if all(result is None for result in given):
+    given = _called(answer, cases)
+    if all(result is None or result is Ellipsis for result in given):
         return Verdict("open", "no answer yet. Replace the `...` of the function.")
-    wanted = _results(exercise.right, cases)
+    for case, result in zip(cases, given, strict=True):
+        if result is None:
+            words = f"for {_described(case)} the function returns nothing: where is its `return`?"
+            return Verdict("wrong", words)
+    wanted = [_parts(result) for result in _called(exercise.right, cases)]
     try:
-        results = [_arrays(result) for result in given]
+        results = [_parts(result, len(wanted[0])) for result in given]
     except (TypeError, ValueError):
         return Verdict("wrong", "the result is not a number, an array or a tuple of arrays.")
     if _agree(results, wanted):
         return Verdict("right", "right.")
-    for words, mistake in exercise.mistakes.items():
-        if _agree(results, _results(mistake, cases)):
-            return Verdict("wrong", f"not yet. {words}")
-    return Verdict("wrong", f"not yet. {_difference(results, wanted)}")
+    words = _mistake_in_words(exercise.mistakes, cases, results, wanted)
+    if words is not None:
+        return Verdict("wrong", f"not yet. {words}")
+    for case, result in zip(cases, results, strict=True):
+        if isinstance(result, Exception):
+            error = f"{type(result).__name__}: {result}"
+            return Verdict("wrong", f"for {_described(case)} the function raises {error}")
+    return Verdict("wrong", f"not yet. {_difference(cases, results, wanted)}")
 
 
-def _results(function, cases):
-    return [_arrays(function(**copy.deepcopy(case))) for case in cases]
+def _called(function, cases):
+    """What a function returns, or the error that it raises, case by case."""
+    results = []
+    for case in cases:
+        arguments = copy.deepcopy(case)  # what an answer does to its arguments stays in the answer
+        try:
+            results.append(function(**arguments))
+        except Exception as error:
+            results.append(error)
+    return results
 
 
-def _arrays(result):
-    """A result as a list of float64 arrays."""
-    return [np.asarray(part, np.float64) for part in (result if _is_tuple(result) else (result,))]
+def _parts(result, count=1):
+    """A result as a list of real arrays; an error as it is.
+
+    Where `count` > 1 parts are asked for, a list of as many is taken for a tuple. Raises TypeError
+    or ValueError for what is no number and no array of real numbers.
+    """
+    if isinstance(result, Exception):
+        return result
+    several = isinstance(result, tuple) or (
+        isinstance(result, list) and len(result) == count and count > 1
+    )
+    arrays = [np.asarray(part) for part in (result if several else (result,))]
+    if any(array.dtype.kind not in "biuf" for array in arrays):
+        raise TypeError
+    return arrays
 
 
-def _is_tuple(result):
-    return isinstance(result, tuple)
+def _mistake_in_words(mistakes, cases, results, wanted):
+    """The words of the mistake that gives these results, if need be up to a factor; or None.
+
+    A right answer but for a factor comes before a mistake and a factor.
+    """
+    known = {
+        words: [_parts(result) for result in _called(mistake, cases)]
+        for words, mistake in mistakes.items()
+    }
+    for words, others in known.items():
+        if _agree(results, others):
+            return words
+    if factor := _common_factor(results, wanted):
+        return f"Every entry is {factor:.4g} times what it should be: a factor is lost or too much."
+    for words, others in known.items():
+        if factor := _common_factor(results, others):
+            return f"{words} Besides, every entry is {factor:.4g} times that."
+    return None
 
 
 def _agree(results, others):
-    return all(
-        len(result) == len(other) and all(map(_close, result, other))
-        for result, other in zip(results, others, strict=True)
-    )
+    """Whether all results are equal but for rounding; an error equals an error, if not all are."""
+    pairs = [pair for pair in zip(results, others, strict=True) if not _both_raise(*pair)]
+    return bool(pairs) and all(_equal(*pair) for pair in pairs)
+
+
+def _both_raise(result, other):
+    return isinstance(result, Exception) and isinstance(other, Exception)
+
+
+def _equal(result, other):
+    if isinstance(result, Exception) or isinstance(other, Exception):
+        return False
+    return len(result) == len(other) and all(map(_close, result, other))
 
 
 def _close(array, other):
@@ -102,10 +153,14 @@ def _close(array, other):
     if not (np.isfinite(array) == finite).all() or (array[~finite] != other[~finite]).any():
         return False
     largest = np.abs(other[finite]).max(initial=0.0)
-    return bool((np.abs(array[finite] - other[finite]) <= TOLERANCE * largest).all())
+    return bool((np.abs(array[finite] - other[finite]) <= _tolerance(array) * largest).all())
 
 
-def _difference(results, wanted):
+def _tolerance(array):
+    return TOLERANCES.get(array.dtype.itemsize, TOLERANCE) if array.dtype.kind == "f" else TOLERANCE
+
+
+def _difference(cases, results, wanted):
     """What a wrong result and the right one differ in, without a value of the right one."""
     for result, other in zip(results, wanted, strict=True):
         if len(result) != len(other):
@@ -115,24 +170,48 @@ def _difference(results, wanted):
                 return f"The result has the shape {array.shape}; it should be {right.shape}."
             if not np.isfinite(array).all() and np.isfinite(right).all():
                 return "The result has entries that are not finite."
-    pairs = [
-        pair for parts in zip(results, wanted, strict=True) for pair in zip(*parts, strict=True)
-    ]
-    array, right = next(pair for pair in pairs if not _close(*pair))
-    ratio = _ratio(array, right)
-    if ratio is not None:
-        return f"Every entry is {ratio:.4g} times what it should be: a factor is lost or too much."
+    case, array, right = next(
+        (case, *pair)
+        for case, result, other in zip(cases, results, wanted, strict=True)
+        for pair in zip(result, other, strict=True)
+        if not _close(*pair)
+    )
     if array.ndim == 0:
-        return "The number is another one."
-    wrong = np.abs(array - right) > TOLERANCE * np.abs(right).max()
+        return f"For {_described(case)} the number is another one."
+    wrong = np.abs(array - right) > _tolerance(array) * np.abs(right).max()
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
     return f"{wrong.sum()} of {wrong.size} entries are wrong; the first is at {place}."
 
 
-def _ratio(array, right):
-    """The number that array is of right in every entry, or None."""
-    nonzero = right != 0
-    if array.ndim == 0 or not np.isfinite(array).all() or not nonzero.any():
+def _common_factor(results, others):
+    """The number, not 0, that results, one array each, are of others in every entry; or None."""
+    if any(isinstance(result, Exception) or len(result) > 1 for result in [*results, *others]):
         return None
-    ratio = float(np.median(array[nonzero] / right[nonzero]))
-    return ratio if ratio and _close(array, ratio * right) else None
+    factors = {_factor(*result, *other) for result, other in zip(results, others, strict=True)}
+    first = next(iter(factors))
+    if None in factors or max(factors) - min(factors) > 1e-3 * abs(first):
+        return None
+    return first
+
+
+def _factor(array, other):
+    """The number, not 0, that array is of other in every entry, or None."""
+    nonzero = other != 0
+    if array.shape != other.shape or array.ndim == 0 or nonzero.sum() < 2:
+        return None
+    if not np.isfinite(array).all():
+        return None
+    factor = float(np.median(array[nonzero] / other[nonzero]))
+    return factor if factor != 0 and _close(array, factor * other) else None
+
+
+def _described(case):
+    """The arguments of a case in words: a shape for an array, other values as they are."""
+    return ", ".join(
+        f"{name} {value.shape}" if isinstance(value, np.ndarray) else f"{name} = {_short(value)}"
+        for name, value in case.items()
+    )
+
+
+def _short(value):
+    return f"{value:g}" if isinstance(value, float) else value

@@ -33,10 +33,18 @@ def _product_of_both(T1, T2, d, d2):
     return (T1 - abs(d[0]) - abs(d2[0])) * (T2 - abs(d[1]) - abs(d2[1]))
 
 
+def _without_the_upper_border(T1, T2, d, d2):
+    return (T1 - max(d[0], d2[0], 0)) * (T2 - max(d[1], d2[1], 0))
+
+
+def _seen_by_either(T1, T2, d, d2):
+    return _beta(T1, T2, d, d) + _beta(T1, T2, d2, d2) - _beta(T1, T2, d, d2)
+
+
 def _patches(a, K, mode="constant"):
-    """(M, T, K, K, J): the patch around every location."""
+    """(M, T, K, K, J): the patch around every location; with mode None only whole ones."""
     R = K // 2
-    padded = np.pad(a, ((0, 0), (R, R), (R, R), (0, 0)), mode)
+    padded = a if mode is None else np.pad(a, ((0, 0), (R, R), (R, R), (0, 0)), mode)
     windows = np.lib.stride_tricks.sliding_window_view(padded, (K, K), axis=(1, 2))
     return windows.transpose(0, 1, 2, 4, 5, 3).reshape(len(a), -1, K, K, a.shape[3])
 
@@ -56,7 +64,7 @@ def _omega_cases(rng):
 
 
 def _gamma_cases(rng):
-    return [{"ds": rng.normal(size=(2, 4, 5, 3))}]
+    return [{"ds": 0.3 + rng.normal(size=(3, 4, 5, 2))}]
 
 
 def _flat(ds):
@@ -98,6 +106,14 @@ EXERCISES = {
             "Offsets of the same sign overlap: the larger one counts, not their sum.": (
                 _product_of_both
             ),
+            "A location below zero is outside, too: an offset below zero loses rows at the other "
+            "end.": _without_the_upper_border,
+            "This counts the locations from which one of the two is inside; both have to be.": (
+                _seen_by_either
+            ),
+            "Rows and columns are exchanged: d[0] goes with T1, d[1] with T2.": (
+                lambda T1, T2, d, d2: _beta(T2, T1, d, d2)
+            ),
             "This is the number of all locations, |T|: those with t + d or t + d2 outside do not "
             "count.": lambda T1, T2, d, d2: T1 * T2,
         },
@@ -114,6 +130,18 @@ EXERCISES = {
             ),
             "The homogeneous one is missing: the bias has a row and a column, too.": lambda a, K: (
                 _gram(_rows(_patches(a, K))[:, 1:], len(a))
+            ),
+            "The mean is over the locations, the sum over examples; it is the other way round.": (
+                lambda a, K: _gram(_rows(_patches(a, K)), a[0, ..., 0].size)
+            ),
+            "The padding is missing: a patch that the border cuts counts, with zeros outside.": (
+                lambda a, K: _gram(_rows(_patches(a, K, None)), len(a))
+            ),
+            "The homogeneous one is the last column; it is column 0.": lambda a, K: _gram(
+                np.roll(_rows(_patches(a, K)), -1, axis=1), len(a)
+            ),
+            "Offsets go down the kernel's columns; here they go along its rows.": lambda a, K: (
+                _gram(_rows(_patches(a, K).swapaxes(2, 3)), len(a))
             ),
             "The columns are in the paper's order, j|Delta| + delta; here it is delta*J + j.": (
                 lambda a, K: _gram(_rows(_patches(a, K).transpose(0, 1, 4, 2, 3)), len(a))
@@ -143,6 +171,15 @@ EXERCISES = {
             "Derivatives are averaged over the locations before the product: SUD keeps the "
             "products of a location with itself only.": lambda ds: _gram(
                 ds.mean(axis=(1, 2)), len(ds)
+            ),
+            "A 1/M^2 too much: these are derivatives of each example's own loss already.": (
+                lambda ds: derivative_factor(ds / len(ds))
+            ),
+            "The mean derivative is taken out; Gamma is a second moment about zero.": lambda ds: (
+                derivative_factor(ds - ds.mean(axis=(0, 1, 2)))
+            ),
+            "There is a homogeneous one among the derivatives; it belongs to Omega.": lambda ds: (
+                _gram(np.hstack([np.ones((ds[..., 0].size, 1)), _flat(ds)]), ds[..., 0].size)
             ),
             "The product is transposed: this pairs locations, the factor pairs maps.": (
                 lambda ds: _flat(ds) @ _flat(ds).T / ds[..., 0].size

@@ -80,6 +80,48 @@ EXERCISES = {
                     Omega, Gamma, np.sqrt(c) / _pi(Omega, Gamma), np.sqrt(c) * _pi(Omega, Gamma)
                 )
             ),
+            "The factors are exchanged: return the damped Omega first.": lambda Omega, Gamma, c: (
+                _damped(Omega, Gamma, c)[::-1]
+            ),
+            "Each factor gets c; then their product gets c^2, and pi has no part in it.": (
+                lambda Omega, Gamma, c: _shifted(Omega, Gamma, c, c)
+            ),
+            "c is halved: shares of a product are multiplied, not added up.": (
+                lambda Omega, Gamma, c: _shifted(Omega, Gamma, c / 2, c / 2)
+            ),
+            "pi has lost its root: it is pi that multiplies, not pi^2.": lambda Omega, Gamma, c: (
+                _shifted(
+                    Omega,
+                    Gamma,
+                    _pi(Omega, Gamma) ** 2 * np.sqrt(c),
+                    np.sqrt(c) / _pi(Omega, Gamma) ** 2,
+                )
+            ),
+            "pi is without the dimensions: it compares mean eigenvalues, not traces.": (
+                lambda Omega, Gamma, c: _shifted(
+                    Omega,
+                    Gamma,
+                    np.sqrt(c * np.trace(Omega) / np.trace(Gamma)),
+                    np.sqrt(c * np.trace(Gamma) / np.trace(Omega)),
+                )
+            ),
+            "Only Omega is damped; both factors have to be.": lambda Omega, Gamma, c: (
+                _damped(Omega, Gamma, c)[0],
+                Gamma,
+            ),
+            "Only Gamma is damped; both factors have to be.": lambda Omega, Gamma, c: (
+                Omega,
+                _damped(Omega, Gamma, c)[1],
+            ),
+            "The damping is added to every entry; it belongs on the diagonal.": (
+                lambda Omega, Gamma, c: (
+                    Omega + _pi(Omega, Gamma) * np.sqrt(c),
+                    Gamma + np.sqrt(c) / _pi(Omega, Gamma),
+                )
+            ),
+            "These are the inverses; asked for are the damped factors.": lambda Omega, Gamma, c: (
+                tuple(map(np.linalg.inv, _damped(Omega, Gamma, c)))
+            ),
             "Without pi the result changes when a number moves from Omega to Gamma.": (
                 lambda Omega, Gamma, c: _shifted(Omega, Gamma, np.sqrt(c), np.sqrt(c))
             ),
@@ -95,6 +137,7 @@ EXERCISES = {
             "A missing root: nu is quadratic in the step.": lambda nu, C: min(1.0, C / nu),
             "Short steps are lengthened: the clip only shortens.": lambda nu, C: np.sqrt(C / nu),
             "Short steps are lengthened, and a root is missing.": lambda nu, C: C / nu,
+            "The root is of nu alone; it is of the ratio.": lambda nu, C: min(1.0, C / np.sqrt(nu)),
             "The ratio is upside down.": lambda nu, C: min(1.0, np.sqrt(nu / C)),
             "The ratio is upside down, and long steps get longer.": lambda nu, C: max(
                 1.0, np.sqrt(nu / C)
@@ -112,6 +155,9 @@ EXERCISES = {
                 lambda damping, rho, factor: (
                     damping if rho < 0 else adapted_damping(damping, rho, factor)
                 )
+            ),
+            "At exactly 1/4 and at exactly 3/4 the damping stays.": lambda damping, rho, factor: (
+                damping * factor if rho >= 0.75 else (damping / factor if rho <= 0.25 else damping)
             ),
             "The middle is missing: between 1/4 and 3/4 the damping stays.": (
                 lambda damping, rho, factor: damping * factor if rho > 0.75 else damping / factor

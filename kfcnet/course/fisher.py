@@ -85,6 +85,9 @@ EXERCISES = {
                 z - _one_hot(y, z.shape[1])
             ),
             "The label is missing: this is the same for every y.": lambda z, y: _softmax(z),
+            "The softmax goes over the examples; it goes over the classes of one example.": (
+                lambda z, y: _softmax(z.T).T - _one_hot(y, z.shape[1])
+            ),
         },
     ),
     "1.2": Exercise(
@@ -97,6 +100,13 @@ EXERCISES = {
             "The term p p^T of F_R is missing: the score has a mean of zero, this has not.": (
                 lambda J, p: _through(J, p[:, :, None] * np.eye(p.shape[1])).mean(axis=0)
             ),
+            "The term diag(p) of F_R is missing.": lambda J, p: _through(
+                J, -p[:, :, None] * p[:, None, :]
+            ).mean(axis=0),
+            "F_R is diagonal here: one draw decides about all classes, so F_R has -p_c p_d beside "
+            "its diagonal.": lambda J, p: _through(
+                J, (p * (1 - p))[:, :, None] * np.eye(p.shape[1])
+            ).mean(axis=0),
             "F_R is the identity here: that is the Fisher matrix of a squared error.": (
                 lambda J, p: _through(J, np.eye(p.shape[1])).mean(axis=0)
             ),
@@ -113,6 +123,26 @@ EXERCISES = {
             "model.": lambda J, p, labels, u: _second_moment(_gradients(J, p, labels)),
             "The targets are the most probable classes; they have to be drawn, by u.": (
                 lambda J, p, labels, u: _second_moment(_gradients(J, p, p.argmax(axis=1)))
+            ),
+            "This is the exact matrix, one backward pass for each class; here one pass has to do, "
+            "at the class that u draws.": lambda J, p, labels, u: _through(
+                J, _output_fisher(p)
+            ).mean(axis=0),
+            "Every class is drawn equally often; the model's probabilities have to decide.": (
+                lambda J, p, labels, u: _second_moment(
+                    _gradients(J, p, (u * p.shape[1]).astype(int))
+                )
+            ),
+            "The mean gradient is taken out; the Fisher matrix is a second moment about zero.": (
+                lambda J, p, labels, u: np.cov(_gradients(J, p, _draw(p, u)).T, bias=True)
+            ),
+            "A 1/M^2 too much: gradients are those of each example's own loss, not of the mean.": (
+                lambda J, p, labels, u: _second_moment(_gradients(J, p, _draw(p, u)) / len(p))
+            ),
+            "The product is transposed: this pairs examples, the matrix pairs parameters.": (
+                lambda J, p, labels, u: (
+                    len(J[0, 0]) / len(p) * _second_moment(_gradients(J, p, _draw(p, u)).T)
+                )
             ),
             "A missing 1/M: the Fisher matrix is a mean over the examples.": (
                 lambda J, p, labels, u: len(p) * _second_moment(_gradients(J, p, _draw(p, u)))
@@ -136,6 +166,11 @@ EXERCISES = {
             "The matrix is multiplied with the gradient; its inverse should be.": (
                 lambda F, g, damping, learning_rate: (
                     -learning_rate * (F + damping * np.eye(len(F))) @ g
+                )
+            ),
+            "The damping is added to every entry; it belongs on the diagonal.": (
+                lambda F, g, damping, learning_rate: (
+                    -learning_rate * np.linalg.solve(F + damping, g)
                 )
             ),
             "The damping is added to the inverse; it belongs to the matrix before the inversion.": (

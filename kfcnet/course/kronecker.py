@@ -34,13 +34,6 @@ def _block_cases(rng):
     return [{"Omega": _spd(rng, 3), "Gamma": _spd(rng, 2)}]
 
 
-def _swapped(dW, Omega_inv, Gamma_inv):
-    """The factors at the other sides, where that is possible: of square gradients alone."""
-    if len(Omega_inv) != len(Gamma_inv):
-        return Omega_inv @ dW.T @ Gamma_inv
-    return Omega_inv @ dW @ Gamma_inv
-
-
 def _in_row_order(dW, Omega_inv, Gamma_inv):
     """The paper's Kronecker product times a gradient that is flattened by rows."""
     return (np.kron(Omega_inv, Gamma_inv) @ dW.ravel()).reshape(dW.shape)
@@ -64,6 +57,9 @@ EXERCISES = {
             ),
             "The product is transposed: this pairs examples, the factor pairs units.": lambda A: (
                 _with_ones(A) @ _with_ones(A).T / len(A)
+            ),
+            "The divisor is M - 1; a second moment about zero is a mean over all M examples.": (
+                lambda A: _with_ones(A).T @ _with_ones(A) / (len(A) - 1)
             ),
             "This is the covariance: K-FAC takes the second moment, the mean stays in.": lambda A: (
                 np.cov(_with_ones(A).T, bias=True)
@@ -92,7 +88,19 @@ EXERCISES = {
         lambda dW, Omega_inv, Gamma_inv: precondition(dW, Omega_inv, Gamma_inv),
         {
             "The factors are transposed: Gamma acts on the rows of dW (outputs), Omega on its "
-            "columns (inputs).": _swapped,
+            "columns (inputs).": lambda dW, Omega_inv, Gamma_inv: Omega_inv @ dW @ Gamma_inv,
+            "dW is transposed, and the factors with it: the result should be as dW is, (I, P).": (
+                lambda dW, Omega_inv, Gamma_inv: Omega_inv @ dW.T @ Gamma_inv
+            ),
+            "dW is transposed: its rows are outputs, its columns inputs.": (
+                lambda dW, Omega_inv, Gamma_inv: Gamma_inv @ dW.T @ Omega_inv
+            ),
+            "The result is flattened: it should be as dW is, (I, P).": (
+                lambda dW, Omega_inv, Gamma_inv: (Gamma_inv @ dW @ Omega_inv).ravel()
+            ),
+            "Entries are multiplied with entries (*); these are products of matrices (@).": (
+                lambda dW, Omega_inv, Gamma_inv: Gamma_inv * dW * Omega_inv
+            ),
             "Omega's inverse is missing.": lambda dW, Omega_inv, Gamma_inv: Gamma_inv @ dW,
             "Gamma's inverse is missing.": lambda dW, Omega_inv, Gamma_inv: dW @ Omega_inv,
             "The arguments are inverses already.": lambda dW, Omega_inv, Gamma_inv: (

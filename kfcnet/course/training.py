@@ -30,6 +30,25 @@ def _unclipped(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
     return _update(theta, velocity, n, learning_rate, momentum, np.inf, nu_of_n)
 
 
+def _without_root(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    v = -learning_rate * n * min(1.0, C / (learning_rate**2 * nu_of_n))
+    velocity = momentum * velocity + v
+    return theta + velocity, velocity
+
+
+def _uphill(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    return _update(theta, velocity, -n, learning_rate, momentum, C, nu_of_n)
+
+
+def _without_momentum(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    return _update(theta, velocity, n, learning_rate, 0.0, C, nu_of_n)
+
+
+def _moved_by_the_step(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
+    _, after = _update(theta, velocity, n, learning_rate, momentum, C, nu_of_n)
+    return theta + after - momentum * velocity, after
+
+
 def _moved_first(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
     _, after = _update(theta, velocity, n, learning_rate, momentum, C, nu_of_n)
     return theta + velocity, after
@@ -88,6 +107,15 @@ def _patch_element(x, row, column, K, swapped=False, padding=None, wraps=False):
     return x[m, h, w, j] if 0 <= h < H and 0 <= w < W else 0.0
 
 
+def _unguarded(x, row, column, K):
+    if column == 0:
+        return 1.0
+    delta, j = divmod(column - 1, x.shape[3])
+    m, t = divmod(row, x.shape[1] * x.shape[2])
+    h, w = divmod(t, x.shape[2])
+    return x[m, h + delta // K - K // 2, w + delta % K - K // 2, j]
+
+
 def _mirrored(x, row, column, K):
     H, W = x.shape[1:3]
     if column == 0:
@@ -128,6 +156,15 @@ EXERCISES = {
             ),
             "nu is quadratic in the step: it has alpha^2, not alpha.": _linear_rate_in_nu,
             "The clip is missing.": _unclipped,
+            "The clip has lost its root: nu is quadratic in the step.": _without_root,
+            "The sign is wrong: this step goes uphill.": _uphill,
+            "The momentum is missing: the old velocity has no part in the new one.": (
+                _without_momentum
+            ),
+            "The parameters move by v alone; they move by the velocity.": _moved_by_the_step,
+            "The two results are exchanged: return the new theta first.": (
+                lambda **arguments: _update(**arguments)[::-1]
+            ),
             "The parameters move by the old velocity.": _moved_first,
             "The step is multiplied by 1 - mu; here the velocity is a sum, not an average.": (
                 _weighted_average
@@ -144,6 +181,9 @@ EXERCISES = {
             "The timescale is counted in updates; it is in examples.": (
                 lambda batch_size, period, timescale: np.exp(-period / timescale)
             ),
+            "The sign of the exponent is wrong: a weight is at most 1.": (
+                lambda batch_size, period, timescale: np.exp(period * batch_size / timescale)
+            ),
             "This is the weight of what is new; asked for is the weight of what is old.": (
                 lambda batch_size, period, timescale: 1 - np.exp(-period * batch_size / timescale)
             ),
@@ -158,6 +198,12 @@ EXERCISES = {
         {
             "A curve that never comes to the level has no update: return infinity.": (
                 lambda updates, errors, level: updates[np.argmax(errors <= level)]
+            ),
+            "A curve that never comes to the level has no first entry: return infinity.": (
+                lambda updates, errors, level: updates[errors <= level][0]
+            ),
+            "This is where the curve was at the level last; asked for is the first time.": (
+                lambda updates, errors, level: _at(updates[::-1], (errors <= level)[::-1])
             ),
             "This is the place in the array; asked for is the number of updates.": (
                 lambda updates, errors, level: _at(np.arange(len(updates)), errors <= level)
@@ -185,6 +231,8 @@ EXERCISES = {
             "Outside of the image there are zeros; an index below zero counts from the end.": (
                 lambda x, row, column, K: _patch_element(x, row, column, K, wraps=True)
             ),
+            "Outside of the image there are zeros; an index below zero counts from the end, and "
+            "one too large raises.": _unguarded,
             "The patch is mirrored: at offset delta the input is at t + delta, not t - delta.": (
                 _mirrored
             ),
