@@ -8,10 +8,13 @@
 # able to** write the Fisher matrix of a small network down, say what the natural gradient
 # minimises, and say why its targets are sampled from the model.
 #
-# *Beside other courses:* chapters on optimization such as those of
-# [Dive into Deep Learning](https://d2l.ai/chapter_optimization/index.html) go from the Hessian to
-# diagonal methods. This chapter goes from the likelihood to the Fisher matrix. We learned from them
-# to show every method on a problem with two parameters first.
+# *Beside other courses:* chapters on optimization such as those of [Dive into Deep
+# Learning](https://d2l.ai/chapter_optimization/index.html) go from the Hessian to diagonal methods.
+# This chapter goes from the likelihood to the Fisher matrix. We learned from them to show every
+# method on a problem with two parameters first. The [KFAC
+# tutorial](https://github.com/f-dangel/kfac-tutorial) defines all curvature matrices and warns of
+# the empirical one. Here you see why the Fisher matrix is the measure of a step, and what the wrong
+# matrix does to training.
 
 # %%
 import matplotlib.pyplot as plt
@@ -31,7 +34,8 @@ rng = np.random.default_rng(0)
 # ## A loss is a likelihood
 #
 # A classifier gives probabilities $p(y \mid x; \theta)$. Its loss on one example is
-# $-\log p(y \mid x; \theta)$. The **score** is the derivative of that loss:
+# $-\log p(y \mid x; \theta)$. The paper writes $\mathcal{D}$ for derivatives of that loss. Up to
+# its sign, this one is what statisticians call the **score**:
 #
 # $$\mathcal{D}\theta = \frac{\partial}{\partial \theta} \big( -\log p(y \mid x; \theta) \big)$$
 #
@@ -68,8 +72,27 @@ def gradient(theta):
 # \mathbf{F} = \mathbb{E}_{x \sim \text{data},\; y \sim p_\theta}
 # \big[ \mathcal{D}\theta \, \mathcal{D}\theta^\top \big] \qquad \text{(Eq. 3)}$$
 #
-# The first-order term is zero: under the model's own $y$ the score has a mean of zero. Here the
-# expectation over $y$ can be written out, since $y$ has two values. It gives
+# **Why?** The divergence is the mean rise of the loss when $y$ comes from the old model,
+# $\mathbb{E}_y[\log p(y; \theta) - \log p(y; \theta + \delta)]$. Expand it in $\delta$ up to the
+# second order. Both terms need one fact: $\sum_y p(y; \theta) = 1$ for **every** $\theta$, so its
+# first and second derivatives are zero.
+#
+# $$
+# \begin{aligned}
+# \text{first order:} \quad \mathbb{E}_y[\mathcal{D}\theta]
+# &= -\sum_y p \, \frac{\nabla p}{p} = -\nabla \sum_y p = 0 \\
+# \text{second order:} \quad \mathbb{E}_y[\nabla^2 (-\log p)]
+# &= \sum_y p \, \Big( \frac{\nabla p \, \nabla p^\top}{p^2} - \frac{\nabla^2 p}{p} \Big)
+# = \mathbb{E}_y\big[ \mathcal{D}\theta \, \mathcal{D}\theta^\top \big] - \nabla^2 \sum_y p
+# = \mathbf{F}
+# \end{aligned}
+# $$
+#
+# So $\mathbf{F}$ is the Hessian that the loss would have if the labels came from the model. It
+# needs first derivatives only, and as a mean of outer products it has no negative eigenvalue. The
+# Hessian at the true labels may have one.
+#
+# For our case the sum over $y$ has two terms. It gives
 # $\mathbf{F} = \mathbb{E}[\, p (1 - p)\, x x^\top ]$.
 
 
@@ -101,10 +124,16 @@ for size in (0.01, 0.1, 1.0):
 # \arg\min_{\delta:\; \delta^\top \mathbf{F} \delta \le \epsilon^2} g^\top \delta
 # \;\propto\; -\mathbf{F}^{-1} g$$
 #
-# The second one is the **natural gradient** (Eq. 4). It measures a step by what it does to the
-# predictions.
+# The second one is the **natural gradient** (section 2.1). It measures a step by what it does to
+# the predictions. **Why $\mathbf{F}^{-1}$?** At the best $\delta$ on the border of the ellipse the
+# gradients of $g^\top \delta$ and of $\tfrac{1}{2} \delta^\top \mathbf{F} \delta$ are parallel:
+# $g + \kappa \, \mathbf{F} \delta = 0$ with a multiplier $\kappa > 0$, so
+# $\delta = -\tfrac{1}{\kappa} \mathbf{F}^{-1} g$. The radius decides $\kappa$ only. With
+# $\kappa = 1$ it is the minimum of the quadratic model
+# $g^\top \delta + \tfrac{1}{2} \delta^\top \mathbf{F} \delta$: that is why the method counts as a
+# second-order method.
 
-# %% alt="Loss contours: the circle's steepest step is off the valley, the ellipse's along it"
+# %% alt="Loss contours: a circle and an ellipse with their steepest steps; the path of 15 steps"
 figure, axes = plt.subplots(1, 2, figsize=(8, 3.3), layout="constrained")
 grid = np.stack(np.meshgrid(np.linspace(-0.8, 2.6, 80), np.linspace(-0.8, 1.2, 80)), axis=-1)
 values = np.array([[loss(point) for point in row] for row in grid])
@@ -112,7 +141,7 @@ g, F = gradient(theta), fisher(theta)
 natural = np.linalg.solve(F, g)
 for axis in axes:
     axis.contour(grid[..., 0], grid[..., 1], values, 25, colors="0.75", linewidths=0.6)
-    axis.set(xlabel="$\\theta_1$", ylabel="$\\theta_2$")
+    axis.set(xlabel="$\\theta_1$", ylabel="$\\theta_2$", aspect="equal")
 angles = np.linspace(0, 2 * np.pi, 100)
 circle = np.stack([np.cos(angles), np.sin(angles)])
 ellipse = np.linalg.solve(np.linalg.cholesky(F).T, circle)
@@ -139,13 +168,17 @@ axes[1].legend(loc="upper right")
 axes[0].set_title("one step, two rulers")
 axes[1].set_title("15 steps")
 # %% [markdown]
-# The loss has a long valley, since one input is larger. The gradient crosses the valley. The
-# natural gradient follows the ellipse, which has the shape of the valley.
+# The loss has a long valley, since one input is larger. The ellipse is long along the valley: there
+# a step changes the predictions little, so it may be long. The gradient crosses the valley and then
+# creeps. The natural gradient leans along the ellipse and is at the minimum after 15 steps.
 #
 # One more property: the natural gradient does not see the **scale of the inputs**. Measure the
-# second input in another unit, $x_2 \to c\, x_2$. The model is the same with
-# $\theta_2 \to \theta_2 / c$. A step of the natural gradient gives the same predictions again; a
-# step of the gradient does not. Section 4.1 of the paper proves this for KFC.
+# second input in another unit: $x \to \mathbf{U} x$ with $\mathbf{U} = \mathrm{diag}(1, u)$. The
+# model is the same with $\theta \to \mathbf{U}^{-1} \theta$. The chain rule gives
+# $g \to \mathbf{U} g$ and $\mathbf{F} \to \mathbf{U} \mathbf{F} \mathbf{U}$, so
+# $\mathbf{F}^{-1} g \to \mathbf{U}^{-1} \mathbf{F}^{-1} g$: the step changes as $\theta$ does, and
+# the predictions after it are the same. For the gradient alone, $\mathbf{U} g$, they are not.
+# Theorem 3 of the paper says the same of KFC's step, layer by layer.
 
 # %%
 for unit in (1, 10):
@@ -159,11 +192,15 @@ for unit in (1, 10):
 # ## A network whose Fisher matrix can be written down
 #
 # For a network, $\mathcal{D}\theta = \mathbf{J}^\top \mathcal{D}z$: with the logits $z$ and their
-# Jacobian $\mathbf{J} = \partial z / \partial \theta$, (classes, parameters). The expectation over
-# $y$ has a closed form:
+# Jacobian $\mathbf{J} = \partial z / \partial \theta$, (classes, parameters). The softmax has
+# $\mathcal{D}z = \mathbf{p} - \mathbf{e}_y$, where $\mathbf{e}_y$ has a one at the class $y$. Its
+# mean under the model is $\mathbb{E}_y[\mathbf{e}_y] = \mathbf{p}$, so the expectation over $y$ has
+# a closed form:
 #
 # $$\mathbf{F} = \mathbb{E}_x \big[ \mathbf{J}^\top \mathbf{F}_R \, \mathbf{J} \big], \qquad
-# \mathbf{F}_R = \mathrm{diag}(\mathbf{p}) - \mathbf{p} \mathbf{p}^\top$$
+# \mathbf{F}_R = \mathbb{E}_y\big[ (\mathbf{p} - \mathbf{e}_y)(\mathbf{p} - \mathbf{e}_y)^\top \big]
+# = \mathbb{E}_y\big[ \mathbf{e}_y \mathbf{e}_y^\top \big] - \mathbf{p} \mathbf{p}^\top
+# = \mathrm{diag}(\mathbf{p}) - \mathbf{p} \mathbf{p}^\top$$
 #
 # The network is 4 inputs, 4 hidden units, 3 classes. It sees 300 digits (0, 1 and 2), averaged to
 # 2 x 2 pixels. `FisherOperator` multiplies by $\mathbf{F}$ without forming it; for this network we
@@ -256,7 +293,8 @@ for axis, (name, matrix) in zip(
 
 # %% [markdown]
 # More draws come nearer to the exact matrix. More data would not bring the empirical matrix nearer:
-# it has another limit.
+# it has another limit. The two would agree if labels came as often as the model says. During
+# training they do not: at the start here the model is wrong on many digits, and sure of it.
 #
 # ## Where the difference hurts
 #
