@@ -144,13 +144,14 @@ for axis in axes:
     axis.set(xlabel="$\\theta_1$", ylabel="$\\theta_2$", aspect="equal")
 angles = np.linspace(0, 2 * np.pi, 100)
 circle = np.stack([np.cos(angles), np.sin(angles)])
+arrow = {"arrowstyle": "->", "shrinkA": 0, "shrinkB": 0}
 ellipse = np.linalg.solve(np.linalg.cholesky(F).T, circle)
 for shape, step, colour, name in (
     (0.3 * circle, -0.3 * g / np.linalg.norm(g), "#D55E00", "steepest in the plane"),
     (0.4 * ellipse, -0.4 * natural / np.sqrt(natural @ F @ natural), "#0072B2", "steepest in KL"),
 ):
     axes[0].plot(*(theta[:, None] + shape), color=colour, linewidth=1)
-    axes[0].annotate("", theta + step, theta, arrowprops={"arrowstyle": "->", "color": colour})
+    axes[0].annotate("", theta + step, theta, arrowprops=arrow | {"color": colour})
     axes[0].plot([], [], color=colour, label=name)
 axes[0].legend(loc="upper right")
 for name, rate, colour, marker in (

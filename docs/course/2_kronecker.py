@@ -11,6 +11,8 @@
 # *Beside other courses:* the [KFAC tutorial](https://github.com/f-dangel/kfac-tutorial) derives
 # the factors and tests them where they are exact. We learned that from it: exact cases are the best
 # tests. This chapter adds what is lost elsewhere, measured, and what it costs in training.
+# [Dive into Deep Learning](https://d2l.ai/chapter_optimization/index.html) stops at diagonal
+# preconditioners; here whole blocks are inverted.
 
 # %%
 import matplotlib.pyplot as plt
@@ -50,13 +52,25 @@ cross_entropy = SoftmaxCrossEntropy(ops, seed=0)
 # $$\mathcal{D}\bar{\mathbf{W}} = \mathcal{D}\mathbf{s} \; \bar{\mathbf{a}}^\top, \qquad
 # \mathrm{vec}(\mathcal{D}\bar{\mathbf{W}}) = \bar{\mathbf{a}} \otimes \mathcal{D}\mathbf{s}$$
 #
-# The Fisher block of the layer is the second moment of that vector:
+# **Why?** $s_i = \sum_j \bar{W}_{ij} \bar{a}_j$, so
+# $\mathcal{D}\bar{W}_{ij} = \mathcal{D}s_i \, \bar{a}_j$. Column $j$ of
+# $\mathcal{D}\bar{\mathbf{W}}$ is $\bar{a}_j \, \mathcal{D}\mathbf{s}$. $\mathrm{vec}$ stacks the
+# columns, and $\bar{a}_1 \mathcal{D}\mathbf{s}, \bar{a}_2 \mathcal{D}\mathbf{s}, \dots$ one below
+# the other is what $\bar{\mathbf{a}} \otimes \mathcal{D}\mathbf{s}$ means.
+#
+# The Fisher block of the layer is the second moment of that vector. Kronecker products multiply
+# factor by factor,
+#
+# $$(\mathbf{A} \otimes \mathbf{B})(\mathbf{C} \otimes \mathbf{D}) =
+# \mathbf{AC} \otimes \mathbf{BD}$$
+#
+# (write both sides block by block to see it), so
 #
 # $$\mathbf{F}_\ell = \mathbb{E}\big[ \bar{\mathbf{a}} \bar{\mathbf{a}}^\top \otimes
 # \mathcal{D}\mathbf{s} \, \mathcal{D}\mathbf{s}^\top \big]$$
 #
 # This is exact: the mean of a Kronecker product. K-FAC takes the Kronecker product of the means
-# (Eq. 6):
+# (Eq. 4):
 #
 # $$\mathbf{F}_\ell \approx
 # \mathbf{\Psi} \otimes \mathbf{\Gamma}, \qquad
@@ -99,9 +113,12 @@ for layer, part in zip(network.weighted, parts, strict=True):
 # \qquad (\mathbf{\Psi} \otimes \mathbf{\Gamma}) \, \mathrm{vec}(\mathbf{V}) =
 # \mathrm{vec}(\mathbf{\Gamma} \mathbf{V} \mathbf{\Psi}^\top)$$
 #
-# The first one follows from the product of two Kronecker products, $(\mathbf{A} \otimes
-# \mathbf{B})(\mathbf{C} \otimes \mathbf{D}) = \mathbf{AC} \otimes \mathbf{BD}$: multiply and get
-# $\mathbf{I} \otimes \mathbf{I}$. Together, with symmetric factors:
+# **Why the first?** Multiply both, factor by factor: $\mathbf{I} \otimes \mathbf{I}$ is left. **Why
+# the second?** Take $\mathbf{V} = \mathbf{b} \mathbf{a}^\top$ first. Then
+# $\mathrm{vec}(\mathbf{V}) = \mathbf{a} \otimes \mathbf{b}$, the left side is
+# $\mathbf{\Psi a} \otimes \mathbf{\Gamma b}$, and that is $\mathrm{vec}$ of
+# $\mathbf{\Gamma b} (\mathbf{\Psi a})^\top = \mathbf{\Gamma V \Psi}^\top$. Every matrix is a sum of
+# such $\mathbf{V}$, and both sides are linear. Together, with symmetric factors (Eq. 5, 6):
 #
 # $$\mathbf{F}_\ell^{-1} \, \mathrm{vec}(\nabla_{\bar{\mathbf{W}}} h) \approx
 # \mathrm{vec}\big( \mathbf{\Gamma}^{-1} \, (\nabla_{\bar{\mathbf{W}}} h) \mathbf{\Psi}^{-1} \big)$$
@@ -147,12 +164,16 @@ print(f"|F - K-FAC| / |F| in all: {np.linalg.norm(exact - kfac) / np.linalg.norm
 #
 # ## Where nothing is lost
 #
-# K-FAC's block is exact where $\mathcal{D}\mathbf{s}$ and $\bar{\mathbf{a}}$ cannot depend on each
-# other:
+# The mean of a product is the product of means, too, if one of the two is the **same for all
+# examples**: a constant goes out of a mean. That makes K-FAC's block exact in two cases:
 #
-# 1. **One example.** A mean over one example of a constant $\bar{\mathbf{a}}$.
-# 2. **A linear network with squared error.** $\mathcal{D}\mathbf{s}$ comes from the noise of the
-#    sampled target through fixed matrices. It does not know the input.
+# 1. **One example.** $\bar{\mathbf{a}} \bar{\mathbf{a}}^\top$ is a constant. The mean over $y$ is
+#    left.
+# 2. **A linear network with squared error.** The model is $y \sim \mathcal{N}(z, \mathbf{I})$, so
+#    $\mathcal{D}z = z - y$ is noise with the second moment $\mathbf{I}$, whatever the input is.
+#    Without ReLU, $\mathcal{D}\mathbf{s}$ is that noise times fixed weights. So
+#    $\mathbb{E}_y[\mathcal{D}\mathbf{s} \, \mathcal{D}\mathbf{s}^\top]$ is the same for all
+#    examples.
 #
 # Such cases are the best tests of an implementation: a lost factor shows at once. Below is the
 # error of the middle block in these cases, and after each of them is broken.

@@ -8,9 +8,10 @@
 # Theorem 1 step by step, say what IAD, SH and SUD mean, say where $1 / |\mathcal{T}|$ comes from,
 # and name a network in which an assumption fails.
 #
-# *Beside other courses:* the [KFAC tutorial](https://github.com/f-dangel/kfac-tutorial) treats a
-# convolution as a dense layer on patches. That is how KFC is computed. This chapter adds **why** it
-# is allowed: the assumptions, one at a time, and what each of them costs.
+# *Beside other courses:* the text of the [KFAC tutorial](https://github.com/f-dangel/kfac-tutorial)
+# stops before shared weights; its code treats a convolution as a dense layer on patches. That is
+# how KFC is computed. This chapter adds **why** it is allowed: the assumptions, one at a time, and
+# what each of them costs.
 
 # %%
 import matplotlib.pyplot as plt
@@ -55,7 +56,8 @@ def train(layers, epochs):
 #
 # $$\mathcal{D}w_{i,j,\delta} = \sum_{t \in \mathcal{T}} a_{j,t+\delta} \, \mathcal{D}s_{i,t}$$
 #
-# An entry of the Fisher block is the expectation of a product of two such sums:
+# with $a_{j,t+\delta} = 0$ where $t + \delta$ is outside the image: the padding. An entry of the
+# Fisher block is the expectation of a product of two such sums (Eq. 12):
 #
 # $$\mathbb{E}[\mathcal{D}w_{i,j,\delta} \, \mathcal{D}w_{i',j',\delta'}] =
 # \sum_{t \in \mathcal{T}} \sum_{t' \in \mathcal{T}} \mathbb{E}\big[ a_{j,t+\delta} \,
@@ -71,20 +73,45 @@ def train(layers, epochs):
 # \mathbb{E}[\mathcal{D}s_{i,t} \, \mathcal{D}s_{i',t'}]$$
 #
 # **SH**, spatial homogeneity. A moment depends on the offset of the two locations, not on where
-# they are. So $\mathbb{E}[a_{j,t} a_{j',t'}] = \Omega(j, j', t' - t)$ and
-# $\mathbb{E}[\mathcal{D}s_{i,t} \mathcal{D}s_{i',t'}] = \Gamma(i, i', t' - t)$:
+# they are. **Inside the image** $\mathbb{E}[a_{j,t} a_{j',t'}] = \Omega(j, j', t' - t)$ (Eq. 14),
+# and $\mathbb{E}[\mathcal{D}s_{i,t} \mathcal{D}s_{i',t'}] = \Gamma(i, i', t' - t)$ (Eq. 15). Terms
+# with an activation outside are zero. They leave the sum:
 #
-# $$= \sum_t \sum_{t'} \Omega(j, j', t' + \delta' - t - \delta) \; \Gamma(i, i', t' - t)$$
+# $$= \sum_{t :\; t + \delta \in \mathcal{T}} \;\; \sum_{t' :\; t' + \delta' \in \mathcal{T}}
+# \Omega(j, j', t' + \delta' - t - \delta) \; \Gamma(i, i', t' - t)$$
 #
 # **SUD**, spatially uncorrelated derivatives: $\Gamma(i, i', \delta) = 0$ for $\delta \neq 0$. Only
-# $t' = t$ is left. Then no term depends on $t$ any more, and the sum **counts**. That is Theorem 1:
+# $t' = t$ is left:
 #
-# $$= \beta(\delta, \delta') \; \Omega(j, j', \delta' - \delta) \; \Gamma(i, i', 0)$$
+# $$= \sum_{t :\; t + \delta \in \mathcal{T},\; t + \delta' \in \mathcal{T}}
+# \Omega(j, j', \delta' - \delta) \; \Gamma(i, i', 0)$$
+#
+# Now no term depends on $t$. The sum only **counts** its terms. That is Theorem 1 (Eq. 16):
+#
+# $$\mathbb{E}[\mathcal{D}w_{i,j,\delta} \, \mathcal{D}w_{i',j',\delta'}] =
+# \beta(\delta, \delta') \; \Omega(j, j', \delta' - \delta) \; \Gamma(i, i', 0)$$
+#
+# **Why is that a Kronecker product?** The row of the block is a pair: $i$, and $(j, \delta)$. So is
+# its column. $\beta \, \Omega$ does not know $i, i'$. $\Gamma$ knows nothing else. A matrix whose
+# entries are such products is the Kronecker product of the two (Eq. 18, 19).
+#
+# **And the bias?** $\mathcal{D}b_i = \sum_t \mathcal{D}s_{i,t}$ is the derivative of a weight whose
+# input is one at every $t$. The same three steps give
+# $\beta(\delta, 0) \, M(j) \, \Gamma(i, i', 0)$ for a weight and a bias, with the mean activation
+# $M(j)$ (Eq. 13), and $|\mathcal{T}| \, \Gamma(i, i', 0)$ for two biases: a first row and column of
+# $\mathbf{\Omega}$.
 #
 # ## β counts overlapping offsets
 #
 # $\beta(\delta, \delta')$ is the number of locations $t$ for which $t + \delta$ **and**
-# $t + \delta'$ are inside the image. Outside, the activation is zero (the padding).
+# $t + \delta'$ are inside the image. Take one dimension with $T$ locations. Three intervals have to
+# hold $t$: from 1 to $T$, from $1 - \delta$ to $T - \delta$, and from $1 - \delta'$ to
+# $T - \delta'$. Their overlap begins at $1 - \min(\delta, \delta', 0)$ and ends at
+# $T - \max(\delta, \delta', 0)$. Rows and columns are counted independently, so with two dimensions
+# it is a product (Eq. 17):
+#
+# $$\beta(\delta, \delta') = \prod_{k = 1, 2}
+# \big( T_k - \max(\delta_k, \delta'_k, 0) + \min(\delta_k, \delta'_k, 0) \big)$$
 
 # %% alt="A 6 x 6 image: pixels reached by two offsets, and their overlap, for three offset pairs"
 T1, T2 = 6, 6
@@ -100,49 +127,46 @@ pairs = [((0, 0), (0, 0)), ((-1, -2), (1, 0)), ((1, 2), (2, 1))]
 figure, axes = plt.subplots(1, 3, figsize=(8.5, 3), layout="constrained")
 for axis, (d, d2) in zip(axes, pairs, strict=True):
     count = inside(d).astype(int) + inside(d2)
-    axis.imshow(count, cmap="Blues", vmin=0, vmax=3)
-    for t in np.argwhere(count == 2):
-        axis.text(t[1], t[0], "t", ha="center", va="center")
-    axis.set(
-        xticks=[],
-        yticks=[],
-        title=f"$\\delta$ = {d}, $\\delta'$ = {d2}: $\\beta$ = {(count == 2).sum()}",
-    )
+    axis.pcolormesh(count, cmap="Blues", vmin=0, vmax=3, edgecolors="white", linewidth=1)
+    for row, column in np.argwhere(count == 2):
+        axis.text(column + 0.5, row + 0.5, "t", ha="center", va="center")
+    axis.set(title=f"δ = {d}, δ′ = {d2}: β = {(count == 2).sum()}", aspect="equal")
+    axis.invert_yaxis()
+    axis.axis("off")
 
 offsets = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
 counted = np.array([[(inside(d) & inside(e)).sum() for e in offsets] for d in offsets])
-formula = np.array(
-    [
-        [
-            np.prod(
-                [T - max(a, b, 0) + min(a, b, 0) for T, a, b in zip((T1, T2), d, e, strict=True)]
-            )
-            for e in offsets
-        ]
-        for d in offsets
-    ]
-)
-print("counted and by the formula of Theorem 1, equal:", (counted == formula).all())
 print(f"for 3 x 3 offsets beta is between {counted.min()} and {counted.max()} = |T|")
 
 # %% [markdown]
 # A letter t marks a location that counts. Dark: both offsets stay inside, light: one, white: none.
+# In the middle $\beta$ is $(6 - 1 - 1)(6 - 0 - 2) = 16$: offsets of different signs lose locations
+# at both ends. On the right it is $(6 - 2)(6 - 2) = 16$: of offsets of one sign the larger one
+# decides.
 #
 # ## Theorem 2: nobody has to count
 #
 # Theorem 1 has a $\Omega(j, j', \delta)$ to estimate and a $\beta$ to multiply. Theorem 2 says: put
 # the patches of an image into the rows of a matrix $[\![\mathbf{A}]\!]_H$, with a column of ones
-# for the bias. Then
+# for the bias. Then (Eq. 23)
 #
 # $$\mathbf{\Omega} = \mathbb{E}\big[ [\![\mathbf{A}]\!]_H^\top [\![\mathbf{A}]\!]_H \big],
 # \qquad \mathbf{\Gamma} = \frac{1}{|\mathcal{T}|} \,
 # \mathbb{E}\big[ \mathcal{D}\mathbf{S}^\top \mathcal{D}\mathbf{S} \big], \qquad
 # \mathbf{F}_\ell \approx \mathbf{\Omega} \otimes \mathbf{\Gamma}$$
 #
-# **Where does $1 / |\mathcal{T}|$ come from?** Row $t$ of the patch matrix has $a_{j,t+\delta}$ in
-# column $(\delta, j)$. The product sums over $t$, and the sum of $\Omega(j, j', \delta' - \delta)$
-# over all $t$ that count is $\beta \, \Omega$. So $\mathbf{\Omega}$ **has the count in it**. The
-# other factor must be $\Gamma(i, i', 0)$ of one location, hence a **mean**. A sum in both would
+# **Why?** Row $t$ of the patch matrix has $a_{j,t+\delta}$ in column $(\delta, j)$, zero outside.
+# An entry of the product of the matrix with itself is a sum over $t$, and SH makes all its terms
+# equal:
+#
+# $$\mathbb{E}\Big[ \sum_{t \in \mathcal{T}} a_{j,t+\delta} \, a_{j',t+\delta'} \Big] =
+# \beta(\delta, \delta') \, \Omega(j, j', \delta' - \delta), \qquad
+# \mathbb{E}\Big[ \sum_{t \in \mathcal{T}} \mathcal{D}s_{i,t} \, \mathcal{D}s_{i',t} \Big] =
+# |\mathcal{T}| \, \Gamma(i, i', 0)$$
+#
+# **Where does $1 / |\mathcal{T}|$ come from?** The left sum is what Theorem 1 asks for:
+# $\mathbf{\Omega}$ **has the count in it**. The right one has it, too, but Theorem 1 asks for
+# $\Gamma(i, i', 0)$ of **one** location. So it is divided by $|\mathcal{T}|$. A sum in both would
 # count twice; a mean in both would not count at all.
 
 # %%
