@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
 pytest.importorskip("latex2mathml", reason="the extra `docs` is not installed")
 
+import browser  # noqa: E402
+
 from scripts import build_site  # noqa: E402
 
 
@@ -35,10 +37,15 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    """{path: Page} of the site."""
+def site(tmp_path_factory):
+    """The folder of the site."""
     folder = tmp_path_factory.mktemp("site")
-    site = build_site.main(folder / "pages", folder / "site")
+    return build_site.main(folder / "pages", folder / "site")
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """{path: Page} of the site."""
     return {path: Page(path) for path in sorted(site.rglob("*.html"))}
 
 
@@ -77,6 +84,27 @@ def test_formulas_are_mathml_and_headings_have_none(pages):
 def test_pictures_of_the_course_have_a_text(pages):
     course = [page for path, page in pages.items() if path.parent.name == "course"]
     assert len(course) > 7 and not [page.silent for page in course if page.silent]
+
+
+def test_a_browser_draws_all_pictures_and_formulas_in_windows_of_any_width(site, pages, tmp_path):
+    names = [path.relative_to(site).as_posix() for path in pages if path.name != "404.html"]
+    assert browser.faults(site, names, tmp_path) == {}
+
+
+def test_a_browser_sees_a_lost_picture_an_unread_formula_and_a_page_too_wide(tmp_path):
+    (tmp_path / "bad.html").write_text(
+        "<img src='none.png'><math><mtext>\\alpha</mtext></math>"
+        "<math><mi></mi></math><div style='width: 700px'>wide</div>"
+    )
+    (tmp_path / "good.html").write_text("<math><mi>x</mi></math>")
+    assert browser.faults(tmp_path, ["bad.html", "good.html"], tmp_path / "profile") == {
+        "bad.html": [
+            "at 390 pixels: the page is 708 wide",
+            "no picture: none.png",
+            "a formula with a backslash",
+            "a formula without a size",
+        ]
+    }
 
 
 def test_a_broken_link_and_an_unknown_formula_are_noticed(tmp_path, monkeypatch):

@@ -134,15 +134,34 @@ def _without_the_one(x, row, column, K):
 
 def _thread_cases(rng):
     return [
-        {"thread": thread, "tile_row": row, "tile_column": column, "TILE": 16}
-        for thread, row, column in ((0, 0, 1), (5, 1, 3), (14, 0, 0), (7, 2, 2))
+        {"thread": thread, "tile_row": row, "tile_column": column, "TILE": TILE, "side": side}
+        for thread, row, column, TILE, side in (
+            (0, 0, 1, 16, 4),
+            (5, 1, 3, 16, 4),
+            (14, 2, 2, 32, 8),
+            (7, 1, 2, 8, 2),
+        )
     ]
 
 
-def _entry(thread, tile_row, tile_column, TILE):
-    return tile_row * TILE + thread // (TILE // 4) * 4, tile_column * TILE + thread % (
-        TILE // 4
-    ) * 4
+def _entry(thread, tile_row, tile_column, TILE, side):
+    row, column = divmod(thread, TILE // side)
+    return tile_row * TILE + row * side, tile_column * TILE + column * side
+
+
+def _threads_down_the_columns(thread, tile_row, tile_column, TILE, side):
+    column, row = divmod(thread, TILE // side)
+    return tile_row * TILE + row * side, tile_column * TILE + column * side
+
+
+def _threads_of_one_entry(thread, tile_row, tile_column, TILE, side):
+    row, column = divmod(thread, TILE // side)
+    return tile_row * TILE + row, tile_column * TILE + column
+
+
+def _threads_in_rows_of_entries(thread, tile_row, tile_column, TILE, side):
+    row, column = divmod(thread, TILE)
+    return tile_row * TILE + row * side, tile_column * TILE + column * side
 
 
 EXERCISES = {
@@ -244,26 +263,17 @@ EXERCISES = {
         _entry,
         {
             "Rows and columns of the threads are exchanged: neighbouring threads have neighbouring "
-            "columns.": lambda thread, tile_row, tile_column, TILE: (
-                tile_row * TILE + thread % (TILE // 4) * 4,
-                tile_column * TILE + thread // (TILE // 4) * 4,
-            ),
-            "A thread has 4 x 4 entries: the next one begins 4 further.": (
-                lambda thread, tile_row, tile_column, TILE: (
-                    tile_row * TILE + thread // (TILE // 4),
-                    tile_column * TILE + thread % (TILE // 4),
-                )
+            "columns.": _threads_down_the_columns,
+            "A thread has side x side entries: the next one begins side further.": (
+                _threads_of_one_entry
             ),
             "This is the place in the tile; the tile has a place in Omega, too.": (
-                lambda thread, tile_row, tile_column, TILE: (
-                    thread // (TILE // 4) * 4,
-                    thread % (TILE // 4) * 4,
-                )
+                lambda thread, tile_row, tile_column, TILE, side: _entry(thread, 0, 0, TILE, side)
             ),
-            "A row of the tile has TILE/4 threads, not TILE.": (
-                lambda thread, tile_row, tile_column, TILE: (
-                    tile_row * TILE + thread // TILE * 4,
-                    tile_column * TILE + thread % TILE * 4,
+            "A row of the tile has TILE / side threads, not TILE.": _threads_in_rows_of_entries,
+            "The side is 4 here; it is given.": (
+                lambda thread, tile_row, tile_column, TILE, side: _entry(
+                    thread, tile_row, tile_column, TILE, 4
                 )
             ),
         },

@@ -31,9 +31,9 @@ def patch_element(x, row, column, K):
     return x[m, h, w, j] if 0 <= h < H and 0 <= w < W else 0.0
 
 
-def first_entry(thread, tile_row, tile_column, TILE):
-    across = TILE // 4
-    return tile_row * TILE + thread // across * 4, tile_column * TILE + thread % across * 4
+def first_entry(thread, tile_row, tile_column, TILE, side):
+    across = TILE // side
+    return tile_row * TILE + thread // across * side, tile_column * TILE + thread % across * side
 
 
 ANSWERS = {
