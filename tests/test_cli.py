@@ -244,6 +244,14 @@ def test_misuse_is_one_line_that_names_the_help_and_status_2(argv, capsys):
     assert re.search(r"\(`kfcnet( \w+)? --help` lists the options\)$", line)
 
 
+def test_the_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    words = capsys.readouterr().out.replace(",", " ").split()
+    assert set(cli.COMMANDS) <= set(words)
+
+
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_explains_itself(name, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -38,8 +38,10 @@ def main(argv=None):
         epilog="`kfcnet COMMAND --help` lists the options of a command.",
     )
     parser.add_argument("--version", action="version", version=f"kfcnet {_version()}")
-    parser.add_argument("command", choices=COMMANDS, nargs="?", metavar="COMMAND")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    parser.add_argument(
+        "command", choices=COMMANDS, nargs="?", metavar="COMMAND", help=", ".join(COMMANDS)
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the command")
     options = parser.parse_args(argv)
     if options.command is None:
         parser.error(f"a command is missing; there are {', '.join(COMMANDS)}")
