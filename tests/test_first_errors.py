@@ -7,6 +7,7 @@ from networks import batches, network, settings
 import kfcnet
 from kfcnet.batches import Batch
 from kfcnet.config import ConfigError
+from kfcnet.config.schema import KfcPreConfig
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
 
@@ -46,6 +47,17 @@ def test_a_wrong_keyword_of_fit_is_named_with_the_right_one(settings, message):
     images = np.zeros((9, 5, 4), np.uint8)
     with pytest.raises(ConfigError) as error:
         kfcnet.fit(images, np.arange(9) % 3, [{"layer": "dense"}], **settings)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(learning_rat=0.1), "KfcPreConfig: learning_rat: unknown key; did you mean learning_rate?"),
+    (dict(learning_rate=-1), "KfcPreConfig: learning_rate: must be above 0, got -1"),
+    (dict(), "KfcPreConfig: learning_rate: missing"),
+])  # fmt: skip
+def test_a_wrong_setting_of_an_optimizers_model_is_said_in_a_line(settings, message):
+    with pytest.raises(ConfigError) as error:
+        KfcPreConfig(**settings)
     assert str(error.value) == message
 
 

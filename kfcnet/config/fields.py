@@ -2,11 +2,26 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kfcnet.config.errors import ConfigError, explain
 
 
-class Model(BaseModel):
-    """Immutable; refuses unknown keys, wrong types and numbers that are not finite."""
+class _Explained(type(BaseModel)):
+    """The class of models whose constructor raises ConfigError."""
+
+    def __call__(cls, /, *values, **settings):
+        try:
+            return super().__call__(*values, **settings)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls, cls.__name__)) from None
+
+
+class Model(BaseModel, metaclass=_Explained):
+    """Immutable; refuses unknown keys, wrong types and numbers that are not finite.
+
+    From Python, as `KfcPreConfig(learning_rate=0.1)`, in one or two lines of a ConfigError.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
