@@ -66,18 +66,19 @@ def patches_adjoint_loops(rows, x_shape, kernel, stride, padding):
     return x
 
 
-def pool_windows(x_shape, size, stride):
-    """(t1, t2, rows, columns) of every clipped pooling window."""
+def pool_windows(x_shape, size, stride, clipped=True):
+    """(t1, t2, rows, columns) of every clipped pooling window; else of those that lie inside."""
     _, H, W, _ = x_shape
     for t1, t2 in itertools.product(
         range(pooled_size(H, size, stride)), range(pooled_size(W, size, stride))
     ):
-        yield (
-            t1,
-            t2,
-            range(t1 * stride, min(t1 * stride + size, H)),
-            range(t2 * stride, min(t2 * stride + size, W)),
-        )
+        if clipped or (t1 * stride + size <= H and t2 * stride + size <= W):
+            yield (
+                t1,
+                t2,
+                range(t1 * stride, min(t1 * stride + size, H)),
+                range(t2 * stride, min(t2 * stride + size, W)),
+            )
 
 
 def response_norm_loops(x, size, alpha, power, across):

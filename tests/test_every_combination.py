@@ -28,6 +28,7 @@ LAYERS = {
     "relu": dict(layer="relu"),
     "max_pool": dict(layer="max_pool", size=2, stride=1),
     "avg_pool": dict(layer="avg_pool", size=2, stride=1),
+    "avg_pool inside": dict(layer="avg_pool", size=2, stride=2, clipped=False),
     "response_norm": dict(layer="response_norm", size=3, scale=0.5, power=0.75),
     "response_norm across": dict(layer="response_norm", size=3, scale=0.5, power=0.75, across=True),
     "batch_norm": dict(layer="batch_norm", epsilon=0.1),

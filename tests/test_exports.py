@@ -33,6 +33,11 @@ NETWORKS = {
         dict(layer="avg_pool", size=3, stride=2),
         dict(layer="dense", units=4),
     ],
+    "pools inside": [
+        dict(layer="max_pool", size=3, stride=2, clipped=False),
+        dict(layer="avg_pool", size=2, stride=2, clipped=False),
+        dict(layer="dense", units=4),
+    ],
     "one dense layer": [dict(layer="dense", units=4)],
 }
 MEAN = 120 + np.arange(np.prod(INPUT_SHAPE), dtype=np.float32).reshape(INPUT_SHAPE) / 7

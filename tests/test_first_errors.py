@@ -51,7 +51,7 @@ def test_a_wrong_keyword_of_fit_is_named_with_the_right_one(settings, message):
 
 
 @pytest.mark.parametrize("settings, message", [
-    (dict(learning_rat=0.1), "KfcPreConfig: learning_rat: unknown key; did you mean learning_rate?"),
+    (dict(learning_rat=1), "KfcPreConfig: learning_rat: unknown key; did you mean learning_rate?"),
     (dict(learning_rate=-1), "KfcPreConfig: learning_rate: must be above 0, got -1"),
     (dict(), "KfcPreConfig: learning_rate: missing"),
 ])  # fmt: skip

@@ -197,6 +197,7 @@ def test_the_paper_network_has_its_89578_parameters(ops64):
         ([dict(layer="dense", units=2, name="a"), dict(layer="dense", units=2, name="a")], "'a'"),
         ([dict(layer="conv", filters=2)], "kernel"),
         ([dict(layer="max_pool", size=2, stride=3), dict(layer="dense", units=2)], "stride"),
+        ([dict(layer="max_pool", size=7, stride=3, clipped=False)], "no window of 7 lies inside"),
     ],
 )
 def test_impossible_networks_are_refused_by_name(ops64, layers, message):

@@ -27,7 +27,7 @@ from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.primitives import Primitives
-from kfcnet.ops.shapes import output_size, pooled_size
+from kfcnet.ops.shapes import output_size
 
 CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
     (3, 5, 4, 2, 3, 3, 1, 1),
@@ -163,13 +163,16 @@ def test_gram_accumulates_the_product_of_rows(ops, rng, count):
 
 
 POOLS = [
-    ((2, 7, 6, 3), 3, 2),
-    ((3, 5, 8, 1), 2, 2),
-    ((1, 8, 8, 33), 3, 2),
-    ((2, 4, 5, 2), 3, 1),
-    ((2, 7, 4, 2), 1, 1),
-    ((1, 2, 3, 2), 4, 2),
-    ((2, 17, 19, 3), 16, 13),  # the largest window whose places fit in a byte
+    ((2, 7, 6, 3), 3, 2, True),
+    ((3, 5, 8, 1), 2, 2, True),
+    ((1, 8, 8, 33), 3, 2, True),
+    ((2, 4, 5, 2), 3, 1, True),
+    ((2, 7, 4, 2), 1, 1, True),
+    ((1, 2, 3, 2), 4, 2, True),
+    ((2, 17, 19, 3), 16, 13, True),  # the largest window whose places fit in a byte
+    ((2, 7, 6, 3), 3, 2, False),
+    ((1, 9, 8, 33), 4, 3, False),
+    ((3, 3, 5, 2), 3, 3, False),
 ]
 
 
@@ -179,11 +182,12 @@ def pooling(request):
 
 
 def test_max_pooling_matches_loops_and_takes_the_first_of_ties(ops, pooling, rng):
-    shape, size, stride = pooling
+    shape, size, stride, clipped = pooling
     x = rng.integers(-2, 3, shape).astype(np.float64)  # few values: ties in most windows
-    y, argmax = map(ops.to_numpy, ops.max_pool(ops.asarray(x), size, stride))
-    assert y.shape == (shape[0], *(pooled_size(s, size, stride) for s in shape[1:3]), shape[3])
-    for t1, t2, rows, columns in pool_windows(shape, size, stride):
+    y, argmax = map(ops.to_numpy, ops.max_pool(ops.asarray(x), size, stride, clipped))
+    t1, t2, *_ = list(pool_windows(shape, size, stride, clipped))[-1]
+    assert y.shape == (shape[0], t1 + 1, t2 + 1, shape[3])
+    for t1, t2, rows, columns in pool_windows(shape, size, stride, clipped):
         window = x[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         flat = window.reshape(shape[0], -1, shape[3])
         r, c = np.divmod(flat.argmax(axis=1), len(columns))
@@ -198,14 +202,14 @@ def test_max_pooling_passes_nan_on(ops):
 
 
 def test_max_pooling_backward_and_tangent_are_adjoint_and_follow_the_maximum(ops, pooling, rng):
-    shape, size, stride = pooling
+    shape, size, stride, clipped = pooling
     x, rx = (ops.asarray(rng.standard_normal(shape)) for _ in range(2))
-    y, argmax = ops.max_pool(x, size, stride)
+    y, argmax = ops.max_pool(x, size, stride, clipped)
     dy = ops.asarray(rng.standard_normal(y.shape))
     ry = ops.to_numpy(ops.max_pool_tangent(rx, argmax, size, stride))
     dx = ops.to_numpy(ops.max_pool_backward(dy, argmax, x.shape, size, stride))
     values, derivatives = ops.to_numpy(x), ops.to_numpy(rx)
-    for t1, t2, rows, columns in pool_windows(shape, size, stride):
+    for t1, t2, rows, columns in pool_windows(shape, size, stride, clipped):
         window, along = (
             array[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].reshape(
                 shape[0], -1, shape[3]
@@ -218,12 +222,12 @@ def test_max_pooling_backward_and_tangent_are_adjoint_and_follow_the_maximum(ops
 
 
 def test_average_pooling_divides_by_the_clipped_window(ops, pooling, rng):
-    shape, size, stride = pooling
+    shape, size, stride, clipped = pooling
     x = ops.asarray(rng.standard_normal(shape))
     exact = ops.to_numpy(x).astype(np.float64)
-    y = ops.to_numpy(ops.avg_pool(x, size, stride))
+    y = ops.to_numpy(ops.avg_pool(x, size, stride, clipped))
     expected = np.zeros(y.shape)
-    for t1, t2, rows, columns in pool_windows(shape, size, stride):
+    for t1, t2, rows, columns in pool_windows(shape, size, stride, clipped):
         window = exact[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         expected[:, t1, t2] = window.mean(axis=(1, 2))
     assert_close(y, expected)

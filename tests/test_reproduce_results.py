@@ -330,6 +330,18 @@ def test_inputs_that_are_divided_change_nothing_for_a_method_that_is_invariant(e
     assert claims.invariance_rows(evidence) == []
 
 
+def test_a_choice_that_the_paper_leaves_open_is_compared_with_the_network_as_it_is(evidence):
+    runs, names = evidence.runs, ("digits_kfc_across", "digits_sgd_inside")
+    curves = evidence.plan.curves | dict.fromkeys(names)
+    runs = runs | dict(zip(names, (runs["digits_sgd"], runs["digits_sgd"]), strict=True))
+    plan = evidence.plan._replace(curves=curves)
+    first, second = claims.choice_rows(evidence._replace(plan=plan, runs=runs))
+    assert "across maps" in first.claim and first.claim.endswith("KFC-pre")
+    assert "without clipped windows" in second.claim and second.claim.endswith("SGD")
+    assert (first.here, second.here) == (Value(2.0), Value(1.0))
+    assert claims.choice_rows(evidence) == []
+
+
 def test_a_threshold_that_was_not_reached_is_a_bound(evidence):
     rows = claims.rows(evidence._replace(plan=evidence.plan._replace(errors=Errors(0.4, 0.3, 0.5))))
     row = find(rows, "40% test error: time of SGD over that of KFC-pre")

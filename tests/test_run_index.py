@@ -58,6 +58,17 @@ def test_the_name_of_a_pool_identifies_no_run_and_may_change():
     assert run_key(small("network.0.name=first")) != run_key(small())
 
 
+def test_a_run_from_before_a_layer_had_a_setting_is_one_with_what_the_layer_then_did():
+    pool = "{layer: max_pool, size: 2, stride: 2, clipped: %s}"
+    clipped, inside = (small(f"network.2={pool % word}") for word in ("true", "false"))
+    assert run_key(clipped) == run_key(small("network.2={layer: max_pool, size: 2, stride: 2}"))
+    assert run_key(inside) != run_key(clipped)
+    before = clipped.model_dump(mode="json")
+    del before["network"][2]["clipped"]
+    assert identifying_settings(before) == identifying_settings(clipped.model_dump(mode="json"))
+    assert changed_setting(clipped, inside) == ("network.2.clipped", None, False)
+
+
 def test_the_names_of_our_own_runs_end_in_their_keys():
     for evidence in ("paper", "without_warm_up"):
         index = RunIndex(ROOT / "results" / evidence)

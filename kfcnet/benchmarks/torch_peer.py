@@ -20,9 +20,9 @@ def _module(layer, in_shape):
     if kind == "relu":
         return nn.ReLU(inplace=True)
     if kind == "max_pool":
-        return nn.MaxPool2d(layer.size, layer.stride, ceil_mode=True)
+        return nn.MaxPool2d(layer.size, layer.stride, ceil_mode=layer.clipped)
     if kind == "avg_pool":
-        return nn.AvgPool2d(layer.size, layer.stride, ceil_mode=True)
+        return nn.AvgPool2d(layer.size, layer.stride, ceil_mode=layer.clipped)
     if kind == "response_norm" and not layer.across:
         return ResponseNorm2d(layer.size, layer.scale, layer.power)
     raise ValueError(f"the PyTorch peer has no layer {kind!r}")

@@ -82,10 +82,14 @@ class ReluConfig(_LayerConfig):
 
 
 class _PoolConfig(_LayerConfig):
-    """Windows of `size` x `size`, which may extend beyond the lower and right border."""
+    """Windows of `size` x `size`, which may extend beyond the lower and right border.
+
+    Where not `clipped` those that do are left out, as in PyTorch without `ceil_mode`.
+    """
 
     size: Annotated[int, Field(ge=1, le=16)]  # an index into the window must fit in one byte
     stride: PositiveInt
+    clipped: bool = True
 
     @field_validator("stride")
     @classmethod

@@ -147,8 +147,11 @@ class Primitives(ABC):
     # Pooling
 
     @abstractmethod
-    def max_pool(self, x, size, stride):
-        """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window."""
+    def max_pool(self, x, size, stride, clipped=True):
+        """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window.
+
+        clipped: as for `pooled_size`.
+        """
 
     @abstractmethod
     def max_pool_backward(self, dy, argmax, x_shape, size, stride):
@@ -159,7 +162,7 @@ class Primitives(ABC):
         """rx (M, H, W, J) -> ry (M, Ho, Wo, J): the tangent of the pixel at each argmax."""
 
     @abstractmethod
-    def avg_pool(self, x, size, stride):
+    def avg_pool(self, x, size, stride, clipped=True):
         """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J)."""
 
     @abstractmethod

@@ -16,12 +16,18 @@ def output_sides(shape, kernel, stride, padding):
     return tuple(output_size(side, kernel, stride, padding) for side in shape[1:3])
 
 
-def pooled_size(size, window, stride):
-    """Pooling windows: every one starts inside the image, the last may hang over (cuda-convnet)."""
-    return max(0, ceil_div(size - window, stride)) + 1
+def pooled_size(size, window, stride, clipped=True):
+    """Pooling windows: all that cover a pixel of their own, clipped at the border (cuda-convnet).
+
+    Without `clipped` only those that lie inside; below one where none does.
+    """
+    if clipped:
+        return max(0, ceil_div(size - window, stride)) + 1
+    return (size - window) // stride + 1
 
 
-def pooled_shape(shape, window, stride):
+def pooled_shape(shape, window, stride, clipped=True):
     """(M, Ho, Wo, J) of images (M, H, W, J) that are pooled."""
     M, H, W, J = shape
-    return M, pooled_size(H, window, stride), pooled_size(W, window, stride), J
+    sides = (pooled_size(side, window, stride, clipped) for side in (H, W))
+    return M, *sides, J

@@ -36,6 +36,7 @@ FIGURES = (
     "decay",
     "free",
     "invariance",
+    "choices",
     "autocovariance",
     "autoencoder",
     "all",

@@ -111,6 +111,7 @@ def rows(evidence):
         *autocovariance_rows(evidence),
         *autoencoder_rows(evidence),
         *invariance_rows(evidence),
+        *choice_rows(evidence),
         *batch_norm_rows(evidence),
     ]
 
@@ -569,6 +570,27 @@ def invariance_rows(evidence):
             ("kfc", "KFC-pre", "invariant: about 1", verdicts.of_equality),
             ("sgd", "SGD", "not invariant", lambda ratios: ""),
         )
+    ]
+
+
+def choice_rows(evidence):
+    """How far the network's own choices go where the paper leaves its layers open."""
+    main = evidence.plan.main
+    return [
+        _compared(
+            evidence,
+            f"training error, {title}, over the network as it is, {method}",
+            "not measured",
+            f"{main}_{name}_{choice}",
+            f"{main}_{name}",
+            lambda ratios: "",
+        )
+        for choice, title in (
+            ("across", "response normalisation across maps"),
+            ("inside", "pools without clipped windows"),
+        )
+        for name, method in (("kfc", "KFC-pre"), ("sgd", "SGD"))
+        if f"{main}_{name}_{choice}" in evidence.plan.curves
     ]
 
 

@@ -231,6 +231,7 @@ def _published():
         Curve("cifar_kfc_small", "cifar_kfc", small_kfc, clips=CLIPS),
         *_structures("cifar", clips=CLIPS),
         *_scaled(),
+        *_choices(),
         Curve(
             "cifar_autocovariance",
             "cifar_kfc",
@@ -566,6 +567,32 @@ def _scaled():
     ]
 
 
+def _choices():
+    """Both methods on the network as it is where the paper leaves its layers open."""
+    normalised = tuple(
+        f"network.{number}.across=true"
+        for number, layer in enumerate(_load("cifar_kfc", ()).network)
+        if layer.layer == "response_norm"
+    )
+    inside = tuple(f"network.pool{number}.clipped=false" for number in (1, 2, 3))
+    return [
+        Curve(
+            f"cifar_{method}_{name}",
+            f"cifar_{method}",
+            (*overrides, "evaluation.every=0.5"),
+            rate_of=f"cifar_{method}",
+            epochs=6,
+            seeds=1,
+            words=words,
+        )
+        for method in ("kfc", "sgd")
+        for name, overrides, words in (
+            ("across", normalised, "normalised across maps"),
+            ("inside", inside, "pools without clipped windows"),
+        )
+    ]
+
+
 def _figures(main, *others):
     """{name: FigurePlan}; each data set has a row in fig1 and a panel in fig2."""
     letters = iter("abcdefgh")
@@ -592,7 +619,9 @@ def _figures(main, *others):
         shares, free = (
             tuple(curve.name for curve in group) for group in (_decays(), _hessian_free())
         )
-        scaled = tuple(curve.name for curve in _scaled())
+        scaled, choices = (
+            tuple(curve.name for curve in group) for group in (_scaled(), _choices())
+        )
         of_cifar = {
             "decay": FigurePlan("The weight decay", _loss_and_error(shares, "epochs")),
             "free": FigurePlan(
@@ -613,6 +642,10 @@ def _figures(main, *others):
             "invariance": FigurePlan(
                 "Inputs as they are and divided by 64 (section 4.1)",
                 _loss_and_error((*pair, *scaled), "epochs"),
+            ),
+            "choices": FigurePlan(
+                "What the paper leaves open: response normalisation and pooling",
+                _loss_and_error((*pair, *choices), "epochs"),
             ),
         }
     return {

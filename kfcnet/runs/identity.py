@@ -32,6 +32,9 @@ LATER_SETTINGS = {
 """{optimizer: {setting: value}} of settings that came after runs were recorded: with this value a
 run is what it was before there was the setting, and has the same key."""
 
+LATER_LAYER_SETTINGS = {"clipped": True}
+"""{setting: value} of such settings of layers."""
+
 
 def flat(config, prefix=""):
     """{"optimizer.learning_rate": 0.01, ...} of a nested dictionary."""
@@ -48,7 +51,7 @@ def identifying_settings(config):
 
     config: the content of a `config.yaml`.
     """
-    config = {**config, "network": _without_needless_names(config["network"])}
+    config = {**config, "network": _identifying(config["network"])}
     return {key: value for key, value in flat(config).items() if key not in NOT_IDENTIFYING}
 
 
@@ -85,16 +88,17 @@ def resumed_config(begun, now):
 
 def _by_layer(config):
     described = config.model_dump(mode="json")
-    layers = _without_needless_names(described["network"])
+    layers = _identifying(described["network"])
     return flat({**described, "network": dict(enumerate(layers))})
 
 
-def _without_needless_names(layers):
+def _identifying(layers):
     return [
         {
             key: value
             for key, value in layer.items()
-            if key != "name" or layer["layer"] in NAMED_LAYERS
+            if (key != "name" or layer["layer"] in NAMED_LAYERS)
+            and (key not in LATER_LAYER_SETTINGS or value != LATER_LAYER_SETTINGS[key])
         }
         for layer in layers
     ]

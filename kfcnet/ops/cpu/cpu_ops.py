@@ -223,8 +223,8 @@ class CpuOps(Eager):
 
     # Pooling
 
-    def max_pool(self, x, size, stride):
-        y = self.empty(pooled_shape(x.shape, size, stride))
+    def max_pool(self, x, size, stride, clipped=True):
+        y = self.empty(pooled_shape(x.shape, size, stride, clipped))
         argmax = np.empty(y.shape, np.uint8)
         self._run(lambda *arrays: self._windows.max_pool(*arrays, size, stride), x, y, argmax)
         return y, argmax
@@ -243,8 +243,8 @@ class CpuOps(Eager):
         )
         return ry
 
-    def avg_pool(self, x, size, stride):
-        y = self.empty(pooled_shape(x.shape, size, stride))
+    def avg_pool(self, x, size, stride, clipped=True):
+        y = self.empty(pooled_shape(x.shape, size, stride, clipped))
         self._run(lambda *arrays: self._windows.avg_pool(*arrays, size, stride), x, y)
         return y
 

@@ -473,6 +473,16 @@ static int take_assembly(call *c, any_shape *shape)
     return check_shape(c, 1, square);
 }
 
+/* Windows along a side: all that start inside, clipped, or those alone that lie inside, where the
+ * result has no room for more. */
+static size pooled_side(const call *c, int axis, size length, const pool_shape *s)
+{
+    size over = larger(0, length - s->window), whole = over / s->stride + 1;
+    if (length >= s->window && c->buffers[c->what->output].shape[axis] == whole)
+        return whole;
+    return (over + s->stride - 1) / s->stride + 1;
+}
+
 static int take_pool(call *c, any_shape *shape)
 {
     pool_shape *s = &shape->pool;
@@ -489,8 +499,8 @@ static int take_pool(call *c, any_shape *shape)
                      what->arrays[what->image].name);
         return -1;
     }
-    s->out_height = 1 + larger(0, s->height - s->window + s->stride - 1) / s->stride;
-    s->out_width = 1 + larger(0, s->width - s->window + s->stride - 1) / s->stride;
+    s->out_height = pooled_side(c, 1, s->height, s);
+    s->out_width = pooled_side(c, 2, s->width, s);
     size output[] = {s->images, s->out_height, s->out_width, s->maps};
     if (check_shape(c, what->output, output) < 0)
         return -1;

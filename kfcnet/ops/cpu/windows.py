@@ -1,13 +1,12 @@
 """Pooling and response normalisation in NumPy.
 
 Windows follow cuda-convnet: they start inside the image, hang over its right and bottom border and
-are clipped there. Arrays are NHWC; functions write into their `out` arguments and work on any
-contiguous range of images; `native.c` has the same signatures where it has the function.
+are clipped there; pooled maps that are smaller lack the windows that hang over. Arrays are NHWC;
+functions write into their `out` arguments and work on any contiguous range of images; `native.c`
+has the same signatures where it has the function.
 """
 
 import numpy as np
-
-from kfcnet.ops.shapes import pooled_size
 
 
 def _positions(side, pooled, offset, stride):
@@ -56,11 +55,11 @@ def max_pool_tangent(rx, argmax, ry, size, stride):
         np.copyto(ry[windows], rx[pixels], where=argmax[windows] == offset)
 
 
-def window_areas(H, W, size, stride, dtype):
-    """Pixels in each clipped window (Ho, Wo, 1)."""
+def window_areas(image, pooled, size, stride, dtype):
+    """Pixels in each clipped window (Ho, Wo, 1), for image (H, W) and pooled (Ho, Wo)."""
     rows, columns = (
-        np.minimum(size, side - stride * np.arange(pooled_size(side, size, stride)))
-        for side in (H, W)
+        np.minimum(size, side - stride * np.arange(windows))
+        for side, windows in zip(image, pooled, strict=True)
     )
     return np.multiply.outer(rows, columns)[:, :, None].astype(dtype)
 
@@ -70,13 +69,13 @@ def avg_pool(x, y, size, stride):
     y[...] = 0
     for _, pixels, windows in _offsets(x.shape, y.shape, size, stride):
         y[windows] += x[pixels]
-    y /= window_areas(*x.shape[1:3], size, stride, x.dtype)
+    y /= window_areas(x.shape[1:3], y.shape[1:3], size, stride, x.dtype)
 
 
 def avg_pool_backward(dy, dx, size, stride):
     """dx (M, H, W, J): every derivative is spread evenly over its clipped window."""
     dx[...] = 0
-    shares = dy / window_areas(*dx.shape[1:3], size, stride, dx.dtype)
+    shares = dy / window_areas(dx.shape[1:3], dy.shape[1:3], size, stride, dx.dtype)
     for _, pixels, windows in _offsets(dx.shape, dy.shape, size, stride):
         dx[pixels] += shares[windows]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from kfcnet import philox
 from kfcnet.ops.cuda.launcher import BLOCK, Launcher, lanes_of
-from kfcnet.ops.shapes import ceil_div, pooled_shape, pooled_size
+from kfcnet.ops.shapes import ceil_div, pooled_shape
 
 
 class Elementwise(Launcher):
@@ -14,34 +14,35 @@ class Elementwise(Launcher):
 
     # Pooling
 
-    def max_pool(self, x, size, stride):
-        y = self.empty(pooled_shape(x.shape, size, stride))
+    def max_pool(self, x, size, stride, clipped=True):
+        y = self.empty(pooled_shape(x.shape, size, stride, clipped))
         argmax = self.empty(y.shape, np.uint8)
-        self._pool("max_pool", "max_pool", y, x.shape, size, stride, x, y, argmax)
+        self._pool("max_pool", "max_pool", y, (x, y), size, stride, x, y, argmax)
         return y, argmax
 
     def max_pool_backward(self, dy, argmax, x_shape, size, stride):
         dx = self.empty((len(dy), *x_shape[1:]))
-        self._pool("max_pool", "max_pool_backward", dx, x_shape, size, stride, dy, argmax, dx)
+        self._pool("max_pool", "max_pool_backward", dx, (dx, dy), size, stride, dy, argmax, dx)
         return dx
 
     def max_pool_tangent(self, rx, argmax, size, stride):
         ry = self.empty(argmax.shape)
-        self._pool("max_pool", "max_pool_tangent", ry, rx.shape, size, stride, rx, argmax, ry)
+        self._pool("max_pool", "max_pool_tangent", ry, (rx, ry), size, stride, rx, argmax, ry)
         return ry
 
-    def avg_pool(self, x, size, stride):
-        y = self.empty(pooled_shape(x.shape, size, stride))
-        self._pool("avg_pool", "avg_pool", y, x.shape, size, stride, x, y)
+    def avg_pool(self, x, size, stride, clipped=True):
+        y = self.empty(pooled_shape(x.shape, size, stride, clipped))
+        self._pool("avg_pool", "avg_pool", y, (x, y), size, stride, x, y)
         return y
 
     def avg_pool_backward(self, dy, x_shape, size, stride):
         dx = self.empty((len(dy), *x_shape[1:]))
-        self._pool("avg_pool", "avg_pool_backward", dx, x_shape, size, stride, dy, dx)
+        self._pool("avg_pool", "avg_pool_backward", dx, (dx, dy), size, stride, dy, dx)
         return dx
 
-    def _pool(self, file, kernel, result, x_shape, size, stride, *arrays):
-        _, H, W, J = x_shape
+    def _pool(self, file, kernel, result, images, size, stride, *arrays):
+        """images: the array of the images, and that of the pooled ones."""
+        (_, H, W, J), (_, Ho, Wo, _) = (array.shape for array in images)
         self._each(
             file,
             kernel,
@@ -53,8 +54,8 @@ class Elementwise(Launcher):
             MAPS=J,
             SIZE=size,
             STRIDE=stride,
-            OUT_HEIGHT=pooled_size(H, size, stride),
-            OUT_WIDTH=pooled_size(W, size, stride),
+            OUT_HEIGHT=Ho,
+            OUT_WIDTH=Wo,
         )
 
     # Normalisation

@@ -94,8 +94,8 @@ def _layer(graph: _Graph, layer: Layer, x: str) -> str:
         # Runtimes disagree about the mean of a window that hangs over: its zeros are counted here,
         # and the product undoes that.
         size, stride = layer.window
-        H, W, _ = layer.input_shape
-        areas = window_areas(H, W, size, stride, np.float64)[..., 0]
+        sides = layer.input_shape[:2], layer.output_shape[:2]
+        areas = window_areas(*sides, size, stride, np.float64)[..., 0]
         x = _pool(graph, layer, x, "AveragePool", 0.0)
         return graph.add("Mul", x, graph.constant(size**2 / areas))
     if isinstance(layer, ResponseNorm):
@@ -116,7 +116,7 @@ def _pool(graph, layer, x, kind, value):
     """Windows over an image that is made so large, with `value`, that none hangs over."""
     size, stride = layer.window
     wider = [
-        (pooled - 1) * stride + size - side
+        max(0, (pooled - 1) * stride + size - side)
         for pooled, side in zip(layer.output_shape[:2], layer.input_shape[:2], strict=True)
     ]
     pads = np.array([0, 0, 0, 0, 0, 0, *wider], np.int64)

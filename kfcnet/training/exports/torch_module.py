@@ -107,7 +107,7 @@ def _modules(layer: Layer) -> list[nn.Module]:
         size, stride = layer.window
         sides = tuple(min(size, side) for side in layer.input_shape[:2])
         pool = nn.MaxPool2d if isinstance(layer, MaxPool) else nn.AvgPool2d
-        return [pool(sides, stride, ceil_mode=True)]
+        return [pool(sides, stride, ceil_mode=layer.clipped)]
     if isinstance(layer, ResponseNorm):
         size, alpha, power, across = layer.parameters
         return [ResponseNorm2d(size, alpha * (size if across else size**2), power, across)]
