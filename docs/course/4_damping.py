@@ -13,7 +13,6 @@
 # damping is the subject: each safeguard is shown where it works and where it fails.
 
 # %%
-
 import warnings
 
 import matplotlib.pyplot as plt
