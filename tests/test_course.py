@@ -1,5 +1,6 @@
 """The chapters of the course: they run, and pages and notebooks have what they print."""
 
+import json
 import re
 
 import pytest
@@ -72,6 +73,18 @@ def test_a_page_has_every_cell_of_its_script(chapter):
     assert len(headings) > 4
     for heading in headings:
         assert f"\n{heading}\n" in f"\n{page}"
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=NAMES)
+def test_a_notebook_has_the_cells_of_its_script_in_order(chapter):
+    pytest.importorskip("jupytext", reason="the extra `docs` is not installed")
+    from scripts.render_docs import read
+
+    script = read(chapter.read_text(encoding="utf-8"))
+    notebook = json.loads(chapter.with_suffix(".ipynb").read_text(encoding="utf-8"))
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]] == [
+        (cell.cell_type, cell.source) for cell in script.cells
+    ]
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=NAMES)
