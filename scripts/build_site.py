@@ -1,13 +1,15 @@
 """Build the site of all pages in build/site, from README.md and docs/, without a network.
 
     python scripts/build_site.py && python -m http.server -d build/site
+    python scripts/build_site.py --out ../pages/docs     # where a host of pages serves it from
 
 Pages keep their paths, so that a link holds on the site as it does in the repository. Files that
 pages link to are copied; a folder gets a page that lists it. Formulas become MathML, which browsers
-draw without a script. A link to nothing or a formula that cannot be read is an error. Needs
-`pip install -e '.[docs]'`.
+draw without a script. A link to nothing or a formula that cannot be read is an error. What a site
+held before is replaced. Needs `pip install -e '.[docs]'`.
 """
 
+import argparse
 import re
 import shutil
 import sys
@@ -19,6 +21,9 @@ from mkdocs.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES, SITE = ROOT / "build" / "site_pages", ROOT / "build" / "site"
+AS_IT_IS = (
+    ".nojekyll"  # tells GitHub Pages to serve the files unchanged, and us that this is a site
+)
 
 FORMULA = r"```math\n(?P<block>.*?)\n\s*```|\$`(?P<inline>[^`]+)`\$"
 TOKEN = re.compile(rf"{FORMULA}|(?P<code>```.*?```|`[^`\n]+`)", flags=re.DOTALL)
@@ -26,6 +31,9 @@ MARK = "formula{}mark"  # stands for a formula until Markdown is HTML
 LINK = r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))"
 BOLD = {"\\Omega": "𝛀", "\\Gamma": "𝚪", "\\Psi": "𝚿"}  # MathML Core has no bold Greek of its own
 SPELLINGS = {"\\arg": "\\mathrm{arg}\\,", "{aligned}": "{align*}", "\\!": ""}
+FUNCTION = r"\\(log|dim) "  # it stands apart from its argument
+BAR = '<mo stretchy="false">&#x0007C;</mo>'
+CLOSE_BAR = BAR.replace(">", ' lspace="0" rspace="0">', 1)  # of a norm: beside what it encloses
 
 
 def mathml(formula, display):
@@ -34,7 +42,8 @@ def mathml(formula, display):
         formula = formula.replace(f"\\mathbf{{{letter}}}", bold)
     for ours, theirs in SPELLINGS.items():
         formula = formula.replace(ours, theirs)
-    element = convert(formula, display=display)
+    formula = re.sub(FUNCTION, r"\\\1\\,", formula)
+    element = convert(formula, display=display).replace(BAR, CLOSE_BAR)
     if "\\" in element or "<mi>&</mi>" in element:
         raise ValueError(f"the formula cannot be read: {formula}")
     return element
@@ -135,7 +144,14 @@ def add_pages(nav, paths):
 
 
 def main(pages=PAGES, site=SITE):
-    """Gather and build; the folder of the site."""
+    """Gather and build; the folder of the site.
+
+    Raises FileExistsError for a folder that holds something else than a site: it would be lost.
+    """
+    if site.exists() and any(site.iterdir()) and not (site / AS_IT_IS).exists():
+        raise FileExistsError(f"{site} holds something else than a site: give another folder")
+    site.mkdir(parents=True, exist_ok=True)
+    (site / AS_IT_IS).touch()  # MkDocs leaves hidden files alone
     shutil.rmtree(pages, ignore_errors=True)
     docs = sorted((ROOT / "docs").rglob("*.md"))
     formulas = gather([ROOT / "README.md", *docs, ROOT / "kernels" / "README.md"], pages)
@@ -148,4 +164,9 @@ def main(pages=PAGES, site=SITE):
 
 
 if __name__ == "__main__":
-    print(f"open {main() / 'index.html'}", file=sys.stderr)
+    parser = argparse.ArgumentParser(description="Build the site of all pages, without a network.")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=SITE, help="(default: build/site)"
+    )
+    folder = main(site=parser.parse_args().out.resolve())
+    print(f"open {folder / 'index.html'}", file=sys.stderr)

@@ -117,6 +117,22 @@ def test_a_broken_link_and_an_unknown_formula_are_noticed(tmp_path, monkeypatch)
         build_site.mathml(r"\nosuchcommand x", "inline")
 
 
+def test_a_folder_that_is_no_site_is_left_alone(site, tmp_path):
+    assert (site / ".nojekyll").exists()
+    kept = tmp_path / "docs" / "mine.md"
+    kept.parent.mkdir()
+    kept.write_text("not a page of the site")
+    with pytest.raises(FileExistsError, match="something else than a site"):
+        build_site.main(tmp_path / "pages", kept.parent)
+    assert kept.exists()
+
+
+def test_norms_enclose_closely_and_functions_stand_apart():
+    norm = build_site.mathml(r"|v|^2", "inline")
+    assert norm.count('lspace="0" rspace="0"') == 2
+    assert "<mspace" in build_site.mathml(r"\log p", "inline")
+
+
 def test_marks_stand_for_formulas_and_leave_code_alone():
     formulas = []
     text = "$`a`$ and `$` and $`b`$\n\n```math\nc\n```\n\n```python\nx = '$`d`$'\n```\n"

@@ -168,11 +168,12 @@ for c in (1e-5, 1e-3, 1e-1, 10):
     )
 
 # %% [markdown]
-# **Where the factored form fails:** where $c$ is neither far above nor far below the eigenvalues of
-# the block. There its step has half the length, and up to a third of the reduction is lost. It errs
-# on the safe side. Exact damping is possible: in the basis of both factors' eigenvectors the block
-# is diagonal, and $c$ is added to $\eta_\Omega \eta_\Gamma$. The cells above do that; for training
-# it is `optimizer.tikhonov: exact`. It costs eigenvectors in place of inverses.
+# **Where the factored form fails.** The damping has $c$, the error has $\sqrt{c}$. So the step is
+# too short unless $c$ is far below the curvature along the gradient, where neither matters. Here it
+# has half the length, and a quarter of the reduction is lost. It errs on the safe side. Exact
+# damping is possible: in the basis of both factors' eigenvectors the block is diagonal, and $c$ is
+# added to the products of their eigenvalues. The last lines of the cell do that. For training it is
+# `optimizer.tikhonov: exact`, which costs eigenvectors in place of inverses.
 #
 # ## The clip
 #
