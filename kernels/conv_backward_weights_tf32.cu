@@ -17,6 +17,7 @@
 #include "warp_groups.cuh"
 
 constexpr int THREADS = WARPS_COLUMNS * WARPS_DEPTH * 32, GROUP_THREADS = WARPS_COLUMNS * 32;
+constexpr int BLOCKS_AT_ONCE = THREADS <= 256 ? 2 : 1;  // of a multiprocessor: 128 registers
 constexpr int DY_MAPS = 16 * MAP_TILES;
 constexpr int DY_PITCH = DY_MAPS % 32 == 16 ? DY_MAPS + 24 : DY_MAPS + 8;  // 8t + g: 32 banks
 constexpr int X_PITCH = FEW_MAPS ? IN_MAPS : CHUNK_MAPS % 16 == 0 ? CHUNK_MAPS + 8 : CHUNK_MAPS;
@@ -30,7 +31,7 @@ constexpr int SUMS = MAP_TILES * COLUMN_TILES * 4;
 static_assert(TILE_WIDTH % 8 == 0, "the depth of a fragment is eight neighbours");
 
 // Shared memory: max(2 * buffer_floats, (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
-extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_tf32(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) conv_backward_weights_tf32(
     const float* __restrict__ x,   // aligned (M, HEIGHT, WIDTH, IN_MAPS)
     const float* __restrict__ dy,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     float* __restrict__ partials,  // (slices, OUT_MAPS, 1 + KERNEL_SIZE**2 * IN_MAPS)

@@ -41,6 +41,7 @@ constexpr int SEGMENT_SLOTS = (SEGMENT_LENGTH + 3) / 4;
 constexpr int ALL_SLOTS = (FEW_MAPS ? KERNEL_SIZE : OFFSETS) * SEGMENT_SLOTS;
 
 constexpr int THREADS = WARPS_COLUMNS * WARPS_DEPTH * 32, GROUP_THREADS = WARPS_COLUMNS * 32;
+constexpr int BLOCKS_AT_ONCE = THREADS <= 256 ? 2 : 1;  // of a multiprocessor: 128 registers
 constexpr int BLOCK_SLOTS = WARPS_COLUMNS * SLOTS * SLOT_LANES;
 constexpr int OVERHANG = 8;  // floats that the last pixel's vectors may reach too far
 constexpr int BUFFER = BUFFER_PIXELS * PITCH + OVERHANG;
@@ -59,7 +60,7 @@ __device__ __forceinline__ int column_of(int chunk, int segment, int e) {
 }
 
 // Shared memory: max(2 * CHUNK_BUFFERS * BUFFER, (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
-extern "C" __global__ void __launch_bounds__(THREADS, 1) gram_offsets_slices(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) gram_offsets_slices(
     const float* __restrict__ x,   // aligned (M, HEIGHT, WIDTH, IN_MAPS)
     float* __restrict__ partials,  // (items, ITEM_SIZE)
     int M,

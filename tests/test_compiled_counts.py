@@ -21,9 +21,10 @@ MAIN = 1.0  # MB that a launch moves at least, to be one whose speed matters
 
 FEW_WARPS = {  # of kernels, by how their names begin: why they may have few
     "avg_pool 8x8x64": "128 blocks; four maps a thread, eight warps a block",
-    "conv_backward_weights_tf32": "half of a multiprocessor's shared memory or registers a block",
+    "conv_backward_weights_tf32 16x16x32": "one block, but of 13 warps, whose sums fill registers",
+    "conv_backward_weights_tf32 8x8x32": "likewise",
     "conv_forward_tf32": "tiles of 128 pixels: few blocks of four warps at small M",
-    "gram_offsets_slices": "132 registers at 32 maps; few items at three maps",
+    "gram_offsets_slices 32x32x3": "81 items of 64 images' worth of pixels: its sums are few",
     "gram_sum_lanes": "small matrices",
     "matmul": "small results; the depth is shared by the warps of a block",
     "momentum_update": "90,000 parameters, four a thread",
