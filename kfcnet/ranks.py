@@ -20,7 +20,8 @@ from functools import cache
 
 import numpy as np
 
-_SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"
+_OPEN_MPI = "OMPI_COMM_WORLD_SIZE"
+_SIZES = "PMI_SIZE", _OPEN_MPI
 """Variables that an mpiexec sets: MPICH's and its relatives', Open MPI's."""
 _RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"
 INSTALL = "pip install -e '.[mpi]' in the checkout of kfcnet brings mpi4py and an MPI"
@@ -216,6 +217,9 @@ def world():
     try:
         with warnings.catch_warnings():  # of what is raised below
             warnings.simplefilter("ignore", RuntimeWarning)
+            import mpi4py
+
+            mpi4py.rc(initialize=False, finalize=True)  # not before its library is known
             from mpi4py import MPI
     except ImportError as error:
         cause = " ".join(str(error).split())
@@ -228,12 +232,19 @@ def world():
         raise RanksError(
             f"mpi4py finds no MPI ({cause}): {INSTALL}; or start the program without mpiexec"
         ) from None
+    library = MPI.Get_library_version().splitlines()[0].strip("\0 ")
+    of_another = (
+        f"mpiexec is of another MPI than mpi4py's, which is {library}. Start the processes by the "
+        "mpiexec of that one"
+    )
+    if _OPEN_MPI in os.environ and not library.startswith("Open MPI"):
+        raise RanksError(of_another)  # some libraries end the process where they find that
+    if not MPI.Is_initialized():
+        MPI.Init_thread()
     ranks = MpiRanks(MPI)
     if started > 1 and ranks.count == 1:
-        library = MPI.Get_library_version().splitlines()[0].strip()
         raise RanksError(
-            f"mpiexec started {started} processes, but each finds itself alone: mpiexec is of "
-            f"another MPI than mpi4py's, which is {library}. Start them by the mpiexec of that one"
+            f"mpiexec started {started} processes, but each finds itself alone: {of_another}"
         )
     return ranks if ranks.count > 1 else Alone()
 

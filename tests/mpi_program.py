@@ -107,6 +107,16 @@ def other_data(patch):
     patch.setattr(trainer.data, "load", load)
 
 
+def other_arguments(patch):
+    """The second process is to show its configuration, and not to train."""
+    train = cli.COMMANDS["train"]
+
+    def start(argv, prog):
+        return train([*argv, *["--print-config"] * ranks.world().rank], prog)
+
+    patch.setitem(cli.COMMANDS, "train", start)
+
+
 def no_data(patch):
     """The second process finds no data."""
     original = trainer.data.load

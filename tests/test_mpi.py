@@ -189,6 +189,7 @@ def test_what_all_processes_find_is_told_once(tmp_path, config):
         (["none", *config(), *often, "--pick-periods"], 2, "the periods are timed in one process"),
         (["none", "train", "--confg", "digits_kfc"], 2, "--confg: no such argument"),
         (["none", "sweep", "--config", "digits_kfc", "--grid", "seed=1,2"], 2, "sweep runs in one"),
+        (["other_arguments", *config(), *often], 2, "all processes need the same arguments"),
         (["no_data", *config(), *often], 2, "no data set here"),
         (["other_data", *config(), *often], 2, "checksum of the data of process 2 of 2 is 000"),
         (["full_disk", *config(), *often], 1, "cannot write checkpoint.h5: no space left"),
@@ -281,7 +282,7 @@ def alone(code="", **variables):
 def test_an_mpiexec_of_another_mpi_is_named_by_the_first_process_alone():
     status, text = alone(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="0")
     assert status == 2
-    assert text.startswith("error: mpiexec started 2 processes, but each finds itself alone")
+    assert text.startswith("error: mpiexec is of another MPI than mpi4py's, which is MPICH")
     status, text = alone(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="1")
     assert (status, text) == (2, "")
 

@@ -66,12 +66,9 @@ def command(function):
             return 2
         try:
             with _shown_by_the_first(processes), _notices_on_stderr(processes.is_first):
-                if processes.count > 1 and function.__name__ != "train":
-                    raise ranks.of_all(
-                        ranks.RanksError(
-                            f"{function.__name__} runs in one process: start it without mpiexec"
-                        )
-                    )
+                if processes.count > 1:
+                    arguments = sys.argv[1:] if argv is None else argv
+                    _check_processes(processes, function.__name__, list(arguments))
                 return function(argv, prog) or 0
         except BaseException as error:
             if processes.count > 1:
@@ -86,6 +83,21 @@ def command(function):
             return status
 
     return run
+
+
+def _check_processes(processes, name, arguments):
+    """Raise RanksError unless several processes all run `train`, with the same arguments."""
+    first, *others = processes.exchange([name, *arguments])
+    for number, other in enumerate(others, 2):
+        if other != first:
+            text = (
+                f"process {number} of {processes.count} was started as `{' '.join(other)}`, process"
+                f" 1 as `{' '.join(first)}`: all processes need the same arguments"
+            )
+            raise ranks.of_all(ranks.RanksError(text))
+    if name != "train":
+        text = f"{name} runs in one process: start it without mpiexec"
+        raise ranks.of_all(ranks.RanksError(text))
 
 
 def _outcome(error):
