@@ -83,7 +83,7 @@ class CpuOps(Eager):
         self._convolutions = _native if self.native else convolution
         self._windows = _native if self.native else windows
         self._draws = _native if self.native else philox
-        self._threads = Threads(shards, "kfcnet")
+        self._threads = Threads(max(1, shards - 1), "kfcnet")
 
     def describe(self):
         return {

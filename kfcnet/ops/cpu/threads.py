@@ -1,7 +1,7 @@
 """Threads that outlive a fork."""
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from kfcnet.ops.cpu.blas import hold_own_thread
 
@@ -18,8 +18,18 @@ class Threads:
         self._executor = self._process = None
 
     def map(self, function, arguments):
-        """[function(argument) for each], each in a thread."""
-        return list(self._running().map(function, arguments))
+        """[function(argument) for each], the last one in the calling thread.
+
+        Waking a thread, and being woken by it, takes tens of microseconds: one less for each call.
+        """
+        *others, last = arguments
+        begun = [self.submit(function, argument) for argument in others]
+        try:
+            result = function(last)
+        except BaseException:
+            wait(begun)  # they still write into arrays of the caller
+            raise
+        return [*(future.result() for future in begun), result]
 
     def submit(self, function, *arguments):
         """The concurrent.futures.Future of function(*arguments)."""
