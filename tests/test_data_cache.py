@@ -10,6 +10,7 @@ import pytest
 
 from kfcnet.data import DataError, cache
 from kfcnet.data.dataset import Arrays
+from kfcnet.runs.locks import locked
 
 
 def some_arrays(seed=0, train=700, test=5):
@@ -216,3 +217,15 @@ def test_a_full_disk_is_a_clear_error_and_nothing_stays(tmp_path, room):
     assert "cannot be written: File too large" in done.stdout
     assert len(done.stdout.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    pytest.importorskip("fcntl")
+    for name in ("dead", "alive"):
+        (tmp_path / f".data.h5.{name}").mkdir()
+        (tmp_path / f".data.h5.{name}" / "data.h5").write_bytes(b"a part")
+    with locked(tmp_path / ".data.h5.alive"):
+        cache.cached([tmp_path / "data.h5"], some_arrays)
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".data.h5.alive", "data.h5"]
+    cache.cached([tmp_path / "data.h5"], refuse)
+    assert [path.name for path in tmp_path.iterdir()] == ["data.h5"]

@@ -4,9 +4,12 @@ The name of a cache contains a hash of its source's checksums, so it cannot be s
 have another cache. A damaged cache is built again from its source.
 """
 
+import contextlib
+import glob
 import io
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from typing import Any
 
 from kfcnet.data.checksum import sha256_of
 from kfcnet.data.dataset import Arrays, DataError
+from kfcnet.runs.locks import locked
 
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
@@ -28,6 +32,7 @@ def cached(paths: Sequence[Path], build: Callable[[], Arrays]) -> tuple[Arrays, 
     read have their cache elsewhere; a notice says so. Raises what `build` raises.
     """
     for path in paths:
+        _tidy(path)
         if os.path.exists(path):
             try:
                 return read(path)
@@ -35,6 +40,16 @@ def cached(paths: Sequence[Path], build: Callable[[], Arrays]) -> tuple[Arrays, 
                 logger.warning("%s It is made again.", error)
     arrays = build()
     return arrays, _store(paths, arrays)
+
+
+def _tidy(path):
+    """Remove what killed processes left of a cache. A living one holds the lock of its folder."""
+    if left := list(path.parent.glob(f".{glob.escape(path.name)}.*")):
+        with contextlib.suppress(OSError), locked(path.parent, wait=True):
+            for folder in left:
+                with contextlib.suppress(OSError), locked(folder) as is_dead:
+                    if is_dead:
+                        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _store(paths, arrays):
@@ -84,7 +99,11 @@ def write(path: Path, arrays: Arrays, compression: str | None = None, **attribut
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may write it at once: each has a folder of its own for its part.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as own:
+        with contextlib.ExitStack() as stack:
+            with locked(path.parent, wait=True):  # nobody finds the folder before it is locked
+                own = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+                own = stack.enter_context(own)
+                stack.enter_context(locked(own))
             partial = Path(own, path.name)
             with _DeferredErrorFile(partial, "w+") as raw:
                 _write_arrays(raw, arrays, compression, {"sha256": sha256, **attributes})
