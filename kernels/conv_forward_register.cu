@@ -24,7 +24,9 @@ __device__ __forceinline__ Vector<float, 4> four_inputs(const float* inputs) {
     return {inputs[0], inputs[1], inputs[2], inputs[3]};
 }
 
-// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * SLAB floats.
+static_assert(DEPTH_GROUPS == 1, "a warp takes all of the depth");
+
+// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * STAGE floats.
 extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
     const float* __restrict__ x,       // aligned (M, HEIGHT, WIDTH, IN_MAPS)
     const float* __restrict__ packed,  // aligned (PACKED_SIZE)
@@ -40,14 +42,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
 
     float sum[THREAD_PIXELS][8] = {};
     const auto as_copied = [](float*) {};
-    const auto multiply = [&](const float* segment, const float* slab) {
+    const auto multiply = [&](const float* const (&patches)[THREAD_PIXELS], const float* slab) {
 #pragma unroll 2
         for (int k = 0; k < SEGMENT_DEPTH; k += 4) {
             Vector<float, 4> inputs[THREAD_PIXELS];
-            for (int q = 0; q < THREAD_PIXELS; ++q) inputs[q] = four_inputs(segment + patch[q] + k);
+            for (int q = 0; q < THREAD_PIXELS; ++q) inputs[q] = four_inputs(patches[q] + k);
 #pragma unroll
             for (int d = 0; d < 4; ++d) {
-                const float* weights = slab + (k + d) * TILE_MAPS + tile_map;
+                const float* weights = slab + (k + d) * TILE_MAPS;
                 const Vector<float, 4> low = load<4>(weights), high = load<4>(weights + 16);
 #pragma unroll
                 for (int q = 0; q < THREAD_PIXELS; ++q)
@@ -59,7 +61,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
             }
         }
     };
-    for_all_segments<THREADS>(x, packed, M, tile, shared, as_copied, multiply);
+    for_all_segments<THREADS>(x, packed, M, tile, shared, 0, patch, tile_map, as_copied,
+                              multiply);
 
     for (int q = 0; q < THREAD_PIXELS; ++q) {
         const int position = output_index(tile, first_pixel + 8 * q, M);

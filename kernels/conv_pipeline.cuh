@@ -2,49 +2,84 @@
 //
 // A block makes a tile of output positions of TILE_MAPS maps. Its inputs stay in shared memory
 // while the slabs of packed weights, one for each segment, pass through WEIGHT_STAGES buffers: the
-// copies are WEIGHT_STAGES - 1 segments ahead. Where the maps come in several chunks, the inputs of
-// the next replace those of the one before.
+// copies are WEIGHT_STAGES - 1 steps ahead. DEPTH_GROUPS groups of warps share the depth: a step
+// brings a slab for each of them. Where the maps come in several chunks, the inputs of the next
+// replace those of the one before.
 #pragma once
 #include "conv_tile.cuh"
 
-constexpr int STEPS = CHUNKS * SEGMENTS, SLAB = SEGMENT_DEPTH * TILE_MAPS;
+constexpr int SLAB = SEGMENT_DEPTH * TILE_MAPS, SLABS = SEGMENTS * SLAB;  // of a chunk
+constexpr int STAGE = DEPTH_GROUPS * SLAB;
+constexpr int STEPS = (SEGMENTS + DEPTH_GROUPS - 1) / DEPTH_GROUPS;
 constexpr int PITCH = FEW_MAPS ? IN_MAPS : CHUNK_MAPS + 4;  // 4g + t: 32 different banks
 constexpr int MAP_TILES = (OUT_MAPS + TILE_MAPS - 1) / TILE_MAPS;
 constexpr int BIASES = MAP_TILES * TILE_MAPS;  // packed[0 .. BIASES - 1]
 
+// A pointer to a stage, and to the next one in turn.
+template <class T>
+__device__ __forceinline__ T* next_stage(T* at, const float* end) {
+    at += STAGE;
+    return at < end ? at : at - WEIGHT_STAGES * STAGE;
+}
+
+// Start copying the slabs of a step, those of a chunk that are left, from what this thread copies
+// first: it is `left` floats before their end.
 template <int THREADS>
-__device__ __forceinline__ void load_weights(float* stages, const float* packed, int step) {
-    if (step < STEPS) {
-        const float* slab = packed + BIASES + (blockIdx.y * STEPS + step) * SLAB;
-        float* stage = stages + step % WEIGHT_STAGES * SLAB;
-        for (int i = threadIdx.x * 4; i < SLAB; i += THREADS * 4)
-            async_copy_16(stage + i, slab + i, true);
-    }
+__device__ __forceinline__ void load_weights(float* stage, const float* slab, int left) {
+    constexpr int ROUND = THREADS * 4;
+#pragma unroll
+    for (int first = 0; first < STAGE; first += ROUND)
+        if ((STAGE % ROUND == 0 || first + int(threadIdx.x) * 4 < STAGE) && first < left)
+            async_copy_16(stage + first, slab + first, true);
     async_copy_commit();
 }
 
-// multiply(inputs from the segment's first element on, the segment's slab of weights) for every
-// segment, after prepare(inputs) once a chunk: a thread may change what it has copied.
-template <int THREADS, class Prepare, class Multiply>
+// multiply(patches, weights) for every segment of the warp's group: a lane's pointers to the
+// segment's first element in each of its patches, and to its place in the segment's slab. Before
+// that prepare(inputs), once a chunk: a thread may change what it has copied.
+//
+// Pointers move on from step to step, rather than being calculated from its number: that takes
+// half of the instructions of a step that are no arithmetic.
+template <int THREADS, int PATCHES, class Prepare, class Multiply>
 __device__ __forceinline__ void for_all_segments(const float* x, const float* packed, int M,
-                                             const Tile& tile, float* shared, Prepare prepare,
-                                             Multiply multiply) {
-    float* stages = shared + input_floats<PITCH>();
-    for (int step = 0; step < WEIGHT_STAGES - 1; ++step)
-        load_weights<THREADS>(stages, packed, step);
-    for (int step = 0; step < STEPS; ++step) {
-        const int chunk = step / SEGMENTS, segment = step % SEGMENTS;
-        if (segment == 0) {
-            if (chunk > 0) __syncthreads();  // the chunk before has been read
-            load_inputs<PITCH, THREADS>(shared, x, M, tile, chunk);
-            async_copy_commit();
-            async_copy_wait<0>();
-            prepare(shared);
-        } else {
-            async_copy_wait<WEIGHT_STAGES - 2>();
+                                                 const Tile& tile, float* shared, int group,
+                                                 const int (&offset)[PATCHES], int place,
+                                                 Prepare prepare, Multiply multiply) {
+    constexpr int AHEAD = WEIGHT_STAGES - 1;
+    const int first = threadIdx.x * 4;  // float of a stage that this thread copies
+    float* const stages = shared + input_floats<PITCH>();
+    const float* const end = stages + WEIGHT_STAGES * STAGE;
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+        const float* slab = packed + BIASES + (blockIdx.y * CHUNKS + chunk) * SLABS + first;
+        float* empty = stages + first;
+        int left = SLABS - first;
+        if (chunk > 0) __syncthreads();  // the chunk before has been read
+        load_inputs<PITCH, THREADS>(shared, x, M, tile, chunk);
+        for (int step = 0; step < AHEAD; ++step, slab += STAGE, empty += STAGE, left -= STAGE)
+            load_weights<THREADS>(empty, slab, left);
+        async_copy_wait<AHEAD - 1>();
+        prepare(shared);
+
+        const float* patches[PATCHES];
+        for (int i = 0; i < PATCHES; ++i)
+            patches[i] = shared + offset[i] + segment_offset<PITCH>(group);
+        const float* weights = stages + group * SLAB + place;
+        int column = group;  // of the kernel
+#pragma unroll 1
+        for (int step = 0; step < STEPS; ++step, slab += STAGE, left -= STAGE) {
+            async_copy_wait<AHEAD - 1>();
+            __syncthreads();  // inputs and weights are complete, the step before has been read
+            load_weights<THREADS>(empty, slab, left);
+            if (SEGMENTS % DEPTH_GROUPS == 0 || step * DEPTH_GROUPS + group < SEGMENTS)
+                multiply(patches, weights);
+            empty = next_stage(empty, end);
+            weights = next_stage(weights, end);
+            column += DEPTH_GROUPS;
+            const bool next_row = column >= KERNEL_SIZE;
+            if (next_row) column -= KERNEL_SIZE;
+            for (int i = 0; i < PATCHES; ++i)
+                patches[i] += FEW_MAPS ? DEPTH_GROUPS * IN_COLUMNS * PITCH
+                                       : (DEPTH_GROUPS + next_row * (IN_COLUMNS - KERNEL_SIZE)) * PITCH;
         }
-        __syncthreads();  // inputs and weights are complete, the segment before has been read
-        load_weights<THREADS>(stages, packed, step + WEIGHT_STAGES - 1);
-        multiply(shared + segment_offset<PITCH>(segment), stages + step % WEIGHT_STAGES * SLAB);
     }
 }

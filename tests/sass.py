@@ -51,7 +51,8 @@ def missing():
 
 class Loop(NamedTuple):
     """A loop without those inside it, of which each round executes `always` by class of
-    instruction, and `sometimes` what a branch may leave out. depth: 1 for an outermost one.
+    instruction, and `sometimes` what a branch may leave out. A branch to the most arithmetic of
+    the loop is one that is taken. depth: 1 for an outermost one.
     """
 
     always: Counter
@@ -86,10 +87,17 @@ def main_loop(found):
     """
 
     def work(loop):
-        arithmetic = sum(loop.always[name] for name in ARITHMETIC)
-        return arithmetic, sum(loop.always[name] for name in _CLASS.values()), loop.length
+        return (
+            _arithmetic(loop.always),
+            sum(loop.always[name] for name in _CLASS.values()),
+            loop.length,
+        )
 
     return max(found, key=work, default=None)
+
+
+def _arithmetic(counts):
+    return sum(counts[name] for name in ARITHMETIC)
 
 
 class _Block(NamedTuple):
@@ -139,7 +147,8 @@ def _loops(blocks):
             continue
         inner = set().union(*(other for other in bodies.values() if other < body))
         own = body - inner
-        every = set.intersection(*(dominators[latch] for latch in latches[header])) & own
+        every = set.intersection(*(dominators[latch] for latch in latches[header]))
+        every = (every | dominators[max(own, key=lambda i: _arithmetic(blocks[i].counts))]) & own
         found.append(
             Loop(
                 sum((blocks[i].counts for i in every), Counter()),

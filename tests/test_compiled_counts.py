@@ -23,8 +23,8 @@ FEW_WARPS = {  # of kernels, by how their names begin: why they may have few
     "avg_pool 8x8x64": "128 blocks; four maps a thread, eight warps a block",
     "conv_backward_weights_tf32 16x16x32": "one block, but of 13 warps, whose sums fill registers",
     "conv_backward_weights_tf32 8x8x32": "likewise",
-    "conv_forward_tf32": "tiles of 128 pixels: few blocks of four warps at small M",
-    "gram_offsets_slices 32x32x3": "81 items of 64 images' worth of pixels: its sums are few",
+    "conv_forward_tf32 8x8": "7.8: one block of eight warps for each of 128 images",
+    "gram_offsets_slices 32x32x3": "81 items: a slice of a border's pixels is short",
     "gram_sum_lanes": "small matrices",
     "matmul": "small results; the depth is shared by the warps of a block",
     "momentum_update": "90,000 parameters, four a thread",
@@ -127,6 +127,11 @@ def test_code_without_a_loop_has_no_main_one():
 )
 def test_blocks_that_fit_a_multiprocessor(registers, threads, shared, blocks):
     assert resident_blocks(registers, threads, shared) == blocks
+
+
+def test_tensor_cores_have_a_third_of_the_second_convolutions_issue_slots():
+    cells = table()["conv_forward_tf32 16x16x32 to 32 bias relu"]
+    assert number(cells["loop"]) <= 100 and number(cells["share"]) > 0.3
 
 
 @pytest.mark.parametrize("reasons", [FEW_WARPS, CONFLICTS], ids=["few warps", "conflicts"])

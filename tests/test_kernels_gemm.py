@@ -215,7 +215,9 @@ def tiles(M, macros):
 
 def packed_conv(rung, x, weight, macros, flipped=False):
     """The convolution with packed weights; macros has the shape, BIAS and RELU."""
-    macros = TILE | FORWARD[rung] | dict(DILATION=1, FRAGMENTS=int(rung == "tf32")) | macros
+    groups = 2 if rung == "tf32" and macros["IN_MAPS"] >= 8 else 1
+    macros = dict(DILATION=1, FRAGMENTS=int(rung == "tf32"), DEPTH_GROUPS=groups) | macros
+    macros = TILE | FORWARD[rung] | macros
     segments, depth, pixel, overhang = with_segments(macros)
     map_tiles = ceil(macros["OUT_MAPS"], macros["TILE_MAPS"])
     size = map_tiles * macros["TILE_MAPS"] * (1 + segments * depth)
@@ -231,12 +233,12 @@ def packed_conv(rung, x, weight, macros, flipped=False):
     y = empty(len(x), macros["OUT_HEIGHT"], macros["OUT_WIDTH"], macros["OUT_MAPS"])
     pitch = pixel + 4 if macros["IN_MAPS"] >= 8 else pixel
     floats = input_floats(macros, pitch, overhang)
-    floats += macros["WEIGHT_STAGES"] * depth * macros["TILE_MAPS"]
+    floats += macros["WEIGHT_STAGES"] * groups * depth * macros["TILE_MAPS"]
     launch_in_all_orders(
         f"conv_forward_{rung}",
         f"conv_forward_{rung}",
         (tiles(len(x), macros), map_tiles),
-        (32 * macros["WARPS_PIXELS"] * macros["WARPS_MAPS"],),
+        (32 * macros["WARPS_PIXELS"] * macros["WARPS_MAPS"] * groups,),
         [x, packed, y, len(x)],
         macros | {"PACKED_SIZE": size},
         4 * floats,

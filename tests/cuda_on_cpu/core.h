@@ -42,6 +42,7 @@ unsigned lane();
 // The CPU side of tensor_core.cuh and async_copy.cuh.
 float to_tf32(float x);
 void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const float* c, int line);
+void load_a_fragment(uint32_t* a, const float* row, int line);
 void copy_async(void* shared, const void* global, unsigned bytes, bool valid);
 void copy_commit();
 void copy_wait(unsigned groups_left);

@@ -53,6 +53,7 @@ constexpr int warpSize = 32;
 #define __any_sync(mask, p) (__ballot_sync(mask, p) != 0)
 #define __all_sync(mask, p) (__ballot_sync(mask, !(p)) == 0)
 #define CUDACPU_MMA_M16N8K8_TF32(d, a, b, c) cudacpu::mma_m16n8k8_tf32(d, a, b, c, __LINE__)
+#define CUDACPU_LOAD_A_FRAGMENT(a, row) cudacpu::load_a_fragment(a, row, __LINE__)
 
 namespace cudacpu {
 struct WarpBarrier {

@@ -330,6 +330,22 @@ void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const floa
     wait(State::at_warp, line, ~0u);
 }
 
+// ldmatrix.sync.aligned.m8n8.x4.b16: lane l gets word l % 4 of row l / 4 of each of four matrices,
+// whose rows begin at the addresses of lanes 0-7, 8-15, 16-23 and 24-31.
+void load_a_fragment(uint32_t* a, const float* row, int line) {
+    const void* code = __builtin_return_address(0);
+    if (uintptr_t(row) % 16) fault("misaligned row of a matrix", code);
+    const uintptr_t* rows = warp_slots[current->linear / WARP];
+    warp_slots[current->linear / WARP][lane()] = uintptr_t(row);
+    wait(State::at_warp, line, ~0u);
+    for (unsigned matrix = 0; matrix < 4; ++matrix) {
+        const char* word = reinterpret_cast<const char*>(rows[matrix * 8 + lane() / 4]) + lane() % 4 * 4;
+        touch(word, 4, false, code);
+        memcpy(a + matrix, word, 4);
+    }
+    wait(State::at_warp, line, ~0u);
+}
+
 // cp.async: the bytes are NaN from here until the wait that covers them.
 void copy_async(void* shared, const void* global, unsigned bytes, bool valid) {
     const void* code = __builtin_return_address(0);

@@ -130,6 +130,7 @@ class ForwardTile:
     warps_maps: int
     thread_pixels: int | None  # None: tensor cores
     stages: int
+    depth_groups: int = 1  # of warps, which share the segments
 
     @property
     def pixels(self):
@@ -171,16 +172,19 @@ class ForwardTile:
 
     @property
     def threads(self):
-        return 32 * self.warps_pixels * self.warps_maps
+        return 32 * self.warps_pixels * self.warps_maps * self.depth_groups
 
     @property
     def shared(self):
-        """Bytes of the inputs under the tile and of the weights in flight."""
+        """Bytes of the inputs under the tile and of the weights in flight, or of the sums that the
+        groups exchange.
+        """
         K, J, stride = self.layer.kernel, self.layer.in_maps, self.layer.stride
         pitch, overhang = (J, self.depth - K * J) if self.few_maps else (self.chunk + 4, 0)
         rows, columns = (self.height - 1) * stride + K, (self.width - 1) * stride + K
         inputs = 4 * ceil_div(self.images * rows * columns * pitch + overhang, 4)
-        return 4 * (inputs + self.stages * self.depth * self.maps)
+        buffers = inputs + self.stages * self.depth_groups * self.depth * self.maps
+        return 4 * max(buffers, self.pixels * self.maps if self.depth_groups > 1 else 0)
 
     @cached_property
     def constants(self):
@@ -195,6 +199,7 @@ class ForwardTile:
             "WARPS_PIXELS": self.warps_pixels,
             "WARPS_MAPS": self.warps_maps,
             "WEIGHT_STAGES": self.stages,
+            "DEPTH_GROUPS": self.depth_groups,
             "FRAGMENTS": int(self.thread_pixels is None),
         }
         return constants | ({"THREAD_PIXELS": self.thread_pixels} if self.thread_pixels else {})
@@ -250,10 +255,11 @@ def _forward_tile(layer, images, height, width, tensor_cores):
         height,
         width,
         maps,
-        max(1, pixels // 32),
+        min(4 // warps_maps, pixels // 16),
         warps_maps,
         thread_pixels=None,
         stages=3,
+        depth_groups=1 if layer.few_maps else 2,
     )
 
 
