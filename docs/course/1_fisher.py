@@ -295,7 +295,8 @@ for axis, (name, matrix) in zip(
 # %% [markdown]
 # More draws come nearer to the exact matrix. More data would not bring the empirical matrix nearer:
 # it has another limit. The two would agree if labels came as often as the model says. During
-# training they do not: at the start here the model is wrong on many digits, and sure of it.
+# training they do not: at the start here the model is wrong on most digits, and of some it is
+# nearly certain.
 #
 # ## Where the difference hurts
 #

@@ -223,6 +223,10 @@ for run in runs:
 #
 # ## When a run diverges
 #
+# First try `optimizer.damping=auto`. It bounds the step by what the objective has left to lose, and
+# was measured to hold where fixed settings fail ([choosing settings](../settings.md)). To learn
+# what goes wrong, and where the paper's settings are to stay:
+#
 # - **The loss explodes in the first updates.** Look at `clipped` and `nu` in `metrics.csv`. Try a
 #   rise of the learning rate: `optimizer.schedule={name: constant, warm_up: 50000}`.
 # - **It explodes later, and nothing was clipped.** Look at examples that are wrong with certainty.
