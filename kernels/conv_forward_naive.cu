@@ -1,12 +1,15 @@
-// kernels/conv_forward_naive.cu: y = [[x]]_H Wbar^T, first rung: a thread, an element of y.
+// kernels/conv_forward_naive.cu: y = [[x]]_H Wbar^T, rung 1: a thread, an element of y.
+//
+// Idea: every element of y is a sum of its own, over the offsets of the kernel and the maps; a warp
+// takes 32 maps of a position. Operations 2*M*T*OUT_MAPS*P.
+// Left: a thread reads its whole patch and its filter from memory, 8 bytes for a multiply-add.
+// Next: conv_forward_tiled.
 //
 // x (M, HEIGHT, WIDTH, IN_MAPS), weight (OUT_MAPS, P) with the bias in column 0
 // -> y (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS); cross-correlation with zero padding. BIAS 0 leaves
-// column 0 out, RELU 1 cuts the result at zero. The ladder: conv_forward_naive, conv_forward_tiled,
-// conv_forward_register, conv_forward_tf32; the last two take the weights packed (conv_pack.cu).
+// column 0 out, RELU 1 cuts the result at zero.
 // Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
-// Operations 2*M*T*OUT_MAPS*P. Every multiply-add reads 8 bytes: the caches are the limit.
 
 extern "C" __global__ void conv_forward_naive(
     const float* __restrict__ x,       // (M, HEIGHT, WIDTH, IN_MAPS)

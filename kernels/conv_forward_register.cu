@@ -1,4 +1,9 @@
-// kernels/conv_forward_register.cu: y = [[x]]_H Wbar^T, third rung: tiles in registers, fp32.
+// kernels/conv_forward_register.cu: y = [[x]]_H Wbar^T, rung 6: weights are copied ahead, fp32.
+//
+// Before (conv_forward_packed): a block waits for every slab of weights before it multiplies.
+// Idea: WEIGHT_STAGES slabs in turn, filled by cp.async: the next is under way while this one is
+// multiplied, and one barrier a segment is enough.
+// Left: a lane issues an instruction for every multiply-add. Next: conv_forward_mma.
 //
 // Arguments as in conv_forward_naive.cu, the weights packed by conv_pack (FRAGMENTS 0). It is
 // backward-data too: the convolution of dy with flipped weights (conv_pack_flipped), padding

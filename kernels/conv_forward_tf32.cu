@@ -1,4 +1,8 @@
-// kernels/conv_forward_tf32.cu: y = [[x]]_H Wbar^T, fourth rung: tensor cores.
+// kernels/conv_forward_tf32.cu: y = [[x]]_H Wbar^T, rung 9: inputs are rounded once.
+//
+// Before (conv_forward_fragments): an input is rounded at every use, by every segment that sees it.
+// Idea: a thread rounds the inputs that it has copied, when they have arrived.
+// Left: a fragment of inputs is read by four-byte reads.
 //
 // Arguments as in conv_forward_register.cu, the weights packed with FRAGMENTS 1; inputs and weights
 // are rounded to TF32 (here as they arrive, there when packed), the sums stay in fp32.

@@ -1,11 +1,14 @@
-// kernels/conv_forward_tiled.cu: y = [[x]]_H Wbar^T, second rung: an implicit matrix product.
+// kernels/conv_forward_tiled.cu: y = [[x]]_H Wbar^T, rung 2: an implicit matrix product.
 //
-// Arguments as in conv_forward_naive.cu. It is matmul_tiled with a left operand that is not in
-// memory: rows are output positions of the whole batch, the depth is the patch column, and an
-// element of the patch matrix is fetched from the image when its tile is loaded.
+// Before (conv_forward_naive): 8 bytes from memory for every multiply-add.
+// Idea: matmul_tiled with a left operand that is not in memory. Its rows are the output positions
+// of the whole batch, its depth the columns of a patch; an element of the patch matrix is fetched
+// from the image when its tile is loaded, and then used TILE times.
+// Left: the address of an element takes more instructions than its use. Next: conv_forward_image.
+//
+// Arguments as in conv_forward_naive.cu.
 // Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
-// Operations 2*M*T*OUT_MAPS*P; the address of every element of a patch costs more than its use.
 #include "patch.cuh"
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) conv_forward_tiled(

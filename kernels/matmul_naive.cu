@@ -1,12 +1,15 @@
-// kernels/matmul_naive.cu: c = scale * op(a) op(b), first rung: a thread, an element of c.
+// kernels/matmul_naive.cu: c = scale * op(a) op(b), rung 1: a thread, an element of c.
+//
+// Idea: every element of c is a sum of its own, so that all of them can be made at once. A warp
+// takes 32 neighbours of a row: it reads 32 neighbours of b together, and one element of a.
+// Operations 2*rows*columns*depth.
+// Left: a thread reads its whole row of a and column of b from memory, 8 bytes for a multiply-add;
+// its neighbours read nearly the same. Next: matmul_tiled.
 //
 // op(a) is (rows, depth), op(b) (depth, columns), c (rows, columns), all row-major; op transposes
-// where TRANSPOSE_A or TRANSPOSE_B is 1. A_SHIFT and B_SHIFT: see matmul_operand.cuh. The ladder:
-// matmul_naive, matmul_tiled, matmul_register, matmul_tf32; a diff of two files is the lesson.
+// where TRANSPOSE_A or TRANSPOSE_B is 1. A_SHIFT and B_SHIFT: see matmul_operand.cuh.
 // Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
-// Operations 2*rows*columns*depth. Every thread reads its row and its column from memory: 8 bytes
-// for 2 operations, so the caches' bandwidth is the limit.
 #include "matmul_operand.cuh"
 
 extern "C" __global__ void matmul_naive(

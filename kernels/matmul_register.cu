@@ -1,11 +1,16 @@
-// kernels/matmul_register.cu: c = scale * op(a) op(b), the third rung: tiles in registers.
+// kernels/matmul_register.cu: c = scale * op(a) op(b), rung 7: groups of threads share the depth.
+//
+// Before (matmul_async): a product of few elements and a long depth has few tiles, which leave most
+// multiprocessors idle.
+// Idea: a small tile, whose block has DEPTH_GROUPS groups of threads: each takes its part of every
+// step's depth. With one group this is matmul_async.
+// Left: a lane issues an instruction for every multiply-add. Next: matmul_mma.
 //
 // Arguments as in matmul_naive.cu. A block makes TILE_ROWS x TILE_COLUMNS elements of c in steps of
 // TILE_DEPTH; a thread holds THREAD_ROWS x THREAD_COLUMNS of them (multiples of four, in chunks of
 // four neighbours), so that two 16-byte reads of shared memory serve 16 multiply-adds and more. The
-// next step is copied while this one is multiplied (two buffers). DEPTH_GROUPS groups of threads
-// share a step's depth: products with few elements and a long depth fill the machine so. Their
-// sums meet in shared memory in a fixed order.
+// next step is copied while this one is multiplied (two buffers). The sums of the groups meet in
+// shared memory in a fixed order.
 // Launcher: kfcnet/ops/cuda/matmul.py. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
 // Operations 2*rows*columns*depth; bytes from memory 4*rows*columns*depth*(1/TILE_ROWS +

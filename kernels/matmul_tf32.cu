@@ -1,4 +1,9 @@
-// kernels/matmul_tf32.cu: c = scale * op(a) op(b), the fourth rung: tensor cores.
+// kernels/matmul_tf32.cu: c = scale * op(a) op(b), rung 10: tiles in the order of memory.
+//
+// Before (matmul_stages): where the depth runs fastest in memory, copies of neighbours land in the
+// same banks of shared memory.
+// Idea: a tile keeps the order of memory, and is padded for the reads of the fragments.
+// Left: a fragment is read by four-byte reads, and every lane copies four bytes at a time.
 //
 // Arguments as in matmul_naive.cu; the operands are rounded to TF32 (10-bit mantissa), the sums
 // stay in fp32. A block makes TILE_ROWS x TILE_COLUMNS elements of c in steps of TILE_DEPTH, a warp

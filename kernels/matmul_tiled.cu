@@ -1,11 +1,14 @@
-// kernels/matmul_tiled.cu: c = scale * op(a) op(b), the second rung: tiles in shared memory.
+// kernels/matmul_tiled.cu: c = scale * op(a) op(b), rung 2: tiles in shared memory.
 //
-// Arguments as in matmul_naive.cu. A block of TILE x TILE threads makes a tile of c, one element a
-// thread; a step of TILE along the depth is read from memory once and used TILE times.
+// Before (matmul_naive): 8 bytes from memory for every multiply-add.
+// Idea: a block of TILE x TILE threads makes a tile of c. It copies a step of TILE along the depth
+// to shared memory, each thread one element of either operand, and uses every element TILE times:
+// bytes from memory fall to 8*rows*columns*depth/TILE.
+// Left: two reads of shared memory for every multiply-add. Next: matmul_thread_tile.
+//
+// Arguments as in matmul_naive.cu.
 // Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
-// Operations 2*rows*columns*depth; bytes 8*rows*columns*depth/TILE from memory, and still two
-// reads of shared memory for every multiply-add: those are the limit.
 #include "matmul_operand.cuh"
 
 extern "C" __global__ void __launch_bounds__(TILE * TILE) matmul_tiled(

@@ -7,13 +7,14 @@ from functools import cache
 from typing import NamedTuple
 from unittest.mock import patch
 
+import ladder
 import numpy as np
 
 from kfcnet import network
 from kfcnet.batches import Batch
 from kfcnet.config import load_config, parse_config
 from kfcnet.losses import LOSSES
-from kfcnet.ops.cuda import CudaOps
+from kfcnet.ops.cuda import CudaOps, kernels
 from kfcnet.ops.cuda.dry_run import DryRun
 from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.running_sums import Reading
@@ -32,30 +33,16 @@ network:
 optimizer: {name: kfc_pre, learning_rate: 0.01, max_norm: 4.0}
 epochs: 1
 """
-LADDER = {  # for teaching, or to be compared; the launchers take the top rungs
-    "matmul_naive": dict(TRANSPOSE_A=0, TRANSPOSE_B=1, A_SHIFT=0, B_SHIFT=0),
-    "matmul_tiled": dict(TRANSPOSE_A=0, TRANSPOSE_B=1, A_SHIFT=0, B_SHIFT=0, TILE=16),
-    "conv_forward_naive": dict(
-        HEIGHT=16,
-        WIDTH=16,
-        IN_MAPS=32,
-        OUT_MAPS=32,
-        KERNEL_SIZE=5,
-        STRIDE=1,
-        PADDING=2,
-        OUT_HEIGHT=16,
-        OUT_WIDTH=16,
-        BIAS=1,
-        RELU=0,
-    ),
+NOT_LAUNCHED = {  # for teaching, or to be compared; the launchers take the top rungs
+    rung.file: rung.constants for rung in ladder.RUNGS if rung.file not in ladder.LAUNCHED
 }
-LADDER["conv_forward_tiled"] = LADDER["conv_forward_naive"] | dict(TILE=16)
 SIDES = 76, 32, 801, 32, 801, 64, 1025, 10  # the factors of the CIFAR-10 network
-LADDER["spd_inverse"] = dict(
+NOT_LAUNCHED["spd_inverse"] = dict(
     SIDES=",".join(map(str, SIDES)), COUNT=len(SIDES), TOTAL=sum(side**2 for side in SIDES)
 )
-LADDER["scale_shift"] = dict(MAPS=33)
-LADDER["conv_backward_naive"] = LADDER["patches"] = LADDER["conv_forward_naive"]
+NOT_LAUNCHED["scale_shift"] = dict(MAPS=33)
+NOT_LAUNCHED["conv_backward_naive"] = NOT_LAUNCHED["conv_forward_naive"]
+NOT_LAUNCHED["patches"] = NOT_LAUNCHED["conv_forward_naive"]
 
 
 class Specialisation(NamedTuple):
@@ -107,8 +94,9 @@ def everything(tensor_cores):
     for config in configs:
         for file, constants, launches in of_config(config, tensor_cores):
             found.setdefault((file, constants), {}).update(launches)
-    for file, constants in LADDER.items():
-        found[file, tuple(sorted(constants.items()))] = {}
+    for file, constants in NOT_LAUNCHED.items():
+        if tensor_cores or "mma_m16n8k8_tf32" not in kernels.source(file):
+            found[file, tuple(sorted(constants.items()))] = {}
     return [
         Specialisation(file, constants, launches)
         for (file, constants), launches in sorted(found.items())

@@ -29,16 +29,24 @@ def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
 
 
+TF32 = {"mma", "stages", "fragments", "rounded", "ldmatrix", "tf32"}
+
+
 def operand(rung, array):
     """What a rung multiplies: float64, for tensor cores of the nearest TF32 (10-bit mantissa)."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     nearest = ((bits + 0x1000) & 0xFFFFE000).view(np.float32)
-    return (nearest if rung == "tf32" else array).astype(np.float64)
+    return (nearest if rung in TF32 else array).astype(np.float64)
 
 
 def weights(rung, weight):
     """Wbar as a rung uses it: the biases are added, never multiplied."""
     return np.hstack([weight[:, :1], operand(rung, weight[:, 1:])])
+
+
+def slow_but(names, quick):
+    """Parameters of which only some are tried in every run: a rung is a compilation a shape."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def ceil(count, size):
@@ -47,24 +55,30 @@ def ceil(count, size):
 
 # Matrix products
 
+THREAD_TILE = dict(TILE_ROWS=32, TILE_COLUMNS=32, TILE_DEPTH=8, THREAD_ROWS=4, THREAD_COLUMNS=8)
+WARP_TILE = dict(TILE_ROWS=32, TILE_COLUMNS=16, TILE_DEPTH=8, WARP_ROWS=16, WARP_COLUMNS=16)
 MATMULS = {
     "naive": {},
     "tiled": dict(TILE=8),
-    "register": dict(
-        TILE_ROWS=16, TILE_COLUMNS=32, TILE_DEPTH=8, THREAD_ROWS=4, THREAD_COLUMNS=8, DEPTH_GROUPS=2
-    ),
-    "tf32": dict(
-        TILE_ROWS=32, TILE_COLUMNS=16, TILE_DEPTH=8, WARP_ROWS=16, WARP_COLUMNS=16, STAGES=3
-    ),
+    "thread_tile": THREAD_TILE,
+    "vector": THREAD_TILE,
+    "prefetch": THREAD_TILE,
+    "async": THREAD_TILE,
+    "register": THREAD_TILE | dict(TILE_ROWS=16, DEPTH_GROUPS=2),
+    "mma": WARP_TILE,
+    "stages": WARP_TILE | dict(STAGES=3),
+    "tf32": WARP_TILE | dict(STAGES=3),
 }
 
 
 def matmul_shared(rung, macros):
     """Floats of dynamic shared memory that a rung needs."""
     rows, columns, depth = (macros.get(f"TILE_{side}") for side in ("ROWS", "COLUMNS", "DEPTH"))
-    if rung == "register":
-        tile = rows * columns if macros["DEPTH_GROUPS"] > 1 else 0
+    if rung in ("async", "register"):
+        tile = rows * columns if macros.get("DEPTH_GROUPS", 1) > 1 else 0
         return max(2 * depth * (rows + columns + 8), tile)
+    if rung in ("mma", "stages"):
+        return macros.get("STAGES", 2) * depth * (rows + columns + 16)
     if rung == "tf32":
         left = depth * (rows + 8) if macros["TRANSPOSE_A"] else rows * (depth + 4)
         right = columns * (depth + 4) if macros["TRANSPOSE_B"] else depth * (columns + 8)
@@ -81,7 +95,8 @@ def matmul(rung, a, b, size, scale=1.0, transpose_a=0, transpose_b=0, a_shift=0,
     tile = {"naive": (8, 4), "tiled": (8, 8)}.get(
         rung, (macros.get("TILE_COLUMNS"), macros.get("TILE_ROWS"))
     )
-    block = {"naive": (8, 4), "tiled": (8, 8), "register": (32,), "tf32": (64,)}[rung]
+    threads = 64 if rung in TF32 else 32
+    block = {"naive": (8, 4), "tiled": (8, 8)}.get(rung, (threads,))
     c = empty(rows, columns)
     launch_in_all_orders(
         f"matmul_{rung}",
@@ -109,7 +124,7 @@ def test_matmul_multiplies_any_shape_and_transposes(rng, rung, transpose_a, tran
         assert_close(c, expected)
 
 
-@pytest.mark.parametrize("rung", MATMULS)
+@pytest.mark.parametrize("rung", slow_but(MATMULS, ("naive", "tiled", "register", "tf32")))
 def test_matmul_does_the_dense_layer_with_its_homogeneous_column(rng, rung):
     x, weight, dy = normal(rng, 11, 21), normal(rng, 10, 22), normal(rng, 11, 10)
     y = matmul(rung, x, weight, (11, 10, 22), transpose_b=1, a_shift=-1)
@@ -135,10 +150,18 @@ CONVS = [  # M, H, W, J, filters, kernel, stride, padding
     (1, 7, 4, 8, 3, 3, 1, 3),
 ]
 TILE = dict(TILE_IMAGES=2, TILE_HEIGHT=2, TILE_WIDTH=8)
-FORWARD = {
-    "register": dict(TILE_MAPS=32, THREAD_PIXELS=2, WARPS_PIXELS=2, WARPS_MAPS=1, WEIGHT_STAGES=2),
-    "tf32": dict(TILE_MAPS=32, WARPS_PIXELS=1, WARPS_MAPS=2, WEIGHT_STAGES=3),
+PIXEL_TILE = dict(TILE_MAPS=32, THREAD_PIXELS=2, WARPS_PIXELS=2, WARPS_MAPS=1)
+MAP_TILE = dict(TILE_MAPS=32, WARPS_PIXELS=1, WARPS_MAPS=2, WEIGHT_STAGES=3)
+FORWARD = {  # with packed weights
+    "packed": PIXEL_TILE,
+    "register": PIXEL_TILE | dict(WEIGHT_STAGES=2),
+    "mma": MAP_TILE,
+    "fragments": MAP_TILE,
+    "rounded": MAP_TILE,
+    "ldmatrix": MAP_TILE,
+    "tf32": MAP_TILE,
 }
+CONV_FORWARDS = ["naive", "tiled", "image", "thread_tile", *FORWARD]
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +239,8 @@ def tiles(M, macros):
 def packed_conv(rung, x, weight, macros, flipped=False):
     """The convolution with packed weights; macros has the shape, BIAS and RELU."""
     groups = 2 if rung == "tf32" and macros["IN_MAPS"] >= 8 else 1
-    macros = dict(DILATION=1, FRAGMENTS=int(rung == "tf32"), DEPTH_GROUPS=groups) | macros
+    fragments = int(rung in ("fragments", "rounded", "ldmatrix", "tf32"))
+    macros = dict(DILATION=1, FRAGMENTS=fragments, DEPTH_GROUPS=groups) | macros
     macros = TILE | FORWARD[rung] | macros
     segments, depth, pixel, overhang = with_segments(macros)
     map_tiles = ceil(macros["OUT_MAPS"], macros["TILE_MAPS"])
@@ -233,7 +257,7 @@ def packed_conv(rung, x, weight, macros, flipped=False):
     y = empty(len(x), macros["OUT_HEIGHT"], macros["OUT_WIDTH"], macros["OUT_MAPS"])
     pitch = pixel + 4 if macros["IN_MAPS"] >= 8 else pixel
     floats = input_floats(macros, pitch, overhang)
-    floats += macros["WEIGHT_STAGES"] * groups * depth * macros["TILE_MAPS"]
+    floats += macros.get("WEIGHT_STAGES", 1) * groups * depth * macros["TILE_MAPS"]
     launch_in_all_orders(
         f"conv_forward_{rung}",
         f"conv_forward_{rung}",
@@ -241,7 +265,7 @@ def packed_conv(rung, x, weight, macros, flipped=False):
         (32 * macros["WARPS_PIXELS"] * macros["WARPS_MAPS"] * groups,),
         [x, packed, y, len(x)],
         macros | {"PACKED_SIZE": size},
-        4 * floats,
+        0 if rung == "packed" else 4 * floats,
     )
     return y
 
@@ -250,25 +274,33 @@ def conv_forward(rung, x, weight, dy, macros):
     if rung in FORWARD:
         return packed_conv(rung, x, weight, macros)
     y = empty(*dy.shape)
-    size = {"naive": (64,), "tiled": (8, 8)}[rung]
-    grid = (
-        (ceil(y.size, 64),)
-        if rung == "naive"
-        else (ceil(y.size // y.shape[-1], 8), ceil(y.shape[-1], 8))
-    )
+    filters = y.shape[-1]
+    if rung == "naive":
+        grid, block = (ceil(y.size, 64),), (64,)
+    elif rung == "tiled":
+        macros = macros | {"TILE": 8}
+        grid, block = (ceil(y.size // filters, 8), ceil(filters, 8)), (8, 8)
+    else:
+        threads = {"image": dict(TILE_MAPS=4), "thread_tile": PIXEL_TILE}[rung]
+        macros = TILE | threads | dict(DILATION=1) | macros
+        with_segments(macros)
+        grid = tiles(len(x), macros), ceil(filters, macros["TILE_MAPS"])
+        block = (128,) if rung == "image" else (64,)
     launch_in_all_orders(
-        f"conv_forward_{rung}",
-        f"conv_forward_{rung}",
-        grid,
-        size,
-        [x, weight, y, len(x)],
-        macros | {"TILE": 8},
+        f"conv_forward_{rung}", f"conv_forward_{rung}", grid, block, [x, weight, y, len(x)], macros
     )
     return y
 
 
-@pytest.mark.parametrize("rung", ["naive", "tiled", "register", "tf32"])
-@pytest.mark.parametrize("shape", CONVS)
+@pytest.mark.parametrize(
+    "shape, rung",
+    [(shape, rung) for rung in ("naive", "tiled", "register", "tf32") for shape in CONVS]
+    + [
+        pytest.param(shape, rung, marks=pytest.mark.slow if shape in CONVS[2:] else ())
+        for rung in ("image", "thread_tile", "packed", "mma", "fragments", "rounded", "ldmatrix")
+        for shape in CONVS
+    ],
+)
 def test_conv_forward_matches_the_reference_at_every_rung(reference, rng, shape, rung):
     x, weight, dy, macros = conv_arrays(rng, shape)
     relu = shape[0] % 2  # of the five shapes some with, some without
@@ -277,7 +309,9 @@ def test_conv_forward_matches_the_reference_at_every_rung(reference, rng, shape,
     assert_close(y, np.maximum(expected, 0) if relu else expected)
 
 
-@pytest.mark.parametrize("rung", ["naive", "tiled", "register", "tf32"])
+@pytest.mark.parametrize(
+    "rung", slow_but(CONV_FORWARDS, ("naive", "tiled", "image", "register", "tf32"))
+)
 def test_conv_forward_leaves_out_the_bias_for_the_tangent(reference, rng, rung):
     x, weight, dy, macros = conv_arrays(rng, CONVS[0])
     y = conv_forward(rung, x, weight, dy, macros | dict(BIAS=0, RELU=0))
