@@ -1,4 +1,4 @@
-// kernels/conv_backward_naive.cu: the two derivatives of the convolution, first rung.
+// kernels/conv_backward_naive.cu: the two derivatives of the convolution, a thread an element.
 //
 // dy (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS). conv_backward_data_naive: weight (OUT_MAPS, P) -> dx (M,
 // HEIGHT, WIDTH, IN_MAPS); a thread gathers, in a fixed order, what every output that saw its

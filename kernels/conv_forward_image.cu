@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_image(
     float* __restrict__ y,             // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     int M) {
     __shared__ __align__(16) float inputs[input_floats<PITCH>()];
-    __shared__ float slab[SEGMENT_DEPTH][TILE_MAPS];
+    __shared__ float slab[SEGMENT_DEPTH][TILE_MAPS + 1];  // a warp writes columns: other banks
     const int pixel = threadIdx.x / TILE_MAPS, tile_map = threadIdx.x % TILE_MAPS;
     const int first_map = blockIdx.y * TILE_MAPS;
     const Tile tile = tile_at(blockIdx.x);

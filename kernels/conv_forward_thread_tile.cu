@@ -1,6 +1,6 @@
 // kernels/conv_forward_thread_tile.cu: y = [[x]]_H Wbar^T, rung 4: a thread, a tile in registers.
 //
-// Before (conv_forward_image): two reads of shared memory for every multiply-add.
+// Before (conv_forward_image): two floats out of shared memory for every multiply-add.
 // Idea: as in matmul_thread_tile.cu. A thread makes THREAD_PIXELS positions of eight maps: of every
 // element of a patch it reads THREAD_PIXELS inputs and eight weights for 8*THREAD_PIXELS
 // multiply-adds.
@@ -28,7 +28,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_thread_tile(
     float* __restrict__ y,             // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     int M) {
     __shared__ __align__(16) float inputs[input_floats<PITCH>()];
-    __shared__ float slab[SEGMENT_DEPTH][TILE_MAPS];
+    __shared__ float slab[SEGMENT_DEPTH][TILE_MAPS + 1];  // a warp writes columns: other banks
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int first_pixel = warp / WARPS_MAPS * 8 * THREAD_PIXELS + lane / 4;
     const int tile_map = warp % WARPS_MAPS * 32 + lane % 4, first_map = blockIdx.y * TILE_MAPS;

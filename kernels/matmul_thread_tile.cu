@@ -30,8 +30,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_thread_tile(
     int columns,
     int depth,
     float scale) {
-    __shared__ float left_tile[TILE_DEPTH][TILE_ROWS + 1];
-    __shared__ float right_tile[TILE_DEPTH][TILE_COLUMNS + 1];
+    __shared__ float left_tile[TILE_DEPTH][TILE_ROWS + 2];  // a warp writes columns: other banks
+    __shared__ float right_tile[TILE_DEPTH][TILE_COLUMNS];
     const int tile_row = threadIdx.x / LANES_ACROSS, tile_column = threadIdx.x % LANES_ACROSS;
     const int first_row = blockIdx.y * TILE_ROWS, first_column = blockIdx.x * TILE_COLUMNS;
     const Left left{a, rows, depth};

@@ -4,7 +4,7 @@
 // Idea: a block of TILE x TILE threads makes a tile of c. It copies a step of TILE along the depth
 // to shared memory, each thread one element of either operand, and uses every element TILE times:
 // bytes from memory fall to 8*rows*columns*depth/TILE.
-// Left: two reads of shared memory for every multiply-add. Next: matmul_thread_tile.
+// Left: two floats out of shared memory for every multiply-add. Next: matmul_thread_tile.
 //
 // Arguments as in matmul_naive.cu.
 // Launcher: none; tests run it. Contract: kfcnet/ops/primitives.py. Test:
@@ -19,8 +19,8 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) matmul_tiled(
     int columns,
     int depth,
     float scale) {
-    __shared__ float left_tile[TILE][TILE + 1];   // [row][k]; one more column: no bank conflicts
-    __shared__ float right_tile[TILE][TILE + 1];  // [k][column]
+    __shared__ float left_tile[TILE][TILE];   // [row][k]
+    __shared__ float right_tile[TILE][TILE];  // [k][column]
     const int tx = threadIdx.x, ty = threadIdx.y;
     const int row = blockIdx.y * TILE + ty, column = blockIdx.x * TILE + tx;
     const Left left{a, rows, depth};

@@ -53,11 +53,14 @@ class Loop(NamedTuple):
     """A loop without those inside it, of which each round executes `always` by class of
     instruction, and `sometimes` what a branch may leave out. A branch to the most arithmetic of
     the loop is one that is taken. depth: 1 for an outermost one.
+
+    looping: the part of `sometimes` in branches that hold a loop of their own.
     """
 
     always: Counter
     sometimes: Counter
     depth: int
+    looping: Counter
 
     @property
     def length(self):
@@ -149,11 +152,15 @@ def _loops(blocks):
         own = body - inner
         every = set.intersection(*(dominators[latch] for latch in latches[header]))
         every = (every | dominators[max(own, key=lambda i: _arithmetic(blocks[i].counts))]) & own
+        branches = own - every
+        holding = {i for i in branches for head in inner & bodies.keys() if i in dominators[head]}
+        looping = {i for i in branches if dominators[i] & holding}
         found.append(
             Loop(
                 sum((blocks[i].counts for i in every), Counter()),
-                sum((blocks[i].counts for i in own - every), Counter()),
+                sum((blocks[i].counts for i in branches), Counter()),
                 sum(body <= other for other in bodies.values()),
+                sum((blocks[i].counts for i in looping), Counter()),
             )
         )
     return found
