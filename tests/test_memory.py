@@ -1,5 +1,7 @@
 """Memory of large arrays on the CPU: used again, and never by two arrays at a time."""
 
+import collections
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ SHAPE, DTYPE = (3, memory.LARGE // 4), np.dtype("float32")
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
-    monkeypatch.setattr(memory, "_dropped", type(memory._dropped)(memory._dropped.default_factory))
+    monkeypatch.setattr(memory, "_dropped", collections.defaultdict(collections.deque))
 
 
 def address(array):
@@ -56,8 +58,16 @@ def test_small_arrays_are_numpys_own(shape):
     assert array.shape == np.empty(shape).shape and array.base is None
 
 
-def test_only_so_many_dropped_arrays_are_kept(monkeypatch):
-    arrays = [memory.empty((1, SHAPE[1]), DTYPE) for _ in range(memory.KEPT + 2)]
-    size = arrays[0].nbytes
-    del arrays
-    assert len(memory._dropped[size]) == memory.KEPT
+def test_what_was_dropped_is_given_back_before_it_becomes_too_much(monkeypatch):
+    """A program that predicts for ever other numbers of images keeps no memory of each."""
+    monkeypatch.setattr(memory, "KEPT", 5 * memory.LARGE)
+    for number in range(1, 30):
+        memory.empty((memory.LARGE + number,), np.dtype("uint8"))
+        assert sum(size * len(kept) for size, kept in memory._dropped.items()) < 7 * memory.LARGE
+
+
+def test_what_is_dropped_after_all_was_given_back_is_not_kept():
+    array = memory.empty(SHAPE, DTYPE)
+    memory._dropped.clear()
+    del array
+    assert not any(memory._dropped.values())

@@ -12,22 +12,21 @@ import numpy as np
 LARGE = 1 << 20
 """Bytes from which on memory is kept: the allocator itself keeps what is smaller."""
 
-KEPT = 64
-"""Dropped arrays of one size whose memory is kept; more are seldom alive at a time."""
+KEPT = 1 << 31
+"""Bytes of dropped arrays. With more, all are given back before new memory is taken: a program
+whose arrays have ever other sizes would keep them all.
+"""
 
-_dropped = collections.defaultdict(lambda: collections.deque(maxlen=KEPT))
+_dropped = collections.defaultdict(collections.deque)  # by size; its methods are atomic
 
 
 class _Memory:
     """The memory of an array, kept for another one when its last view is gone."""
 
-    def __init__(self, shape, dtype, size):
-        self._size = size
-        try:
-            self._bytes = _dropped[size].pop()
-        except IndexError:
-            self._bytes = np.empty(size, np.uint8)
-        pointer, _ = self._bytes.__array_interface__["data"]
+    def __init__(self, block, kept, shape, dtype):
+        """block (bytes,) uint8: the memory; kept: where it goes when it is dropped."""
+        self._block, self._kept = block, kept
+        pointer, _ = block.__array_interface__["data"]
         self.__array_interface__ = {
             "version": 3,
             "shape": shape,
@@ -36,7 +35,13 @@ class _Memory:
         }
 
     def __del__(self):
-        _dropped[self._size].append(self._bytes)
+        self._kept.append(self._block)
+
+
+def _new(size):
+    if sum(size * len(kept) for size, kept in list(_dropped.items())) > KEPT:
+        _dropped.clear()
+    return np.empty(size, np.uint8)
 
 
 def empty(shape, dtype):
@@ -45,4 +50,9 @@ def empty(shape, dtype):
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE:
         return np.empty(shape, dtype)
-    return np.asarray(_Memory(shape, dtype, size))
+    kept = _dropped[size]
+    try:
+        block = kept.pop()
+    except IndexError:
+        block = _new(size)
+    return np.asarray(_Memory(block, kept, shape, dtype))
