@@ -658,6 +658,7 @@ def test_drawing_alone_trains_nothing_and_says_so(tmp_path, monkeypatch):
     )
     rows = list(csv.DictReader((tmp_path / "numbers.csv").open(newline="")))
     assert {row["here"] for row in rows} == {"not run"}
+    assert len((tmp_path / "headline.md").read_text().splitlines()) == 2
 
 
 @pytest.mark.slow

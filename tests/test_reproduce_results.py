@@ -330,6 +330,15 @@ def test_inputs_that_are_divided_change_nothing_for_a_method_that_is_invariant(e
     assert claims.invariance_rows(evidence) == []
 
 
+def test_the_headline_has_figure_1_without_what_was_not_run(evidence):
+    texts = [row.claim for row in claims.headline(evidence)]
+    assert any("time of SGD over that of KFC-pre" in text for text in texts)
+    assert any("lowest test error (%), SGD" in text for text in texts)
+    assert not any("large" in text or "Adam" in text for text in texts)
+    nothing = claims.headline(evidence._replace(runs={}))
+    assert nothing == []
+
+
 def test_a_choice_that_the_paper_leaves_open_is_compared_with_the_network_as_it_is(evidence):
     runs, names = evidence.runs, ("digits_kfc_across", "digits_sgd_inside")
     curves = evidence.plan.curves | dict.fromkeys(names)

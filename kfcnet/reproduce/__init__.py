@@ -182,6 +182,7 @@ def draw(plan, index, out, failures):
     evidence = claims.Evidence(plan, runs, measured, frozenset(measured_costs))
     rows = claims.rows(evidence)
     report.write_numbers(rows, out / "numbers.csv")
+    report.write_headline(claims.headline(evidence), out / "headline.md")
     report.write_readme(evidence, progress, rows, drawn, tables, failures, out / "README.md")
 
 

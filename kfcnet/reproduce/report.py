@@ -2,7 +2,7 @@
 
 from kfcnet.figures.html import write_page
 from kfcnet.reproduce import verdicts
-from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK
+from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK, is_waiting
 from kfcnet.reproduce.costs import timed
 from kfcnet.reproduce.progress import CLIP, RATE
 from kfcnet.reproduce.values import Value
@@ -16,6 +16,12 @@ COLUMNS = ("claim", "paper", "here", "ratio", "interval", "verdict", "note")
 def write_numbers(rows, path):
     """Write the Rows as CSV. Raises WriteError."""
     write_csv(path, [COLUMNS, *_fields(rows)])
+
+
+def write_headline(rows, path):
+    """Write the Rows, but for their notes, as a table in Markdown. Raises WriteError."""
+    lines = [[str(getattr(row, column)) for column in COLUMNS[:-1]] for row in rows]
+    write_text(path, _table(COLUMNS[:-1], lines, "lrrrrl"))
 
 
 def write_readme(evidence, progress, rows, drawn, tables, failures, path):
@@ -82,7 +88,7 @@ def _figure(evidence, progress, name, pictures, table):
 
 def _numbers(rows):
     """The table of what was measured, and how many claims wait; numbers.csv has them all."""
-    there = [row for row in rows if not str(row.here).startswith("not run")]
+    there = [row for row in rows if not is_waiting(row)]
     waiting = len(rows) - len(there)
     text = f"{waiting} claims without a run are in `numbers.csv` alone.\n" if waiting else ""
     return "\n".join(filter(None, [there and _table(COLUMNS, _fields(there), "lrrrrll"), text]))
