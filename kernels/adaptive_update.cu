@@ -8,7 +8,7 @@
 //            theta    -= learning_rate * g / (sqrt(squares) + epsilon)
 //   adam     velocity += gain * (g - velocity),  squares += squares_gain * (g^2 - squares)
 //            theta    -= learning_rate * m / (sqrt(s) + epsilon)
-//            with m = velocity / (1 - (1 - gain)^t), and s likewise, at step t = step + 1
+//            with m = velocity / (1 - (1 - gain)^t), and s likewise, at step t, from 1 on
 //            (Kingma & Ba 2015, Algorithm 1)
 // and then average = averaging_decay*average + (1 - averaging_decay)*theta.
 //
@@ -124,7 +124,7 @@ extern "C" __global__ void adam_update(
     float epsilon) {
     const unsigned first = first_of_four();
     if (first >= count || (nonfinite_step && *nonfinite_step >= 0)) return;
-    const float t = *step + 1;
+    const float t = *step;
     const float step_size = *learning_rate / -expm1f(t * log_decay);
     const float correction = 1.0f / -expm1f(t * log_squares_decay);
 

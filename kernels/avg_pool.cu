@@ -2,12 +2,15 @@
 //
 // x (M, HEIGHT, WIDTH, MAPS) -> y (M, OUT_HEIGHT, OUT_WIDTH, MAPS). Windows start in the image
 // every STRIDE pixels (STRIDE <= SIZE); one that hangs over a far border is divided by the pixels
-// it has inside. Linear: the tangent is the forward pass.
+// it has inside. Linear: the tangent is the forward pass. RELU 1: `active` is the output of a ReLU
+// before the pool, whose derivative is taken in the same pass: where it is not positive, dx is zero,
+// and x, then a tangent, counts as zero.
 //
 // One thread: LANES maps of one pixel of the result; the backward pass gathers, in a fixed order.
 // Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
 // tests/test_kernels_elementwise.py.
-// Bytes, with x elements of input and y of output: 4x + 4y each way; limited by memory.
+// Bytes, with x elements of input and y of output: 4x + 4y each way, 4x more with `active`; limited
+// by memory.
 #include "image.cuh"
 
 constexpr int COVERING = (SIZE + STRIDE - 1) / STRIDE;  // windows that cover a pixel, along a side
@@ -18,8 +21,9 @@ __device__ __forceinline__ float weight_of(int row, int column) {
 }
 
 extern "C" __global__ void avg_pool(
-    const float* __restrict__ x,  // aligned (M, HEIGHT, WIDTH, MAPS)
-    float* __restrict__ y,        // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const float* __restrict__ x,       // aligned (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ active,  // or null: aligned (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ y,             // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= unsigned(M * OUT_HEIGHT * OUT_WIDTH * GROUPS)) return;
@@ -31,7 +35,8 @@ extern "C" __global__ void avg_pool(
         for (int c = 0; c < SIZE; ++c) {
             const int row = out.row * STRIDE + r, column = out.column * STRIDE + c;
             const Place in = {out.image, inside(row, HEIGHT), inside(column, WIDTH), out.map};
-            const Maps value = load<LANES>(x + offset_of<HEIGHT, WIDTH>(in));
+            const int offset = offset_of<HEIGHT, WIDTH>(in);
+            const Maps value = active_only<RELU>(load<LANES>(x + offset), active, offset);
             for (int lane = 0; lane < LANES; ++lane)
                 sum[lane] += row < HEIGHT && column < WIDTH ? value[lane] : 0.0f;
         }
@@ -42,8 +47,9 @@ extern "C" __global__ void avg_pool(
 }
 
 extern "C" __global__ void avg_pool_backward(
-    const float* __restrict__ dy,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
-    float* __restrict__ dx,        // aligned (M, HEIGHT, WIDTH, MAPS)
+    const float* __restrict__ dy,      // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const float* __restrict__ active,  // or null: aligned (M, HEIGHT, WIDTH, MAPS)
+    float* __restrict__ dx,            // aligned (M, HEIGHT, WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
     if (thread >= unsigned(M * HEIGHT * WIDTH * GROUPS)) return;
@@ -65,5 +71,6 @@ extern "C" __global__ void avg_pool_backward(
                 sum[lane] += covered ? value[lane] * weight : 0.0f;
         }
     }
-    store(dx + offset_of<HEIGHT, WIDTH>(in), sum);
+    const int offset = offset_of<HEIGHT, WIDTH>(in);
+    store(dx + offset, active_only<RELU>(sum, active, offset));
 }

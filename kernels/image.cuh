@@ -22,6 +22,16 @@ __device__ __forceinline__ int offset_of(const Place& place) {
     return ((place.image * height + place.row) * width + place.column) * MAPS + place.map;
 }
 
+// The value where a ReLU's output is positive, else zero; all of it where there is no ReLU.
+template <bool has_relu>
+__device__ __forceinline__ Maps active_only(Maps value, const float* active, int offset) {
+    if (!has_relu) return value;
+    const Maps output = load<LANES>(active + offset);
+    for (int lane = 0; lane < LANES; ++lane)
+        value[lane] = output[lane] > 0.0f ? value[lane] : 0.0f;
+    return value;
+}
+
 // A coordinate moved into the image: loads need no branch, and what was outside is not used.
 __device__ __forceinline__ int inside(int coordinate, int side) {
     return min(max(coordinate, 0), side - 1);

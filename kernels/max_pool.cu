@@ -3,14 +3,15 @@
 // x (M, HEIGHT, WIDTH, MAPS) -> y, argmax (M, OUT_HEIGHT, OUT_WIDTH, MAPS). Windows start in the
 // image every STRIDE pixels and are clipped at its far borders. argmax is the offset r*SIZE + c of
 // the maximum in its window (SIZE <= 16), the first where several are equal. A NaN counts as larger
-// than any number: it is passed on.
+// than any number: it is passed on. RELU 1: y = max(y, 0), in the same pass; derivative and tangent
+// of a window are then zero where that, `active`, is not positive.
 //
 // One thread: LANES maps of one pixel of the result. The backward pass gathers: every pixel looks
 // into the windows that cover it, in a fixed order, so nothing is added by two threads.
 // Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
 // tests/test_kernels_elementwise.py.
 // Bytes, with x elements of input and y of output: forward 4x + 5y, backward 5y + 4x, tangent at
-// most 4x + 5y; limited by memory.
+// most 4x + 5y, 4y more with `active`; limited by memory.
 #include "image.cuh"
 
 using Offsets = Vector<unsigned char, LANES>;
@@ -43,6 +44,8 @@ extern "C" __global__ void max_pool(
             }
         }
     }
+    for (int lane = 0; lane < LANES; ++lane)
+        if (RELU && best[lane] < 0.0f) best[lane] = 0.0f;
     const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
     store(y + offset, best);
     store(argmax + offset, where);
@@ -51,6 +54,7 @@ extern "C" __global__ void max_pool(
 extern "C" __global__ void max_pool_backward(
     const float* __restrict__ dy,              // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
     const unsigned char* __restrict__ argmax,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const float* __restrict__ active,          // or null: aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
     float* __restrict__ dx,                    // aligned (M, HEIGHT, WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
@@ -58,6 +62,7 @@ extern "C" __global__ void max_pool_backward(
     const Place in = place_of<HEIGHT, WIDTH>(thread);
 
     Maps sum = {};
+#pragma unroll
     for (int i = 0; i < COVERING; ++i) {
 #pragma unroll
         for (int j = 0; j < COVERING; ++j) {
@@ -66,7 +71,7 @@ extern "C" __global__ void max_pool_backward(
             const Place out = {in.image, inside(row, OUT_HEIGHT), inside(column, OUT_WIDTH),
                                in.map};
             const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
-            const Maps value = load<LANES>(dy + offset);
+            const Maps value = active_only<RELU>(load<LANES>(dy + offset), active, offset);
             const Offsets where = load<LANES>(argmax + offset);
             const bool covered = row == out.row && column == out.column && r < SIZE && c < SIZE;
             for (int lane = 0; lane < LANES; ++lane)
@@ -79,6 +84,7 @@ extern "C" __global__ void max_pool_backward(
 extern "C" __global__ void max_pool_tangent(
     const float* __restrict__ rx,              // aligned (M, HEIGHT, WIDTH, MAPS)
     const unsigned char* __restrict__ argmax,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
+    const float* __restrict__ active,          // or null: aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
     float* __restrict__ ry,                    // aligned (M, OUT_HEIGHT, OUT_WIDTH, MAPS)
     int M) {
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
@@ -93,5 +99,5 @@ extern "C" __global__ void max_pool_tangent(
                           out.column * STRIDE + where[lane] % SIZE, out.map + lane};
         value[lane] = rx[offset_of<HEIGHT, WIDTH>(in)];
     }
-    store(ry + offset, value);
+    store(ry + offset, active_only<RELU>(value, active, offset));
 }

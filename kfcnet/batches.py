@@ -93,10 +93,11 @@ class Examples:
 
     def gather(self, indices, batch=None, step=0):
         """The Batch of the examples `indices` (M,), or of a part: see Primitives.gather."""
-        inputs = self.ops.gather(self.images, indices, self.mean, self.scale, batch, step)
-        if self.reconstructs:
-            return Batch(inputs, inputs.reshape(len(inputs), -1))
-        return Batch(inputs, self.ops.take(self.labels, indices, batch, step))
+        labels = None if self.reconstructs else self.labels
+        inputs, targets = self.ops.gather(
+            self.images, labels, indices, self.mean, self.scale, batch, step
+        )
+        return Batch(inputs, inputs.reshape(len(inputs), -1) if labels is None else targets)
 
 
 class Loader:

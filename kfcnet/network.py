@@ -116,9 +116,7 @@ class Network:
         if len(set(names)) < len(names):
             raise ValueError(f"network: two layers are named {max(names, key=names.count)!r}")
         self.weighted[0].needs_input_gradient = False
-        for layer, following in itertools.pairwise(self.layers):
-            if isinstance(following, ReLU) and layer in self.weighted and layer.can_apply_relu:
-                layer.applies_relu = following.fused = True
+        self._fuse_relus()
         ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         first = self.layers[0]  # a weighted layer may see its images in another shape
@@ -126,6 +124,18 @@ class Network:
         self.theta = ops.asarray(self._initial(seed))
         self.gradient = ops.zeros(self.theta.shape)
         self.bind(self.theta)
+
+    def _fuse_relus(self):
+        """Let the layers beside every ReLU apply it and its derivative in their own passes, where
+        they can.
+        """
+        for layer, following in itertools.pairwise(self.layers):
+            if isinstance(following, ReLU) and layer.can_apply_relu:
+                layer.applies_relu = following.fused = True
+                following.derivative_fused = isinstance(layer, MaxPool)
+            if isinstance(layer, ReLU) and isinstance(following, AvgPool):
+                if not layer.derivative_fused:
+                    following.takes_relu_derivative = layer.derivative_fused = True
 
     def _initial(self, seed):
         flat = np.zeros(self._slices[-1].stop)

@@ -71,15 +71,15 @@ def _train(ops, config):
     loss = LOSSES[config.loss](ops)
     M = config.optimizer.batch_size
     images = ops.to_device(np.empty((2 * M, *side), np.uint8))
-    inputs = ops.gather(images, np.zeros(M, np.int64), ops.empty(side), 1.0)
-    batch = Batch(inputs, ops.take(np.zeros(2 * M, np.int32), np.zeros(M, np.int64)))
+    labels, indices = np.zeros(2 * M, np.int32), np.zeros(M, np.int64)
+    batch = Batch(*ops.gather(images, labels, indices, ops.empty(side), 1.0))
     optimizer = build_optimizer(config.optimizer, net, loss)
     optimizer.prepare([batch])
     optimizer.read_sums = lambda: Reading(0.0, 0.0, 0, 0.0, None)  # nothing was computed
     for _ in range(getattr(config.optimizer, "inverse_period", 1)):
         optimizer.step(batch)
-    net.measure_statistics(inputs[:256])
-    net.forward(inputs[:256])
+    net.measure_statistics(batch.inputs[:256])
+    net.forward(batch.inputs[:256])
 
 
 @cache

@@ -134,28 +134,35 @@ def pool_arrays(rng, shape):
     return x, normal(rng, shape[0], macros["OUT_HEIGHT"], macros["OUT_WIDTH"], shape[3]), macros
 
 
+@pytest.mark.parametrize("relu", [0, 1])
 @pytest.mark.parametrize("shape", POOLS)
-def test_max_pool_its_derivative_and_its_tangent(reference, rng, shape):
+def test_max_pool_its_derivative_and_its_tangent(reference, rng, shape, relu):
     x, dy, macros = pool_arrays(rng, shape)
-    (M, *_, maps), window = x.shape, shape[4:]
+    (M, *_, maps), window, macros = x.shape, shape[4:], macros | dict(RELU=relu)
     expected, expected_argmax = reference.max_pool(x.astype(np.float64), *window)
 
     y, argmax = empty(*dy.shape), empty(*dy.shape, dtype=np.uint8)
     launch("max_pool", "max_pool", y.size // lanes(maps), [x, y, argmax, M], **macros)
-    assert np.array_equal(y, expected) and np.array_equal(argmax, expected_argmax)
+    assert np.array_equal(y, np.maximum(expected, 0) if relu else expected)
+    assert np.array_equal(argmax, expected_argmax)
 
-    dx = empty(*x.shape)
-    launch("max_pool", "max_pool_backward", x.size // lanes(maps), [dy, argmax, dx, M], **macros)
-    assert_close(dx, reference.max_pool_backward(dy.astype(np.float64), argmax, x.shape, *window))
+    dx, active = empty(*x.shape), y if relu else None
+    backward = [dy, argmax, active, dx, M]
+    launch("max_pool", "max_pool_backward", x.size // lanes(maps), backward, **macros)
+    passed = dy.astype(np.float64) * (expected > 0 if relu else 1)
+    assert_close(dx, reference.max_pool_backward(passed, argmax, x.shape, *window))
 
     rx, ry = normal(rng, *x.shape), empty(*dy.shape)
-    launch("max_pool", "max_pool_tangent", y.size // lanes(maps), [rx, argmax, ry, M], **macros)
-    assert np.array_equal(ry, reference.max_pool_tangent(rx.astype(np.float64), argmax, *window))
+    tangent = [rx, argmax, active, ry, M]
+    launch("max_pool", "max_pool_tangent", y.size // lanes(maps), tangent, **macros)
+    expected_ry = reference.max_pool_tangent(rx.astype(np.float64), argmax, *window)
+    assert np.array_equal(ry, expected_ry * (expected > 0) if relu else expected_ry)
 
 
 def test_max_pool_passes_nan_and_negative_infinity_on(reference, rng):
     shape = POOLS[0]
     x, dy, macros = pool_arrays(rng, shape)
+    macros["RELU"] = 0
     x[0], x[1, 3, 2, 1], x[2, 0, 0], x[2, 6, 5] = -np.inf, np.nan, np.nan, np.nan
     y, argmax = empty(*dy.shape), empty(*dy.shape, dtype=np.uint8)
     launch("max_pool", "max_pool", y.size // 4, [x, y, argmax, len(x)], **macros)
@@ -165,19 +172,24 @@ def test_max_pool_passes_nan_and_negative_infinity_on(reference, rng):
     numbers = ~np.isnan(y)
     assert np.array_equal(argmax[numbers], expected_argmax[numbers])
     ry = empty(*dy.shape)
-    launch("max_pool", "max_pool_tangent", y.size // 4, [x, argmax, ry, len(x)], **macros)
+    launch("max_pool", "max_pool_tangent", y.size // 4, [x, argmax, None, ry, len(x)], **macros)
     np.testing.assert_array_equal(ry, y)  # every offset leads to its maximum, a NaN's too
 
 
+@pytest.mark.parametrize("has_relu", [False, True])
 @pytest.mark.parametrize("shape", POOLS)
-def test_avg_pool_and_its_derivative(reference, rng, shape):
+def test_avg_pool_and_its_derivative(reference, rng, shape, has_relu):
     x, dy, macros = pool_arrays(rng, shape)
     (M, *_, maps), window = x.shape, shape[4:]
+    macros["RELU"] = int(has_relu)
     y, dx = empty(*dy.shape), empty(*x.shape)
-    launch("avg_pool", "avg_pool", y.size // lanes(maps), [x, y, M], **macros)
-    launch("avg_pool", "avg_pool_backward", x.size // lanes(maps), [dy, dx, M], **macros)
-    assert_close(y, reference.avg_pool(x.astype(np.float64), *window), 1e-6)
-    assert_close(dx, reference.avg_pool_backward(dy.astype(np.float64), x.shape, *window), 1e-6)
+    active = np.maximum(normal(rng, *x.shape), 0) if has_relu else None
+    passed = active > 0 if has_relu else 1
+    launch("avg_pool", "avg_pool", y.size // lanes(maps), [x, active, y, M], **macros)
+    launch("avg_pool", "avg_pool_backward", x.size // lanes(maps), [dy, active, dx, M], **macros)
+    assert_close(y, reference.avg_pool(x.astype(np.float64) * passed, *window), 1e-6)
+    expected = reference.avg_pool_backward(dy.astype(np.float64), x.shape, *window)
+    assert_close(dx, expected * passed, 1e-6)
 
 
 # Response normalisation
@@ -530,7 +542,7 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name, is_decouple
         if name == "adam":
             arguments = [
                 *given,
-                scalar(step, np.int64),
+                scalar(step + 1, np.int64),
                 None,
                 theta,
                 velocity,
@@ -571,22 +583,17 @@ def test_adaptive_updates_follow_their_published_formulas(rng, name, is_decouple
 def test_running_sums_add_up_and_keep_the_first_non_finite_step():
     sums, nonfinite_step = np.zeros(4, np.float32), scalar(-1, np.int64)
 
-    def add(step, loss, *clip):
+    def add(number, loss, *clip):
         scale, nu = map(scalar, clip) if clip else (None, None)
+        step = scalar(number, np.int64)
         launch(
             "training_state",
-            "update_running_sums",
+            "count_step",
             (1,),
-            [
-                np.array([loss, 3], np.float32),
-                scale,
-                nu,
-                scalar(step, np.int64),
-                sums,
-                nonfinite_step,
-            ],
+            [np.array([loss, 3], np.float32), scale, nu, step, sums, nonfinite_step],
             block=1,
         )
+        assert step == number + 1
 
     add(4, 2.5, 0.5, 1.25)
     add(5, 1.5, 1.0, 0.25)
@@ -622,11 +629,11 @@ def test_gather_normalises_the_images_of_a_step_in_the_ring(
         "gather",
         "gather",
         (4, -(-size // lanes(size) // block)),
-        [images, mean, indices, place, x, 9, 4, 7, 1 / 64],
+        [images, labels, mean, indices, place, x, targets, 9, 4, 7, 1 / 64],
         block,
         IMAGE_SIZE=size,
     )
-    launch("gather", "take", 4, [labels, indices, place, targets, 9, 4, 7], IMAGE_SIZE=size)
     chosen = np.resize(indices, 14)[position : position + 4]
-    assert_close(x, reference.gather(images, chosen, mean.astype(np.float64), 1 / 64), 1e-6)
+    expected, _ = reference.gather(images, labels, chosen, mean.astype(np.float64), 1 / 64)
+    assert_close(x, expected, 1e-6)
     assert np.array_equal(targets, labels[chosen])

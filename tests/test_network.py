@@ -5,7 +5,7 @@ import pytest
 from checks import assert_close, derivative
 from networks import EVERY_LAYER, INPUT_SHAPE, network
 
-from kfcnet.layers import Mode, ResponseNorm
+from kfcnet.layers import AvgPool, Mode, ReLU, ResponseNorm
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import build_network
 
@@ -225,10 +225,52 @@ def test_a_copy_leaves_what_the_layers_remember_alone(ops64, rng, inputs):
     assert np.array_equal(net.tangent(direction, 3), expected)
 
 
+def unfused(net):
+    """The network, its ReLUs in passes of their own."""
+    for layer in net.layers:
+        layer.applies_relu = layer.fused = layer.derivative_fused = False
+        layer.takes_relu_derivative = False
+    return net
+
+
+RELUS_BESIDE_POOLS = [
+    dict(layer="conv", filters=4, kernel=3, padding=1, std=0.5),
+    dict(layer="max_pool", size=3, stride=2),
+    dict(layer="relu"),
+    dict(layer="conv", filters=8, kernel=3, padding=1, std=0.5),
+    dict(layer="relu"),
+    dict(layer="avg_pool", size=2, stride=1),
+    dict(layer="max_pool", size=2, stride=1),
+    dict(layer="relu"),
+    dict(layer="avg_pool", size=2, stride=2),
+    dict(layer="dense", units=3, std=0.5),
+]
+
+
+def test_relu_beside_a_pool_is_taken_in_its_passes_with_the_same_results(ops, rng):
+    fused = build_network(RELUS_BESIDE_POOLS, (9, 8, 3), ops)
+    apart = unfused(build_network(RELUS_BESIDE_POOLS, (9, 8, 3), ops))
+    relus = [layer for layer in fused.layers if isinstance(layer, ReLU)]
+    assert [layer.fused for layer in relus] == [True] * 3
+    assert [layer.derivative_fused for layer in relus] == [True] * 3
+    pools = [layer for layer in fused.layers if isinstance(layer, AvgPool)]
+    assert [layer.takes_relu_derivative for layer in pools] == [True, False]
+    x, direction = (ops.asarray(rng.standard_normal(s)) for s in ((5, 9, 8, 3), fused.theta.shape))
+    dz = ops.asarray(rng.standard_normal((3, 3)))  # of a part of the mini-batch
+    results = []
+    for net in fused, apart:
+        z = ops.to_numpy(net.forward(x, training=True))
+        net.backward(dz)
+        net.compute_gradient()
+        tangent = ops.to_numpy(net.tangent(direction, 3))
+        results.append((z, ops.to_numpy(net.gradient).copy(), tangent))
+    for one, other in zip(*results, strict=True):
+        assert np.isfinite(one).all() and np.any(one)
+        assert np.array_equal(one, other)
+
+
 def test_relu_behind_a_weighted_layer_is_taken_in_its_pass_with_the_same_result(ops, rng):
-    fused, apart = network(ops), network(ops)
-    for layer in apart.layers:
-        layer.applies_relu = layer.fused = False
+    fused, apart = network(ops), unfused(network(ops))
     x = ops.asarray(rng.standard_normal((3, *INPUT_SHAPE)))
     assert [layer.applies_relu for layer in fused.weighted] == [False, False, True, False]
     assert np.array_equal(*(ops.to_numpy(net.forward(x)) for net in (fused, apart)))

@@ -375,8 +375,12 @@ def test_softmax_fisher_product_is_the_product_with_the_matrix_of_every_example(
 def test_gather_normalises_the_chosen_images(ops, rng):
     images = rng.integers(0, 256, (9, 4, 3, 2)).astype(np.uint8)
     mean, indices = images.mean(axis=0), np.array([4, 0, 8, 4, 2])
-    x = ops.gather(images, indices, ops.asarray(mean), 0.5)
+    labels = np.arange(9, dtype=np.int32)[::-1].copy()
+    x, targets = ops.gather(images, labels, indices, ops.asarray(mean), 0.5)
     assert_close(ops.to_numpy(x), (images[indices] - mean) * 0.5, 1e-6)
+    assert np.array_equal(ops.to_numpy(targets), labels[indices])
+    again, none = ops.gather(images, None, indices, ops.asarray(mean), 0.5)
+    assert none is None and np.array_equal(ops.to_numpy(again), ops.to_numpy(x))
 
 
 @pytest.mark.parametrize("transpose_a", [False, True])
@@ -503,7 +507,7 @@ def check_update(ops, name, arrays, expected, **options):
     elif name == "rmsprop":
         ops.rmsprop_update(t, s, a, G, 0.1, 0.95, 1e-3, AVERAGING, **options)
     else:
-        ops.adam_update(t, v, s, a, G, 0.1, 0.9, 0.99, 1e-3, 2, AVERAGING, **options)
+        ops.adam_update(t, v, s, a, G, 0.1, 0.9, 0.99, 1e-3, 3, AVERAGING, **options)
     average = AVERAGING * arrays[3] + (1 - AVERAGING) * expected[0]
     for got, want in zip((t, v, s, a), (*expected, average), strict=True):
         assert_close(ops.to_numpy(got), want, 1e-5)
@@ -554,9 +558,9 @@ def test_running_sums_add_up_steps_and_keep_the_first_whose_loss_is_not_finite(o
     ]
     for step, (loss, errors, *clip) in enumerate(results):
         scale, nu = (ops.asarray([number]) for number in clip)
-        ops.update_running_sums(
-            ops.asarray([loss, errors]), scale, nu, ops.counter(step + 7), sums, first
-        )
+        counter = ops.counter(step + 7)
+        ops.count_step(ops.asarray([loss, errors]), scale, nu, counter, sums, first)
+        assert ops.to_numpy(counter).tolist() == [step + 8]
         if step == 2:
             assert ops.to_numpy(sums).tolist() == [4, 6, 1, 5.25]
             assert ops.to_numpy(first).tolist() == [-1]
@@ -565,9 +569,7 @@ def test_running_sums_add_up_steps_and_keep_the_first_whose_loss_is_not_finite(o
 
 def test_running_sums_have_no_nu_of_a_step_that_nothing_clips(ops):
     sums = ops.asarray([1.0, 2.0, 3.0, 4.0])
-    ops.update_running_sums(
-        ops.asarray([0.5, 6.0]), None, None, ops.counter(7), sums, ops.counter(-1)
-    )
+    ops.count_step(ops.asarray([0.5, 6.0]), None, None, ops.counter(7), sums, ops.counter(-1))
     np.testing.assert_array_equal(ops.to_numpy(sums), [1.5, 8, 3, np.nan])
 
 
@@ -579,7 +581,7 @@ def test_running_sums_have_no_nu_of_a_step_that_nothing_clips(ops):
         ("nesterov", 2, (0.1, 0.9, 0.5)),
         ("adagrad", 2, (0.1, 1e-8, 0.5)),
         ("rmsprop", 2, (0.1, 0.9, 1e-8, 0.5)),
-        ("adam", 3, (0.1, 0.9, 0.9, 1e-8, 0, 0.5)),
+        ("adam", 3, (0.1, 0.9, 0.9, 1e-8, 1, 0.5)),
     ],
 )
 def test_no_update_moves_anything_after_a_loss_that_was_not_finite(

@@ -34,6 +34,8 @@ class Layer:
     """
 
     saved = None
+    can_apply_relu = False  # whether it can apply the ReLU behind it in its own pass
+    applies_relu = False
 
     def __init__(self, ops, input_shape, name):
         self.ops, self.input_shape, self.name = ops, tuple(input_shape), name

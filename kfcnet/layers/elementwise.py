@@ -6,16 +6,19 @@ from kfcnet.layers.base import Layer
 class ReLU(Layer):
     """max(x, 0); the derivative at 0 is 0. `saved` is the output.
 
-    fused: the convolution before already applied it.
+    fused: the layer before already applied it. derivative_fused: a pool beside it takes its
+    derivative in its own passes.
     """
 
-    fused = False
+    fused = derivative_fused = False
 
     def forward(self, x, mode):
         self.saved = x if self.fused else self.ops.relu(x)
         return self.saved
 
     def backward(self, dy):
+        if self.derivative_fused:
+            return dy
         return self.ops.relu_backward(dy, self.saved[: len(dy)])
 
     tangent = backward

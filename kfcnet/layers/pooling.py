@@ -25,29 +25,50 @@ class _Pool(Layer):
 class MaxPool(_Pool):
     """The maximum of each window; derivative and tangent follow the first pixel that attains it.
 
-    `saved` is that pixel's place in every window.
+    `saved` is that pixel's place in every window, and the output where it `applies_relu`, else
+    None: the pool then takes the derivative of the ReLU behind it too.
     """
 
+    can_apply_relu = True
+
     def forward(self, x, mode):
-        y, self.saved = self.ops.max_pool(x, *self.window, self.clipped)
+        y, argmax = self.ops.max_pool(x, *self.window, self.clipped, self.applies_relu)
+        self.saved = argmax, y if self.applies_relu else None
         return y
 
     def backward(self, dy):
+        argmax, active = _of_first(len(dy), self.saved)
         shape = (len(dy), *self.input_shape)
-        return self.ops.max_pool_backward(dy, self.saved[: len(dy)], shape, *self.window)
+        return self.ops.max_pool_backward(dy, argmax, shape, *self.window, active=active)
 
     def tangent(self, rx):
-        return self.ops.max_pool_tangent(rx, self.saved[: len(rx)], *self.window)
+        argmax, active = _of_first(len(rx), self.saved)
+        return self.ops.max_pool_tangent(rx, argmax, *self.window, active=active)
 
 
 class AvgPool(_Pool):
-    """The mean of each clipped window; linear."""
+    """The mean of each clipped window; linear.
+
+    takes_relu_derivative: that of the ReLU before it; `saved` is then (x,), the output of that
+    ReLU, else (None,).
+    """
+
+    takes_relu_derivative = False
 
     def forward(self, x, mode):
+        self.saved = (x if self.takes_relu_derivative else None,)
         return self.ops.avg_pool(x, *self.window, self.clipped)
 
     def backward(self, dy):
-        return self.ops.avg_pool_backward(dy, (len(dy), *self.input_shape), *self.window)
+        (active,) = _of_first(len(dy), self.saved)
+        shape = (len(dy), *self.input_shape)
+        return self.ops.avg_pool_backward(dy, shape, *self.window, active=active)
 
     def tangent(self, rx):
-        return self.ops.avg_pool(rx, *self.window, self.clipped)
+        (active,) = _of_first(len(rx), self.saved)
+        return self.ops.avg_pool(rx, *self.window, self.clipped, active=active)
+
+
+def _of_first(m, arrays):
+    """The parts of the first m examples; None where there is no array."""
+    return [None if array is None else array[:m] for array in arrays]

@@ -29,8 +29,6 @@ class Weighted(Layer):
 
     fisher_block = "kronecker"
     is_regularised = True  # whether a weight decay or max-norm that is one number holds for it
-    can_apply_relu = False  # whether it can apply the ReLU behind it in its own pass
-    applies_relu = False
     needs_input_gradient = True
 
     def __init__(self, ops, input_shape, name, weight_shape, locations, mean, std):

@@ -147,27 +147,41 @@ class Primitives(ABC):
     # Pooling
 
     @abstractmethod
-    def max_pool(self, x, size, stride, clipped=True):
+    def max_pool(self, x, size, stride, clipped=True, relu=False):
         """x (M, H, W, J) -> maxima (M, Ho, Wo, J), and their offsets r*size + c in the window.
 
-        clipped: as for `pooled_size`.
+        clipped: as for `pooled_size`. relu: of the maxima max(y, 0), in the same pass.
         """
 
     @abstractmethod
-    def max_pool_backward(self, dy, argmax, x_shape, size, stride):
-        """dy (M, Ho, Wo, J) -> dx of x_shape: every derivative goes to its window's argmax."""
+    def max_pool_backward(self, dy, argmax, x_shape, size, stride, active=None):
+        """dy (M, Ho, Wo, J) -> dx of x_shape: every derivative goes to its window's argmax.
+
+        active (M, Ho, Wo, J): the output of a ReLU behind it; derivatives where it is not positive
+        do not count.
+        """
 
     @abstractmethod
-    def max_pool_tangent(self, rx, argmax, size, stride):
-        """rx (M, H, W, J) -> ry (M, Ho, Wo, J): the tangent of the pixel at each argmax."""
+    def max_pool_tangent(self, rx, argmax, size, stride, active=None):
+        """rx (M, H, W, J) -> ry (M, Ho, Wo, J): the tangent of the pixel at each argmax.
+
+        active (M, Ho, Wo, J): as in `max_pool_backward`.
+        """
 
     @abstractmethod
-    def avg_pool(self, x, size, stride, clipped=True):
-        """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J)."""
+    def avg_pool(self, x, size, stride, clipped=True, active=None):
+        """x (M, H, W, J) -> means of the clipped windows (M, Ho, Wo, J).
+
+        active (M, H, W, J): the output of a ReLU before it, where x is a tangent that has not
+        passed through it; x where it is not positive does not count.
+        """
 
     @abstractmethod
-    def avg_pool_backward(self, dy, x_shape, size, stride):
-        """dy (M, Ho, Wo, J) -> dx of x_shape: a derivative is spread over its clipped window."""
+    def avg_pool_backward(self, dy, x_shape, size, stride, active=None):
+        """dy (M, Ho, Wo, J) -> dx of x_shape: a derivative is spread over its clipped window.
+
+        active, of x_shape: the output of a ReLU before it; dx is zero where it is not positive.
+        """
 
     # Normalisation
 
@@ -271,17 +285,14 @@ class Primitives(ABC):
     # Mini-batches
 
     @abstractmethod
-    def gather(self, images, indices, mean, scale, batch=None, step=0):
-        """images uint8 (N, H, W, C), indices (n,), mean (H, W, C) -> (image - mean) * scale.
+    def gather(self, images, labels, indices, mean, scale, batch=None, step=0):
+        """images uint8 (N, H, W, C), labels int32 (N,) or None, indices (n,), mean (H, W, C) ->
+        (image - mean) * scale (n, H, W, C), and their labels (n,) or None.
 
-        batch: that number of images (batch, H, W, C) instead of all, from place step*batch on in
+        batch: that number of examples instead of all, from place step*batch on in
         `indices` as a ring; of R processes every one takes its share of R*batch places from
         step*R*batch on. step: a number or a counter.
         """
-
-    @abstractmethod
-    def take(self, labels, indices, batch=None, step=0):
-        """The labels that belong to `gather`'s images."""
 
     # Vectors and matrices
 
@@ -338,8 +349,9 @@ class Primitives(ABC):
     # Updates
 
     @abstractmethod
-    def update_running_sums(self, totals, clip_scale, nu, step, sums, nonfinite_step):
-        """sums (4,) += [loss, errors, clipped or not, nu] of totals (2,), clip_scale and nu (1,).
+    def count_step(self, totals, clip_scale, nu, step, sums, nonfinite_step):
+        """sums (4,) += [loss, errors, clipped or not, nu] of totals (2,), clip_scale and nu (1,);
+        then step += 1, a counter.
 
         Where nothing clips the latter two are None, and the sum of nu becomes NaN. Where the loss
         is not finite nonfinite_step (1,) becomes `step`, unless it was set before; -1 where it was
@@ -376,7 +388,7 @@ class Primitives(ABC):
         velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
         average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
         All updates: weight_decay*theta, with weight_decay (n,), is added to the direction first;
-        none moves anything once nonfinite_step (1,) is not negative: see `update_running_sums`.
+        none moves anything once nonfinite_step (1,) is not negative: see `count_step`.
         """
 
     @abstractmethod
@@ -402,7 +414,7 @@ class Primitives(ABC):
 
         average (I, P) has folded in `weight` as it was, with averaging_decay; it takes its share of
         the change. Column 0, the bias, is free. In place. Nothing moves once nonfinite_step (1,) is
-        not negative: see `update_running_sums`.
+        not negative: see `count_step`.
         """
 
     @abstractmethod
@@ -454,7 +466,7 @@ class Primitives(ABC):
         momentum,
         square_decay,
         epsilon,
-        completed,
+        number,
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
@@ -462,6 +474,6 @@ class Primitives(ABC):
     ):
         """velocity and squares: running means of g and g^2, here divided by 1 - decay^step.
 
-        theta -= learning_rate * mean / (sqrt(mean square) + epsilon). completed: the steps before
-        this one, a number or a counter.
+        theta -= learning_rate * mean / (sqrt(mean square) + epsilon). number: of this step,
+        counted from 1, a number or a counter.
         """

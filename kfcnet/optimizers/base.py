@@ -278,7 +278,6 @@ class GradientMethod(ScheduledOptimizer):
         self._backward(dz, totals)
         self.running_sums.add(self.step_counter, totals)
         self._move_along_gradient(self.ops.ranks.whole(batch.size))
-        self.ops.advance(self.step_counter)
         return Step(totals, None)
 
     def _move_along_gradient(self, examples):

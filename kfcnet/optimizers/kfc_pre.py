@@ -79,7 +79,6 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
                 clip_scale = self._polyak_scale(clip_scale, totals, examples)
         self.running_sums.add(self.step_counter, totals, clip_scale, nu)
         self._move(self.direction, clip_scale, examples)
-        self.ops.advance(self.step_counter)
         return Step(totals, clip_scale)
 
     def read_sums(self):

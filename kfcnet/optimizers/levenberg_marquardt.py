@@ -93,7 +93,6 @@ class LevenbergMarquardt(KroneckerOptimizer):
                 averaging_decay,
                 self.running_sums.nonfinite_step,
             )
-        self.ops.advance(self.step_counter)
         self._count(examples)
 
     STATE = ("learning_rate", "damping", "factor_damping")

@@ -32,8 +32,8 @@ class RunningSums:
         self.sums, self.nonfinite_step = ops.zeros((4,)), ops.counter(-1)
 
     def add(self, step, totals, clip_scale=None, nu=None):
-        """Add a step's results, before its update; step: its number, a counter."""
-        self.ops.update_running_sums(totals, clip_scale, nu, step, self.sums, self.nonfinite_step)
+        """Add a step's results, before its update; step: its number, a counter, which goes on."""
+        self.ops.count_step(totals, clip_scale, nu, step, self.sums, self.nonfinite_step)
 
     def read(self):
         """A Reading."""

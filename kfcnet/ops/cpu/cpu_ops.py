@@ -223,35 +223,41 @@ class CpuOps(Eager):
 
     # Pooling
 
-    def max_pool(self, x, size, stride, clipped=True):
+    def max_pool(self, x, size, stride, clipped=True, relu=False):
         y = self.empty(pooled_shape(x.shape, size, stride, clipped))
         argmax = np.empty(y.shape, np.uint8)
         self._run(lambda *arrays: self._windows.max_pool(*arrays, size, stride), x, y, argmax)
-        return y, argmax
+        return self.relu(y) if relu else y, argmax
 
-    def max_pool_backward(self, dy, argmax, x_shape, size, stride):
+    def max_pool_backward(self, dy, argmax, x_shape, size, stride, active=None):
+        dy = self._active_only(dy, active)
         dx = self.empty((len(dy), *x_shape[1:]))
         self._run(
             lambda *arrays: self._windows.max_pool_backward(*arrays, size, stride), dy, argmax, dx
         )
         return dx
 
-    def max_pool_tangent(self, rx, argmax, size, stride):
+    def max_pool_tangent(self, rx, argmax, size, stride, active=None):
         ry = self.empty(argmax.shape)
         self._run(
             lambda *arrays: self._windows.max_pool_tangent(*arrays, size, stride), rx, argmax, ry
         )
-        return ry
+        return self._active_only(ry, active)
 
-    def avg_pool(self, x, size, stride, clipped=True):
+    def avg_pool(self, x, size, stride, clipped=True, active=None):
+        x = self._active_only(x, active)
         y = self.empty(pooled_shape(x.shape, size, stride, clipped))
         self._run(lambda *arrays: self._windows.avg_pool(*arrays, size, stride), x, y)
         return y
 
-    def avg_pool_backward(self, dy, x_shape, size, stride):
+    def avg_pool_backward(self, dy, x_shape, size, stride, active=None):
         dx = self.empty((len(dy), *x_shape[1:]))
         self._run(lambda *arrays: self._windows.avg_pool_backward(*arrays, size, stride), dy, dx)
-        return dx
+        return self._active_only(dx, active)
+
+    def _active_only(self, values, active):
+        """The derivative of a ReLU with the output `active`, if there is one."""
+        return values if active is None else self.relu_backward(values, active)
 
     # Normalisation
 
@@ -412,7 +418,7 @@ class CpuOps(Eager):
 
     # Mini-batches
 
-    def gather(self, images, indices, mean, scale, batch=None, step=0):
+    def gather(self, images, labels, indices, mean, scale, batch=None, step=0):
         indices = self._part(indices, batch, step)
         x = self.empty((len(indices), *images.shape[1:]))
 
@@ -421,10 +427,7 @@ class CpuOps(Eager):
             x *= self.dtype.type(scale)
 
         self._run(normalise, indices, x)
-        return x
-
-    def take(self, labels, indices, batch=None, step=0):
-        return labels[self._part(indices, batch, step)]
+        return x, None if labels is None else labels[indices]
 
     def _part(self, ring, batch, step):
         """This process's entries from step*R*batch on of a ring (n,): (batch,); the ring itself
@@ -478,12 +481,13 @@ class CpuOps(Eager):
 
     # Updates
 
-    def update_running_sums(self, totals, clip_scale, nu, step, sums, nonfinite_step):
+    def count_step(self, totals, clip_scale, nu, step, sums, nonfinite_step):
         sums[:2] += totals
         sums[2] += clip_scale is not None and clip_scale[0] < 1
         sums[3] += np.nan if nu is None else nu[0]
         if not (_is_set(nonfinite_step) or np.isfinite(totals[0])):
             nonfinite_step[...] = step
+        self.advance(step)
 
     def clip_scale(self, quadratic, learning_rate, clip):
         nu = learning_rate**2 * quadratic
@@ -608,7 +612,7 @@ class CpuOps(Eager):
         momentum,
         square_decay,
         epsilon,
-        completed,
+        number,
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
@@ -616,7 +620,7 @@ class CpuOps(Eager):
     ):
         if _is_set(nonfinite_step):
             return
-        steps = _number(completed) + 1
+        steps = _number(number)
         mean_scale, square_scale = 1 - momentum**steps, 1 - square_decay**steps
         step = learning_rate / mean_scale
         vectors = theta, velocity, squares, average, gradient, weight_decay

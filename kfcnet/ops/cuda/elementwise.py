@@ -14,38 +14,42 @@ class Elementwise(Launcher):
 
     # Pooling
 
-    def max_pool(self, x, size, stride, clipped=True):
+    def max_pool(self, x, size, stride, clipped=True, relu=False):
         y = self.empty(pooled_shape(x.shape, size, stride, clipped))
         argmax = self.empty(y.shape, np.uint8)
-        self._pool("max_pool", "max_pool", y, (x, y), size, stride, x, y, argmax)
+        self._pool("max_pool", "", y, (x, y), size, stride, relu, x, y, argmax)
         return y, argmax
 
-    def max_pool_backward(self, dy, argmax, x_shape, size, stride):
-        dx = self.empty((len(dy), *x_shape[1:]))
-        self._pool("max_pool", "max_pool_backward", dx, (dx, dy), size, stride, dy, argmax, dx)
+    def max_pool_backward(self, dy, argmax, x_shape, size, stride, active=None):
+        dx, relu = self.empty((len(dy), *x_shape[1:])), active is not None
+        arrays = dy, argmax, active, dx
+        self._pool("max_pool", "_backward", dx, (dx, dy), size, stride, relu, *arrays)
         return dx
 
-    def max_pool_tangent(self, rx, argmax, size, stride):
-        ry = self.empty(argmax.shape)
-        self._pool("max_pool", "max_pool_tangent", ry, (rx, ry), size, stride, rx, argmax, ry)
+    def max_pool_tangent(self, rx, argmax, size, stride, active=None):
+        ry, relu = self.empty(argmax.shape), active is not None
+        arrays = rx, argmax, active, ry
+        self._pool("max_pool", "_tangent", ry, (rx, ry), size, stride, relu, *arrays)
         return ry
 
-    def avg_pool(self, x, size, stride, clipped=True):
-        y = self.empty(pooled_shape(x.shape, size, stride, clipped))
-        self._pool("avg_pool", "avg_pool", y, (x, y), size, stride, x, y)
+    def avg_pool(self, x, size, stride, clipped=True, active=None):
+        y, relu = self.empty(pooled_shape(x.shape, size, stride, clipped)), active is not None
+        self._pool("avg_pool", "", y, (x, y), size, stride, relu, x, active, y)
         return y
 
-    def avg_pool_backward(self, dy, x_shape, size, stride):
-        dx = self.empty((len(dy), *x_shape[1:]))
-        self._pool("avg_pool", "avg_pool_backward", dx, (dx, dy), size, stride, dy, dx)
+    def avg_pool_backward(self, dy, x_shape, size, stride, active=None):
+        dx, relu = self.empty((len(dy), *x_shape[1:])), active is not None
+        self._pool("avg_pool", "_backward", dx, (dx, dy), size, stride, relu, dy, active, dx)
         return dx
 
-    def _pool(self, file, kernel, result, images, size, stride, *arrays):
-        """images: the array of the images, and that of the pooled ones."""
+    def _pool(self, file, which, result, images, size, stride, relu, *arrays):
+        """images: the array of the images, and that of the pooled ones. relu: whether a ReLU beside
+        the pool is taken in the same pass.
+        """
         (_, H, W, J), (_, Ho, Wo, _) = (array.shape for array in images)
         self._each(
             file,
-            kernel,
+            file + which,
             result.size // lanes_of(J),
             *arrays,
             len(result),
@@ -56,6 +60,7 @@ class Elementwise(Launcher):
             STRIDE=stride,
             OUT_HEIGHT=Ho,
             OUT_WIDTH=Wo,
+            RELU=int(relu),
         )
 
     # Normalisation

@@ -13,19 +13,23 @@ class Updates(Launcher):
 
     # Mini-batches
 
-    def gather(self, images, indices, mean, scale, batch=None, step=0):
+    def gather(self, images, labels, indices, mean, scale, batch=None, step=0):
         M, size = batch or len(indices), math.prod(images.shape[1:])
-        x = self.empty((M, *images.shape[1:]))
+        x, targets = self.empty((M, *images.shape[1:])), None
+        if labels is not None:
+            labels, targets = self._on_device(labels, np.int32), self.empty(M, np.int32)
         grid = M, ceil_div(size // lanes_of(size), BLOCK)
         self.launch(
             "gather",
             "gather",
             grid,
             self._on_device(images, np.uint8),
+            labels,
             mean,
             self._on_device(indices, np.int64),
             self._step(step),
             x,
+            targets,
             len(images),
             M,
             len(indices),
@@ -33,26 +37,7 @@ class Updates(Launcher):
             IMAGE_SIZE=size,
             **(self._shared() if batch else {}),
         )
-        return x
-
-    def take(self, labels, indices, batch=None, step=0):
-        M = batch or len(indices)
-        targets = self.empty(M, np.int32)
-        self._each(
-            "gather",
-            "take",
-            M,
-            self._on_device(labels, np.int32),
-            self._on_device(indices, np.int64),
-            self._step(step),
-            targets,
-            len(labels),
-            M,
-            len(indices),
-            IMAGE_SIZE=1,
-            **(self._shared() if batch else {}),
-        )
-        return targets
+        return x, targets
 
     # Vectors and matrices
 
@@ -87,10 +72,10 @@ class Updates(Launcher):
 
     # Updates
 
-    def update_running_sums(self, totals, clip_scale, nu, step, sums, nonfinite_step):
+    def count_step(self, totals, clip_scale, nu, step, sums, nonfinite_step):
         self.launch(
             "training_state",
-            "update_running_sums",
+            "count_step",
             1,
             totals,
             clip_scale,
@@ -281,7 +266,7 @@ class Updates(Launcher):
         momentum,
         square_decay,
         epsilon,
-        completed,
+        number,
         averaging_decay,
         nonfinite_step=None,
         weight_decay=None,
@@ -295,7 +280,7 @@ class Updates(Launcher):
             weight_decay,
             self._scalar(learning_rate),
             self._scalar(averaging_decay),
-            self._step(completed),
+            self._step(number),
             nonfinite_step,
             theta,
             velocity,
