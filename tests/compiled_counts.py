@@ -93,7 +93,8 @@ def _blocks(launch):
     return int(np.prod(launch.grid))
 
 
-def _megabytes(launch):
+def megabytes(launch):
+    """Of the arrays that a launch is given, each once."""
     arrays = {id(value): value.nbytes for value in launch.values if isinstance(value, np.ndarray)}
     return sum(arrays.values()) / 1e6
 
@@ -151,7 +152,7 @@ def row(one):
                 blocks,
                 f"{together * ceil_div(one.threads, 32):.1f}",
                 f"{blocks / blocks_each / MULTIPROCESSORS:.2f}",
-                f"{_megabytes(launches[0]):.2f}",
+                f"{megabytes(launches[0]):.2f}",
             )
             cells |= dict(zip(names, numbers, strict=True))
     always = loop.always if loop else {}

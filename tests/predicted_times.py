@@ -1,0 +1,117 @@
+"""How long a step of the CIFAR-10 network would take on an H100, from what was counted.
+
+No GPU has been asked: this is a model, good to 30% at best, whose use is to tell before a
+measurement what to expect, and after it where the model is wrong. A launch takes
+
+    GAP + max(SHORTEST, bytes / rate, instructions / issue, mma / tensor) / filled
+
+bytes: of its arrays, each once (compiled_counts.py); the rate is the L2's where they fit into half
+of it. instructions: of the main loop, its arithmetic over the share that arithmetic has of the
+issue slots. filled: the part of a multiprocessor's rates that its warps can use, all from
+ENOUGH_WARPS on. Launches follow one another, as they are
+recorded. `python tests/predicted_times.py > tests/predicted_times.csv` writes the table anew.
+"""
+
+import csv
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import recorded_steps
+from compiled_counts import Specialised, megabytes, table
+
+from kfcnet.ops.cuda.launcher import MULTIPROCESSORS
+
+TABLE = Path(__file__).with_name("predicted_times.csv")
+GAP, SHORTEST = (
+    1.3,
+    1.5,
+)  # us between two launches of a graph that wait for one another, of a launch
+CLOCK = 1755.0  # MHz: cycles a us
+MEMORY, L2, HALF_OF_L2 = 3.0, 5.5, 25.0  # MB a us, MB a us, MB
+SCHEDULERS = 4 * MULTIPROCESSORS  # each issues an instruction of 32 lanes a cycle
+MMA_CYCLES = 6.4  # of a scheduler for an m16n8k8 of TF32 by mma.sync: 62% of the peak rate
+ENOUGH_WARPS = 16  # of a multiprocessor, to hide what each waits for
+STEPS = {
+    "SGD, batch 128": ("cifar_sgd", 128),
+    "KFC-pre, batch 512": ("cifar_kfc", 512, None, False),
+    "with statistics": ("cifar_kfc", 512, 0.5, False),
+    "with statistics and inverses": ("cifar_kfc", 512, 0.5, True),
+}
+PERIOD = 5  # of statistics and of inverses, as configs/cifar_kfc.yaml has them
+
+
+def multiply_adds(launch):
+    """Of the arithmetic for which a launch is there; 0 where memory alone limits it."""
+    c, numbers = dict(launch.constants), [v for v in launch.values if np.ndim(v) == 0]
+    if launch.kernel.startswith("conv_forward"):
+        outputs = launch.values[2].size
+        return outputs * c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
+    if launch.kernel.startswith(("conv_backward_weights_tf32", "conv_backward_weights_register")):
+        return launch.values[1].size * c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
+    if launch.kernel.startswith("matmul"):
+        return math.prod(map(int, numbers[:3]))
+    if launch.kernel == "gram_offsets_slices":
+        K = c["KERNEL_SIZE"]
+        return launch.values[0].size * (2 * K * (K - 1) + 1) * c["IN_MAPS"]
+    if launch.kernel == "gram_patches_slices":
+        M, P = int(numbers[0]), 1 + c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
+        return M * c["OUT_HEIGHT"] * c["OUT_WIDTH"] * P * (P + c["TILE"]) // 2
+    if launch.kernel == "gram_rows_slices":
+        return launch.values[0].size * (c["MAPS"] + 32) // 2
+    if launch.kernel == "spd_sweep":
+        sides = [int(side) for side in str(c["SIDES"]).split(",")]
+        sweeps = -(-max(sides) // 32)
+        return 3 * sum(side**3 for side in sides) // 2 // sweeps
+    return 0
+
+
+def microseconds(launch, cells):
+    """Of a launch, GAP included; cells: its line of the table of counts."""
+    warps = -(-int(np.prod(launch.block)) // 32)
+    blocks = int(np.prod(launch.grid))
+    together = min(blocks / MULTIPROCESSORS, float(cells["blocks_a_multiprocessor"]))
+    filled = min(1.0, together * warps / ENOUGH_WARPS)
+    moved = megabytes(launch)
+    times = [moved / (L2 if moved <= HALF_OF_L2 else MEMORY)]
+    if work := multiply_adds(launch):
+        is_tensor = int(cells["HMMA"]) > 0
+        arithmetic = work / (1024 if is_tensor else 32)
+        times.append(arithmetic / float(cells["share"]) / SCHEDULERS / CLOCK)
+        if is_tensor:
+            times.append(arithmetic * MMA_CYCLES / SCHEDULERS / CLOCK)
+    return GAP + max(SHORTEST, max(times) / filled)
+
+
+def predictions():
+    """[{column: text}] of STEPS, and of what KFC-pre's steps take on average."""
+    counted, rows = table(), []
+    for step, arguments in STEPS.items():
+        launches = recorded_steps.record(*arguments).launches
+        lines = [counted[Specialised(*launch[:3], {}).name] for launch in launches]
+        times = [microseconds(*pair) for pair in zip(launches, lines, strict=True)]
+        rows.append((step, len(launches), sum(times)))
+    (_, _, plain), (_, _, statistics), (_, _, inverses) = rows[1:]
+    average = plain + (statistics - plain) / PERIOD + (inverses - statistics) / PERIOD
+    rows.append(("KFC-pre, on average", "", average))
+    return [
+        {
+            "step": step,
+            "launches": launches,
+            "gaps_us": f"{GAP * launches:.0f}" if launches else "",
+            "us": f"{time:.0f}",
+        }
+        for step, launches, time in rows
+    ]
+
+
+def main():
+    rows = predictions()
+    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

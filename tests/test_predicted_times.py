@@ -1,0 +1,53 @@
+"""The predicted times of steps: the table is what the counts give, and within its bounds."""
+
+import csv
+
+import pytest
+import recorded_steps
+from compiled_counts import Specialised, table
+from predicted_times import GAP, SHORTEST, TABLE, microseconds, multiply_adds, predictions
+
+
+@pytest.fixture(scope="module")
+def launches():
+    return recorded_steps.record("cifar_kfc", 512, 0.5, True).launches
+
+
+def of(launches, kernel):
+    return [launch for launch in launches if launch.kernel == kernel]
+
+
+def test_table_is_what_the_counts_give():
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    found = [{name: str(cell) for name, cell in row.items()} for row in predictions()]
+    assert written == found
+
+
+def test_predicted_steps_keep_to_their_bounds():
+    times = {row["step"]: float(row["us"]) for row in predictions()}
+    assert times["SGD, batch 128"] <= 160
+    assert times["KFC-pre, on average"] <= 640
+
+
+def test_multiply_adds_are_those_of_the_layers(launches):
+    conv = [multiply_adds(launch) for launch in of(launches, "conv_forward_tf32")]
+    pixels = 512 * 32 * 32, 512 * 16 * 16, 512 * 8 * 8
+    forward = [pixels[0] * 32 * 75, pixels[1] * 32 * 800, pixels[2] * 64 * 800]
+    assert conv[:3] == forward
+    weights = [multiply_adds(one) for one in of(launches, "conv_backward_weights_tf32")]
+    assert sorted(weights) == sorted(forward)
+    omega = [multiply_adds(one) for one in of(launches, "gram_offsets_slices")]
+    assert pixels[1] // 4 * 32 * 41 * 32 in omega  # of a quarter of the mini-batch
+    assert all(multiply_adds(launch) == 0 for launch in of(launches, "max_pool"))
+
+
+def test_a_launch_takes_longer_with_fewer_warps_and_never_less_than_its_gap(launches):
+    conv = of(launches, "conv_forward_tf32")[1]
+    cells = table()[Specialised(*conv[:3], {}).name]
+    full = microseconds(conv, cells)
+    assert full > GAP + SHORTEST
+    assert microseconds(conv, cells | {"blocks_a_multiprocessor": "1"}) > full
+    (count,) = of(launches, "count_step")
+    cells = table()[Specialised(*count[:3], {}).name]
+    assert microseconds(count, cells) == GAP + SHORTEST
