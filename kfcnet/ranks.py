@@ -240,7 +240,9 @@ def world():
     if _OPEN_MPI in os.environ and not library.startswith("Open MPI"):
         raise RanksError(of_another)  # some libraries end the process where they find that
     if not MPI.Is_initialized():
-        MPI.Init_thread()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            MPI.Init_thread()
     ranks = MpiRanks(MPI)
     if started > 1 and ranks.count == 1:
         raise RanksError(

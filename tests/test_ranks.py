@@ -61,6 +61,9 @@ OPTIMIZERS = {
     "adagrad": AdagradConfig(learning_rate=0.05),
     "rmsprop": RmspropConfig(learning_rate=0.01),
     "adam": AdamConfig(learning_rate=0.01),
+    "adam with decoupled decay": AdamConfig(
+        learning_rate=0.01, weight_decay=0.1, decoupled_decay=True, max_norm=0.9
+    ),
     "kfc_pre": KfcPreConfig(**KFC),
     "kfc_pre with damping auto": KfcPreConfig(**KFC | dict(learning_rate=3.0), damping="auto"),
     "kfc_pre with a delay": KfcPreConfig(**KFC, inverse_delay=3),
@@ -77,11 +80,17 @@ OPTIMIZERS = {
         momentum=0.99,
     ),
     "kfc_pre with exact damping": KfcPreConfig(**KFC, tikhonov="exact"),
+    "kfc_pre with a delay, exact damping and a limit on norms": KfcPreConfig(
+        **KFC, tikhonov="exact", inverse_delay=3, max_norm=0.9
+    ),
     "kfac": KfacConfig(**SECOND, inverse_period=4),
     "kfac with exact damping": KfacConfig(**SECOND, tikhonov="exact", damping_period=3),
     # With less damping conjugate gradients make 1e-7 of a rounding error within forty updates, of
     # one between shards of a single process too.
     "hessian_free": HessianFreeConfig(**SECOND, cg_iterations=4, damping=10.0, min_damping=5.0),
+    "hessian_free alone": HessianFreeConfig(
+        **SECOND, cg_iterations=4, damping=10.0, min_damping=5.0, preconditioner="none"
+    ),
 }
 
 
@@ -143,13 +152,47 @@ def test_forty_updates_of_several_processes_are_those_of_one(name, count):
     check(OPTIMIZERS[name], EVERY_LAYER, count)
 
 
-@pytest.mark.parametrize("name", ["sgd", "kfc_pre", "kfac", "hessian_free"])
-def test_batch_normalisation_is_over_the_examples_of_both_processes(name):
-    check(OPTIMIZERS[name], NORMALISED, 2)
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["sgd", "kfc_pre", "kfc_pre ekfac", "kfac", "hessian_free"])
+def test_batch_normalisation_is_over_the_examples_of_all_processes(name, count):
+    check(OPTIMIZERS[name], NORMALISED, count)
 
 
-def test_with_squared_error_both_draw_the_targets_of_one():
-    check(OPTIMIZERS["kfc_pre"], EVERY_LAYER, 2, loss="squared_error")
+@pytest.mark.parametrize(
+    "name",
+    ["kfc_pre", *(pytest.param(n, marks=pytest.mark.slow) for n in ("kfac", "hessian_free"))],
+)
+def test_with_squared_error_both_draw_the_targets_of_one(name):
+    check(OPTIMIZERS[name], EVERY_LAYER, 2, loss="squared_error")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "kfc_pre with a delay" else pytest.mark.slow)
+        for name in OPTIMIZERS
+    ],
+)
+def test_a_state_of_two_goes_on_with_two_bit_for_bit_and_with_one_or_four_to_rounding(name):
+    def state(ranks, **more):
+        return trained(ranks, OPTIMIZERS[name], EVERY_LAYER, **more).state()
+
+    begun = on_ranks(2, lambda ranks: state(ranks, updates=17))[1]  # an inversion is under way
+    assert bool(begun.get("begun")) == bool(getattr(OPTIMIZERS[name], "inverse_delay", 0))
+    whole, again = (
+        on_ranks(2, lambda ranks, state_=state_: state(ranks, state=state_))[0]
+        for state_ in (None, begun)
+    )
+    assert_same_bits(again, whole)
+    for other in (state(Alone(), state=begun), on_ranks(4, lambda r: state(r, state=begun))[3]):
+        vectors = ("theta", "velocity", "average")
+        assert_close({k: other[k] for k in vectors}, {k: whole[k] for k in vectors})
+
+
+def test_what_one_process_alone_does_has_the_bits_of_no_ranks_at_all():
+    alone = trained(Alone(), OPTIMIZERS["kfc_pre"], EVERY_LAYER)
+    (one,) = on_ranks(1, lambda ranks: trained(ranks, OPTIMIZERS["kfc_pre"], EVERY_LAYER))
+    assert_same_bits(one.state(), alone.state())
 
 
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")
