@@ -45,11 +45,11 @@ class Contestant:
         }
 
 
-def example_batch(ops, M, seed=0):
+def example_batch(ops, M, seed=0, input_shape=INPUT_SHAPE):
     """M random images with CIFAR's spread of pixel values about their mean, and labels."""
     rng = np.random.default_rng(seed)
     return Batch(
-        ops.asarray(rng.normal(0, 60, (M, *INPUT_SHAPE))), rng.integers(0, 10, M).astype(np.int32)
+        ops.asarray(rng.normal(0, 60, (M, *input_shape))), rng.integers(0, 10, M).astype(np.int32)
     )
 
 

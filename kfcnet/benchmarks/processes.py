@@ -81,8 +81,8 @@ def benchmark_processes(count=2, rounds=3, native="auto", configs=None):
     settings = {"native": native, "shards": count, "configs": configs}
     alone, shared = [], []
     for _ in range(rounds):
-        alone.append(_started(1, settings))
-        shared.append(_started(count, {**settings, "shards": 1}))
+        alone.append(started(1, settings))
+        shared.append(started(count, {**settings, "shards": 1}))
     rows = []
     for name in configs:
         threads, processes = ([run["steps"][name] for run in runs] for runs in (alone, shared))
@@ -108,8 +108,8 @@ def _median(rows, key):
     return statistics.median(row[key] for row in rows)
 
 
-def _started(count, settings):
-    """What the first of `count` processes measured."""
+def started(count, settings):
+    """What the first of `count` processes measured: see `worker`. Raises RanksError."""
     command = [sys.executable, "-m", "kfcnet.benchmarks.processes", json.dumps(settings)]
     if count > 1:
         command = [mpiexec(), "-n", str(count), *command]
@@ -132,24 +132,30 @@ def mpiexec():
 
 
 def worker(settings):
-    """Time the steps and the sums in one of the processes: a dictionary for JSON."""
+    """Time the steps and the sums in one of the processes: a dictionary for JSON.
+
+    settings: "shards", the threads of each process; "native"; "configs", {kind of step:
+    configuration}; "input_shape", CIFAR's by default.
+    """
     ranks = TimedRanks(world())
     ops = get_ops("cpu", "float32", settings["shards"], settings["native"], ranks=ranks)
+    shape = settings.get("input_shape", INPUT_SHAPE)
     steps = {
-        name: _time_steps(load_config(config), ops) for name, config in settings["configs"].items()
+        name: _time_steps(load_config(config), ops, shape)
+        for name, config in settings["configs"].items()
     }
     sums = [[size, _time_sum(ranks, size)] for size in SIZES] if ranks.count > 1 else []
     return {"device": ops.describe(), "steps": steps, "sums": sums}
 
 
-def _time_steps(config, ops):
+def _time_steps(config, ops, input_shape):
     """Means over whole periods: {"batch", "milliseconds", "sums": of these in collectives, "cpu",
     "sums_cpu": the same of the processors of all processes}.
     """
     M, ranks = config.optimizer.batch_size, ops.ranks
-    whole = example_batch(ops, M)
+    whole = example_batch(ops, M, input_shape=input_shape)
     batch = Batch(*(np.ascontiguousarray(ranks.share(array)) for array in whole))
-    optimizer = build(config, ops, INPUT_SHAPE)
+    optimizer = build(config, ops, input_shape)
     optimizer.prepare([batch])
     steps = max(period(config), 10)
     for count in (2, steps):

@@ -85,11 +85,11 @@ class KroneckerOptimizer(Optimizer):
         ranks = self.ops.ranks
         failures = {}
         for block, owner, inversion in zip(self.blocks, self.owners, inversions, strict=True):
-            if owner == ranks.rank:
-                failures[block.layer.name] = block.take_inverses(inversion)
+            if owner == ranks.rank and (failure := block.take_inverses(inversion)):
+                failures[block.layer.name] = failure
         failures = {name: text for part in ranks.exchange(failures) for name, text in part.items()}
         for block, owner in zip(self.blocks, self.owners, strict=True):
-            failure = failures[block.layer.name]
+            failure = failures.get(block.layer.name)
             if failure is None:
                 ranks.broadcast(owner, *block.inverses())
             block.adopt(failure, self.steps)

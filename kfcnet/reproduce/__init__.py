@@ -12,7 +12,7 @@ from pathlib import Path
 from kfcnet.config import ConfigError
 from kfcnet.figures import curves
 from kfcnet.ops import get_ops, which_device
-from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, work
+from kfcnet.reproduce import assumptions, claims, costs, figures, report, scaling, starts, work
 from kfcnet.reproduce.places import say
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
@@ -39,6 +39,7 @@ FIGURES = (
     "choices",
     "autocovariance",
     "autoencoder",
+    "scaling",
     "all",
 )
 KINDS = ("png", "svg")
@@ -83,6 +84,8 @@ def reproduce(
                 _make_folder(out / "assumptions")
                 failures |= assumptions.measure_missing(plan, progress_of(plan, index), out, places)
             failures |= costs.measure_missing(plan, progress_of(plan, index), out, places)
+            if figure == "scaling" or (figure == "all" and plan.device == "cpu"):
+                failures |= scaling.measure_missing(plan, progress_of(plan, index), out, places)
     draw(plan, index, out, failures)
     return failures
 
@@ -171,6 +174,10 @@ def draw(plan, index, out, failures):
             if found := starts.measure(plan, progress, name):
                 draw_one = functools.partial(starts.draw, found)
                 tables[name] = starts.page(found)
+        elif figure_plan.kind == "scaling":
+            if shared := scaling.found(plan, runs, out):
+                draw_one = functools.partial(scaling.draw, shared)
+                tables[name] = scaling.page(shared)
         elif any(curve in runs for curve in plan.own(name)):
             figure_plan, note = _without_times(figure_plan, runs.keys() - measured_costs.keys())
             tables |= {name: note} if note else {}

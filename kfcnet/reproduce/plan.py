@@ -59,9 +59,9 @@ class PanelPlan(NamedTuple):
 class FigurePlan(NamedTuple):
     """A figure of the curves in its panels.
 
-    kind: "runs" shows their final runs; "starts" the first epochs of these; "tuning" the errors at
-    the learning rates that were tried, without final runs; "assumptions" the plan's Measurements,
-    without panels.
+    kind: "runs" shows their final runs; "starts" the first epochs of these; "scaling" what they
+    gain from more processes; "tuning" the errors at the learning rates that were tried, without
+    final runs; "assumptions" the plan's Measurements, without panels.
     """
 
     title: str
@@ -676,6 +676,11 @@ def _figures(main, *others):
         ),
         "starts": FigurePlan(
             "How training begins", (PanelPlan("a", "error", starts, "epochs"),), "starts"
+        ),
+        "scaling": FigurePlan(
+            "Large mini-batches on more than one processor (section 5.3)",
+            (PanelPlan("a", "error", (*pair, *(f"{name}_large" for name in pair))),),
+            "scaling",
         ),
         **of_cifar,
     }

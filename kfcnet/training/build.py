@@ -103,7 +103,7 @@ def build_for(dataset, config, ops):
             f"optimizer.batch_size: {batch_size:,} is above the {examples:,} training examples of "
             f"{config.data.name}: take a smaller one"
         )
-    _check_shares(config.optimizer, ops.ranks.count)
+    check_shares(config.optimizer, ops.ranks.count)
     if ops.name != "cpu" and dataset.train_images.dtype != np.uint8:
         raise ConfigError("data: a GPU takes pixels of uint8 only; give such, or set device=cpu")
     try:
@@ -125,7 +125,7 @@ FRACTIONS = "statistics_fraction", "clip_fraction", "fisher_fraction"
 """Settings of the optimizers: which first part of a mini-batch something is computed on."""
 
 
-def _check_shares(optimizer, count):
+def check_shares(optimizer, count):
     """Raise ConfigError where a mini-batch, or a part of one, is no multiple of the processes."""
     size = optimizer.batch_size
     if size % count:

@@ -1,0 +1,307 @@
+"""Seconds to a training error over the number of processes: measured, and beyond that modelled.
+
+Updates come from the runs of a plan, which are of one process each: R processes take the same steps
+up to rounding. Seconds of an update are measured apart from the runs, on a CPU.
+"""
+
+import os
+import tempfile
+import textwrap
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from kfcnet import data
+from kfcnet.benchmarks import processes
+from kfcnet.benchmarks.scaling import OwnWork, fitted
+from kfcnet.config import ConfigError, dump_config
+from kfcnet.figures import curves
+from kfcnet.ranks import RanksError
+from kfcnet.reproduce.places import placed, say
+from kfcnet.reproduce.values import Value, middle, reached
+from kfcnet.runs.files import markdown_table, read_json, write_json
+from kfcnet.runs.labels import data_set, method, network_and_device
+from kfcnet.training.build import build_ops, check_shares
+
+FILE = "scaling.json"
+TURNS = 3
+COUNTS = tuple(2**power for power in range(7))
+"""Numbers of processes of the model."""
+
+MEASURED = 1, 2
+"""Numbers of processes that are started."""
+
+ASSUMPTIONS = (
+    "every process has one core to itself and is as fast as the one that was measured, which does "
+    "its share of the work alone",
+    "the process that inverts the dearest layer is the last one everywhere, and nobody waits for "
+    "anything else",
+    "a message takes as long between any two processes as between two of this machine: latency "
+    "{latency:.3g} microseconds, {rate:.3g} GB/s, fitted to sums over two processes",
+    "a sum takes min(2 (R - 1) (a + n b / R), 2 ceil(log2 R) a + 2 n b) for a latency a and n "
+    "bytes at b seconds each; a broadcast, of inverses, the better of a tree and of a ring",
+    "nothing is computed while messages are under way",
+    "updates are those of one process: the steps of R are the same up to rounding",
+)
+
+
+class Method(NamedTuple):
+    """What a curve of the figure is made of.
+
+    run: one of the final runs; updates: to the error, a Value, a bound if it was not reached;
+    measured, modelled: {number of processes: seconds of an update}.
+    """
+
+    run: object
+    updates: Value
+    measured: dict
+    modelled: dict
+
+
+class Scaling(NamedTuple):
+    """methods: {curve: Method}; error: as a fraction; cost: a MessageCost."""
+
+    methods: dict
+    error: float
+    cost: object
+
+
+def measure_missing(plan, progress, out, places):
+    """Measure the updates of the figure's curves that have runs, all again if one is missing.
+
+    Writes FILE to the folder `out`. Nothing else should run on the machine. Returns {"scaling":
+    reason} where it cannot be measured, else {}.
+    """
+    configs = {
+        name: plan.configure(progress[name].curve, progress[name].settings)
+        for name in plan.shows("scaling")
+        if name in progress and progress[name].finals
+    }
+    if not configs or configs.keys() <= read(out).get("curves", {}).keys():
+        return {}
+    if plan.device != "cpu":
+        return {"scaling": "updates that processes share are measured on a CPU only: --device cpu"}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if cores < max(MEASURED):
+        return {"scaling": "two processes need two cores: they wait by polling"}
+    say(f"measuring updates of {', '.join(configs)} over processes; nothing else should run")
+    try:
+        record = measure(configs, places)
+    except (data.DataError, RanksError) as error:
+        return {"scaling": str(error)}
+    write_json(out / FILE, record)
+    return {}
+
+
+def measure(configs, places):
+    """The contents of FILE: {"device", "turns", "sums": of two processes, [floats, seconds] pairs,
+    "curves": {curve: {"batch", "measured": {R: seconds of an update}, "local": {R: {"seconds": of
+    what one of R computes, "messages": [kind, bytes, how many]}}}}}.
+
+    Raises DataError, and RanksError where processes cannot be started.
+    """
+    config = next(iter(configs.values()))
+    shape = data.load(placed(config.data, places)).mean.shape
+    configs = {name: _at_rest(each) for name, each in configs.items()}
+    shared = {
+        count: {name: each for name, each in configs.items() if _is_shared(each, count)}
+        for count in COUNTS
+    }
+    # What processes cannot do is known before the long part.
+    started = {count: _started(count, shared[count], shape) for count in MEASURED}
+    local = {
+        (name, count): OwnWork(each, count, shape)
+        for count, group in shared.items()
+        for name, each in group.items()
+    }
+    for turn in range(1 + TURNS):
+        for work in local.values():
+            work.turn()
+            if not turn:
+                work.seconds.clear()  # of the first one
+    return {
+        "device": build_ops(config).describe(),
+        "turns": TURNS,
+        "sums": [
+            [floats, median(run["sums"][place][1] for run in started[2])]
+            for place, floats in enumerate(processes.SIZES)
+        ],
+        "curves": {
+            name: {
+                "batch": each.optimizer.batch_size,
+                "measured": {
+                    count: median(run["steps"][name]["milliseconds"] for run in runs) / 1e3
+                    for count, runs in started.items()
+                    if name in shared[count]
+                },
+                "local": {
+                    count: {"seconds": median(work.seconds), "messages": work.messages()}
+                    for (other, count), work in local.items()
+                    if other == name
+                },
+            }
+            for name, each in configs.items()
+        },
+    }
+
+
+def _at_rest(config):
+    """The Config with steps so short that random images cannot make them diverge; an update costs
+    the same.
+    """
+    optimizer = config.optimizer.model_copy(update={"learning_rate": 1e-9})
+    return config.model_copy(update={"optimizer": optimizer})
+
+
+def _is_shared(config, count):
+    """Whether so many processes can share a mini-batch of a configuration."""
+    try:
+        check_shares(config.optimizer, count)
+    except ConfigError:
+        return False
+    return True
+
+
+def _started(count, configs, shape):
+    """What `count` processes of one thread measure, a dictionary a turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: str(Path(folder, f"{name}.yaml")) for name in configs}
+        for name, config in configs.items():
+            Path(paths[name]).write_text(dump_config(config), encoding="utf-8")
+        native = next(iter(configs.values())).ops.native
+        settings = {"native": native, "shards": 1, "configs": paths, "input_shape": list(shape)}
+        return [processes.started(count, settings) for _ in range(TURNS)]
+
+
+def read(out):
+    """The contents of FILE; {} where nothing was measured. Raises RecordError."""
+    path = out / FILE
+    return read_json(path) if path.exists() else {}
+
+
+def found(plan, runs, out):
+    """The Scaling of the curves that have runs and were measured; None without any.
+
+    runs: {curve: its final runs}.
+    """
+    record, methods = read(out), {}
+    for name in plan.shows("scaling"):
+        if name not in record.get("curves", {}) or not runs.get(name):
+            continue
+        curve, cost = record["curves"][name], fitted(record["sums"])
+        updates = [
+            reached(run, "train_error", plan.errors.updates, "updates") for run in runs[name]
+        ]
+        methods[name] = Method(
+            runs[name][0],
+            middle(updates),
+            {int(count): seconds for count, seconds in curve["measured"].items()},
+            {
+                int(count): each["seconds"] + cost.of(each["messages"], int(count))
+                for count, each in curve["local"].items()
+            },
+        )
+    return Scaling(methods, plan.errors.updates, cost) if methods else None
+
+
+def draw(scaling):
+    """A Figure of a Scaling: what was measured on the left, the model on the right."""
+    figure = Figure(figsize=(7.2, 4.6))
+    panels = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.4))
+    for number, each in enumerate(scaling.methods.values()):
+        if each.updates.is_bound:
+            continue
+        look = dict(color=curves.COLOURS[number], marker=curves.MARKERS[number])
+        for axes, seconds, line in (
+            (panels[0], each.measured, dict(linestyle="-")),
+            (panels[1], each.modelled, dict(linestyle="--", markerfacecolor="white")),
+        ):
+            times = [each.updates.number * value for value in seconds.values()]
+            label = method(each.run) if axes is panels[0] else "_"
+            axes.plot(list(seconds), times, label=label, **look, **line)
+    for axes, title, counts in zip(
+        panels, ("(a) measured", "(b) modelled"), (MEASURED, COUNTS), strict=True
+    ):
+        axes.set(title=title, xlabel="processes", xscale="log", yscale="log")
+        axes.xaxis.set_major_locator(FixedLocator(counts))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlim(counts[0] / 1.2, counts[-1] * 1.2)
+    panels[0].set_ylabel(f"seconds to {scaling.error:.0%} training error")
+    if panels[0].lines:
+        panels[1].legend(handles=panels[0].lines, loc="upper right")
+    run = next(iter(scaling.methods.values())).run
+    figure.suptitle(f"{data_set(run)}, {network_and_device(run)}", fontsize=8)
+    notes = [*_not_there(scaling), "The model assumes:"]
+    notes += [f"- {text}" for text in _assumptions(scaling)]
+    figure.supxlabel("\n".join(_wrapped(notes)), fontsize=6, ha="left", x=0.02)
+    return figure
+
+
+def _wrapped(lines, width=140):
+    return [part for line in lines for part in textwrap.wrap(line, width, subsequent_indent="  ")]
+
+
+def _assumptions(scaling):
+    numbers = {"latency": 1e6 * scaling.cost.latency}
+    numbers["rate"] = 1e-9 / scaling.cost.per_byte if scaling.cost.per_byte else float("inf")
+    return [text.format(**numbers) if "{latency" in text else text for text in ASSUMPTIONS]
+
+
+def _not_there(scaling):
+    """Sentences about the methods that did not come to the error."""
+    return [
+        f"{method(each.run)} did not come to {scaling.error:.0%} training error within "
+        f"{each.updates.number:.0f} updates and is not drawn."
+        for each in scaling.methods.values()
+        if each.updates.is_bound
+    ]
+
+
+def page(scaling):
+    """What stands below the figure, in Markdown."""
+    lines = [
+        [
+            "method",
+            f"updates to {scaling.error:.0%}",
+            *(f"ms an update, {count} measured" for count in MEASURED),
+            "modelled over measured, 2",
+            *(f"seconds, {count} modelled" for count in (1, 8, 64)),
+            "gain at best, modelled",
+        ],
+        ["---", *["---:"] * 8],
+    ]
+    for each in scaling.methods.values():
+        is_there = not each.updates.is_bound
+        fastest = min(each.modelled, key=each.modelled.get)
+        gain = Value(each.modelled[1] / each.modelled[fastest])
+        lines.append(
+            [
+                method(each.run),
+                str(each.updates),
+                *(_number(each.measured, count, 1e3) for count in MEASURED),
+                _number(each.modelled, 2, 1 / each.measured[2]) if 2 in each.measured else "",
+                *(
+                    _number(each.modelled, count, each.updates.number) if is_there else ""
+                    for count in (1, 8, 64)
+                ),
+                f"{gain} on {fastest}",
+            ]
+        )
+    return "\n\n".join(
+        [
+            "Processes of one thread each share every mini-batch (`docs/scaling.md`). What is "
+            "measured and what is modelled stand apart.",
+            *_not_there(scaling),
+            "The model assumes:\n\n" + "\n".join(f"- {text};" for text in _assumptions(scaling)),
+            markdown_table(lines),
+        ]
+    )
+
+
+def _number(seconds, count, factor):
+    """{count: seconds}[count] times a factor as a text; "" where the count is not there."""
+    return str(Value(factor * seconds[count])) if count in seconds else ""

@@ -1,0 +1,199 @@
+"""What R processes gain: the messages of a step, the model of what they take, and its figure."""
+
+import ast
+import re
+
+import numpy as np
+import pytest
+from reproductions import small_plan, write_run
+from runs import small
+from thread_ranks import on_ranks
+
+from kfcnet import reproduce
+from kfcnet.batches import Batch
+from kfcnet.benchmarks import processes
+from kfcnet.benchmarks.cpu import example_batch, period
+from kfcnet.benchmarks.scaling import MessageCost, OwnWork, fitted
+from kfcnet.ops.cpu import CpuOps
+from kfcnet.ranks import RanksError
+from kfcnet.reproduce import scaling
+from kfcnet.reproduce.plan import FigurePlan, PanelPlan
+from kfcnet.reproduce.progress import progress_of
+from kfcnet.runs.index import RunIndex
+from kfcnet.training.build import build
+
+SHAPE = (8, 8, 1)
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+# The work and the messages of one process
+
+
+def sent(call, itemsize):
+    """("sum" or "broadcast", bytes) of each array of a call that ThreadRanks recorded."""
+    kind, shapes = re.fullmatch(r"(sum|broadcast)(?: from \d+)? of (\[.*\])", call).groups()
+    return [(kind, itemsize * int(np.prod(shape))) for shape in ast.literal_eval(shapes)]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_one_process_alone_counts_the_messages_that_several_exchange(count):
+    config = small("dtype=float64", "optimizer.clip_fraction=0.5", "optimizer.batch_size=80")
+
+    def calls(ranks):
+        ops = CpuOps("float64", shards=1, native="off", ranks=ranks)
+        batch = Batch(*map(ranks.share, example_batch(ops, 80, input_shape=SHAPE)))
+        optimizer = build(config, ops, SHAPE)
+        optimizer.prepare([Batch(*map(np.ascontiguousarray, batch))])
+        before = len(ranks.calls)
+        for _ in range(period(config)):
+            optimizer.step(Batch(*map(np.ascontiguousarray, batch)))
+        return ranks.calls[before:]
+
+    expected = []
+    for call in on_ranks(count, calls)[0]:
+        expected += [("sum", 8)] * 2 if call == "exchange" else sent(call, 8)
+    assert {kind for kind, _ in expected} == {"sum", "broadcast"}
+    work = OwnWork(config, count, SHAPE)
+    work.turn()
+    found = work.messages()
+    assert len(work.seconds) == 1 and work.seconds[0] > 0
+    assert sorted((kind, size) for kind, size, _ in found) == sorted(set(expected))
+    for kind, size, number in found:
+        assert number == expected.count((kind, size)) / period(config), (kind, size)
+
+
+def test_one_process_of_one_sends_nothing():
+    work = OwnWork(small(), 1, SHAPE)
+    work.turn()
+    assert work.messages() == []
+
+
+# The model
+
+
+def test_a_sum_takes_the_better_of_a_ring_and_a_tree():
+    cost = MessageCost(latency=3.0, per_byte=0.5)
+    assert cost.sum(1, 100) == cost.broadcast(1, 100) == 0
+    assert cost.sum(2, 100) == 2 * 3 + 100 * 0.5
+    assert cost.sum(8, 4) == 2 * 3 * 3 + 2 * 4 * 0.5  # the tree: three rounds there and back
+    assert cost.sum(8, 800) == 2 * 7 * (3 + 800 / 8 * 0.5)  # the ring: seven rounds, twice
+    assert cost.broadcast(8, 4) == 3 * (3 + 4 * 0.5)
+    assert cost.broadcast(8, 800) == (3 + 7) * 3 + 2 * 7 / 8 * 800 * 0.5
+    assert cost.of([["sum", 100, 2], ["broadcast", 4, 0.5]], 2) == 2 * 56 + 0.5 * 5
+
+
+def test_the_cost_of_messages_is_fitted_to_sums_over_two():
+    true = MessageCost(2e-6, 3e-10)
+    cost = fitted([[floats, true.sum(2, 4 * floats)] for floats in processes.SIZES])
+    np.testing.assert_allclose(cost, true, rtol=1e-9)
+    flat = fitted([[floats, 5e-6] for floats in processes.SIZES[:3]])
+    assert min(flat) >= 0  # a machine that is slow at times leaves no negative cost
+
+
+# The figure
+
+
+@pytest.fixture
+def plan(tmp_path):
+    """Both curves of one run; the second one never comes to the error."""
+    plan = small_plan(tmp_path)
+    curves = {
+        name: plan.curves[name]._replace(rates=(), epochs=1.0, seeds=1)
+        for name in ("digits_kfc", "digits_sgd")
+    }
+    figure = FigurePlan("More processors", (PanelPlan("a", "error", tuple(curves)),), "scaling")
+    return plan._replace(
+        curves=curves,
+        figures={"scaling": figure},
+        measurements=(),
+        errors=plan.errors._replace(updates=0.4),
+    )
+
+
+@pytest.fixture
+def index(plan, tmp_path):
+    index = RunIndex(tmp_path / "out")
+    write_run(index, plan, "digits_kfc", {}, [0.9, 0.5, 0.2])  # 40% after 12 updates
+    write_run(index, plan, "digits_sgd", {}, [0.9, 0.7, 0.6])
+    return index
+
+
+@pytest.fixture
+def measured(plan, index, monkeypatch):
+    """The Scaling of both curves, from a quick measurement."""
+    monkeypatch.setattr(processes, "started", fake_start)
+    monkeypatch.setattr(scaling, "COUNTS", (1, 2, 4))
+    monkeypatch.setattr(scaling, "TURNS", 1)
+    progress = progress_of(plan, index)
+    assert scaling.measure_missing(plan, progress, index.root, {}) == {}
+    runs = {name: state.runs() for name, state in progress.items()}
+    return scaling.found(plan, runs, index.root)
+
+
+def fake_start(count, settings):
+    """What `count` processes would measure: a step of 60 ms and of 36."""
+    assert settings["input_shape"] == [8, 8, 1] and settings["shards"] == 1
+    return {
+        "steps": {name: {"milliseconds": 60 if count == 1 else 36} for name in settings["configs"]},
+        "sums": [[floats, 1e-6 + 1e-9 * floats] for floats in processes.SIZES],
+    }
+
+
+def test_the_figure_is_measured_drawn_and_told_from_its_record(plan, index, monkeypatch):
+    monkeypatch.setattr(processes, "started", fake_start)
+    monkeypatch.setattr(scaling, "COUNTS", (1, 2, 16))
+    monkeypatch.setattr(scaling, "TURNS", 1)
+    out, progress = index.root, progress_of(plan, index)
+    reproduce.draw(plan, index, out, {})
+    page = (out / "README.md").read_text()
+    assert "## Not run yet\n\n- More processors: `reproduce scaling`" in page
+    assert scaling.measure_missing(plan, progress, out, {}) == {}
+    record = scaling.read(out)
+    curve = record["curves"]["digits_kfc"]
+    assert curve["batch"] == 120 and curve["measured"] == {"1": 0.06, "2": 0.036}
+    assert list(curve["local"]) == ["1", "2"]  # 16 cannot share 120 images equally
+    assert curve["local"]["1"]["messages"] == [] != curve["local"]["2"]["messages"]
+    reproduce.draw(plan, index, out, {})
+    assert (out / "figures" / "scaling.png").exists()
+    page = (out / "README.md").read_text()
+    assert "did not come to 40% training error within 12 updates and is not drawn" in page
+    assert "latency 0.5 microseconds, 4 GB/s" in page and "`reproduce scaling`" not in page
+    monkeypatch.setattr(scaling, "measure", None)  # what is there is not measured again
+    assert scaling.measure_missing(plan, progress, out, {}) == {}
+
+
+def test_seconds_are_updates_times_those_of_one(index, measured):
+    assert [each.updates for each in measured.methods.values()] == [(12.0, False), (12.0, True)]
+    record = scaling.read(index.root)["curves"]["digits_kfc"]["local"]["4"]
+    modelled = measured.methods["digits_kfc"].modelled
+    assert modelled[4] == record["seconds"] + measured.cost.of(record["messages"], 4)
+    left, right = scaling.draw(measured).axes
+    (line,), (dashed,) = left.lines, right.lines
+    assert line.get_ydata().tolist() == [12 * 0.06, 12 * 0.036]
+    np.testing.assert_allclose(dashed.get_ydata(), [12 * value for value in modelled.values()])
+    assert dashed.get_xdata().tolist() == [1, 2, 4] and dashed.get_linestyle() == "--"
+
+
+def test_the_assumptions_stand_on_the_figure(measured):
+    text = " ".join(scaling.draw(measured).get_supxlabel().split())
+    for assumption in scaling.ASSUMPTIONS:
+        assert assumption.partition(" {")[0] in text
+    assert "did not come to 40% training error" in text
+
+
+def test_what_keeps_updates_from_being_measured_is_said(plan, index, monkeypatch):
+    progress = progress_of(plan, index)
+    gpu = plan._replace(device="cuda")
+    (reason,) = scaling.measure_missing(gpu, progress, index.root, {}).values()
+    assert "on a CPU only" in reason
+
+    def absent(*_):
+        raise RanksError("there is no mpiexec")
+
+    monkeypatch.setattr(processes, "started", absent)
+    assert scaling.measure_missing(plan, progress, index.root, {}) == {
+        "scaling": "there is no mpiexec"
+    }
+    assert scaling.read(index.root) == {}
+    monkeypatch.setattr(scaling.os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert "two cores" in scaling.measure_missing(plan, progress, index.root, {})["scaling"]
