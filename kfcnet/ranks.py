@@ -55,6 +55,10 @@ class Ranks(ABC):
         """How many examples of a share of `examples` belong to a first part of the whole."""
         return math.ceil(fraction * self.whole(examples)) // self.count
 
+    def rows(self, n):
+        """(begin, end): this process's part of n rows, of work that is shared row by row."""
+        return n * self.rank // self.count, n * (self.rank + 1) // self.count
+
     def of_first(self, factor):
         """`factor` on the first process, 0 on the others: of what all hold, it counts once."""
         return factor if self.is_first else 0.0

@@ -21,6 +21,7 @@ from kfcnet.config.schema import (
     RmspropConfig,
     SgdConfig,
 )
+from kfcnet.curvature import block
 from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.losses import LOSSES
 from kfcnet.ops.cpu import CpuOps
@@ -150,6 +151,29 @@ def check(config, layers, count, **changes):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_forty_updates_of_several_processes_are_those_of_one(name, count):
     check(OPTIMIZERS[name], EVERY_LAYER, count)
+
+
+@pytest.mark.parametrize("count, summed", [(2, "[(3, 19), (4, 13)]"), (4, "[(4, 13)]")])
+@pytest.mark.parametrize("name", ["kfc_pre", "kfac"])
+def test_processes_share_the_preconditioning_of_wide_layers_by_rows(
+    monkeypatch, name, count, summed
+):
+    monkeypatch.setattr(block, "WIDE", 17)  # conv1 has 3 rows: four processes cannot share them
+    check(OPTIMIZERS[name], EVERY_LAYER, count)
+
+    def calls(ranks):
+        trained(ranks, OPTIMIZERS[name], EVERY_LAYER, updates=2)
+        return ranks.calls
+
+    assert on_ranks(count, calls)[0].count(f"sum of {summed}") == 2
+
+
+def test_rows_of_processes_are_all_rows_once():
+    for rows, count in ((5, 2), (4, 4), (7, 3)):
+        parts = on_ranks(count, lambda ranks, rows=rows: ranks.rows(rows))
+        assert [parts[0][0], *(end for _, end in parts)] == [0, *(b for b, _ in parts[1:]), rows]
+        sizes = [end - begin for begin, end in parts]
+        assert max(sizes) - min(sizes) <= 1 <= min(sizes)
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])

@@ -13,6 +13,7 @@ from thread_ranks import on_ranks
 
 from kfcnet import philox
 from kfcnet.batches import Examples, Loader
+from kfcnet.curvature import block
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
@@ -57,6 +58,20 @@ def test_two_processes_on_the_kernels_take_the_steps_of_one_on_the_cpu(name, lay
     )
     assert np.isfinite(first).all() and first.tobytes() == second.tobytes()
     assert np.abs(expected - network(CpuOps("float64"), layers).theta).max() > 1e-3
+    np.testing.assert_allclose(first, expected, rtol=0, atol=1e-5)
+
+
+def test_two_processes_on_the_kernels_share_the_preconditioning_of_wide_layers(monkeypatch):
+    config = OPTIMIZERS["kfc_pre"]
+    expected = trained(CpuOps("float64", shards=1), config, EVERY_LAYER).network.theta
+    monkeypatch.setattr(block, "WIDE", 17)
+
+    def shared(ranks):
+        optimizer = trained(on_kernels(ranks), config, EVERY_LAYER)
+        return optimizer.network.theta, ranks.calls.count("sum of [(3, 19), (4, 13)]")
+
+    (first, count), (second, _) = on_ranks(2, shared)
+    assert count >= UPDATES and first.tobytes() == second.tobytes()
     np.testing.assert_allclose(first, expected, rtol=0, atol=1e-5)
 
 

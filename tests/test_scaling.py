@@ -2,6 +2,7 @@
 
 import ast
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from kfcnet import reproduce
 from kfcnet.batches import Batch
 from kfcnet.benchmarks import processes
 from kfcnet.benchmarks.cpu import example_batch, period
-from kfcnet.benchmarks.scaling import MessageCost, OwnWork, fitted
+from kfcnet.benchmarks.scaling import MessageCost, OneOf, OwnWork, fitted
+from kfcnet.config import load_config
+from kfcnet.curvature.block import WIDE
+from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ranks import RanksError
 from kfcnet.reproduce import scaling
@@ -88,6 +92,55 @@ def test_the_cost_of_messages_is_fitted_to_sums_over_two():
     np.testing.assert_allclose(cost, true, rtol=1e-9)
     flat = fitted([[floats, 5e-6] for floats in processes.SIZES[:3]])
     assert min(flat) >= 0  # a machine that is slow at times leaves no negative cost
+
+
+# Preconditioning
+
+
+def operations(config, network, count):
+    """(all but preconditioning, preconditioning by every process, shared by rows) of one of
+    `count` processes in an update of KFC-pre.
+    """
+    c, M, decay = config.optimizer, config.optimizer.batch_size, config.optimizer.weight_decay
+    sampled, clipped = c.statistics_fraction * M / c.statistics_period, c.clip_fraction * M
+    shared, inversions, every, rows = 0, [], 0, 0
+    for layer in network.weighted:
+        (I, P), T = layer.weight_shape, layer.locations
+        passes = 1 if layer is network.weighted[0] else 2  # nothing flows back to the images
+        shared += 2 * T * I * P * ((1 + passes) * M + (passes - 1) * sampled + passes * clipped)
+        shared += 2 * T * (P * P + I * I) * sampled
+        inversions.append((I**3 + P**3) / c.inverse_period)
+        product = 2 * I * P * (I + P)
+        if count == 1 and T == 1 and not decay:
+            product = min(product, 2 * M * (I * I + P * P + I * P))
+        every += product
+        rows += product / count if I + P >= WIDE and count <= I else product
+    owners, loads = OneOf(count).owners(inversions), [0.0] * count
+    for owner, cost in zip(owners, inversions, strict=True):
+        loads[owner] += cost
+    return shared / count + max(loads), every, rows
+
+
+@pytest.mark.parametrize("name", ["cifar", "svhn"])
+def test_the_page_gives_the_operations_that_the_shapes_lead_to(name):
+    config = load_config(f"{name}_kfc")
+    network = build_network(config.network, (32, 32, 3), CpuOps("float32", shards=1), config.seed)
+    rest, every, rows = np.array([operations(config, network, R) for R in (1, 2, 8, 64)]).T
+    lines = {
+        "all else": rest / 1e9,
+        "preconditioning by every process": every / 1e9,
+        "preconditioning shared by rows": rows / 1e9,
+        "gain if every process preconditions": (rest + every)[0] / (rest + every),
+        "gain if rows are shared": (rest + rows)[0] / (rest + rows),
+    }
+    title = {"cifar": "CIFAR-10", "svhn": "SVHN"}[name]
+    page = Path(__file__).parents[1].joinpath("docs", "scaling.md").read_text(encoding="utf-8")
+    expected = {
+        f"| {title}, {what} | {' | '.join(f'{value:.3g}' for value in values)} |"
+        for what, values in lines.items()
+    }
+    there = {line for line in page.splitlines() if line.startswith(f"| {title}, ")}
+    assert there and there <= expected, there - expected
 
 
 # The figure

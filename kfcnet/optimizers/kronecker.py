@@ -119,8 +119,15 @@ class KroneckerOptimizer(Optimizer):
 
     def _natural_gradient(self):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""
+        parts = []
         for block, gradient, out in self._by_block(self.network.gradient, self.direction):
-            block.natural_gradient(gradient, out)
+            if block.is_shared:
+                block.precondition_rows(gradient, out)
+                parts.append(out)
+            else:
+                block.natural_gradient(gradient, out)
+        if parts:
+            self.ops.ranks.sum(*parts)
 
     def _precondition(self, vector, out):
         """out <- [F^(gamma)]^-1 vector, block by block, for any flat vector (n,)."""
