@@ -4,7 +4,8 @@
 // bank at a time, and rounded at every use by every warp.
 // Idea: conv_pack (FRAGMENTS 1) rounds them, and puts the four that a lane needs for two fragments
 // side by side, lane after lane: one read of 16 bytes, without conflicts, and nothing to convert.
-// Left: an input is rounded at every use: by every segment that sees it. Next: conv_forward_tf32.
+// Left: an input is rounded at every use: by every segment that sees it. Next:
+// conv_forward_rounded.
 //
 // Arguments as in conv_forward_packed.cu, the weights packed with FRAGMENTS 1. Warps as in
 // conv_forward_mma.cu.
@@ -18,36 +19,34 @@ constexpr int ROW_TILES = PIXELS / WARPS_PIXELS / 16;
 constexpr int MAP_PAIRS = TILE_MAPS / WARPS_MAPS / 16;
 static_assert(PIXELS == 16 * ROW_TILES * WARPS_PIXELS && TILE_MAPS == 16 * MAP_PAIRS * WARPS_MAPS,
               "the warps cover the tile");
+static_assert(DEPTH_GROUPS == 1, "a warp takes all of the depth");
 
-// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * SLAB floats. Four blocks a multiprocessor:
-// told nothing, the compiler saves registers for more, and spills.
-extern "C" __global__ void __launch_bounds__(THREADS, 4) conv_forward_fragments(
+// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * STAGE floats.
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) conv_forward_fragments(
     const float* __restrict__ x,       // aligned (M, HEIGHT, WIDTH, IN_MAPS)
     const float* __restrict__ packed,  // aligned (PACKED_SIZE)
     float* __restrict__ y,             // aligned (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     int M) {
     extern __shared__ __align__(16) float shared[];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const int first_pixel = warp / WARPS_MAPS * 16 * ROW_TILES + g;  // and eight further
+    const int warp_pixel = warp / WARPS_MAPS * 16 * ROW_TILES;
     const int first_pair = warp % WARPS_MAPS * MAP_PAIRS;
     const Tile tile = tile_at(blockIdx.x);
-    int patch[ROW_TILES][2];
-    for (int i = 0; i < ROW_TILES; ++i)
-        for (int half = 0; half < 2; ++half)
-            patch[i][half] = patch_offset<PITCH>(first_pixel + 16 * i + 8 * half) + t;
+    int patch[ROW_TILES * 2];
+    for (int i = 0; i < ROW_TILES * 2; ++i)
+        patch[i] = patch_offset<PITCH>(warp_pixel + 8 * i + g) + t;
 
     float sum[ROW_TILES][2 * MAP_PAIRS][4] = {};
     const auto as_copied = [](float*) {};
-    const auto multiply = [&](const float* segment, const float* slab) {
+    const auto multiply = [&](const float* const (&patches)[ROW_TILES * 2], const float* pairs) {
 #pragma unroll
         for (int k = 0; k < SEGMENT_DEPTH; k += 8) {
             unsigned inputs[ROW_TILES][4], weights[2 * MAP_PAIRS][2];
             for (int i = 0; i < ROW_TILES; ++i)
                 for (int e = 0; e < 4; ++e)
-                    inputs[i][e] = to_tf32(segment[patch[i][e % 2] + k + e / 2 * 4]);
+                    inputs[i][e] = to_tf32(patches[2 * i + e % 2][k + e / 2 * 4]);
             for (int j = 0; j < MAP_PAIRS; ++j) {
-                const Vector<float, 4> pair =
-                    load<4>(slab + k * TILE_MAPS + ((first_pair + j) * 32 + lane) * 4);
+                const Vector<float, 4> pair = load<4>(pairs + k * TILE_MAPS + j * 128);
                 for (int e = 0; e < 4; ++e)
                     weights[2 * j + e / 2][e % 2] = __float_as_uint(pair[e]);
             }
@@ -58,18 +57,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4) conv_forward_fragments(
                     mma_m16n8k8_tf32(sum[i][j], inputs[i], weights[j], sum[i][j]);
         }
     };
-    for_all_segments<THREADS>(x, packed, M, tile, shared, as_copied, multiply);
+    for_all_segments<THREADS>(x, packed, M, tile, shared, 0, patch,
+                              first_pair * 128 + lane * 4, as_copied, multiply);
 
+    const int first_map = blockIdx.y * TILE_MAPS + first_pair * 16 + 2 * t;
+    float bias[2 * MAP_PAIRS][2] = {};
+    if (BIAS)
+        for (int j = 0; j < 2 * MAP_PAIRS; ++j)
+            for (int e = 0; e < 2; ++e) bias[j][e] = packed[first_map + 8 * j + e];
     for (int i = 0; i < ROW_TILES; ++i)
         for (int half = 0; half < 2; ++half) {
-            const int position = output_index(tile, first_pixel + 16 * i + 8 * half, M);
+            const int position = output_index(tile, warp_pixel + 16 * i + 8 * half + g, M);
             if (position < 0) continue;
             for (int j = 0; j < 2 * MAP_PAIRS; ++j) {
-                const int map = blockIdx.y * TILE_MAPS + first_pair * 16 + 8 * j + 2 * t;
+                const int map = first_map + 8 * j;
                 Vector<float, 2> values;
                 for (int e = 0; e < 2; ++e) {
-                    const float value =
-                        sum[i][j][2 * half + e] + (BIAS ? packed[map + e] : 0.0f);
+                    const float value = sum[i][j][2 * half + e] + bias[j][e];
                     values[e] = RELU && value < 0.0f ? 0.0f : value;
                 }
                 if (OUT_MAPS % 2 == 0 && map < OUT_MAPS)

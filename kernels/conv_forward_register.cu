@@ -2,7 +2,7 @@
 //
 // Before (conv_forward_packed): a block waits for every slab of weights before it multiplies.
 // Idea: WEIGHT_STAGES slabs in turn, filled by cp.async: the next is under way while this one is
-// multiplied, and one barrier a segment is enough.
+// multiplied, and one barrier a segment is enough. The loop over them is conv_pipeline.cuh's.
 // Left: a lane issues an instruction for every multiply-add. Next: conv_forward_mma.
 //
 // Arguments as in conv_forward_naive.cu, the weights packed by conv_pack (FRAGMENTS 0). It is

@@ -1,8 +1,9 @@
-// kernels/conv_forward_tf32.cu: y = [[x]]_H Wbar^T, rung 9: inputs are rounded once.
+// kernels/conv_forward_tf32.cu: y = [[x]]_H Wbar^T, rung 11: groups of warps share the depth.
 //
-// Before (conv_forward_fragments): an input is rounded at every use, by every segment that sees it.
-// Idea: a thread rounds the inputs that it has copied, when they have arrived.
-// Left: a fragment of inputs is read by four-byte reads.
+// Before (conv_forward_ldmatrix): a small mini-batch has few tiles, so that a multiprocessor has
+// few warps, each with a long chain of steps.
+// Idea: DEPTH_GROUPS groups of warps make the same tile, each from every DEPTH_GROUPS-th segment.
+// Left: a warp's tile of 32 x 32 reads much of shared memory for its mma.
 //
 // Arguments as in conv_forward_register.cu, the weights packed with FRAGMENTS 1; inputs and weights
 // are rounded to TF32 (here as they arrive, there when packed), the sums stay in fp32.
@@ -25,8 +26,8 @@ constexpr int GROUP_WARPS = WARPS_PIXELS * WARPS_MAPS, GROUP_THREADS = GROUP_WAR
 constexpr int THREADS = DEPTH_GROUPS * GROUP_THREADS;
 constexpr int ROW_TILES = PIXELS / WARPS_PIXELS / 16;
 constexpr int MAP_PAIRS = TILE_MAPS / WARPS_MAPS / 16;
-// Rows of a fragment that a lane points at. Where there are few maps a patch begins at any float, so
-// that the lane reads its four elements one by one; else all lanes read together, each from one row.
+// Rows of a fragment that a lane points at. Where there are few maps a patch begins at any float,
+// so that the lane reads its four elements one by one; else all lanes read together, one row each.
 constexpr int LANE_ROWS = FEW_MAPS ? 2 : 1;
 constexpr int SUMS = ROW_TILES * MAP_PAIRS * 8;
 static_assert(PIXELS == 16 * ROW_TILES * WARPS_PIXELS && TILE_MAPS == 16 * MAP_PAIRS * WARPS_MAPS,

@@ -66,6 +66,7 @@ MACROS = {
     "WARPS_PIXELS": "warps that share the tile's positions",
     "WARPS_MAPS": "warps that share its maps",
     "WEIGHT_STAGES": "buffers through which the weights pass",
+    "DEPTH_GROUPS": "groups of warps that share the depth",
     "FRAGMENTS": "1: weights are packed as fragments of mma.sync",
     "PACKED_SIZE": "floats of the packed weights: I biases, then the slabs",
 }
@@ -81,25 +82,28 @@ DERIVED = {
     "SEGMENTS": "segments of a patch: offsets of the kernel",
     "SEGMENT_DEPTH": "inputs of a segment: the maps of an offset",
     "CHUNKS": "chunks of the input maps",
-    "STEPS": "slabs of weights that a block goes through",
-    "SLAB": "floats of a slab",
+    "SLAB": "floats of a slab, the weights of a segment",
+    "STAGE": "floats of a stage: a slab for each group",
+    "STEPS": "stages that a block goes through",
+    "GROUP_THREADS": "threads of a group",
     "THREADS": "threads of a block",
     "ROW_TILES": "fragments of 16 positions that a warp makes",
     "MAP_PAIRS": "pairs of fragments of 8 maps that a warp makes",
     "input_floats<PITCH>()": "floats of the tile of inputs",
-    "input_floats<PITCH>() + WEIGHT_STAGES * SLAB": "floats of shared memory",
+    "input_floats<PITCH>() + WEIGHT_STAGES * STAGE": "floats of shared memory",
 }
-BLOCK, THREAD = 9, 77  # whose work is followed
+BLOCK, THREAD = 9, 205  # whose work is followed
 FOLLOWED = {
     "tile_at(BLOCK).image": "its block's image",
     "tile_at(BLOCK).row": "its tile's first output row",
     "tile_at(BLOCK).column": "its tile's first output column",
     "warp": "its warp",
+    "group": "its group, which takes segments 1, 3, 5 and so on",
     "lane": "its lane",
     "g": "its row in a fragment, lane / 4",
     "t": "its column in a fragment, lane % 4",
     "first_pixel": "the first of its positions in the tile; the others are 8, 16 and 24 further",
-    "patch_offset<PITCH>(first_pixel) + t": "the float of its first input in shared memory",
+    "patch_offset<PITCH>(first_pixel) + t": "the float of its first input of segment 0",
     "segment_offset<PITCH>(7)": "floats from there to the same input of segment 7, row 1, column 2",
     "output_index(tile_at(BLOCK), first_pixel, 128)": "its position in y, seen as (M*T, I)",
 }
@@ -157,8 +161,9 @@ extern "C" __global__ void values(
     int* out,  // ({len(expressions)})
     int BLOCK) {{
     const int thread = {THREAD}, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-    const int first_pixel = warp / WARPS_MAPS * 16 * ROW_TILES + g;
-    if (warp + lane + g + t + first_pixel < 0) return;
+    const int group = warp / GROUP_WARPS;
+    const int first_pixel = warp % GROUP_WARPS / WARPS_MAPS * 16 * ROW_TILES + g;
+    if (group + lane + t + first_pixel < 0) return;
 {listed}}}
 """
     out = np.zeros(len(expressions), np.int32)
@@ -318,7 +323,7 @@ def _draw_slabs(axes):
         axes.text(-0.1, buffer + 0.55, f"buffer {buffer}", ha="right", va="center", fontsize=6)
     axes.set_xlim(-1.6, steps + 0.2)
     axes.set_ylim(stages + 0.3, -0.8)
-    axes.set_title("slabs of weights; green: multiplied")
+    axes.set_title("stages of weights; green: multiplied")
 
 
 def main():

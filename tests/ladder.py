@@ -7,6 +7,7 @@ CIFAR-10 network, with the launchers' tiles where a rung has such tiles.
 import difflib
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
 import compiled_counts
@@ -24,6 +25,7 @@ PRODUCTS = {"FFMA": 1, "HMMA": 16 * 8 * 8 // 32}  # multiply-adds of a lane, by 
 SIDE, DEPTH, IMAGES = 256, 64, 4  # of the launches that are emulated: enough for some blocks
 CONV2 = ConvShape.of((128, 16, 16, 32), 32, kernel=5, stride=1, padding=2)
 FORWARD, FORWARD_FP32 = (forward_tile(CONV2, tensor_cores, LIMIT) for tensor_cores in (True, False))
+UNGROUPED = replace(FORWARD, depth_groups=1)
 
 _PLAIN = dict(TRANSPOSE_A=0, TRANSPOSE_B=0, A_SHIFT=0, B_SHIFT=0)
 _CONV = CONV2.constants | dict(BIAS=1, RELU=0)
@@ -48,8 +50,10 @@ CONV_FORWARD = {
     "thread_tile": FORWARD_FP32.constants,
     "packed": FORWARD_FP32.constants,
     "register": FORWARD_FP32.constants,
-    "mma": FORWARD.constants | dict(FRAGMENTS=0),
-    "fragments": FORWARD.constants,
+    "mma": UNGROUPED.constants | dict(FRAGMENTS=0),
+    "fragments": UNGROUPED.constants,
+    "rounded": UNGROUPED.constants,
+    "ldmatrix": UNGROUPED.constants,
     "tf32": FORWARD.constants,
 }
 AFTER = {"matmul_mma": "matmul_async"}  # whose text it follows; otherwise the rung before
@@ -108,7 +112,9 @@ class Rung(NamedTuple):
             )
         if self.file == "conv_forward_image":
             return c["TILE_IMAGES"] * c["TILE_HEIGHT"] * c["TILE_WIDTH"] * c["TILE_MAPS"]
-        return 32 * c["WARPS_PIXELS"] * c["WARPS_MAPS"] if has("WARPS_MAPS") else 256
+        if has("WARPS_MAPS"):
+            return 32 * c["WARPS_PIXELS"] * c["WARPS_MAPS"] * c["DEPTH_GROUPS"]
+        return 256
 
     @property
     def dynamic_shared(self):
@@ -122,9 +128,10 @@ class Rung(NamedTuple):
             "matmul_register": REGISTER_TILES[0].shared(0, 0),
             "matmul_tf32": TENSOR_CORE_TILES[0].shared(0, 0),
             "conv_forward_register": FORWARD_FP32.shared,
+            "conv_forward_tf32": FORWARD.shared,
         }
-        tensor_cores = rung in ("mma", "fragments", "tf32")
-        return by_rung.get(self.file, FORWARD.shared if tensor_cores else 0)
+        ungrouped = "FRAGMENTS" in c and rung in ("mma", "fragments", "rounded", "ldmatrix")
+        return by_rung.get(self.file, UNGROUPED.shared if ungrouped else 0)
 
     @property
     def step_multiply_adds(self):

@@ -16,7 +16,7 @@ compiles = pytest.mark.skipif(
     bool(nvrtc.missing() or sass.missing() or missing()),
     reason=str(nvrtc.missing() or sass.missing() or missing()),
 )
-MOST_NEW_LINES = 45  # of a rung's code
+MOST_NEW_LINES = 50  # of a rung's code
 
 if nvrtc.missing() is None:
     from scripts import render_kernels
@@ -70,11 +70,11 @@ def test_the_conflicts_of_the_page_are_those_of_the_emulated_rungs(name):
 
 @compiles
 @pytest.mark.parametrize("name", ladder.LADDERS)
-def test_no_rung_issues_more_than_the_one_before_except_for_the_addresses_of_patches(name):
+def test_no_rung_issues_more_than_the_one_before_but_where_the_page_says_so(name):
     issued = [row["instructions"] for row in render_kernels.counts(name)]
     assert all(0 < count < 8 for count in issued)
     for before, rung, count in zip(issued, ladder.LADDERS[name][1:], issued[1:], strict=False):
-        more = rung.file == "conv_forward_tiled"
+        more = rung.file in ("conv_forward_tiled", "conv_forward_tf32")
         assert (count > before) if more else (count < 1.01 * before), rung.file
 
 
@@ -94,7 +94,8 @@ def test_what_the_page_says_of_the_convolution_s_rungs_shows_in_their_counts():
     of = dict(zip(ladder.CONV_FORWARD, render_kernels.counts("conv_forward"), strict=True))
     assert of["packed"]["shared reads"] < of["thread_tile"]["shared reads"] / 2
     assert of["fragments"]["shared reads"] < of["mma"]["shared reads"]
-    assert of["tf32"]["instructions"] < of["fragments"]["instructions"]
+    assert of["rounded"]["instructions"] < of["fragments"]["instructions"]
+    assert of["ldmatrix"]["shared reads"] < of["rounded"]["shared reads"] / 2
 
 
 def test_the_instance_is_what_training_launches():
@@ -113,7 +114,7 @@ def test_the_page_has_every_macro_of_the_instance_and_what_the_kernel_makes_of_t
     for name in ("macros", "derived", "followed"):
         assert render_kernels.part(PAGE, name) == render_kernels.PARTS[name]()
     threads, floats = render_kernels.values(
-        ["THREADS", "input_floats<PITCH>() + WEIGHT_STAGES * SLAB"]
+        ["THREADS", "input_floats<PITCH>() + WEIGHT_STAGES * STAGE"]
     )
     assert (threads, 4 * floats) == (ladder.FORWARD.threads, ladder.FORWARD.shared)
 
