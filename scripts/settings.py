@@ -31,7 +31,9 @@ def main(argv=None):
         settings.measure(
             runs, options.sets, options.seeds, dampings, options.clips, cifar=options.cifar
         )
-    rows = settings.read(runs)
+    rows = settings.read(runs) if runs.exists() else []
+    if not rows:
+        parser.error(f"{runs} has no runs to draw: --train makes them")
     for name, text in (("best", settings.table(rows)), ("failures", settings.failure_table(rows))):
         (options.out / f"{name}.md").write_text(text, encoding="utf-8")
     settings.draw(rows, options.out / "settings.png")

@@ -11,7 +11,6 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from kfcnet import cli
@@ -20,9 +19,7 @@ from kfcnet.curvature.inversion import InversionWarning
 from kfcnet.ops import get_ops, which_device
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
-from kfcnet.reproduce import demo
 from kfcnet.runs.metrics import create_metrics
-from kfcnet.runs.read import Run
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config", "digits_sgd", "--device", "cpu", "--set", "epochs=0.1"]
@@ -358,41 +355,15 @@ def test_without_the_extension_a_line_says_what_it_would_bring(monkeypatch):
     assert "without the C extension" in which_device(CpuOps())
 
 
-def test_the_demo_trains_both_methods_and_says_what_was_seen(tmp_path, capsys):
-    assert cli.main(["demo", "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr()
-    kfc, sgd, ratio, ends, _, following = said.out.splitlines()
-    updates = [
-        int(re.search(r"at 1% training error after (\d+) updates", line)[1]) for line in (kfc, sgd)
-    ]
-    assert 3 * updates[0] < updates[1]
-    assert f"SGD takes {updates[1] / updates[0]:.1f} times the updates" in ratio
-    assert re.fullmatch(r"Test error at the end: KFC-pre \d\.\d%, SGD \d\.\d%\.", ends)
-    assert following == "next: kfcnet reproduce fig1 --quick"
-    assert (tmp_path / "demo.png").stat().st_size > 10_000
-    assert said.err.splitlines()[-1] == str(tmp_path / "demo.png")
-
-
-def test_the_demo_says_where_a_method_did_not_get_there():
-    kfc = Run({"train_error": np.array([0.5, 0.01]), "test_error": np.array([0.5, 0.02]),
-               "iteration": np.array([0, 4]), "epoch": np.array([0, 1.0]),
-               "seconds": np.array([0, 2.0])}, {}, {})  # fmt: skip
-    sgd = kfc._replace(metrics={**kfc.metrics, "train_error": np.array([0.5, 0.4])})
-    assert demo.seen({"KFC-pre": kfc, "SGD": sgd}) == [
-        "KFC-pre is at 1% training error after 4 updates, 2.0 s.",
-        "SGD did not get to 1% training error.",
-        "Test error at the end: KFC-pre 2.0%, SGD 2.0%.",
-    ]
-
-
-def test_the_package_runs_as_a_module():
+def test_the_package_runs_as_a_module_and_explains_itself_without_loading_what_trains():
     done = subprocess.run(
-        [sys.executable, "-m", "kfcnet", "train", "--help"],
+        [sys.executable, "-X", "importtime", "-m", "kfcnet", "train", "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0 and done.stdout.startswith("usage: kfcnet train")
+    assert "kfcnet.config" in done.stderr and "matplotlib" not in done.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")

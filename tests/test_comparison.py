@@ -19,7 +19,7 @@ from kfcnet.figures.milestones import (
     milestones_of,
 )
 from kfcnet.figures.paper import MILESTONES
-from kfcnet.runs.files import write_json
+from kfcnet.runs.files import WriteError, write_json
 from kfcnet.runs.labels import titles_and_labels
 from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics
 from kfcnet.runs.read import Run
@@ -272,3 +272,9 @@ def test_compare_leaves_both_figures_and_the_table(folders, tmp_path):
         ]
     )[1]
     assert labels == ["SGD, M = 7"]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot make the folder .*name another place with --out"):
+        compare([tmp_path / "run"], tmp_path / "file" / "out")

@@ -5,21 +5,13 @@ The README's map of the code is how the rooms of the package rest on each other.
 
 import ast
 import re
-from pathlib import Path
 
-import numpy as np
 import pytest
+from pages import PAGES, README, ROOT, blocks
 
 from kfcnet.config import load_config
 from kfcnet.data import load
-from kfcnet.reproduce.demo import demo
 
-ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-}
 TABLES = [
     found
     for text in PAGES.values()
@@ -154,25 +146,6 @@ def test_no_module_and_no_room_imports_in_a_circle():
 def test_a_circle_is_found():
     assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) is None
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
-
-
-def blocks(marker):
-    """The blocks of Python behind a marker in the pages."""
-    text = "".join(PAGES.values())
-    found = re.findall(rf"<!-- {marker} -->\n```python\n(.*?)```", text, re.DOTALL)
-    assert len(found) == text.count(f"<!-- {marker} -->") > 0
-    return [compile(block, "docs", "exec") for block in found]
-
-
-def test_the_examples_of_the_pages_run_on_what_the_demo_leaves(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    demo("results/demo")
-    capsys.readouterr()
-    for example in blocks("example"):
-        exec(example, {})
-    printed = re.findall(r"[-+.\de]+", capsys.readouterr().out)
-    largest, estimated = np.sort(np.array(printed, float).reshape(2, 3))
-    assert (0.2 < estimated / largest).all() and (estimated / largest < 5).all()
 
 
 def test_the_examples_with_own_images_run_on_the_digits(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """docs/settings.md: its tables and figure come from the records, and the records can be made."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from kfcnet.reproduce import settings
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "settings"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, SCRIPT = ROOT / "results" / "settings", ROOT / "scripts" / "settings.py"
 
 
 @pytest.fixture
@@ -37,6 +39,26 @@ def test_measuring_leaves_a_row_for_every_point_and_goes_on_where_it_stopped(sho
     assert (tmp_path / "settings.png").stat().st_size > 5000
 
 
+def test_a_row_that_a_kill_has_cut_short_is_measured_again(short, tmp_path):
+    path, arguments = tmp_path / "runs.csv", dict(seeds=[0], dampings=["auto"], rates=[0.03, 0.01])
+    settings.measure(path, ["digits"], clips=[0.3], **arguments)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines)[:-7])
+    assert [row["rate"] for row in settings.read(path)] == [0.03]
+    settings.measure(path, ["digits"], clips=[0.3], **arguments)
+    again = path.read_text().splitlines(keepends=True)
+    assert again[:2] == lines[:2] and again[2].split(",")[:-1] == lines[2].split(",")[:-1]
+
+
+def test_without_runs_there_is_nothing_to_draw(tmp_path, capsys):
+    specification = importlib.util.spec_from_file_location("settings_script", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--out", str(tmp_path)])
+    assert stopped.value.code == 2 and "has no runs to draw: --train" in capsys.readouterr().err
+
+
 def test_a_run_that_diverges_is_a_row_without_an_objective(short, tmp_path):
     path = tmp_path / "runs.csv"
     settings.measure(path, ["digits"], seeds=[0], dampings=[1e-9], clips=[1e30], rates=[1e9])
@@ -62,6 +84,7 @@ def test_tables_count_failures_and_find_the_best():
     assert settings.failure_table(rows).splitlines()[2:] == [
         "| 0.1, 0.003 | 1 of 1 |", "| 0.1, 0.3 | 1 of 3 |", "| auto | 0 of 3 |",
     ]  # fmt: skip
+    assert settings.table([row("auto", 0.03, 0.1), row("0.1", 0.3, nan)]).count("\n") == 2
     assert settings.worst(rows)["digits", "0.1", 0.3] == {0.03: 1.4, 0.3: np.inf, 0.001: 4.0}
 
 

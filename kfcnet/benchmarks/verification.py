@@ -21,7 +21,7 @@ from kfcnet.config import load_config
 from kfcnet.figures.curves import Figure, save_figure
 from kfcnet.ops import get_ops
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.runs.files import read_json, write_json
+from kfcnet.runs.files import make_folder, read_json, write_json
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import train
 
@@ -54,7 +54,7 @@ def verify(out, data="cifar10", path=None, minutes=math.inf, say=print):
     """
     ops, begun = get_ops("cuda"), time.monotonic()
     name = re.sub(r"[^A-Za-z0-9]+", "-", ops.describe()["processor"]).strip("-").lower()
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     target = out / f"{name}.json"
     report = (
         read_json(target)

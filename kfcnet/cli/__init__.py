@@ -102,6 +102,8 @@ def _check_processes(processes, name, arguments):
 
 def _outcome(error):
     """(exit status, text) of an error that is foreseen; (None, None) of any other."""
+    if isinstance(error, SystemExit):  # told already, by the parser of the arguments
+        return None, None
     if isinstance(error, KeyboardInterrupt):
         return 130, None
     if isinstance(error, BrokenPipeError):
@@ -403,7 +405,7 @@ def benchmark(argv=None, prog=None):
         parser.error("--processes: at least two, of one thread each, without --shards")
     from kfcnet.benchmarks import cpu as cpu_benchmark
     from kfcnet.benchmarks import processes as processes_benchmark
-    from kfcnet.runs.files import write_json, write_text
+    from kfcnet.runs.files import make_folder, write_json, write_text
 
     if options.device == "cuda":
         from kfcnet.benchmarks import cuda as cuda_benchmark
@@ -418,7 +420,7 @@ def benchmark(argv=None, prog=None):
         report = cpu_benchmark.benchmark_cpu(**chosen)
         print(cpu_benchmark.format_report(report))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(options.json.parent)
         write_json(options.json, report)
         if options.device == "cpu":
             table = cpu_benchmark if count is None else processes_benchmark

@@ -1,14 +1,13 @@
 """A comparison of runs: their curves over time and updates, and when they reached which error."""
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from kfcnet.figures import curves
 from kfcnet.figures.html import write_page
 from kfcnet.figures.paper import MILESTONES
-from kfcnet.runs.files import markdown_table, write_csv, write_text
+from kfcnet.runs.files import make_folder, markdown_table, write_csv, write_text
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import DATA_SETS, PARTS, published_data_set, titles_and_labels
 from kfcnet.runs.metrics import first_crossing
@@ -31,8 +30,7 @@ def compare(folders, out, milestones=None, by=BY):
     in no figure. Returns the rows of the milestones. Raises RecordError for a run that cannot be
     read, and where none has rows.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = make_folder(out)
     runs = [read_run(folder) for folder in folders]
     drawn = with_rows(runs, folders)
     for x in by:

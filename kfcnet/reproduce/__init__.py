@@ -16,7 +16,7 @@ from kfcnet.reproduce import assumptions, claims, costs, figures, report, scalin
 from kfcnet.reproduce.places import say
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
-from kfcnet.runs.files import WriteError
+from kfcnet.runs.files import make_folder
 from kfcnet.runs.folder import RunFolderError, alone_in
 from kfcnet.runs.index import RunIndex, machine_of
 from kfcnet.runs.labels import data_set
@@ -75,13 +75,13 @@ def reproduce(
     plan = _plan(index, device, only_draw, quick, seeds, overrides)
     if figure not in (*plan.figures, "all"):
         raise ConfigError(f"{figure}: there is no such figure of the embedded digits (--quick)")
-    _make_folder(out)
+    make_folder(out)
     index.machine = _machine(index, plan, only_draw)
     if not only_draw:
         with alone_in(out):
             failures |= work.train_missing(plan, figure, index, places, at_a_time)
             if figure == "all" or plan.figures[figure].kind == "assumptions":
-                _make_folder(out / "assumptions")
+                make_folder(out / "assumptions")
                 failures |= assumptions.measure_missing(plan, progress_of(plan, index), out, places)
             failures |= costs.measure_missing(plan, progress_of(plan, index), out, places)
             if figure == "scaling" or (figure == "all" and plan.device == "cpu"):
@@ -142,7 +142,7 @@ def draw(plan, index, out, failures):
     for name, state in progress.items():
         for what, results in ((name, state.tuning), (f"{name}_clip", state.clip_tuning)):
             if results:
-                folder = _make_folder(out / "sweeps" / what)
+                folder = make_folder(out / "sweeps" / what)
                 write_tables(folder, list(results[0].point.settings), state.curve.stages, results)
     runs = {name: state.runs() for name, state in progress.items() if state.finals}
     measured_costs = costs.read(out)
@@ -154,7 +154,7 @@ def draw(plan, index, out, failures):
         for measurement in plan.measurements
     ]
     records = [(measurement, record) for measurement, record in records if record]
-    _make_folder(out / "figures")
+    make_folder(out / "figures")
     drawn, tables = {}, {}
     words = {each.name: each.words for each in plan.curves.values() if each.words}
     for name, figure_plan in plan.figures.items():
@@ -243,14 +243,3 @@ def _draw_assumptions(records, runs, out):
 def _save(draw_one, out, name):
     for kind in KINDS:
         curves.save_figure(draw_one, out / "figures" / f"{name}.{kind}")
-
-
-def _make_folder(path):
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(
-            f"cannot make the folder {path}: {error.strerror}; make room or name "
-            "another place with --out"
-        ) from error
-    return path

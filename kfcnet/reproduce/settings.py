@@ -22,7 +22,7 @@ from kfcnet.config import load_config, parse_config
 from kfcnet.figures.curves import COLOURS, save_figure
 from kfcnet.figures.paper import LEARNING_RATES
 from kfcnet.ops.cpu.blas import one_blas_thread
-from kfcnet.runs.files import markdown_table
+from kfcnet.runs.files import append_line, make_folder, markdown_table, write_csv
 from kfcnet.training.build import build_for, build_ops, examples_of, resolved
 from kfcnet.training.evaluation import evaluate
 from kfcnet.training.fit import settings_for
@@ -139,21 +139,20 @@ def measure(
     rates: Iterable[float] = LEARNING_RATES,
     cifar: Path | None = None,
 ) -> None:
-    """Train what `path`, a CSV file of FIELDS, does not have yet, and add its rows."""
-    done = {_key(row) for row in read(path)} if path.exists() else set()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if not file.tell():
-            writer.writeheader()
-        for name in sets:
-            dataset = data_set(name, cifar)
-            for seed, damping, clip, rate in _points(seeds, dampings, clips, rates):
-                if _key(dict(data=name, rate=rate, damping=damping, clip=clip, seed=seed)) in done:
-                    continue
+    """Train what `path`, a CSV file of FIELDS, does not have yet, and add its rows.
+
+    A row that a kill has cut short is trained again. Raises WriteError where it cannot be written.
+    """
+    rows = read(path) if path.exists() else []
+    done = {_key(row) for row in rows}
+    make_folder(path.parent)
+    write_csv(path, [FIELDS, *(_shown(row) for row in rows)])
+    for name in sets:
+        dataset = data_set(name, cifar)
+        for seed, damping, clip, rate in _points(seeds, dampings, clips, rates):
+            if _key(dict(data=name, rate=rate, damping=damping, clip=clip, seed=seed)) not in done:
                 row = train_once(dataset, name, rate, damping, clip, seed)
-                writer.writerow({k: f"{v:.6g}" if type(v) is float else v for k, v in row.items()})
-                file.flush()
+                append_line(path, ",".join(_shown(row)))
 
 
 def _points(seeds, dampings, clips, rates):
@@ -168,11 +167,18 @@ def _key(row):
 
 
 def read(path: Path) -> list[dict]:
-    """The rows of a file that `measure` wrote; all but data and damping are numbers."""
+    """The whole rows of a file that `measure` wrote; all but data and damping are numbers."""
     words = ("data", "damping")
     with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        whole = [line for line in file if line.endswith("\n")]
+    rows = csv.DictReader(whole)
     return [{key: row[key] if key in words else float(row[key]) for key in row} for row in rows]
+
+
+def _shown(row):
+    """The cells of a row."""
+    values = (row[key] for key in FIELDS)
+    return [f"{value:.6g}" if type(value) is float else str(value) for value in values]
 
 
 def worst(rows: list[dict]) -> dict[tuple, dict[float, float]]:
@@ -196,15 +202,17 @@ def failures(rows: Iterable[dict]) -> tuple[int, int]:
     return sum(not row["train_loss"] < row["start"] / 10 for row in fast), len(fast)
 
 
-def best_fixed(rows: list[dict], quantity: str) -> dict:
+def best_fixed(rows: list[dict], quantity: str) -> dict | None:
     """{rate, damping, clip, quantity}, the median over seeds, of the fixed settings whose runs are
-    all finite and whose median is lowest.
+    all finite and whose median is lowest; None where no setting has only such runs.
     """
     values = defaultdict(list)
     for row in rows:
         if row["damping"] != "auto":
             values[row["rate"], row["damping"], row["clip"]].append(row[quantity])
     medians = {key: median(found) for key, found in values.items() if np.isfinite(found).all()}
+    if not medians:
+        return None
     key = min(medians, key=medians.get)
     return dict(zip(("rate", "damping", "clip"), key, strict=True)) | {quantity: medians[key]}
 
@@ -220,8 +228,7 @@ def table(rows: list[dict], rate: float = 0.03) -> str:
         own = [row for row in rows if row["data"] == name]
         auto = [row for row in own if row["damping"] == "auto" and row["rate"] == rate]
         for quantity, title in (("train_loss", "training loss"), ("objective", "objective")):
-            if auto and any(row["damping"] != "auto" for row in own):
-                best = best_fixed(own, quantity)
+            if auto and (best := best_fixed(own, quantity)):
                 numbers = (median(row[quantity] for row in auto), best[quantity])
                 where = f"{best['rate']:g}, {best['damping']}, {best['clip']:g}"
                 shown = (f"{number:.3g}" for number in numbers)

@@ -27,6 +27,18 @@ class WriteError(RecordError):
     """A file cannot be written, for instance on a full disk; its old content is still whole."""
 
 
+def make_folder(path):
+    """The path of a folder, which is made where it is not there. Raises WriteError."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(
+            f"cannot make the folder {path}: {error.strerror}; make room or name another place "
+            "with --out"
+        ) from error
+    return Path(path)
+
+
 def write_bytes(path, content):
     """Replace the content of a file and flush it to the disk.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from kfcnet import data
 from kfcnet.config import ConfigError, load_config, yaml_text
 from kfcnet.figures import curves
-from kfcnet.runs.files import WriteError, markdown_table, write_csv, write_text
+from kfcnet.runs.files import WriteError, make_folder, markdown_table, write_csv, write_text
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import read_run
 from kfcnet.training.build import is_open, resolved
@@ -127,7 +127,7 @@ def write_tables(out, keys, stages, results):
         ]
         for result, place, values in _placed(results)
     ]
-    out.mkdir(parents=True, exist_ok=True)  # where every run failed before it had a folder
+    make_folder(out)  # where every run failed before it had a folder
     write_csv(out / "sweep.csv", [header, *rows])
     write_text(out / "sweep.md", markdown(keys, stages, results))
     trained = [result for result in results if not result.failure]
