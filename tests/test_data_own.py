@@ -2,6 +2,9 @@
 
 import json
 import logging
+import shutil
+from functools import partial
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,9 +16,10 @@ import kfcnet
 from kfcnet import data
 from kfcnet.cli import main
 from kfcnet.config import ConfigError, parse_config
-from kfcnet.data import DataError
-from kfcnet.runs.files import read_json
+from kfcnet.data import DataError, folder
+from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolderError
+from kfcnet.training import fit
 from kfcnet.training.fit import settings_for
 from kfcnet.training.sweep import sweep
 
@@ -78,6 +82,28 @@ def test_a_file_of_arrays_is_read_as_it_is(tmp_path, arrays, suffix):
             assert np.array_equal(getattr(dataset, key), expected), key
         assert dataset.classes == 3 and dataset.provenance["title"] == "flowers"
     assert len(list((tmp_path / "home" / "cache").iterdir())) == 1
+
+
+def test_arrays_are_read_without_locks_which_a_file_system_may_not_have(tmp_path, arrays):
+    fcntl = pytest.importorskip("fcntl")
+    save(tmp_path / "a.h5", arrays)
+    with open(tmp_path / "a.h5", "rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)  # refuses HDF5's own lock, as such a file system does
+        assert data.load(config(tmp_path / "a.h5").data).classes == 3
+
+
+def test_a_label_that_is_no_number_is_refused_with_what_it_should_be(arrays):
+    with pytest.raises(DataError, match="image 0 is 0, not one of 0 to 999. Number the classes"):
+        data.from_arrays(arrays["train_images"], arrays["train_labels"].astype(str))
+
+
+def test_a_home_directory_that_is_not_there_is_named(monkeypatch, tmp_path, arrays):
+    with pytest.raises(DataError, match="data.path: ~no-such-user/a.npz names no home directory"):
+        data.load(config("~no-such-user/a.npz").data)
+    save(tmp_path / "a.npz", arrays)
+    monkeypatch.setenv("KFCNET_DATA", "~no-such-user")
+    with pytest.raises(DataError, match="KFCNET_DATA: ~no-such-user names no home directory"):
+        data.load(config(tmp_path / "a.npz").data)
 
 
 def test_a_file_that_changes_is_read_again(tmp_path, arrays):
@@ -150,9 +176,10 @@ def test_bad_arrays_are_refused_in_a_line_that_names_file_and_index(tmp_path, ar
     assert message in text and "a.npz" in text and "\n" not in text
 
 
-def test_a_pixel_that_is_not_finite_is_refused_by_its_image(arrays):
+@pytest.mark.parametrize("value", [np.inf, 1e300])
+def test_a_pixel_that_is_not_finite_in_float32_is_refused_by_its_image(arrays, value):
     images = arrays["train_images"].astype(float)
-    images[7, 2, 1, 0] = np.inf
+    images[7, 2, 1, 0] = value
     with pytest.raises(DataError, match="the training part: a pixel of image 7 is not finite"):
         data.from_arrays(images, arrays["train_labels"])
 
@@ -234,6 +261,20 @@ def test_pictures_of_other_sizes_are_resized_when_asked_to(flowers):
     assert dataset.train_images.shape == (12, 6, 8, 3)
 
 
+def test_hidden_files_are_no_pictures(flowers):
+    (flowers / "train" / "rose" / "._0.png").write_bytes(b"what macOS keeps beside a file")
+    assert len(data.load(config(flowers, name="folder").data).train_images) == 12
+
+
+def test_a_folder_that_may_not_be_read_is_named(flowers, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(folder.Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"train cannot be read \(Permission denied\)"):
+        data.load(config(flowers, name="folder").data)
+
+
 def broken(root):
     (root / "train" / "rose" / "3.png").write_bytes(b"\x89PNG not really")
 
@@ -247,7 +288,12 @@ def emptied(root):
         path.unlink()
 
 
+def leading_nowhere(root):
+    (root / "train" / "rose" / "link.png").symlink_to(root / "nowhere.png")
+
+
 @pytest.mark.parametrize("change, message", [
+    (leading_nowhere, "rose/link.png cannot be read (No such file or directory)"),
     (broken, "rose/3.png: cannot be read as an image"), (transparent, "3.png: has transparency"),
     (emptied, "train/rose: holds no image; images end in .png"),
 ])  # fmt: skip
@@ -302,6 +348,22 @@ def test_fit_trains_on_arrays_and_gives_a_network_that_can_be_kept(arrays, tmp_p
     assert np.array_equal(again.predict_proba(images), run.predict_proba(images))
     with pytest.raises(RunFolderError, match="is there already"):
         run.save(tmp_path / "kept")
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot write .*name another folder"):
+        run.save(tmp_path / "file" / "kept")
+
+
+def test_a_run_that_cannot_be_kept_whole_is_not_kept(arrays, tmp_path, monkeypatch):
+    run = kfcnet.fit(arrays["train_images"], arrays["train_labels"], NETWORK, "sgd", epochs=1)
+
+    def full(source, target, **_):
+        Path(target).write_bytes(b"a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fit.shutil, "copytree", partial(shutil.copytree, copy_function=full))
+    with pytest.raises(WriteError, match="cannot write .*kept: .*No space left"):
+        run.save(tmp_path / "kept")
+    assert not list(tmp_path.iterdir())
 
 
 def test_fit_takes_grey_floating_images_and_predicts_them(rng, tmp_path):
@@ -310,6 +372,12 @@ def test_fit_takes_grey_floating_images_and_predicts_them(rng, tmp_path):
     out = tmp_path / "out"
     run = kfcnet.fit(images, labels, NETWORK, "sgd", epochs=1, device="cpu", out=out)
     assert run.predict(images).shape == (40,) and run.pixels == np.float32
+    assert run.predict(images[:0]).shape == (0,)
+    with pytest.raises(ValueError, match="a pixel of image 3 is not finite in float32"):
+        run.predict(np.where(np.arange(40)[:, None, None] == 3, 1e300, images))
+    for wrong in (images.astype(str), images.astype(complex)):
+        with pytest.raises(ValueError, match="images of .* given; pixels are numbers"):
+            run.predict(wrong)
     assert (out / "metrics.csv").exists() and run.history["test_error"].size
 
 

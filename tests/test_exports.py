@@ -109,6 +109,7 @@ def test_arrays_are_copies():
     (lambda a: a.update(other=np.zeros(3)), "other is no array of this network"),
     (lambda a: a.update({"conv1.bias": np.zeros(4)}), r"conv1.bias has shape \(4,\), not \(3,\)"),
     (lambda a: a.update({"conv1.bias": np.full(3, np.nan)}), "conv1.bias holds what is no finite"),
+    (lambda a: a.update({"conv1.bias": np.full(3, 1e300)}), "no finite number in float32"),
     (lambda a: a.update({"conv1.bias": np.array(["a", "b", "c"])}), "no finite number"),
 ])  # fmt: skip
 def test_wrong_arrays_are_named_and_change_nothing(change, message):

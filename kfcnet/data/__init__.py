@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 
 from kfcnet.config.schema import ArraysDataConfig, DataConfig, FolderDataConfig, IdxDataConfig
 from kfcnet.data import arrays as array_files
@@ -70,10 +71,15 @@ def _load_own(config):
     """A user's own images; the cache is made anew when a file has changed."""
     if config.path is None:
         raise DataError(f"data.path: missing; name the {config.name} of images")
-    path = config.path.expanduser()
-    if not path.exists():
+    path = files.expanded(config.path, "data.path")
+    if not os.path.exists(path):
         raise DataError(f"data.path: {path} does not exist")
-    origin, split, names, read = _own_source(config, path)
+    try:
+        origin, split, names, read = _own_source(config, path)
+    except OSError as error:  # a folder that may not be entered, a link that leads nowhere
+        raise DataError(
+            f"data.path: {error.filename or path} cannot be read ({error.strerror or error})"
+        ) from error
     found, sha256 = cache.cached(_cache_paths(config.name, [own.VERSION, origin, split]), read)
     provenance = {"title": own.title(path), "sha256": sha256}
     if config.name != "folder":

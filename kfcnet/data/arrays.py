@@ -50,7 +50,8 @@ def _arrays(path):
             return {name: variables[name] for name in FIELDS if name in variables}
         import h5py
 
-        with h5py.File(path, "r") as file:
+        # Opened by Python: HDF5's own locks are refused by some file systems.
+        with open(path, "rb") as raw, h5py.File(raw, "r") as file:
             found = {name: file[name][()] for name in FIELDS if name in file}
         # MATLAB stores the last axis first.
         return {name: array.T for name, array in found.items()} if kind == ".mat" else found

@@ -1,7 +1,6 @@
 """The data set in memory, and the error for one that cannot be loaded."""
 
 from dataclasses import dataclass, field
-from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +87,14 @@ def deviation(dataset: Dataset) -> float:
     return float(f"{(squares / dataset.train_images.size) ** 0.5:.6g}") or 1.0
 
 
+def as_float32(pixels: NDArray) -> tuple[NDArray[np.float32], int | None]:
+    """(pixels as float32, index of the first image with one that is not finite then, or None)."""
+    with np.errstate(over="ignore"):
+        pixels = pixels.astype(np.float32, copy=False)
+    finite = np.isfinite(pixels).all(axis=tuple(range(1, pixels.ndim)))
+    return pixels, None if finite.all() else int(np.argmin(finite))
+
+
 def wrong_label(labels: NDArray[Any], lowest: int, highest: int) -> int | None:
     """Index of the first label (N,) that is no whole number from lowest to highest, or None."""
     if labels.dtype.kind in "iuf":
@@ -98,12 +105,16 @@ def wrong_label(labels: NDArray[Any], lowest: int, highest: int) -> int | None:
 
 
 def check_labels(
-    labels: NDArray[Any], lowest: int, highest: int, source: str | PathLike[str]
+    labels: NDArray[Any],
+    lowest: int,
+    highest: int,
+    source: object,
+    way_out: str = "The file is damaged: fetch it again.",
 ) -> None:
     """Raise DataError naming the first label outside lowest..highest; `source` names the file."""
     wrong = wrong_label(labels, lowest, highest)
     if wrong is not None:
         raise DataError(
             f"{source}: the label of image {wrong} is {labels[wrong]}, "
-            f"not one of {lowest} to {highest}. The file is damaged: fetch it again."
+            f"not one of {lowest} to {highest}. {way_out}"
         )

@@ -52,7 +52,15 @@ class Found:
 
 def home() -> Path:
     """Directory of downloads and caches: $KFCNET_DATA where it is set, else data/ here."""
-    return Path(os.environ.get("KFCNET_DATA") or "data").expanduser()
+    return expanded(os.environ.get("KFCNET_DATA") or "data", "KFCNET_DATA")
+
+
+def expanded(path: str | Path, setting: str) -> Path:
+    """A path whose ~ or ~user is replaced; DataError where there is no such user's directory."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{setting}: {path} names no home directory ({error})") from None
 
 
 def cache_folders() -> list[Path]:
@@ -77,7 +85,7 @@ def locate(
     downloaded. Raises DataError, which says what to do.
     """
     if path is not None:
-        return _locate_at(Path(path).expanduser(), name, title, distributions)
+        return _locate_at(expanded(path, "data.path"), name, title, distributions)
     found = [*search(Path("data"), name, distributions), *search(home(), name, distributions)]
     for candidate in found:
         if not candidate.missing:

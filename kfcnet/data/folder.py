@@ -46,11 +46,16 @@ def listing(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
 
 
 def _folders(place):
-    return sorted(path for path in place.iterdir() if path.is_dir() and path.name[0] != ".")
+    return sorted(path for path in _shown(place) if path.is_dir())
 
 
 def _images(folder):
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in TYPES)
+    return sorted(path for path in _shown(folder) if path.suffix.lower() in TYPES)
+
+
+def _shown(folder):
+    """What a folder holds, but for hidden files, such as those that macOS leaves elsewhere."""
+    return (path for path in folder.iterdir() if path.name[0] != ".")
 
 
 def read(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kfcnet.data.dataset import Arrays, DataError, check_labels
+from kfcnet.data.dataset import Arrays, DataError, as_float32, check_labels
 from kfcnet.philox import SPLIT, words
 
 MOST_CLASSES = 1000
@@ -68,11 +68,10 @@ def checked(images: NDArray, labels: NDArray, source: object) -> Images:
             "label for each image"
         )
     if images.dtype != np.uint8:
-        finite = np.isfinite(images.reshape(len(images), -1)).all(axis=1)
-        if not finite.all():
-            raise DataError(f"{source}: a pixel of image {np.argmin(finite)} is not finite")
-        images = images.astype(np.float32)
-    check_labels(labels, 0, MOST_CLASSES - 1, source)
+        images, wrong = as_float32(images)
+        if wrong is not None:
+            raise DataError(f"{source}: a pixel of image {wrong} is not finite in float32")
+    check_labels(labels, 0, MOST_CLASSES - 1, source, "Number the classes from 0.")
     return Images(np.ascontiguousarray(images), labels.astype(np.int32))
 
 

@@ -12,10 +12,11 @@ from kfcnet.batches import Examples
 from kfcnet.config import ConfigError, parse_config
 from kfcnet.config.schema import Config
 from kfcnet.data import DataError, Dataset
-from kfcnet.data.dataset import wrong_label
+from kfcnet.data.dataset import as_float32, wrong_label
 from kfcnet.layers import Layer
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
+from kfcnet.runs.files import write_bytes
 from kfcnet.training.build import build_model, build_ops, reconstructs, with_classes
 from kfcnet.training.exports import from_arrays, to_arrays
 
@@ -161,14 +162,15 @@ class TrainedNetwork:
     def to_onnx(self, path: str | Path) -> None:
         """Write an ONNX model: `images` (M, H, W, C), raw pixels as float32 -> `logits`.
 
-        Raises ImportError without the package onnx, ValueError for custom layers.
+        Raises ImportError without the package onnx, ValueError for custom layers, WriteError where
+        the file cannot be written.
         """
         try:
             from kfcnet.training.exports.onnx_model import to_onnx
         except ImportError as error:
             raise ImportError("to_onnx needs the package onnx: pip install onnx") from error
         model = to_onnx(self.network, self.mean, self.config.data.input_scale)
-        Path(path).write_bytes(model.SerializeToString())
+        write_bytes(path, model.SerializeToString())
 
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
         """(mean loss in nats, share of wrong classes) on raw images (M, H, W, C), labels (M,).
@@ -204,7 +206,12 @@ class TrainedNetwork:
             )
         if self.pixels == np.uint8 and images.dtype != np.uint8:
             raise ValueError(f"images of {images.dtype} given; the network takes raw pixels, uint8")
-        images = images.astype(self.pixels, copy=False)
+        if images.dtype.kind not in "uif":
+            raise ValueError(f"images of {images.dtype} given; pixels are numbers")
+        if self.pixels != np.uint8:
+            images, wrong = as_float32(images)
+            if wrong is not None:
+                raise ValueError(f"a pixel of image {wrong} is not finite in float32")
         if labels.shape != images.shape[:1]:
             raise ValueError(f"labels of shape {labels.shape} given for {len(images)} images")
         (classes,) = self.network.layers[-1].output_shape

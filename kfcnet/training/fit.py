@@ -1,6 +1,7 @@
 """Training on arrays in memory, from one call."""
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from kfcnet import data
 from kfcnet.config import ConfigError, parse_config
 from kfcnet.layers import Layer
 from kfcnet.network import CUSTOM, LAYERS
+from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.build import with_classes
@@ -40,10 +42,20 @@ class FittedNetwork(TrainedNetwork):
         return network
 
     def save(self, path: str | Path) -> None:
-        """Copy the run to a new folder `path`, for `kfcnet.load`; RunFolderError if it is there."""
-        if Path(path).exists():
+        """Copy the run to a new folder `path`, for `kfcnet.load`.
+
+        Raises RunFolderError if it is there, WriteError where it cannot be written; nothing stays
+        then.
+        """
+        path = Path(path)
+        if os.path.lexists(path):
             raise RunFolderError(f"{path} is there already: name another folder")
-        shutil.copytree(self.folder, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as own:
+                os.rename(shutil.copytree(self.folder, Path(own, path.name)), path)
+        except (OSError, shutil.Error) as error:
+            raise WriteError(f"cannot write {path}: {error}; name another folder") from error
 
 
 def load(

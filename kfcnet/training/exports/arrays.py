@@ -56,12 +56,15 @@ def from_arrays(network: Network, arrays: Mapping[str, ArrayLike]) -> None:
         wrong, what = (unknown, "is no array of") if unknown else (missing, "is missing; it is of")
         raise ValueError(f"arrays: {min(wrong)} {what} this network: {', '.join(expected)}")
     given = {name: np.asarray(array) for name, array in arrays.items()}
+    ops = network.ops
     for name, array in given.items():
         if array.shape != expected[name]:
             raise ValueError(f"arrays: {name} has shape {array.shape}, not {expected[name]}")
-        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-            raise ValueError(f"arrays: {name} holds what is no finite number")
-    ops = network.ops
+        if array.dtype.kind in "iuf":
+            with np.errstate(over="ignore"):
+                array = given[name] = array.astype(ops.dtype)
+        if array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError(f"arrays: {name} holds what is no finite number in {ops.dtype}")
     for layer in network.layers:
         if isinstance(layer, BatchNorm):
             if f"{layer.name}.mean" in given:
