@@ -412,3 +412,14 @@ def test_interrupted_workers_save_their_runs(config, tmp_path):
     assert "Traceback" not in stderr
     assert all((folder / "checkpoint.h5").exists() for folder in folders)
     shutil.rmtree(tmp_path / "out")
+
+
+def test_workers_are_started_from_any_thread():
+    """Only the main thread can set handlers of signals."""
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        assert other.submit(_worker_takes, 5).result() == abs(-5)
+
+
+def _worker_takes(number):
+    with workers(2) as pool:
+        return pool.submit(abs, -number).result()

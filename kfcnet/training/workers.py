@@ -19,15 +19,17 @@ class WorkerDied(RuntimeError):
 def workers(count):
     """Within the context, an executor that calls functions in `count` processes; one: in this one.
 
-    SIGINT and SIGTERM reach this process alone, which asks each of the others once to stop.
+    SIGINT and SIGTERM reach this process alone, which asks each of the others once to stop; in
+    another thread than the main one nothing changes for signals.
     """
     if count == 1:
         yield _Here()
         return
     pool = _Processes(count)
-    previous = {
-        number: signal.signal(number, pool.stop) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    previous = {}
+    if threading.current_thread() is threading.main_thread():  # others cannot set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, pool.stop)
     try:
         yield pool
     finally:
