@@ -44,7 +44,8 @@ def mathml(formula, display):
         formula = formula.replace(ours, theirs)
     formula = re.sub(FUNCTION, r"\\\1\\,", formula)
     element = convert(formula, display=display).replace(BAR, CLOSE_BAR)
-    if "\\" in element or "<mi>&</mi>" in element:
+    several = re.search(r"\\mathbf\{[^{}]{2,}\}", formula)  # of which the converter makes none bold
+    if several or "\\" in element or "<mi>&</mi>" in element:
         raise ValueError(f"the formula cannot be read: {formula}")
     return element
 

@@ -115,6 +115,8 @@ def test_a_broken_link_and_an_unknown_formula_are_noticed(tmp_path, monkeypatch)
         build_site.gather([page], tmp_path / "out")
     with pytest.raises(ValueError, match="cannot be read"):
         build_site.mathml(r"\nosuchcommand x", "inline")
+    with pytest.raises(ValueError, match="cannot be read"):
+        build_site.mathml(r"\mathbf{AB}", "inline")
 
 
 def test_a_folder_that_is_no_site_is_left_alone(site, tmp_path):

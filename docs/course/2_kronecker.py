@@ -62,7 +62,7 @@ cross_entropy = SoftmaxCrossEntropy(ops, seed=0)
 # factor by factor,
 #
 # $$(\mathbf{A} \otimes \mathbf{B})(\mathbf{C} \otimes \mathbf{D}) =
-# \mathbf{AC} \otimes \mathbf{BD}$$
+# \mathbf{A} \mathbf{C} \otimes \mathbf{B} \mathbf{D}$$
 #
 # (write both sides block by block to see it), so
 #
@@ -116,9 +116,11 @@ for layer, part in zip(network.weighted, parts, strict=True):
 # **Why the first?** Multiply both, factor by factor: $\mathbf{I} \otimes \mathbf{I}$ is left. **Why
 # the second?** Take $\mathbf{V} = \mathbf{b} \mathbf{a}^\top$ first. Then
 # $\mathrm{vec}(\mathbf{V}) = \mathbf{a} \otimes \mathbf{b}$, the left side is
-# $\mathbf{\Psi a} \otimes \mathbf{\Gamma b}$, and that is $\mathrm{vec}$ of
-# $\mathbf{\Gamma b} (\mathbf{\Psi a})^\top = \mathbf{\Gamma V \Psi}^\top$. Every matrix is a sum of
-# such $\mathbf{V}$, and both sides are linear. Together, with symmetric factors (Eq. 5, 6):
+# $\mathbf{\Psi} \mathbf{a} \otimes \mathbf{\Gamma} \mathbf{b}$, and that is $\mathrm{vec}$ of
+# $\mathbf{\Gamma} \mathbf{b} (\mathbf{\Psi} \mathbf{a})^\top$, which is
+# $\mathbf{\Gamma} \mathbf{V} \mathbf{\Psi}^\top$.
+# Every matrix is a sum of such $\mathbf{V}$, and both sides are linear. Together, with symmetric
+# factors (Eq. 5, 6):
 #
 # $$\mathbf{F}_\ell^{-1} \, \mathrm{vec}(\nabla_{\bar{\mathbf{W}}} h) \approx
 # \mathrm{vec}\big( \mathbf{\Gamma}^{-1} \, (\nabla_{\bar{\mathbf{W}}} h) \mathbf{\Psi}^{-1} \big)$$
