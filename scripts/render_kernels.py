@@ -1,12 +1,14 @@
-"""Write what docs/ladder.md takes from the kernels: compiled counts, an instance, a figure.
+"""Write what the pages on kernels take from the code: compiled counts, an instance, a floor.
 
     python scripts/render_kernels.py
 
-The parts between `<!-- written: NAME -->` and `<!-- end -->` are replaced, and docs/ladder.png is
-drawn. Counts are those of the newest NVRTC that is installed, for sm_90; the values of the
-instance are computed by the kernel's own text, run on the CPU. Needs `pip install -e '.[test]'`.
+In docs/ladder.md and kernels/README.md the parts between `<!-- written: NAME -->` and
+`<!-- end -->` are replaced, and docs/ladder.png is drawn. Counts are those of the newest NVRTC that
+is installed, for sm_90; the values of the instance are computed by the kernel's own text, run on
+the CPU. Needs `pip install -e '.[test]'`.
 """
 
+import math
 import re
 import sys
 from functools import cache
@@ -20,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the code of this checkout, an
 import compiled_counts  # noqa: E402
 import ladder  # noqa: E402
 import nvrtc  # noqa: E402
+import recorded_steps  # noqa: E402
 from cuda_on_cpu import Library  # noqa: E402
 from matplotlib import style  # noqa: E402
 from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
@@ -30,6 +33,8 @@ from kfcnet.figures.curves import COLOURS, DATELESS, STYLE  # noqa: E402
 from kfcnet.ops.cuda import kernels  # noqa: E402
 
 PAGE, PICTURE = ROOT / "docs" / "ladder.md", ROOT / "docs" / "ladder.png"
+README = ROOT / "kernels" / "README.md"
+FP32, TF32, BANDWIDTH = 67e12, 495e12, 4.8e12  # of an H200: operations and bytes a second
 COLUMNS = (
     "rung",
     "idea",
@@ -193,6 +198,43 @@ def followed():
     return head + rows.replace("BLOCK", str(BLOCK))
 
 
+def operations(launch):
+    """Of a product or a convolution, a multiply-add being two; 0 of what is limited by memory."""
+    c, sizes = (
+        dict(launch.constants),
+        [v for v in launch.values if isinstance(v, (int, np.integer))],
+    )
+    if launch.kernel.startswith("matmul"):
+        return 2 * math.prod(map(int, sizes[:3]))
+    if launch.kernel.startswith(("conv_forward", "conv_backward_weights_")) and "OUT_HEIGHT" in c:
+        positions = int(sizes[0]) * c["OUT_HEIGHT"] * c["OUT_WIDTH"]
+        return 2 * positions * c["OUT_MAPS"] * c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
+    return 0
+
+
+def floor():
+    """Operations and bytes of an SGD step at 512 images by kernel, and how long they take at least.
+
+    Every array of a launch is counted once.
+    """
+    found = {}
+    for launch in recorded_steps.record("cifar_sgd", 512).launches:
+        arrays = {id(v): v.nbytes for v in launch.values if isinstance(v, np.ndarray)}
+        done, moved = operations(launch), sum(arrays.values())
+        rate = TF32 if launch.kernel.endswith("tf32") else FP32
+        row = np.array([1, done, moved, max(done / rate, moved / BANDWIDTH)])
+        found[launch.kernel] = found.get(launch.kernel, 0) + row
+    found["SGD step"] = sum(found.values())
+    rows = ["| kernel | launches | GFLOP | MB | us |\n| --- | ---: | ---: | ---: | ---: |\n"]
+    for name, (launches, done, moved, seconds) in found.items():
+        kernel = name if " " in name else f"`{name}`"
+        gflop = f"{done / 1e9:.1f}" if done else ""
+        rows.append(
+            f"| {kernel} | {launches:.0f} | {gflop} | {moved / 1e6:.1f} | {seconds * 1e6:.1f} |\n"
+        )
+    return "".join(rows)
+
+
 PARTS = {
     "compiler": compiler,
     "matmul": lambda: table("matmul"),
@@ -200,6 +242,7 @@ PARTS = {
     "macros": macros,
     "derived": derived,
     "followed": followed,
+    "floor": floor,
 }
 
 
@@ -210,10 +253,9 @@ def part(page, name):
 
 def written(page):
     """The page with all its parts written anew."""
-    for name, make in PARTS.items():
-        old, new = (
-            f"<!-- written: {name} -->\n{x}<!-- end -->" for x in (part(page, name), make())
-        )
+    for name in re.findall(r"<!-- written: (\w+) -->", page):
+        texts = part(page, name), PARTS[name]()
+        old, new = (f"<!-- written: {name} -->\n{text}<!-- end -->" for text in texts)
         page = page.replace(old, new)
     return page
 
@@ -327,8 +369,9 @@ def _draw_slabs(axes):
 
 
 def main():
-    """Write the page and the figure."""
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the pages and the figure."""
+    for page in (PAGE, README):
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
     draw(PICTURE)
 
 

@@ -143,3 +143,9 @@ def test_a_step_is_as_many_rounds_of_the_main_loop_as_make_its_multiply_adds():
     assert ladder.one_step([loop(1, other=5), main], 12) == dict(FFMA=4, LDS=2)
     with pytest.raises(ValueError, match="no whole rounds"):
         ladder.one_step([around, copies, main], 13)
+
+
+@compiles
+def test_the_floor_of_a_step_is_that_of_what_it_launches():
+    readme = render_kernels.README.read_text(encoding="utf-8")
+    assert render_kernels.part(readme, "floor") == render_kernels.floor()
