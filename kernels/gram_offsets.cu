@@ -38,7 +38,9 @@ constexpr int CHUNKS = FEW_MAPS ? 1 : (IN_MAPS + CHUNK_MAPS - 1) / CHUNK_MAPS;
 constexpr int PITCH = FEW_MAPS ? IN_MAPS : CHUNK_MAPS;
 constexpr int SEGMENT_LENGTH = FEW_MAPS ? SPAN * IN_MAPS : CHUNK_MAPS;
 constexpr int SEGMENT_SLOTS = (SEGMENT_LENGTH + 3) / 4;
-constexpr int ALL_SLOTS = (FEW_MAPS ? KERNEL_SIZE : OFFSETS) * SEGMENT_SLOTS;
+constexpr int SEGMENT_FLOATS = SEGMENT_SLOTS * 4;
+constexpr int ALL_FLOATS = (FEW_MAPS ? KERNEL_SIZE : OFFSETS) * SEGMENT_FLOATS;
+constexpr int SLOT_OFFSETS = FEW_MAPS ? 4 : 1;
 
 constexpr int THREADS = WARPS_COLUMNS * WARPS_DEPTH * 32, GROUP_THREADS = WARPS_COLUMNS * 32;
 constexpr int BLOCKS_AT_ONCE = THREADS <= 256 ? 2 : 1;  // of a multiprocessor: 128 registers
@@ -110,13 +112,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) gram_offse
     const int warp_column = warp % WARPS_COLUMNS, warp_depth = warp / WARPS_COLUMNS;
     const int row = lane / SLOT_LANES * LANE_ROWS;
     const int warp_slot = blockIdx.z * BLOCK_SLOTS + warp_column * SLOTS * SLOT_LANES;
-    const int first_slot = warp_slot + lane % SLOT_LANES;
-    int offset[SLOTS];  // of a slot from its anchor; beyond the last: of the first
-    for (int q = 0; q < SLOTS; ++q) {
-        const int slot = first_slot + q * SLOT_LANES < ALL_SLOTS ? first_slot + q * SLOT_LANES : 0;
-        const int segment = slot / SEGMENT_SLOTS, d = FEW_MAPS ? segment * SPAN : segment + REACH;
-        offset[q] =
-            (d / SPAN * seen_columns + d % SPAN - REACH) * PITCH + slot % SEGMENT_SLOTS * 4;
+    // The float of the segments that a lane has in place e of its slot q: four neighbours a slot,
+    // to be read at once; of few maps, which are read one by one, neighbouring lanes have
+    // neighbours, so that they lie in different banks.
+    const auto float_at = [&](int q, int e) {
+        const int slot_lane = lane % SLOT_LANES;
+        return FEW_MAPS ? warp_slot * 4 + (q * 4 + e) * SLOT_LANES + slot_lane
+                        : (warp_slot + q * SLOT_LANES + slot_lane) * 4 + e;
+    };
+    int offset[SLOTS * SLOT_OFFSETS];  // from the anchor; beyond the last float: of the first
+    for (int i = 0; i < SLOTS * SLOT_OFFSETS; ++i) {
+        const int at = float_at(i / SLOT_OFFSETS, i % SLOT_OFFSETS), in = at < ALL_FLOATS ? at : 0;
+        const int segment = in / SEGMENT_FLOATS, d = FEW_MAPS ? segment * SPAN : segment + REACH;
+        offset[i] =
+            (d / SPAN * seen_columns + d % SPAN - REACH) * PITCH + in % SEGMENT_FLOATS;
     }
     const bool has_ones = partner_chunk == 0 && blockIdx.z == 0 && warp_column == 0;
 
@@ -158,12 +167,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) gram_offse
         if (row + i >= PITCH || j >= IN_MAPS) continue;
 #pragma unroll
         for (int q = 0; q < SLOTS; ++q) {
-            const int slot = first_slot + q * SLOT_LANES;
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
+                const int at = float_at(q, e);
                 const int column =
-                    column_of(partner_chunk, slot / SEGMENT_SLOTS, slot % SEGMENT_SLOTS * 4 + e);
-                if (slot < ALL_SLOTS && column >= 0)
+                    column_of(partner_chunk, at / SEGMENT_FLOATS, at % SEGMENT_FLOATS);
+                if (at < ALL_FLOATS && column >= 0)
                     partial[j * COLUMNS_OUT + 1 + column] = sum[(i * SLOTS + q) * 4 + e];
             }
         }

@@ -30,10 +30,7 @@ FEW_WARPS = {  # of kernels, by how their names begin: why they may have few
     "momentum_update": "90,000 parameters, four a thread",
     "multiply_add": "likewise",
 }
-CONFLICTS = {
-    "gram_offsets_slices 32x32x3": "lanes read every 12th byte",
-    "matmul_register": "copies turn an operand whose depth is fastest as they write",
-}
+CONFLICTS = {"matmul_register": "copies turn an operand whose depth is fastest as they write"}
 
 
 def number(text):
