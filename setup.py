@@ -4,6 +4,7 @@
 subpackages `kfcnet.kernels` and `kfcnet.configs`.
 """
 
+import zlib
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -11,11 +12,15 @@ from setuptools import Extension, find_packages, setup
 FOLDERS = {"kfcnet.kernels": "kernels", "kfcnet.configs": "configs"}
 
 # Built where a compiler is found; where there is none, or it fails, NumPy does the work.
+# kfcnet/ops/cpu/extension.py compares the checksum with that of the sources that it finds.
+SOURCES = ["kfcnet/ops/cpu/native.c", "kfcnet/ops/cpu/native_kernels.h"]
+CRC = zlib.crc32(b"".join((Path(__file__).parent / path).read_bytes() for path in SOURCES))
 NATIVE = Extension(
     "kfcnet.ops.cpu._native",
-    ["kfcnet/ops/cpu/native.c"],
+    SOURCES[:1],
+    define_macros=[("SOURCES_CRC", f"{CRC}u")],
     extra_compile_args=["-O3", "-fno-math-errno"],
-    depends=["kfcnet/ops/cpu/native_kernels.h"],
+    depends=SOURCES[1:],
     optional=True,
 )
 

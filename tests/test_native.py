@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from kfcnet import philox
+from kfcnet.ops.cpu import extension
 
 native = pytest.importorskip(
     "kfcnet.ops.cpu._native", reason="the C extension is not built (no compiler at install time)"
@@ -444,6 +445,16 @@ def test_shards_on_threads_write_the_same_images():
         ]
     assert all(call.result() is None for call in calls)
     np.testing.assert_array_equal(apart, together)
+
+
+def test_an_extension_of_other_sources_is_left_aside_with_a_warning(monkeypatch, recwarn):
+    assert extension.load() is native and not recwarn
+    monkeypatch.setattr(native, "SOURCES_CRC", native.SOURCES_CRC ^ 1)
+    with pytest.warns(RuntimeWarning, match="other sources .* pip install -e ."):
+        assert extension.load() is None
+    monkeypatch.delattr(native, "SOURCES_CRC")
+    with pytest.warns(RuntimeWarning):
+        assert extension.load() is None
 
 
 def test_no_images_give_zero_sums():

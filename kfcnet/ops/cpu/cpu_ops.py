@@ -14,18 +14,14 @@ import scipy
 import scipy.linalg
 
 from kfcnet import philox
-from kfcnet.ops.cpu import batch_norm, convolution, memory, windows
+from kfcnet.ops.cpu import batch_norm, convolution, extension, memory, windows
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_sides, pooled_shape
 
-try:
-    from kfcnet.ops.cpu import _native
-except ImportError:
-    _native = None
-
+_native = extension.load()
 
 PIECE = 1 << 16
 """Elements of a vector that an update works on at a time."""

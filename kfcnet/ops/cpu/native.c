@@ -706,12 +706,14 @@ static PyMethodDef methods[] = {
           "out (n,) = the uniforms of kfcnet.philox from number `first` of their sequence on."),
     {NULL, NULL, 0, NULL}};
 
-/* `targets`: instruction sets this CPU runs, best first; `DTYPES`: number types of the arrays. */
+/* `targets`: instruction sets this CPU runs, best first; `DTYPES`: number types of the arrays;
+ * `SOURCES_CRC`: checksum of this file and native_kernels.h as they were built. */
 static int add_constants(PyObject *module)
 {
     PyObject *names = PyList_New(0), *tuple = NULL;
     PyObject *dtypes = Py_BuildValue("(ss)", "float32", "float64");
-    int status = names == NULL || dtypes == NULL ? -1 : 0;
+    PyObject *checksum = PyLong_FromUnsignedLong(SOURCES_CRC);
+    int status = names == NULL || dtypes == NULL || checksum == NULL ? -1 : 0;
     for (int t = 0; status == 0 && t < TARGETS; t++) {
         PyObject *name = PyUnicode_FromString(targets[t].name);
         if (name == NULL || (runs_here(&targets[t]) && PyList_Append(names, name) < 0))
@@ -720,11 +722,13 @@ static int add_constants(PyObject *module)
     }
     if (status < 0 || (tuple = PyList_AsTuple(names)) == NULL ||
         PyModule_AddObjectRef(module, "targets", tuple) < 0 ||
-        PyModule_AddObjectRef(module, "DTYPES", dtypes) < 0)
+        PyModule_AddObjectRef(module, "DTYPES", dtypes) < 0 ||
+        PyModule_AddObjectRef(module, "SOURCES_CRC", checksum) < 0)
         status = -1;
     Py_XDECREF(names);
     Py_XDECREF(tuple);
     Py_XDECREF(dtypes);
+    Py_XDECREF(checksum);
     return status;
 }
 
