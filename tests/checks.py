@@ -25,16 +25,17 @@ def derivative(function, x, direction, step=1e-5):
 
 
 def conv_loops(x, weight, kernel, stride, padding):
-    """The convolution layer of the paper's Eq. 10, one product at a time."""
+    """The convolution layer of the paper's Eq. 10, one pixel of a patch at a time."""
     M, H, W, J = x.shape
     Ho, Wo = (output_size(side, kernel, stride, padding) for side in (H, W))
     y = np.zeros((M, Ho, Wo, len(weight)))
     for m, t1, t2, i in itertools.product(*map(range, y.shape)):
         total = weight[i, 0]
-        for r, c, j in itertools.product(range(kernel), range(kernel), range(J)):
+        for r, c in itertools.product(range(kernel), range(kernel)):
             h, w = t1 * stride + r - padding, t2 * stride + c - padding
             if 0 <= h < H and 0 <= w < W:
-                total += weight[i, 1 + (r * kernel + c) * J + j] * x[m, h, w, j]
+                first = 1 + (r * kernel + c) * J
+                total += np.vdot(weight[i, first : first + J], x[m, h, w])
         y[m, t1, t2, i] = total
     return y
 

@@ -192,6 +192,7 @@ def test_pytorch_that_computes_something_else_is_not_compared(ops, monkeypatch):
         cuda_benchmark.torch_rows(ops, config, device="cpu")
 
 
+@pytest.mark.slow
 def test_whole_report_has_every_step_precision_and_ratio(ops, monkeypatch):
     small = parse_config(SMALL)
     monkeypatch.setattr(cuda_benchmark, "load_config", lambda name, changes: small)

@@ -169,9 +169,9 @@ def test_kfc_saves_iterations_of_conjugate_gradients_on_the_cifar_network():
     ops, rng = CpuOps("float32", shards=2), np.random.default_rng(0)
     layers = [layer.model_dump() for layer in load_config("cifar_kfc").network]
     layers = [layer | {"std": "he"} if "std" in layer else layer for layer in layers]
-    coarse, fine = rng.standard_normal((16, 8, 8, 3)), rng.standard_normal((16, 32, 32, 3))
+    coarse, fine = rng.standard_normal((8, 8, 8, 3)), rng.standard_normal((8, 32, 32, 3))
     images = ops.asarray(coarse.repeat(4, axis=1).repeat(4, axis=2) + 0.25 * fine)
-    batch = Batch(images, rng.integers(0, 10, 16).astype(np.int32))
+    batch = Batch(images, rng.integers(0, 10, 8).astype(np.int32))
     net, loss = build_network(layers, (32, 32, 3), ops), SoftmaxCrossEntropy(ops)
     opt = build_optimizer(HessianFreeConfig(damping=1e-3), net, loss)
     opt.prepare([batch])

@@ -151,6 +151,7 @@ def test_four_processes_leave_the_run_of_one(tmp_path, config):
     assert_close(tmp_path / "4", tmp_path / "1")
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_two_bit_for_bit_and_with_one_to_rounding(tmp_path, config):
     arguments = config("epochs=2", text=SGD)
     process = start(["slow", *arguments, "--out", str(tmp_path / "two")])

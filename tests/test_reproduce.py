@@ -339,6 +339,7 @@ def test_first_seeds_come_before_second_ones_and_nothing_is_done_twice(plan, tmp
     assert do(plan, tmp_path / "out", "all") == {} and trained == []
 
 
+@pytest.mark.slow
 def test_several_workers_train_the_same_runs(plan, tmp_path):
     names = ("one", "two")
     for count, name in enumerate(names, start=1):

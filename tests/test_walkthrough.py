@@ -36,6 +36,7 @@ def test_the_page_shows_as_many_figures_as_the_script_draws(ran):
         assert shown.shape[1] == pytest.approx(150 * figure.get_figwidth(), rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "right, wrong",
     [
@@ -51,6 +52,7 @@ def test_a_wrong_line_is_noticed(right, wrong):
         run_script(SCRIPT.replace(right, wrong), DOCS)
 
 
+@pytest.mark.slow
 def test_it_agrees_with_the_library_whatever_the_seed():
     assert SCRIPT.count("\nepochs: 1\n") == 1
     run_script(SCRIPT.replace("epochs: 1\n", "epochs: 1\nseed: 5\n"), DOCS)
