@@ -331,6 +331,31 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(text, uninte
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+def test_a_run_stopped_within_an_evaluation_and_killed_after_it_counts_no_step_twice(
+    text, uninterrupted, tmp_path
+):
+    """The checkpoint is then one from before its row, and the row is there."""
+    config = small("checkpoint_minutes=1e9", text=text)
+    out, original, calls = tmp_path / "run", trainer.evaluate, []
+
+    def interrupted(*args):
+        calls.append(None)
+        if len(calls) == 6:  # the second row's, of the latest parameters
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+        patch.setattr(trainer, "evaluate", interrupted)
+        train(config, out)
+    saved = load_checkpoint(out / "checkpoint.h5")
+    assert saved["row"]["steps"] > 0
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, trainer.RunFolder, "append", 1, False)
+        train(config, out, resume=True)
+    train(config, out, resume=True)
+    assert_same_run(out, uninterrupted)
+
+
 def test_a_signal_before_the_first_update_leaves_a_run_to_be_started(tmp_path):
     evaluate = trainer.evaluate
 

@@ -205,6 +205,10 @@ class Trainer:
             self._restore(state)
             self.folder.go_on(self.config, record, self.optimizer.steps)
         self.last_row = self.folder.last_row()
+        if self.last_row == self.optimizer.steps:
+            # A run stopped within an evaluation, and killed after it, has the row all the same.
+            self.steps_since_row = 0
+            self._restart_sums()
         if self.config.device == "auto" and self.errors:
             print(which_device(self.ops), file=self.errors)
         with self.signals, self._progress_bar() as self.bar:
