@@ -204,9 +204,8 @@ panels[0].legend()
 #
 # **Updates against seconds.** An update of KFC-pre costs more. The seconds of these records are not
 # compared: runs may share a machine. A fair time is epochs times the cost of an epoch, measured for
-# both methods in turns ([rules](../rules.md)). Of older runs, each alone on its machine, [the first
-# page](../../README.md#results) has the paper's milestones in updates and in seconds. What costs
-# how much stands in the records, too.
+# both methods in turns ([rules](../rules.md)). [The first page](../../README.md#results)
+# has the times of the paper's milestones. What costs how much stands in the records, too.
 
 # %%
 for run in runs:
