@@ -23,8 +23,8 @@ def load():
         if getattr(_native, "SOURCES_CRC", None) != checksum:
             warnings.warn(
                 "the C extension was built from other sources than there are now, and is left "
-                "aside: build it again with pip install -e . (without it the CPU takes three times "
-                "as long)",
+                "aside: build it again with pip install -e . (without it the CPU takes two to "
+                "three times as long)",
                 RuntimeWarning,
                 stacklevel=2,
             )
