@@ -31,8 +31,9 @@ __device__ __forceinline__ Vector<float, 4> four_inputs(const float* inputs) {
 
 static_assert(DEPTH_GROUPS == 1, "a warp takes all of the depth");
 
-// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * STAGE floats.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_forward_register(
+// Shared memory: input_floats<PITCH>() + WEIGHT_STAGES * STAGE floats. 128 registers a thread: told
+// nothing, the compiler saves registers for more blocks, and spills.
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) conv_forward_register(
     const float* __restrict__ x,       // aligned (M, HEIGHT, WIDTH, IN_MAPS)
     const float* __restrict__ packed,  // aligned (PACKED_SIZE)
     float* __restrict__ y,             // aligned (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)

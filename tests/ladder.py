@@ -21,7 +21,6 @@ from kfcnet.ops.cuda.convolution import ConvShape, forward_tile
 from kfcnet.ops.cuda.matmul import REGISTER_TILES, TENSOR_CORE_TILES
 
 LIMIT = 99 * 1024  # bytes of shared memory of a block, as compiled_counts.py assumes
-PRODUCTS = {"FFMA": 1, "HMMA": 16 * 8 * 8 // 32}  # multiply-adds of a lane, by class of instruction
 SIDE, DEPTH, IMAGES = 256, 64, 4  # of the launches that are emulated: enough for some blocks
 CONV2 = ConvShape.of((128, 16, 16, 32), 32, kernel=5, stride=1, padding=2)
 FORWARD, FORWARD_FP32 = (forward_tile(CONV2, tensor_cores, LIMIT) for tensor_cores in (True, False))
@@ -189,7 +188,7 @@ class Rung(NamedTuple):
             "bytes": self.bytes_asked,
             "shared reads": step["LDS"] / products(step),
             "instructions": step.total() / products(step),
-            "share": sum(step[name] for name in PRODUCTS) / step.total(),
+            "share": sum(step[name] for name in sass.PRODUCTS) / step.total(),
             "registers": used.registers,
             "shared KB": shared / 1024,
             "warps": blocks * self.threads // 32,
@@ -205,7 +204,7 @@ class Rung(NamedTuple):
 
 def products(counts):
     """Multiply-adds of a lane among counted instructions."""
-    return sum(each * counts[name] for name, each in PRODUCTS.items())
+    return sum(each * counts[name] for name, each in sass.PRODUCTS.items())
 
 
 def often(loop):

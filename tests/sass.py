@@ -28,7 +28,8 @@ CLASSES = {  # of the issue slots of a loop; what is none of these is address, l
     "BAR": ("BAR",),
 }
 _CLASS = {opcode: name for name, opcodes in CLASSES.items() for opcode in opcodes}
-ARITHMETIC = "HMMA", "FFMA"
+PRODUCTS = {"HMMA": 16 * 8 * 8 // 32, "FFMA": 1}  # multiply-adds of a lane, by class of instruction
+ARITHMETIC = tuple(PRODUCTS)
 
 
 @cache
@@ -100,7 +101,7 @@ def main_loop(found):
 
 
 def _arithmetic(counts):
-    return sum(counts[name] for name in ARITHMETIC)
+    return sum(PRODUCTS[name] * counts[name] for name in ARITHMETIC)
 
 
 class _Block(NamedTuple):
