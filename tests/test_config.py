@@ -114,7 +114,7 @@ def test_a_pool_is_written_with_a_name_only_where_it_was_given_one():
     def written(*overrides):
         return yaml_text.parse(dump_config(parse(*overrides)))["network"][2]
 
-    assert written() == {"layer": "max_pool", "size": 2, "stride": 2}
+    assert written() == {"layer": "max_pool", "size": 2, "stride": 2, "clipped": True}
     assert written("network.2.name=pool") == {"name": "pool", **written()}
     assert parse("network.2.name=pool").network[2].name == "pool"
 

@@ -696,6 +696,7 @@ def test_the_quick_run_killed_and_started_again_makes_everything_in_five_minutes
         "structures.svg",
         "sensitivity.svg",
         "starts.svg",
+        "scaling.svg",
         "assumptions.svg",
         "assumptions_digits_sgd.svg",
         "assumptions_digits_sgd_avg.svg",
