@@ -5,6 +5,8 @@ shuffles, dropout masks and sampled targets are the same on every device, and a 
 no generator state. `kernels/philox.cuh` is the same function on the GPU.
 """
 
+import math
+
 import numpy as np
 
 SHUFFLE, DROPOUT, TARGETS, INITIAL, SYNTHETIC, SPLIT = range(6)
@@ -65,6 +67,14 @@ def fill_uniforms(out, seed, purpose, step, stream, first):
 def uniform(word):
     """Words as numbers in [0, 1)."""
     return (word >> np.uint32(8)) * 2.0**-24
+
+
+def threshold(keep):
+    """The least whole number of 2^-24 that is not below `keep`.
+
+    Uniforms are whole numbers of 2^-24: they are below both or neither, in float32 too.
+    """
+    return math.ceil(keep * 2**24)
 
 
 def normals(seed, purpose, step, count, stream=0):

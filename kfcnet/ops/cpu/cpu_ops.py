@@ -343,13 +343,12 @@ class CpuOps(Eager):
 
     def dropout(self, x, keep, seed, step, stream):
         y, mask = self.empty(x.shape), np.empty(x.shape, np.uint8)
-        # Uniforms are multiples of 2^-24: rounded up to one, keep is exact in float32 too.
-        limit = self.dtype.type(math.ceil(keep * 2**24) * 2.0**-24)
+        limit = self.dtype.type(philox.threshold(keep) * 2.0**-24)
         sequence = seed, philox.DROPOUT, _number(step), stream
 
         def thin(places, x, y, mask):
             uniforms = self._uniforms(places, x[0].size, *sequence)
-            np.less(uniforms.reshape(x.shape), limit, out=mask, casting="unsafe")
+            np.less(uniforms.reshape(x.shape), limit, out=mask)
             self._thin(x, mask, keep, y)
 
         self._run(thin, np.arange(len(x)), x, y, mask)

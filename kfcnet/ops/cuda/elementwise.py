@@ -1,7 +1,5 @@
 """Launchers of pooling, normalisation, activation, dropout, losses and random numbers."""
 
-import math
-
 import numpy as np
 
 from kfcnet import philox
@@ -259,7 +257,7 @@ class Elementwise(Launcher):
 
     def dropout(self, x, keep, seed, step, stream):
         y, mask = self.empty(x.shape), self.empty(x.shape, np.uint8)
-        threshold = math.ceil(keep * 2**24)  # uniforms are multiples of 2^-24
+        threshold = philox.threshold(keep)
         self._fours(
             "dropout",
             "dropout",
