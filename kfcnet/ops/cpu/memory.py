@@ -46,7 +46,7 @@ def _new(size):
 
 def empty(shape, dtype):
     """numpy.empty(shape, dtype), from kept memory where there is some of its size."""
-    shape = tuple(int(side) for side in np.atleast_1d(shape))
+    shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE:
         return np.empty(shape, dtype)
