@@ -616,11 +616,9 @@ def _figures(main, *others):
     starts = tuple(curve.name for curve in _starts(main, 1, 1, others))
     of_cifar = {}
     if main == "cifar":
-        shares, free = (
-            tuple(curve.name for curve in group) for group in (_decays(), _hessian_free())
-        )
-        scaled, choices = (
-            tuple(curve.name for curve in group) for group in (_scaled(), _choices())
+        shares, free, scaled, choices = (
+            tuple(curve.name for curve in group)
+            for group in (_decays(), _hessian_free(), _scaled(), _choices())
         )
         of_cifar = {
             "decay": FigurePlan("The weight decay", _loss_and_error(shares, "epochs")),
