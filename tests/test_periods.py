@@ -62,6 +62,7 @@ def slow(takes, monkeypatch):
             "optimizer.weight_decay={conv1: 0.1}",
             "optimizer.max_norm=2",
         ],
+        ["data.input_scale=auto", "network.dense1.units=null"],
     ],
 )
 def test_the_parts_of_an_update_are_timed_apart(slow, overrides):

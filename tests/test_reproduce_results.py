@@ -8,6 +8,7 @@ import pytest
 from reproductions import do, rate, small_plan, write_run
 
 from kfcnet import reproduce
+from kfcnet.config import load_config
 from kfcnet.data import DataError
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, verdicts
 from kfcnet.reproduce.claims import Evidence
@@ -489,6 +490,11 @@ def test_costs_cannot_be_measured_without_the_data(plan, tmp_path, monkeypatch):
     progress = progress_of(plan, index)
     failures = costs.measure_missing(plan, progress, index.root, {})
     assert failures == {"costs": "no data here"} and costs.read(index.root) == {}
+
+
+def test_a_network_that_leaves_its_last_layer_to_the_data_has_a_cost():
+    config = load_config("digits_autoencoder_kfac")
+    assert config.network[-1].units is None and 0 < costs.quick_cost(config, {}) < np.inf
 
 
 def test_starts_are_compared_by_their_first_epochs_alone(plan, tmp_path):

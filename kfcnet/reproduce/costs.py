@@ -13,7 +13,7 @@ from kfcnet.batches import Loader
 from kfcnet.benchmarks.cpu import period
 from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.files import read_json, write_json
-from kfcnet.training.build import build_for, build_ops, captured_step, examples_of
+from kfcnet.training.build import build_for, build_ops, captured_step, examples_of, resolved
 from kfcnet.training.clock import Stopwatch
 
 FILE = "costs.json"
@@ -90,7 +90,7 @@ class _Contestant:
     """A run of a Config that takes its updates when it is its turn."""
 
     def __init__(self, config, dataset):
-        ops = build_ops(config)
+        config, ops = resolved(config, dataset), build_ops(config)
         self.optimizer, self.ops = build_for(dataset, config, ops), ops
         self.clock = Stopwatch(ops)
         self.optimizer.phase = self.clock.phase

@@ -16,7 +16,7 @@ from kfcnet.batches import Loader
 from kfcnet.config import ConfigError, dump_config, parse_config, read_config
 from kfcnet.config.schema import KfcPreConfig, SgdConfig
 from kfcnet.runs.folder import RunFolder
-from kfcnet.training.build import build_for, build_ops, examples_of
+from kfcnet.training.build import build_for, build_ops, examples_of, resolved
 from kfcnet.training.clock import Stopwatch
 from kfcnet.training.trainer import TrainingFailed
 
@@ -123,6 +123,7 @@ def measure(config, dataset, sgd_batch_size):
     shares where a device is given an update as a whole. Inverses are made in turn: with an
     inverse_delay they cost no more than here.
     """
+    config = resolved(config, dataset)
     shared = ("learning_rate", "momentum", "weight_decay", "max_norm")
     sgd_settings = SgdConfig(
         batch_size=sgd_batch_size, **{key: getattr(config.optimizer, key) for key in shared}
