@@ -263,6 +263,11 @@ def test_the_neighbours_of_a_rate(rates):
     assert next_rate(low, up=True) == high and next_rate(high, up=False) == low
 
 
+def test_a_setting_that_the_data_decide_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="data.input_scale=auto .* give numbers"):
+        reproduce.reproduce("fig1", tmp_path, quick=True, overrides=["data.input_scale=auto"])
+
+
 def test_a_figure_that_the_quick_plan_lacks_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="decay: there is no such figure of the embedded digits"):
         reproduce.reproduce("decay", tmp_path, "cpu", quick=True)

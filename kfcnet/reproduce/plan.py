@@ -7,9 +7,10 @@ import functools
 import json
 from typing import NamedTuple
 
-from kfcnet.config import load_config
+from kfcnet.config import ConfigError, load_config
 from kfcnet.figures import paper
 from kfcnet.runs.labels import STRUCTURES
+from kfcnet.training.build import is_open
 from kfcnet.training.tuning import Stage
 
 CLIPS = (0.03, 0.1, 0.3, 1.0)
@@ -153,11 +154,21 @@ class Plan(NamedTuple):
         return self._replace(curves=curves)
 
     def configure(self, curve, settings=None, seed=0, epochs=None):
-        """The Config of a run of a curve; settings: {key: value}."""
+        """The Config of a run of a curve; settings: {key: value}.
+
+        Raises ConfigError for a Config that leaves something to the data: a run records what they
+        decided, and would not be found by it.
+        """
         overrides = [f"{key}={json.dumps(value)}" for key, value in (settings or {}).items()]
         overrides += [f"seed={seed}", f"device={self.device}"]
         overrides += [f"epochs={epochs}"] if epochs is not None else []
-        return _load(curve.config, (*curve.overrides, *self.overrides, *overrides))
+        config = _load(curve.config, (*curve.overrides, *self.overrides, *overrides))
+        if is_open(config):
+            raise ConfigError(
+                f"{curve.name}: data.input_scale=auto and a last layer without units are decided "
+                "by the data, when a run begins; give numbers for a reproduction"
+            )
+        return config
 
     def final_epochs(self, curve):
         return self.configure(curve).epochs if curve.epochs is None else curve.epochs
