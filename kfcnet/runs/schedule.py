@@ -16,3 +16,9 @@ class EvaluationSchedule:
     def due(self, step):
         """Whether to evaluate after `step` updates; always at the start and at the end."""
         return step in (0, self.steps) or step // self.every > (step - 1) // self.every
+
+    def left(self, step):
+        """The number of evaluations after more than `step` updates."""
+        if step >= self.steps:
+            return 0
+        return int((self.steps - 1) // self.every - step // self.every) + 1

@@ -18,6 +18,7 @@ class Stopwatch:
 
     def __init__(self, ops):
         self.ops, self.seconds, self.phases = ops, 0.0, dict.fromkeys(PHASES, 0.0)
+        self._started = None  # None while the watch stands still
         self._phase = self._since = None  # the innermost phase, and the mark of its beginning
         self._spans = []  # (phase, mark, mark), not yet counted
 
@@ -25,7 +26,12 @@ class Stopwatch:
         self._started = time.perf_counter()
 
     def __exit__(self, *_):
-        self.seconds += time.perf_counter() - self._started
+        self.seconds, self._started = self.read(), None
+
+    def read(self):
+        """The seconds up to now, whether the watch runs or stands still."""
+        running = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self.seconds + running
 
     @contextlib.contextmanager
     def stopped(self):

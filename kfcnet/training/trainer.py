@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TextIO
 
 import numpy as np
-from tqdm import tqdm
 
 from kfcnet import data
 from kfcnet.batches import Loader
@@ -47,6 +46,7 @@ from kfcnet.training.build import (
 )
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
 from kfcnet.training.evaluation import batch_statistics, evaluate
+from kfcnet.training.progress_bar import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,8 @@ class Trainer:
             self._restart_sums()
         if self.config.device == "auto" and self.errors:
             print(which_device(self.ops), file=self.errors)
-        with self.signals, self._progress_bar() as self.bar:
+        done = self.optimizer.steps
+        with self.signals, ProgressBar(self.clock, self.schedule, done, self.errors) as self.bar:
             try:
                 self._loop()
             except TrainingInterrupted:
@@ -265,7 +266,8 @@ class Trainer:
             while True:
                 steps = self.optimizer.steps
                 if self.schedule.due(steps) and self.last_row < steps:
-                    self._evaluate()
+                    with self.bar.evaluating():
+                        self._evaluate()
                 if self._save_is_due():
                     self._save()
                 if steps >= self.schedule.steps:
@@ -287,7 +289,7 @@ class Trainer:
                 with self._computing():
                     self._prepare()
                 self.bar.set_description()
-            self.bar.unpause()  # the time left is estimated from updates alone
+                self.bar.begin()
             while True:
                 self._step()
                 if self.schedule.due(self.optimizer.steps) or self._is_asked_for():
@@ -605,20 +607,6 @@ class Trainer:
             "use of tensor cores": device.get("tensor_cores", False),
             "checksum of the data": self.dataset.provenance["sha256"],
         }
-
-    # Showing
-
-    def _progress_bar(self):
-        """On a terminal redrawn at once, in a log file now and then."""
-        return tqdm(
-            total=self.schedule.steps,
-            initial=self.optimizer.steps,
-            unit="update",
-            file=self.errors,
-            dynamic_ncols=True,
-            mininterval=0.2 if self.errors and self.errors.isatty() else 30,
-            disable=self.errors is None,
-        )
 
     def _farewell(self, stop):
         name = signal.Signals(stop.number).name

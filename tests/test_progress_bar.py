@@ -1,0 +1,62 @@
+"""The progress bar: what time is left, and that nothing is said before it means something."""
+
+import pytest
+from runs import small
+
+from kfcnet.runs.schedule import EvaluationSchedule
+from kfcnet.training.progress_bar import UPDATES_OF_AN_ESTIMATE, ProgressBar
+from kfcnet.training.trainer import Trainer, train
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """[(updates, time left, seconds an update)] that the bars have shown, all updates of them."""
+    shown, update = [], ProgressBar.update
+
+    def seen(bar, steps):
+        update(bar, steps)
+        values = bar.format_dict
+        shown.append((bar.n, values["left"], 1 / values["rate"]))
+
+    monkeypatch.setattr(ProgressBar, "update", seen)
+    return shown
+
+
+@pytest.fixture
+def slow(takes):
+    """An update takes a second, an evaluation 200, the first estimate of the factors 5,000."""
+    takes(Trainer, "_step", 1.0)
+    takes(Trainer, "_evaluate", 200.0)
+    takes(Trainer, "_prepare", 5000.0)
+    takes(Trainer, "_warm_up", 3000.0)
+
+
+def test_the_time_left_is_that_of_the_updates_and_evaluations_to_come(tmp_path, shown, slow):
+    train(small("epochs=3"), tmp_path / "run")
+    assert [seconds for _, _, seconds in shown] == pytest.approx([1.0] * 36)
+    left = {n: left for n, left, _ in shown}
+    assert {left[n] for n in range(1, UPDATES_OF_AN_ESTIMATE)} == {"?"}
+    # After 13 updates 23 are to come, and evaluations after 15, 20, 25, 30, 35 and 36.
+    assert left[10] == "20:26" and left[13] == "20:23" and left[36] == "00:00"
+
+
+def test_a_run_that_goes_on_gives_no_estimate_before_its_first_evaluation(tmp_path, shown, slow):
+    out = tmp_path / "run"
+    train(small("epochs=1", "evaluation.every=24"), out)
+    shown.clear()
+    train(small("epochs=3", "evaluation.every=24"), out, resume=True)
+    assert [seconds for _, _, seconds in shown] == pytest.approx([1.0] * 24)
+    left = {n: left for n, left, _ in shown}
+    assert {left[n] for n in range(13, 25)} == {"?"} and left[25] == "03:31"
+
+
+@pytest.mark.parametrize("evaluation", [
+    "{every: 1, unit: updates}", "{every: 5, unit: updates}", "{every: 0.2, unit: epochs}",
+])  # fmt: skip
+def test_the_evaluations_left_are_those_that_are_due(evaluation):
+    schedule = EvaluationSchedule(small(f"evaluation={evaluation}"), 1437)
+    for step in range(schedule.steps + 1):
+        due = [schedule.due(later) for later in range(step + 1, schedule.steps + 1)]
+        assert schedule.left(step) == sum(due)
