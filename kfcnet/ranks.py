@@ -96,8 +96,10 @@ class Ranks(ABC):
         did.
         """
         value, error = _outcome(function)
-        for failure in self.exchange(error):
+        for number, failure in enumerate(self.exchange(error), 1):
             if failure is not None:
+                if number > 1:
+                    failure.process = f"process {number} of {self.count}"
                 raise failure
         return value
 
@@ -123,10 +125,12 @@ def _outcome(function):
     try:
         return function(), None
     except Exception as error:
+        lines = traceback.format_exception(error)  # which pickle leaves out
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # its class asks for more than a text
             error = RuntimeError("".join(traceback.format_exception_only(error)).strip())
+        error.traceback_lines = lines
         return None, of_all(error)
 
 
@@ -146,6 +150,17 @@ def of_all(error):
 def is_of_all(error):
     """Whether every process raises this error, so that one of them can tell of it for all."""
     return getattr(error, "of_all_processes", False)
+
+
+def process_of(error):
+    """What to put before the text of an error of all: "process 2 of 4: ", "" of the first one's."""
+    return f"{error.process}: " if hasattr(error, "process") else ""
+
+
+def traceback_of(error):
+    """The traceback of an error, from the process where it arose."""
+    lines = getattr(error, "traceback_lines", None) or traceback.format_exception(error)
+    return "".join(lines).rstrip()
 
 
 class Alone(Ranks):

@@ -191,7 +191,7 @@ def test_what_all_processes_find_is_told_once(tmp_path, config):
         (["none", "train", "--confg", "digits_kfc"], 2, "--confg: no such argument"),
         (["none", "sweep", "--config", "digits_kfc", "--grid", "seed=1,2"], 2, "sweep runs in one"),
         (["other_arguments", *config(), *often], 2, "all processes need the same arguments"),
-        (["no_data", *config(), *often], 2, "no data set here"),
+        (["no_data", *config(), *often], 2, "process 2 of 2: error: no data set here"),
         (["other_data", *config(), *often], 2, "checksum of the data of process 2 of 2 is 000"),
         (["full_disk", *config(), *often], 1, "cannot write checkpoint.h5: no space left"),
         (["drift", *config(), *often], 2, "after update 10 the parameters of process 2 of 2 are"),
@@ -202,7 +202,7 @@ def test_what_all_processes_find_is_told_once(tmp_path, config):
     found = by_command(lines)
     assert [status for status, _ in found] == [status for _, status, _ in expected], lines
     for (_, told), (command, _, message) in zip(found, expected, strict=True):
-        errors = [line for line in told if line.startswith("error: ")]
+        errors = [line for line in told if re.match(r"(process \d of \d: )?error: ", line)]
         assert len(errors) == 1 and message in errors[0], (command, told)
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 7
 

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import sys
-import traceback
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -130,8 +129,10 @@ def _end_of_one(error, processes):
     else:
         status, text = _outcome(error)
     if status is None:
-        status, text = 1, "".join(traceback.format_exception(error)).rstrip()
-    if not ranks.is_of_all(error):
+        status, text = 1, ranks.traceback_of(error)
+    if ranks.is_of_all(error):
+        text = text and ranks.process_of(error) + text
+    else:
         # On a line of its own, whatever another process is showing.
         text = f"\nprocess {processes.rank + 1} of {processes.count}: {text or 'interrupted'}"
         processes.abort(status)
