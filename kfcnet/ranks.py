@@ -280,6 +280,11 @@ def _started():
     return int(found[0]) if found[0].isdecimal() else 0
 
 
+def is_started_among_others():
+    """Whether mpiexec started this process as one of several, by what it says."""
+    return (_started() or 1) > 1
+
+
 def is_first_started():
     """Whether this is the first process by what mpiexec says, before any of them is known."""
     number = next((os.environ[name] for name in _RANKS if name in os.environ), "0")
@@ -289,3 +294,10 @@ def is_first_started():
 def machine():
     """The name of this process's machine."""
     return socket.gethostname()
+
+
+def cores():
+    """The numbers of the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))

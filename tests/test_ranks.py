@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from networks import EVERY_LAYER, INPUT_SHAPE, network
 from runs import SGD, assert_same_bits, small
-from thread_ranks import on_ranks
+from thread_ranks import ThreadRanks, on_ranks
 
 from kfcnet import philox
 from kfcnet.batches import Batch
@@ -27,8 +27,9 @@ from kfcnet.losses import LOSSES
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
-from kfcnet.ranks import Alone, RanksError, is_of_all, world
+from kfcnet.ranks import Alone, RanksError, is_of_all, process_of, traceback_of, world
 from kfcnet.runs.files import read_json
+from kfcnet.training import trainer
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
 M, UPDATES = 16, 40
@@ -250,10 +251,42 @@ def test_what_ends_a_run_of_all_does_not_wait_for_the_others_where_one_has_it_al
         original(self, predictive, step, decay)
 
     monkeypatch.setattr(KroneckerOptimizer, "_sample_factors", sample_factors)
+    aborted = []
+    monkeypatch.setattr(ThreadRanks, "abort", lambda self, status: aborted.append(self.rank))
     config = small("ops.shards=1")
     with pytest.raises(np.linalg.LinAlgError, match="of one") as caught:
         on_ranks(2, lambda ranks: train(config, tmp_path / "run", ranks=ranks))
     assert not is_of_all(caught.value)
+    assert aborted[0] == 1  # before the threads of this test leave
+
+
+@pytest.mark.parametrize("shards, available, said", [(2, 3, "Set ops.shards=1"), (1, 1, "Start")])
+def test_more_threads_of_processes_than_cores_are_warned_of_once(
+    tmp_path, monkeypatch, no_figures, caplog, shards, available, said
+):
+    def run(ranks, folder):
+        train(small(f"ops.shards={shards}", text=SGD), tmp_path / folder, ranks=ranks)
+
+    monkeypatch.setattr(trainer, "machine", lambda: "here")
+    monkeypatch.setattr(trainer, "cores", lambda: set(range(available)))
+    on_ranks(2, lambda ranks: run(ranks, "many"))
+    (told,) = [record.getMessage() for record in caplog.records if "polling" in record.getMessage()]
+    assert told.startswith(f"2 processes of {shards} thread") and said in told
+    monkeypatch.setattr(trainer, "cores", lambda: set(range(2 * shards)))
+    on_ranks(2, lambda ranks: run(ranks, "enough"))
+    assert caplog.text.count("polling") == 1
+
+
+def test_training_alone_as_one_of_several_processes_is_warned_of_by_the_first(
+    tmp_path, monkeypatch, no_figures, caplog
+):
+    for rank in ("0", "1"):
+        monkeypatch.setenv("PMI_SIZE", "2")
+        monkeypatch.setenv("PMI_RANK", rank)
+        train(small(text=SGD), tmp_path / rank)
+    train(small(text=SGD), tmp_path / "meant", ranks=Alone())
+    (told,) = caplog.messages
+    assert "each of which trains a network of its own" in told and "ranks.world()" in told
 
 
 @pytest.mark.parametrize("step", [3, 4])  # the update after the latter is followed by a row
@@ -370,7 +403,16 @@ def test_what_one_process_raises_all_do():
 
     for error in on_ranks(3, lambda ranks: caught(lambda: ranks.agreed(lambda: check(ranks)))):
         assert isinstance(error, RuntimeError) and "Unpicklable: one and two" in str(error)
-        assert is_of_all(error)
+        assert is_of_all(error) and process_of(error) == "process 2 of 3: "
+        assert "raise Unpicklable(1, 2)" in traceback_of(error)  # the line where it arose
+
+
+def test_what_the_first_process_raises_too_is_told_as_that_of_all():
+    def fail():
+        raise ConfigError("no such key")
+
+    for error in on_ranks(2, lambda ranks: caught(lambda: ranks.agreed(fail))):
+        assert process_of(error) == "" and str(error) == "no such key"
 
 
 class Unpicklable(Exception):

@@ -4,7 +4,6 @@ Updates come from the runs of a plan, which are of one process each: R processes
 up to rounding. Seconds of an update are measured apart from the runs, on a CPU.
 """
 
-import os
 import tempfile
 import textwrap
 from pathlib import Path
@@ -19,7 +18,7 @@ from kfcnet.benchmarks import processes
 from kfcnet.benchmarks.scaling import OwnWork, fitted
 from kfcnet.config import ConfigError, dump_config
 from kfcnet.figures import curves
-from kfcnet.ranks import RanksError
+from kfcnet.ranks import RanksError, cores
 from kfcnet.reproduce.places import placed, say
 from kfcnet.reproduce.values import Value, middle, reached
 from kfcnet.runs.files import markdown_table, read_json, write_json
@@ -84,8 +83,7 @@ def measure_missing(plan, progress, out, places):
         return {}
     if plan.device != "cpu":
         return {"scaling": "updates that processes share are measured on a CPU only: --device cpu"}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if cores < max(MEASURED):
+    if len(cores()) < max(MEASURED):
         return {"scaling": "two processes need two cores: they wait by polling"}
     say(f"measuring updates of {', '.join(configs)} over processes; nothing else should run")
     try:

@@ -27,7 +27,17 @@ from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.errors import DeviceError
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.philox import SHUFFLE, words
-from kfcnet.ranks import Alone, Ranks, RanksError, is_of_all, of_all
+from kfcnet.ranks import (
+    Alone,
+    Ranks,
+    RanksError,
+    cores,
+    is_first_started,
+    is_of_all,
+    is_started_among_others,
+    machine,
+    of_all,
+)
 from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.files import RecordError
 from kfcnet.runs.folder import RunFolder, RunFolderError, SharedFolder, portable_config
@@ -117,7 +127,8 @@ def train(
     dataset: to train on in place of the configured one, as `kfcnet.data.from_arrays` makes it.
 
     ranks: the processes that share this run, each of which calls `train`, as `kfcnet.ranks.world()`
-    finds them; by default this one alone. The first of them writes and shows.
+    finds them; by default this one alone. The first of them writes and shows. At the end of one
+    that raised what the others did not, these are ended too.
 
     rows: where a line for each row of metrics is printed, by default standard output; the progress
     bar and notices go to standard error. Nothing is shown on a stream that the process lacks.
@@ -133,15 +144,29 @@ def train(
             f"train: expected a Config, got {show(config)}; kfcnet.load_config(name) reads one, "
             "and kfcnet.fit trains on arrays"
         )
+    if ranks is None and is_started_among_others() and is_first_started():
+        logger.warning(
+            "mpiexec started several processes, each of which trains a network of its own: "
+            "kfcnet.train(config, out, ranks=kfcnet.ranks.world()) lets them share one"
+        )
     ranks, folder = ranks or Alone(), RunFolder(out, resume, overwrite)
-    with SharedFolder(folder, ranks) if ranks.count > 1 else folder as folder:
-        if is_open(config):
-            dataset = dataset or _load(config, ranks)
-            config = resolved(config, dataset)
-        state = folder.saved_state(config)
-        if state is None or not _is_finished(config, state, folder):
-            Trainer(config, folder, dataset or _load(config, ranks), rows, ranks).run(state)
-        ranks.of_first_process(lambda: _draw(folder.path))
+    try:
+        with SharedFolder(folder, ranks) if ranks.count > 1 else folder as folder:
+            _train(config, folder, rows, dataset, ranks)
+    except BaseException as error:
+        if not is_of_all(error):
+            ranks.abort(1)  # the others wait for this process
+        raise
+
+
+def _train(config, folder, rows, dataset, ranks):
+    if is_open(config):
+        dataset = dataset or _load(config, ranks)
+        config = resolved(config, dataset)
+    state = folder.saved_state(config)
+    if state is None or not _is_finished(config, state, folder):
+        Trainer(config, folder, dataset or _load(config, ranks), rows, ranks).run(state)
+    ranks.of_first_process(lambda: _draw(folder.path))
 
 
 def _load(config, ranks):
@@ -173,6 +198,7 @@ class Trainer:
         self.rows, self.errors = (rows or sys.stdout, sys.stderr) if ranks.is_first else (None,) * 2
         self.ops = ranks.agreed(lambda: build_ops(config, ranks=ranks))
         self._check_alike()
+        self._check_cores()
         self.train_set, self.test_set = (
             examples_of(dataset, part, config, self.ops) for part in ("train", "test")
         )
@@ -581,6 +607,27 @@ class Trainer:
                     values = "is not that of process 1"
                 text = f"{key} of process {number} of {self.ranks.count} {values}"
                 raise of_all(RanksError(f"{text}: all processes need the same"))
+
+    def _check_cores(self):
+        """Warn where the processes of one machine have more threads than it has cores for them."""
+        if self.ops.name != "cpu" or self.ranks.count == 1:
+            return
+        places = self.ranks.exchange((machine(), cores()))
+        for name in sorted({name for name, _ in places}):
+            there = [own for other, own in places if other == name]
+            shards, available = self.config.ops.shards, len(set().union(*there))
+            if shards * len(there) > available and self.ranks.is_first:
+                logger.warning(
+                    "%d processes of %d thread%s each for %d core%s of %s: they wait by polling, "
+                    "and all become slow. %s",
+                    len(there),
+                    shards,
+                    "" if shards == 1 else "s",
+                    available,
+                    "" if available == 1 else "s",
+                    name,
+                    "Start fewer" if shards == 1 else "Set ops.shards=1",
+                )
 
     def _check_drift(self):
         """Raise RanksError unless all processes still have the same parameters, bit for bit."""
