@@ -143,6 +143,20 @@ def test_without_a_test_part_a_share_is_drawn_and_said_so(tmp_path, arrays, capl
     assert not np.array_equal(other.test_images, dataset.test_images)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_a_split_leaves_every_class_an_image_to_train_on(rng, share):
+    labels = np.repeat(np.arange(150), [1, 2, 3] * 50)
+    dataset = data.from_arrays(rng.random((300, 2, 2)), labels, test_share=share)
+    assert np.array_equal(np.unique(dataset.train_labels), np.arange(150))
+    assert len(dataset.test_labels) == min(round(share * 300), 150)
+    assert np.array_equal(np.sort(np.r_[dataset.train_labels, dataset.test_labels]), labels)
+
+
+def test_of_one_image_a_class_none_is_held_out(rng):
+    with pytest.raises(DataError, match="the data: every class has one image only"):
+        data.from_arrays(rng.random((3, 2, 2)), [0, 1, 2])
+
+
 BAD_ARRAYS = {
     "a label below zero": ({"train_labels": np.r_[0, 1, -1, np.arange(21) % 3]}, "image 2 is -1"),
     "a label that is no number": (
@@ -154,9 +168,24 @@ BAD_ARRAYS = {
         {"train_labels": np.zeros(24, int), "test_labels": np.zeros(8, int)},
         "there is one class only",
     ),
+    "one-hot labels": (
+        {"train_labels": np.eye(3)[np.arange(24) % 3]},
+        "labels of shape (24, 3); there must be one label for each image: of a row for each",
+    ),
+    "labels that are names": (
+        {"train_labels": np.array(["a", "b", "c"])[np.arange(24) % 3]},
+        "label of image 0 is a, not one of 0 to 999. Number the classes from 0, as numpy.unique(",
+    ),
+    "labels from one": (
+        {"train_labels": 1 + np.arange(24) % 3},
+        "no training image has label 0, though labels go up to 3; number the classes from 0",
+    ),
     "fewer labels": ({"train_labels": np.arange(23) % 3}, "24 images and labels of shape (23,)"),
     "alpha": ({"train_images": np.zeros((24, 5, 4, 4), np.uint8)}, "transparency?"),
-    "wide pixels": ({"train_images": np.zeros((24, 5, 4, 3), int)}, "pixels are int64"),
+    "wide pixels": (
+        {"train_images": np.zeros((24, 5, 4, 3), int)},
+        "int64; they must be uint8 or floating: images.astype",
+    ),
     "no images": ({"train_images": np.zeros((0, 5, 4, 3), np.uint8)}, "images of shape (0,"),
     "flat images": ({"train_images": np.zeros((24, 60), np.uint8)}, "images of shape (24, 60)"),
     "other sides": ({"test_images": np.zeros((8, 4, 4, 3), np.uint8)}, "they must have one shape"),
@@ -174,6 +203,24 @@ def test_bad_arrays_are_refused_in_a_line_that_names_file_and_index(tmp_path, ar
         data.load(config(tmp_path / "a.npz").data)
     text = str(error.value)
     assert message in text and "a.npz" in text and "\n" not in text
+
+
+def test_a_file_with_arrays_of_other_names_is_refused_with_the_names(tmp_path, arrays):
+    for suffix in (".npz", ".h5", ".mat"):
+        save(tmp_path / f"a{suffix}", {"y_train": arrays["train_labels"], "X": np.zeros(3)})
+        with pytest.raises(DataError, match=f"a{suffix}: expected arrays .*; it holds X, y_train"):
+            data.load(config(tmp_path / f"a{suffix}").data)
+
+
+def test_images_of_several_shapes_are_no_array(tmp_path, arrays):
+    several = [np.zeros((5, 4)), np.zeros((4, 4))] * 12
+    with pytest.raises(DataError, match="the training part: images are of several shapes"):
+        data.from_arrays(several, arrays["train_labels"])
+    objects = np.empty(24, object)
+    objects[:] = several
+    save(tmp_path / "a.npz", arrays | {"train_images": objects})
+    with pytest.raises(DataError, match="a.npz, train_images: cannot be read as an array of num"):
+        data.load(config(tmp_path / "a.npz").data)
 
 
 @pytest.mark.parametrize("value", [np.inf, 1e300])
@@ -261,6 +308,37 @@ def test_pictures_of_other_sizes_are_resized_when_asked_to(flowers):
     assert dataset.train_images.shape == (12, 6, 8, 3)
 
 
+def test_grey_pixels_of_more_than_8_bits_keep_their_values(tmp_path):
+    values = 300 * np.arange(20, dtype=np.uint16).reshape(5, 4)
+    for number, name in enumerate(("a/1.png", "a/2.png", "b/1.png", "b/2.png")):
+        (tmp_path / "deep" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values + number).save(tmp_path / "deep" / name)
+    dataset = data.load(config(tmp_path / "deep", name="folder").data)
+    assert dataset.train_images.dtype == np.float32 and dataset.mean.shape == (5, 4, 1)
+    whole = np.concatenate([dataset.train_images, dataset.test_images])[..., 0]
+    assert sorted(whole[:, 0, 0]) == [0, 1, 2, 3]
+    assert np.array_equal(whole - whole[:, :1, :1], np.broadcast_to(values, whole.shape))
+    halved = data.load(config(tmp_path / "deep", "data.size=[3, 2]", name="folder").data)
+    assert halved.mean.shape == (3, 2, 1) and halved.mean.max() > 4000
+    picture(tmp_path / "deep" / "b" / "3.png")
+    with pytest.raises(DataError, match="3.png: has 8 bits a pixel, but .*1.png more than 8 bits"):
+        data.load(config(tmp_path / "deep", name="folder").data)
+
+
+def test_what_is_left_aside_in_the_folders_of_classes_is_said(flowers, caplog):
+    (flowers / "train" / "rose" / "deeper").mkdir()
+    (flowers / "test" / "daisy" / "photo.heic").write_bytes(b"a form that Pillow does not read")
+    with caplog.at_level(logging.WARNING):
+        data.load(config(flowers, name="folder").data)
+    assert "2 files or folders are left aside, such as test/daisy/photo.heic: images" in caplog.text
+
+
+def test_more_folders_than_classes_may_be_are_refused(flowers, monkeypatch):
+    monkeypatch.setattr(folder, "MOST_CLASSES", 1)
+    with pytest.raises(DataError, match="train: holds 2 folders; there may be at most 1 classes"):
+        data.load(config(flowers, name="folder").data)
+
+
 def test_hidden_files_are_no_pictures(flowers):
     (flowers / "train" / "rose" / "._0.png").write_bytes(b"what macOS keeps beside a file")
     assert len(data.load(config(flowers, name="folder").data).train_images) == 12
@@ -288,6 +366,20 @@ def emptied(root):
         path.unlink()
 
 
+def misnamed(root):
+    (root / "train").rename(root / "Training")
+
+
+def without_classes(root):
+    for path in (root / "test").rglob("*.png"):
+        path.rename(root / "test" / f"{path.parent.name}{path.name}")
+
+
+def not_finite(root):
+    pixels = np.full((5, 4), np.nan, np.float32)
+    Image.fromarray(pixels).save(root / "train" / "rose" / "3.tif")
+
+
 def leading_nowhere(root):
     (root / "train" / "rose" / "link.png").symlink_to(root / "nowhere.png")
 
@@ -296,6 +388,9 @@ def leading_nowhere(root):
     (leading_nowhere, "rose/link.png cannot be read (No such file or directory)"),
     (broken, "rose/3.png: cannot be read as an image"), (transparent, "3.png: has transparency"),
     (emptied, "train/rose: holds no image; images end in .png"),
+    (misnamed, "Training: holds folders, but no image; parts are named train and test"),
+    (without_classes, "test: holds no image in a folder of a class"),
+    (not_finite, "rose/3.tif: a pixel is not finite"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_folder_is_named_in_a_line(flowers, change, message):
     change(flowers)

@@ -5,6 +5,7 @@ import pytest
 from networks import batches, network, settings
 
 import kfcnet
+from kfcnet import data
 from kfcnet.batches import Batch
 from kfcnet.config import ConfigError
 from kfcnet.config.schema import KfcPreConfig
@@ -31,6 +32,22 @@ def test_what_is_no_config_is_not_trained(config, tmp_path):
     with raises(ConfigError, r"train: expected a Config, got .*kfcnet.load_config\(name\) reads"):
         kfcnet.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_are_no_config_to_load():
+    with raises(ConfigError, "load_config: expected a name or a path, got {'epochs': 3}; kfcnet"):
+        kfcnet.load_config({"epochs": 3})
+    for overrides in ("epochs=3", {"epochs": 3}):
+        with raises(ConfigError, "digits_sgd.yaml: overrides: expected a list of texts such as"):
+            kfcnet.load_config("digits_sgd", overrides)
+
+
+@pytest.mark.parametrize("config", ["digits", {"name": "digits"}])
+def test_what_describes_no_data_is_not_loaded(config):
+    with raises(
+        TypeError, r"data.load: expected the data of a configuration, .*\(name\).data, got"
+    ):
+        data.load(config)
 
 
 @pytest.mark.parametrize("config", [{"name": "sgd", "learning_rate": 0.1}, "sgd"])

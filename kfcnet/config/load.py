@@ -6,7 +6,7 @@ A configuration is a YAML file (`configs/` has one for each curve) that follows
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,11 @@ def load_config(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Conf
     overrides: texts `key.key=value` with the value in YAML; items of a list are numbered from 0
     (`network.0.std=0.01`), layers have names too (`network.conv1.std=0.01`). Raises ConfigError.
     """
+    if not isinstance(name_or_path, (str, Path)):
+        raise ConfigError(
+            f"load_config: expected a name or a path, got {show(name_or_path)}; kfcnet.fit takes "
+            "settings as Python has them"
+        )
     source, text = _find(name_or_path)
     return parse_config(text, source, overrides)
 
@@ -47,6 +52,11 @@ def parse_config(text: str, source: str = "config", overrides: Iterable[str] = (
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: expected keys and values, got {show(document)}")
     aliases.rename(document, source)
+    if isinstance(overrides, (str, Mapping)):
+        raise ConfigError(
+            f"{source}: overrides: expected a list of texts such as ['epochs=3'], "
+            f"got {show(overrides)}"
+        )
     for override in overrides:
         _apply_override(document, override)
         aliases.rename(document, source)

@@ -41,8 +41,13 @@ def load(
     """The data set of a configuration; `download`: from the network where no directory has it.
 
     Raises DataError where it is absent or damaged; the text says what to do. Another data set is
-    never used in its place.
+    never used in its place. TypeError for what is no part `data` of a configuration.
     """
+    if not hasattr(config, "name"):
+        raise TypeError(
+            "data.load: expected the data of a configuration, such as "
+            f"kfcnet.load_config(name).data, got a {type(config).__name__}"
+        )
     if config.name in OWN:
         return _load_own(config)
     if config.name in PUBLISHED:

@@ -17,9 +17,9 @@ def read(path: Path) -> tuple[Images, Images | None]:
     `train_images` (M, H, W, C) or (M, H, W), uint8 or floating, and `train_labels` (M,) must be
     there, the same for `test_` may be. Raises DataError naming the file and what is wrong.
     """
-    found = _arrays(path)
+    found, names = _arrays(path)
     if "train_images" not in found or "train_labels" not in found:
-        held = ", ".join(sorted(found)) or "none of them"
+        held = ", ".join(sorted(names)) or "nothing"
         raise DataError(
             f"{path}: expected arrays train_images and train_labels, and perhaps test_images and "
             f"test_labels; it holds {held}"
@@ -35,26 +35,34 @@ def read(path: Path) -> tuple[Images, Images | None]:
 
 
 def _arrays(path):
-    """{name: array} of those FIELDS that the file has."""
+    """({name: array} of those FIELDS that the file has, the names of all that it holds)."""
     kind = path.suffix.lower()
     if kind not in TYPES:
         raise DataError(f"{path}: is no file of arrays; these end in {', '.join(TYPES)}")
     with reading(path, "arrays"):
         if kind == ".npz":
             with np.load(path, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files if name in FIELDS}
+                return {name: _read(path, file, name) for name in FIELDS if name in file}, [*file]
         if kind == ".mat" and not _is_hdf5(path):
-            from scipy.io import loadmat
+            from scipy.io import loadmat, whosmat
 
             variables = loadmat(path, variable_names=FIELDS)
-            return {name: variables[name] for name in FIELDS if name in variables}
+            found = {name: variables[name] for name in FIELDS if name in variables}
+            return found, [name for name, *_ in whosmat(path)]
         import h5py
 
         # Opened by Python: HDF5's own locks are refused by some file systems.
         with open(path, "rb") as raw, h5py.File(raw, "r") as file:
-            found = {name: file[name][()] for name in FIELDS if name in file}
+            found = {name: _read(path, file, name) for name in FIELDS if name in file}
+            names = [*file]
         # MATLAB stores the last axis first.
-        return {name: array.T for name, array in found.items()} if kind == ".mat" else found
+        return {n: array.T for n, array in found.items()} if kind == ".mat" else found, names
+
+
+def _read(path, file, name):
+    """An array of an open file, .npz or HDF5."""
+    with reading(f"{path}, {name}", "an array of numbers"):
+        return file[name][()]
 
 
 def _is_hdf5(path):

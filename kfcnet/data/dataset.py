@@ -97,7 +97,7 @@ def as_float32(pixels: NDArray) -> tuple[NDArray[np.float32], int | None]:
 
 def wrong_label(labels: NDArray[Any], lowest: int, highest: int) -> int | None:
     """Index of the first label (N,) that is no whole number from lowest to highest, or None."""
-    if labels.dtype.kind in "iuf":
+    if labels.dtype.kind in "biuf":
         wrong = np.flatnonzero(~np.isin(labels, np.arange(lowest, highest + 1)))
     else:
         wrong = np.arange(len(labels))

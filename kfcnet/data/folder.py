@@ -1,22 +1,26 @@
 """Images in folders, one a class: `train/CLASS/*.png` and `test/CLASS/...`, or `CLASS/...`."""
 
+import logging
 import warnings
 from pathlib import Path
 
 import numpy as np
 
-from kfcnet.data.dataset import DataError
-from kfcnet.data.own import Images, reading
+from kfcnet.data.dataset import DataError, as_float32
+from kfcnet.data.own import MOST_CLASSES, Images, reading
 
 TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-GREY = ("1", "L", "I;16", "I;16B", "I")
+GREY = ("1", "L")
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+
+logger = logging.getLogger(__name__)
 
 
 def listing(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
     """(names of the classes, {"train": [(file, label), ...], "test": the same if it is there}).
 
-    Classes are folders in the order of their names. Raises DataError naming the folder.
+    Classes are folders in the order of their names; a notice tells how many other files they hold.
+    Raises DataError naming the folder.
     """
     if not root.is_dir():
         raise DataError(f"data.path: {root} is no folder; name one of images in a folder a class")
@@ -31,18 +35,51 @@ def listing(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
             f"{parts['train']}: holds {len(classes)} folders; there must be one for each of at "
             "least 2 classes"
         )
+    if len(classes) > MOST_CLASSES:
+        raise DataError(
+            f"{parts['train']}: holds {len(classes)} folders; there may be at most "
+            f"{MOST_CLASSES} classes"
+        )
     files = {
         name: [(file, classes.index(folder.name)) for folder in of_part for file in _images(folder)]
         for name, of_part in folders.items()
     }
     for label, name in enumerate(classes):
         if label not in {label for _, label in files["train"]}:
-            raise DataError(
-                f"{parts['train'] / name}: holds no image; images end in {', '.join(TYPES)}"
-            )
+            raise DataError(f"{parts['train'] / name}: {_why_empty(parts['train'] / name)}")
     if "test" in files and not files["test"]:
-        raise DataError(f"{parts['test']}: holds no image")
+        raise DataError(f"{parts['test']}: holds no image in a folder of a class")
+    _tell_left_aside(root, folders.values())
     return classes, files
+
+
+def _why_empty(folder):
+    """What to say of a folder of a class that has no image."""
+    if folder.is_dir() and _folders(folder):
+        return (
+            "holds folders, but no image; parts are named train and test, and the folder of a "
+            "class holds its images themselves"
+        )
+    return f"holds no image; images end in {', '.join(TYPES)}"
+
+
+def _tell_left_aside(root, parts):
+    """Log a line where folders of classes hold what is not read as an image."""
+    aside = [
+        path
+        for of_part in parts
+        for folder in of_part
+        for path in _shown(folder)
+        if path.suffix.lower() not in TYPES
+    ]
+    if aside:
+        logger.warning(
+            "%s: %d files or folders are left aside, such as %s: images end in %s",
+            root,
+            len(aside),
+            min(aside).relative_to(root).as_posix(),
+            ", ".join(TYPES),
+        )
 
 
 def _folders(place):
@@ -64,7 +101,7 @@ def read(
     """(training Images, test Images or None) of what `listing` found, grey only if all are.
 
     size: (height, width) to resize to. Raises DataError naming the first file that is damaged,
-    transparent, or of another size than the first one.
+    transparent, or of another size or depth than the first one.
     """
     pictures = {path: _read_one(path, size) for listed in files.values() for path, _ in listed}
     first, expected = next(iter(pictures.items()))
@@ -73,6 +110,11 @@ def read(
             raise DataError(
                 f"{path}: is {_sides(picture)}, but {first} is {_sides(expected)}; for one size "
                 f"set data.size to [height, width], such as {list(expected.shape[:2])}"
+            )
+        if picture.dtype != expected.dtype:
+            raise DataError(
+                f"{path}: has {_depth(picture)} a pixel, but {first} {_depth(expected)}; "
+                "they must have one depth"
             )
     channels = max(picture.shape[2] for picture in pictures.values())
 
@@ -84,7 +126,7 @@ def read(
 
 
 def _read_one(path, size):
-    """uint8 (H, W, 1) or (H, W, 3), upright."""
+    """uint8 (H, W, 1) or (H, W, 3), upright; float32 (H, W, 1) of grey with more than 8 bits."""
     from PIL import Image, ImageOps
 
     with reading(path, "an image"), warnings.catch_warnings():
@@ -93,15 +135,21 @@ def _read_one(path, size):
             picture = ImageOps.exif_transpose(picture)
             if picture.mode in TRANSPARENT or "transparency" in picture.info:
                 raise DataError(f"{path}: has transparency; flatten it onto a background first")
-            grey = picture.mode in GREY
-            if picture.mode.startswith("I"):  # 16 bits
-                values = np.asarray(picture, np.int64)
-                picture = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
-            picture = picture.convert("L" if grey else "RGB")
+            if picture.mode.startswith(("I", "F")):  # grey with 16 or 32 bits
+                values, wrong = as_float32(np.asarray(picture))
+                if wrong is not None:
+                    raise DataError(f"{path}: a pixel is not finite")
+                picture = Image.fromarray(values)
+            else:
+                picture = picture.convert("L" if picture.mode in GREY else "RGB")
             if size is not None and (picture.height, picture.width) != tuple(size):
                 picture = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS)
             array = np.asarray(picture)
     return array.reshape(*array.shape[:2], -1)
+
+
+def _depth(picture):
+    return "8 bits" if picture.dtype == np.uint8 else "more than 8 bits"
 
 
 def _sides(picture):

@@ -13,8 +13,10 @@ from kfcnet.data.dataset import Arrays, DataError, as_float32, check_labels
 from kfcnet.philox import SPLIT, words
 
 MOST_CLASSES = 1000
-VERSION = 1
+VERSION = 2
 """Part of the cache's name: raise it when the same files give other arrays."""
+
+NUMBERED = ", as numpy.unique(labels, return_inverse=True) does"
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ def checked(images: NDArray, labels: NDArray, source: object) -> Images:
     Pixels are uint8 or any floating type, which becomes float32. Raises DataError, which begins
     with `source` and names the index of what is wrong.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    images, labels = _array(images, "images", source), _array(labels, "labels", source)
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or not images.size:
@@ -53,7 +55,10 @@ def checked(images: NDArray, labels: NDArray, source: object) -> Images:
             f"{source}: images of shape {images.shape}; they must be (N, H, W, C) or (N, H, W)"
         )
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
-        raise DataError(f"{source}: pixels are {images.dtype}; they must be uint8 or floating")
+        raise DataError(
+            f"{source}: pixels are {images.dtype}; they must be uint8 or floating: "
+            "images.astype('uint8') where they are 0 to 255, else images.astype('float32')"
+        )
     if images.shape[-1] not in (1, 3):
         hint = {2: " (grey with transparency?)", 4: " (colour with transparency?)"}
         raise DataError(
@@ -63,16 +68,29 @@ def checked(images: NDArray, labels: NDArray, source: object) -> Images:
     if labels.ndim == 2 and 1 in labels.shape:  # a column or a row, as MATLAB writes them
         labels = labels.reshape(-1)
     if labels.shape != images.shape[:1]:
+        hint = ""
+        if labels.ndim == 2 and len(labels) == len(images):
+            hint = ": of a row for each image, such as one-hot labels, take labels.argmax(axis=1)"
         raise DataError(
             f"{source}: {len(images)} images and labels of shape {labels.shape}; there must be one "
-            "label for each image"
+            f"label for each image{hint}"
         )
     if images.dtype != np.uint8:
         images, wrong = as_float32(images)
         if wrong is not None:
             raise DataError(f"{source}: a pixel of image {wrong} is not finite in float32")
-    check_labels(labels, 0, MOST_CLASSES - 1, source, "Number the classes from 0.")
+    check_labels(labels, 0, MOST_CLASSES - 1, source, f"Number the classes from 0{NUMBERED}.")
     return Images(np.ascontiguousarray(images), labels.astype(np.int32))
+
+
+def _array(values, name, source):
+    """values as an array; DataError where they have no common shape."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(
+            f"{source}: {name} are of several shapes; they must make up one array"
+        ) from error
 
 
 def together(train: Images, test: Images | None, share: float, seed: int, source: object) -> Arrays:
@@ -81,7 +99,7 @@ def together(train: Images, test: Images | None, share: float, seed: int, source
     Raises DataError where the two do not fit together or a class has no training image.
     """
     if test is None:
-        train, test = _split(train, share, seed)
+        train, test = _split(train, share, seed, source)
         logger.warning(
             "%s has no test part: %d of its %d images, drawn at random (data.split_seed), are one",
             source,
@@ -110,7 +128,7 @@ def joined(train: Images, test: Images, source: object) -> Arrays:
     if missing.size:
         raise DataError(
             f"{source}: no training image has label {missing[0]}, though labels go up to "
-            f"{classes - 1}; number the classes from 0 without gaps"
+            f"{classes - 1}; number the classes from 0 without gaps{NUMBERED}"
         )
     return arrays
 
@@ -120,13 +138,21 @@ def classes_of(arrays: Arrays) -> int:
     return 1 + max(int(arrays.train_labels.max()), int(arrays.test_labels.max()))
 
 
-def _split(whole, share, seed):
-    """(rest, part): `share` of the images, at least one, drawn at random."""
+def _split(whole, share, seed, source):
+    """(rest, part): `share` of the images, at least one, drawn at random.
+
+    The image of each class that is drawn last stays in the rest, so that no class goes without.
+    """
     order = np.argsort(words(seed, SPLIT, 0, len(whole.labels)), kind="stable")
-    count = min(max(1, round(share * len(order))), len(order) - 1)
-    if count < 1:
-        raise DataError("one image cannot be split into a training and a test part")
-    part, rest = np.sort(order[:count]), np.sort(order[count:])
+    _, last = np.unique(whole.labels[order][::-1], return_index=True)
+    free = np.delete(order, len(order) - 1 - last)
+    if not free.size:
+        raise DataError(
+            f"{source}: every class has one image only, so that none can be held out; more images, "
+            "or a test part of their own, are needed"
+        )
+    part = np.sort(free[: max(1, round(share * len(order)))])
+    rest = np.setdiff1d(np.arange(len(order)), part)
     return (
         Images(whole.images[rest], whole.labels[rest]),
         Images(whole.images[part], whole.labels[part]),
