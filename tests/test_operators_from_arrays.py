@@ -113,9 +113,39 @@ def test_the_dtype_is_kept(layers):
     (1, dict(inputs=np.full((M, 4), np.nan)), ValueError, "layer 1: inputs: a number is not"),
     (1, dict(inputs=np.ones((M, 4), int)), TypeError, "layer 1: activations: int64 is neither"),
     (0, dict(kernel_size=20), ValueError, "layer 0: kernel_size: 20 with padding 1 does not fit"),
-    (1, dict(weights=1), TypeError, "unexpected keyword argument 'weights'"),
+    (1, dict(weights=1), TypeError, "layer 1: weights: unknown key; a layer has inputs, deriv"),
+    (0, dict(kernel_size=(3, 3)), TypeError, "layer 0: kernel_size: (3, 3) is no whole number"),
+    (0, dict(padding="same"), TypeError, "layer 0: padding: 'same' is no whole number"),
+    (0, dict(inputs=np.ones((M, 2, 7, 6)), derivatives=np.ones((M, 3, 7, 6))), ValueError,
+     "and the maps out, which are the last axis of both"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named_with_its_layer(layers, number, change, error, message):
     layers[number] |= change
     with pytest.raises(error, match=re.escape(message)):
         KroneckerFisher.from_arrays(layers)
+
+
+@pytest.mark.parametrize("wrong, error, message", [
+    (dict(inputs=np.ones((M, 4))), TypeError, "layers: expected a list of mappings, one for each"),
+    ([(np.ones((M, 4)), np.ones((M, 3)))], TypeError, "layer 0: expected a mapping .* got a tuple"),
+    ([dict(inputs=np.ones((M, 4)))], TypeError, "layer 0: derivatives: missing; a layer has"),
+    ([], ValueError, "factors: none given"),
+])  # fmt: skip
+def test_what_is_no_list_of_layers_is_refused(wrong, error, message):
+    with pytest.raises(error, match=message):
+        KroneckerFisher.from_arrays(wrong)
+
+
+@pytest.mark.parametrize("damping", [-1, np.nan, [0.1, -0.1], [0.1, 0.2, 0.3]])
+def test_a_damping_that_is_none_is_refused_and_not_made_nan(layers, damping):
+    fisher = KroneckerFisher.from_arrays(layers)
+    v = np.ones(fisher.shape[0])
+    for use in (fisher.damped, fisher.log_determinant, lambda damping: fisher.solve(v, damping)):
+        with pytest.raises(ValueError, match="^damping: "):
+            use(damping)
+
+
+def test_a_vector_of_another_size_is_refused(layers):
+    fisher = KroneckerFisher.from_arrays(layers)
+    with pytest.raises(ValueError, match=r"v: shape \(2, 3\) given; the operator takes \(\d+,\)"):
+        fisher.solve(np.ones((2, 3)), 0.1)

@@ -4,6 +4,8 @@ They take and return NumPy arrays, float32 or float64, and keep the dtype: the m
 several arguments.
 """
 
+from numbers import Integral
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -57,7 +59,7 @@ def input_factor(
     Theorem 2: the sum over output locations, the mean over examples; row 0 is the homogeneous one,
     then (offset, map), maps fastest. Raises ValueError for another shape, no example, a window that
     is none or does not fit into the padded image, TypeError for another dtype than float32 and
-    float64.
+    float64 and a window that is no whole number.
     """
     x = _as_images(activations, "activations")
     for name, value, least in (
@@ -65,6 +67,8 @@ def input_factor(
         ("stride", stride, 1),
         ("padding", padding, 0),
     ):
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name}: {value!r} is no whole number")
         if value < least:
             raise ValueError(f"{name}: {value} is below {least}")
     if min(output_sides(x.shape, kernel_size, stride, padding)) < 1:

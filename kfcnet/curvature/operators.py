@@ -80,9 +80,21 @@ class FisherOperator(LinearOperator):
         return self
 
 
-def _factors_of(number, inputs, derivatives, kernel_size=1, stride=1, padding=0):
+LAYER_KEYS = ("inputs", "derivatives", "kernel_size", "stride", "padding")
+
+
+def _factors_of(number, layer):
     """(Omega, Gamma) of one layer; raises as `KroneckerFisher.from_arrays` says."""
-    inputs, derivatives = np.asarray(inputs), np.asarray(derivatives)
+    if not isinstance(layer, Mapping):
+        kind = type(layer).__name__
+        raise TypeError(f"layer {number}: expected a mapping with the key inputs, got a {kind}")
+    missing = [key for key in LAYER_KEYS[:2] if key not in layer]
+    unknown = [key for key in layer if key not in LAYER_KEYS]
+    if missing or unknown:
+        what = f"{unknown[0]}: unknown key" if unknown else f"{missing[0]}: missing"
+        raise TypeError(f"layer {number}: {what}; a layer has {', '.join(LAYER_KEYS)}")
+    inputs, derivatives = np.asarray(layer["inputs"]), np.asarray(layer["derivatives"])
+    kernel_size, stride, padding = map(layer.get, LAYER_KEYS[2:], (1, 1, 0))
     try:
         for name, array in (("inputs", inputs), ("derivatives", derivatives)):
             if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -97,7 +109,8 @@ def _factors_of(number, inputs, derivatives, kernel_size=1, stride=1, padding=0)
         if derivatives.shape[:-1] != expected or (derivatives.ndim == 2 and outputs != (1, 1)):
             raise ValueError(
                 f"derivatives: shape {derivatives.shape} does not fit inputs of shape "
-                f"{inputs.shape}; expected {(len(inputs), *outputs)} and the maps out"
+                f"{inputs.shape}; expected {(len(inputs), *outputs)} and the maps out, which are "
+                "the last axis of both"
             )
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer {number}: {error}") from None
@@ -112,8 +125,12 @@ class KroneckerFisher(LinearOperator):
     """
 
     def __init__(self, factors: Iterable[tuple[ArrayLike, ArrayLike]]) -> None:
-        """Raises ValueError where a factor is not square, TypeError where it is not of floats."""
+        """Raises ValueError where a factor is not square or there is none, TypeError where it is
+        not of floats.
+        """
         self.factors = [tuple(map(np.asarray, pair)) for pair in factors]
+        if not self.factors:
+            raise ValueError("factors: none given; there must be a pair for each layer")
         for factor in (factor for pair in self.factors for factor in pair):
             if factor.ndim != 2 or factor.shape[0] != factor.shape[1]:
                 raise ValueError(f"factors: one of shape {factor.shape} is not a square matrix")
@@ -138,9 +155,14 @@ class KroneckerFisher(LinearOperator):
         the kernel, maps in fastest.
 
         Raises ValueError naming the layer for shapes that do not belong together or a number that
-        is not finite, TypeError for an unknown key or another dtype than float32 and float64.
+        is not finite, TypeError for a layer that is no mapping, a key that is missing or unknown,
+        and another dtype than float32 and float64.
         """
-        return cls([_factors_of(number, **layer) for number, layer in enumerate(layers)])
+        if isinstance(layers, Mapping):
+            raise TypeError(
+                "layers: expected a list of mappings, one for each layer, got a mapping"
+            )
+        return cls([_factors_of(number, layer) for number, layer in enumerate(layers)])
 
     @classmethod
     def of(cls, blocks: Iterable[KroneckerBlock]) -> "KroneckerFisher":
@@ -198,7 +220,10 @@ class KroneckerFisher(LinearOperator):
 
     def _by_layer(self, v, function, *settings):
         """The vector of every layer's function(V (I, P), Omega, Gamma, *its settings)."""
-        parts = np.split(np.ravel(v), self._ends[:-1])
+        v = np.asarray(v)
+        if v.size != self.shape[1]:
+            raise ValueError(f"v: shape {v.shape} given; the operator takes ({self.shape[1]},)")
+        parts = np.split(v.ravel(), self._ends[:-1])
         layers = zip(parts, self.factors, *settings, strict=True)
         return np.concatenate(
             [
@@ -208,13 +233,22 @@ class KroneckerFisher(LinearOperator):
         )
 
     def _for_each_layer(self, damping):
-        """A number for all layers as a list, or a list as it is."""
-        return list(np.broadcast_to(damping, len(self.factors)))
+        """A number for all layers as a list, or a list as it is; ValueError for what is neither."""
+        count = len(self.factors)
+        if np.shape(damping) not in ((), (1,), (count,)):
+            raise ValueError(
+                f"damping: shape {np.shape(damping)} given; it is a number, or one for each of "
+                f"{count} layers"
+            )
+        if not (np.isfinite(damping) & np.greater_equal(damping, 0)).all():
+            raise ValueError(f"damping: {damping} is negative or not finite")
+        return list(np.broadcast_to(damping, count))
 
     def damped(self, damping: ArrayLike) -> "KroneckerFisher":
         """The factored Tikhonov damping of Eq. 21, itself a KroneckerFisher.
 
-        damping: weight decay + damping, a number or one for each layer.
+        damping: weight decay + damping, a number or one for each layer. Raises ValueError where one
+        is negative.
         """
         return KroneckerFisher(
             [
@@ -237,7 +271,8 @@ class KroneckerFisher(LinearOperator):
     def solve(self, v: ArrayLike, damping: ArrayLike = 0.0) -> NDArray:
         """(K + damping*I)^-1 v, the exact Tikhonov damping; a number, or one for each layer.
 
-        Raises numpy.linalg.LinAlgError where the damped matrix is singular.
+        Raises ValueError for a vector of another size or a negative damping,
+        numpy.linalg.LinAlgError where the damped matrix is singular.
         """
 
         def solve(V, Omega, Gamma, eigen, values, c):
