@@ -16,6 +16,7 @@ import kfcnet
 from kfcnet import data
 from kfcnet.cli import main
 from kfcnet.config import ConfigError, parse_config
+from kfcnet.config.schema import SgdConfig
 from kfcnet.data import DataError, folder
 from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolderError
@@ -494,6 +495,35 @@ def test_fit_says_what_is_wrong_with_its_arguments(arrays):
         kfcnet.fit(images, labels, NETWORK, {"name": "sgd", "learning_rat": 1})
     with pytest.raises(ConfigError, match="fit: network.0.layer: unknown value cnov"):
         kfcnet.fit(images, labels, [{"layer": "cnov"}])
+    for wrong in ("dense", {"layer": "dense"}, None):
+        with pytest.raises(ConfigError, match="fit: network: expected a list of layers such as"):
+            kfcnet.fit(images, labels, wrong)
+    for wrong in (0.2, images, (images, labels, 3)):
+        with pytest.raises(ConfigError, match=r"fit: validation: expected a pair \(images, labels"):
+            kfcnet.fit(images, labels, NETWORK, validation=wrong)
+
+
+@pytest.mark.parametrize("optimizer, message", [
+    (3, "fit: optimizer: expected a name or settings such as {'name': 'sgd'}, got 3"),
+    ({"batch_size": 0}, "fit: optimizer.batch_size: must be at least 1, got 0"),
+    ({"batch_size": "all"}, "fit: optimizer.batch_size: must be a whole number, got 'all'"),
+    ({"momentum": "0.9", "damping": 1.0}, "fit: optimizer.momentum: must be a number, got '0.9'"),
+    ({"damping": object}, "fit: <class 'object'> is no value of a setting"),
+    ({"damping": "atuo"}, "fit: optimizer.damping: must be a number or auto, got 'atuo'"),
+])  # fmt: skip
+def test_a_wrong_optimizer_is_said_in_a_line(arrays, optimizer, message):
+    with pytest.raises(ConfigError) as error:
+        kfcnet.fit(arrays["train_images"], arrays["train_labels"], NETWORK, optimizer)
+    assert str(error.value) == message
+
+
+def test_settings_may_be_numpy_numbers_and_a_model(arrays, tmp_path):
+    model = SgdConfig(learning_rate=0.02, batch_size=4)
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    run = kfcnet.fit(images, labels, NETWORK, model, epochs=np.float32(0.5), seed=np.int64(3))
+    assert run.config.optimizer == model and run.config.seed == 3 and run.config.epochs == 0.5
+    with pytest.raises(ValueError, match="no images given"):
+        run.evaluate(images[:0], labels[:0])
 
 
 def test_a_sweep_finds_the_runs_of_what_the_data_decide(arrays, tmp_path):

@@ -66,6 +66,8 @@ def _explain_one(error: ErrorDetails, model: type[BaseModel]) -> str:
         "less_than": f"below {context.get('lt', 0):.10g}",
         "less_than_equal": f"at most {context.get('le', 0):.10g}",
     }.get(kind)
+    if wanted == "auto":  # the other kind of such a setting is a number
+        wanted = "a number or auto"
     if wanted is None:
         return f"{key}: {error['msg']} (got {got})"
     return f"{key}: must be {wanted}, got {got}"

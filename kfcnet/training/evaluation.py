@@ -175,8 +175,10 @@ class TrainedNetwork:
     def evaluate(self, images: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
         """(mean loss in nats, share of wrong classes) on raw images (M, H, W, C), labels (M,).
 
-        Raises ValueError like `examples`.
+        Raises ValueError like `examples`, and where there is no image.
         """
+        if not len(images):
+            raise ValueError("no images given: there is nothing to average")
         return evaluate(self.network, self.loss, self.examples(images, labels))
 
     def check_data(self, dataset: Dataset) -> None:

@@ -1,6 +1,7 @@
 """Training on arrays in memory, from one call."""
 
 import json
+import numbers
 import os
 import shutil
 import tempfile
@@ -8,11 +9,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel
 
 from kfcnet import data
 from kfcnet.config import ConfigError, parse_config
+from kfcnet.config.errors import show
 from kfcnet.layers import Layer
 from kfcnet.network import CUSTOM, LAYERS
 from kfcnet.runs.files import WriteError
@@ -75,7 +78,7 @@ def fit(
     images: ArrayLike,
     labels: ArrayLike,
     network: Iterable[Any],
-    optimizer: Mapping[str, Any] | str | None = None,
+    optimizer: Mapping[str, Any] | BaseModel | str | None = None,
     epochs: float = 10,
     validation: tuple[ArrayLike, ArrayLike] | None = None,
     *,
@@ -90,17 +93,16 @@ def fit(
     network: layers in order, each a mapping like those of a configuration, a model such as
     `kfcnet.config.schema.ConvConfig`, or one of `kfcnet.layers`: `Conv2d.of(filters=16, kernel=3)`,
     `ReLU`, or a subclass of `Layer` of your own without weights, which runs on the CPU. The units
-    of the last layer may be left out. optimizer: its settings or its name, KFC-pre by default; what
-    is left out is chosen for the number of images. validation: (images, labels) to measure; without
-    them a fifth of the images is drawn. out: the run's folder. settings: further sections of a
-    configuration.
+    of the last layer may be left out. optimizer: its name, its settings, of which those left out
+    are chosen for the number of images, or a model such as `kfcnet.config.schema.SgdConfig`;
+    KFC-pre by default. validation: (images, labels) to measure; without them a fifth of the images
+    is drawn. out: the run's folder. settings: further sections of a configuration.
 
     Raises DataError naming the index of a wrong image or label, ConfigError naming a wrong setting,
     TrainingFailed, and RunFolderError where `out` holds a run.
     """
-    held_out = () if validation is None else validation
-    dataset = data.from_arrays(images, labels, *held_out)
     layers, own = _described(network)
+    dataset = data.from_arrays(images, labels, *_held_out(validation))
     if own and device == "auto":
         device = "cpu"
     document = {
@@ -112,35 +114,58 @@ def fit(
         "device": device,
         **settings,
     }
-    config = with_classes(parse_config(json.dumps(document), "fit"), own)
+    config = with_classes(parse_config(json.dumps(document, default=_plain), "fit"), own)
     temporary = None if out else tempfile.TemporaryDirectory(prefix="kfcnet-")
     folder = Path(out or temporary.name) / ("" if out else "run")
     train(config, folder, dataset=dataset)
     return FittedNetwork.of_run(folder, layers=own, temporary=temporary)
 
 
-def settings_for(optimizer: Mapping[str, Any] | str | None, examples: int) -> dict[str, Any]:
+def _held_out(validation):
+    """The (images, labels) of `validation`, () without it; ConfigError where they are no pair."""
+    if validation is None:
+        return ()
+    if not isinstance(validation, (tuple, list)) or len(validation) != 2:
+        raise ConfigError(
+            "fit: validation: expected a pair (images, labels), got "
+            f"{show(validation)}; without it a fifth of the images is held out"
+        )
+    return validation
+
+
+def _plain(value):
+    """A NumPy number or array of a setting as JSON has it; ConfigError for what is no setting."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise ConfigError(f"fit: {show(value)} is no value of a setting")
+
+
+def settings_for(
+    optimizer: Mapping[str, Any] | BaseModel | str | None, examples: int
+) -> dict[str, Any]:
     """An optimizer's settings, of which those that are left out suit the number of examples.
 
     The learning rate rises over the first epoch. KFC-pre gets `damping: auto`, which trained at
     every rate that was tried (docs/settings.md); where a damping is given, it gets a clip that
     counts momentum, C (1 - mu)^2, and a lower rate, which save most runs.
     """
-    given = {"name": optimizer} if isinstance(optimizer, str) else dict(optimizer or {})
+    given = _given(optimizer)
     name = given.setdefault("name", "kfc_pre")
     span = min(examples, MOST_EXAMPLES)
     chosen = {"averaging_timescale": 2 * span}
     if name not in ("kfac", "hessian_free"):
         chosen["schedule"] = {"name": "constant", "warm_up": span}
     if name == "kfc_pre":
-        batch = given.get("batch_size", min(512, max(1, examples // 8)))
+        batch = max(1, _number(given, "batch_size", min(512, examples // 8)))
         is_auto = given.get("damping", "auto") == "auto"
         chosen |= {
             "batch_size": batch,
             "learning_rate": 0.03 if is_auto else 0.01,
             "weight_decay": 1e-4,
             "damping": "auto",
-            "clip": 0.3 if is_auto else 0.3 * (1 - given.get("momentum", 0.9)) ** 2,
+            "clip": 0.3 if is_auto else 0.3 * (1 - _number(given, "momentum", 0.9)) ** 2,
             "statistics_fraction": min(1.0, max(0.25, 128 / batch)),
             "statistics_timescale": min(10000, 2 * span),
             "initial_examples": min(5000, examples),
@@ -155,11 +180,36 @@ def settings_for(optimizer: Mapping[str, Any] | str | None, examples: int) -> di
     return {**chosen, **given}
 
 
+def _given(optimizer):
+    """A dict of the settings in `optimizer`; ConfigError for what has none."""
+    if optimizer is None or isinstance(optimizer, str):
+        return {"name": optimizer} if optimizer else {}
+    if isinstance(optimizer, BaseModel):
+        return optimizer.model_dump(mode="json")
+    if isinstance(optimizer, Mapping):
+        return dict(optimizer)
+    raise ConfigError(
+        f"fit: optimizer: expected a name or settings such as {{'name': 'sgd'}}, "
+        f"got {show(optimizer)}"
+    )
+
+
+def _number(settings, key, default):
+    """A setting that is a number, else the default: parsing says later what is wrong with it."""
+    value = settings.get(key)
+    return value if isinstance(value, numbers.Real) and value >= 0 else default
+
+
 def _described(layers):
     """(layers as the mappings of a configuration, the classes of those that are custom).
 
     Raises ConfigError for what is no layer.
     """
+    if isinstance(layers, (str, Mapping)) or not isinstance(layers, Iterable):
+        raise ConfigError(
+            f"fit: network: expected a list of layers such as [{{'layer': 'dense'}}], "
+            f"got {show(layers)}"
+        )
     mappings, own = [], []
     for index, layer in enumerate(layers):
         layer_class = getattr(layer, "func", layer)
