@@ -13,7 +13,7 @@ import scipy.io
 from PIL import Image
 
 import kfcnet
-from kfcnet import data
+from kfcnet import cli, data
 from kfcnet.cli import main
 from kfcnet.config import ConfigError, parse_config
 from kfcnet.config.schema import SgdConfig
@@ -411,7 +411,9 @@ def test_a_folder_of_one_class_or_a_file_is_refused(tmp_path):
 # Training
 
 
-def test_a_network_trains_on_a_folder_and_knows_the_names_of_its_classes(flowers, tmp_path):
+def test_a_network_trains_on_a_folder_and_knows_the_names_of_its_classes(
+    flowers, tmp_path, capsys, monkeypatch
+):
     (tmp_path / "own.yaml").write_text(TEXT.replace("NAME", "folder").replace("PATH", str(flowers)))
     out = tmp_path / "run"
     argv = ["train", "--config", str(tmp_path / "own.yaml"), "--out", str(out)]
@@ -423,7 +425,20 @@ def test_a_network_trains_on_a_folder_and_knows_the_names_of_its_classes(flowers
     assert run.predict_proba(np.zeros((3, 5, 4, 3), np.uint8)).shape == (3, 2)
     assert read_json(out / "run.json")["data"]["classes"] == ["daisy", "rose"]
     assert read_json(out / "run.json")["data"]["title"] == "flowers"
-    assert main(["evaluate", str(out), "--data", str(flowers), "--device", "cpu"]) == 0
+    dataset = data.load(run.config.data.model_copy(update={"path": flowers}))
+    wrong = run.predict(dataset.test_images) != dataset.test_labels
+    expected = {"daisy": wrong[:2].mean(), "rose": wrong[2:].mean()}
+    errors = run.class_errors(dataset.test_images, dataset.test_labels)
+    assert errors == expected and list(errors.values()) == sorted(expected.values(), reverse=True)
+    assert not run.class_errors(dataset.test_images[:0], dataset.test_labels[:0])
+    capsys.readouterr()
+    evaluation = ["evaluate", str(out), "--data", str(flowers), "--device", "cpu"]
+    assert main(evaluation) == 0
+    shown = [f"{name} {error:.2%}" for name, error in errors.items()]
+    assert capsys.readouterr().out.splitlines()[1] == f"error by class: {', '.join(shown)}"
+    monkeypatch.setattr(cli, "MOST_CLASSES_SHOWN", 1)
+    assert main(evaluation) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"error by class: {shown[0]}, ..."
 
 
 def test_only_the_last_layer_leaves_its_units_to_the_data(tmp_path):
@@ -471,6 +486,8 @@ def test_fit_takes_grey_floating_images_and_predicts_them(rng, tmp_path):
     assert run.predict(images[:0]).shape == (0,)
     with pytest.raises(ValueError, match="a pixel of image 3 is not finite in float32"):
         run.predict(np.where(np.arange(40)[:, None, None] == 3, 1e300, images))
+    with pytest.raises(ValueError, match="images of uint8 given; the network takes floating pix"):
+        run.predict((255 * images).astype(np.uint8))
     for wrong in (images.astype(str), images.astype(complex)):
         with pytest.raises(ValueError, match="images of .* given; pixels are numbers"):
             run.predict(wrong)

@@ -28,6 +28,8 @@ except ModuleNotFoundError as error:
         ".venv/bin/python runs it"
     ) from None
 
+MOST_CLASSES_SHOWN = 10
+
 
 def main(argv=None):
     """Run `kfcnet COMMAND ...`; returns the exit status."""
@@ -239,7 +241,7 @@ def train(argv=None, prog=None):
 
 @command
 def evaluate(argv=None, prog=None):
-    """Print the test loss and error of a run's averaged parameters."""
+    """Print the test loss and error of a run's averaged parameters, and of its named classes."""
     parser = Parser(prog=prog, description=evaluate.__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -262,6 +264,10 @@ def evaluate(argv=None, prog=None):
             f"{part} loss {loss:.4f} nats, error {error:.2%} ({len(labels)} images, "
             f"after update {run.steps})"
         )
+        if errors := run.class_errors(images, labels):
+            shown = [f"{name} {error:.2%}" for name, error in errors.items()]
+            more = ["..."] if len(shown) > MOST_CLASSES_SHOWN else []
+            print(f"error by class: {', '.join(shown[:MOST_CLASSES_SHOWN] + more)}")
 
 
 @command

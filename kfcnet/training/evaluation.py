@@ -181,6 +181,22 @@ class TrainedNetwork:
             raise ValueError("no images given: there is nothing to average")
         return evaluate(self.network, self.loss, self.examples(images, labels))
 
+    def class_errors(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+        """{name of a class: share of its images given another one}, the highest share first.
+
+        Classes without names or images are left out; an autoencoder has none. Raises ValueError
+        like `examples`.
+        """
+        self.examples(images, labels)  # checks both
+        if reconstructs(self.config):
+            return {}
+        wrong, labels = self.predict(images) != labels, np.asarray(labels)
+        present = [label for label in range(len(self.class_names)) if (labels == label).any()]
+        errors = {
+            self.class_names[label]: float(wrong[labels == label].mean()) for label in present
+        }
+        return dict(sorted(errors.items(), key=lambda item: -item[1]))
+
     def check_data(self, dataset: Dataset) -> None:
         """Raise DataError unless `dataset` is the one that the network was trained on."""
         found = dataset.provenance["sha256"]
@@ -210,6 +226,11 @@ class TrainedNetwork:
             raise ValueError(f"images of {images.dtype} given; the network takes raw pixels, uint8")
         if images.dtype.kind not in "uif":
             raise ValueError(f"images of {images.dtype} given; pixels are numbers")
+        if self.pixels != np.uint8 and images.dtype.kind != "f":
+            raise ValueError(
+                f"images of {images.dtype} given; the network takes floating pixels, scaled as "
+                "those that it was trained on"
+            )
         if self.pixels != np.uint8:
             images, wrong = as_float32(images)
             if wrong is not None:
