@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Iterable
@@ -37,6 +38,7 @@ LAYERS = {
     "dropout": Dropout,
 }
 CUSTOM = "custom"
+PASSES = ("forward", "backward", "tangent")
 
 
 def build_network(
@@ -77,7 +79,10 @@ def build_network(
 
 
 def _custom(layer_class, ops):
-    """The class of a custom layer. Raises ValueError where it is only named, and on a GPU."""
+    """The class of a custom layer, whose passes give what the primitives take.
+
+    Raises ValueError where it is only named, and on a GPU.
+    """
     if isinstance(layer_class, str):
         raise ValueError(
             f"network: {layer_class} is a custom layer, and its class is not known here: train it "
@@ -93,7 +98,18 @@ def _custom(layer_class, ops):
             f"network: {layer_class.__name__} is a custom layer, and computes with NumPy; set "
             "device=cpu"
         )
-    return layer_class
+    passes = {name: _as_primitives_take(getattr(layer_class, name)) for name in PASSES}
+    return type(layer_class.__name__, (layer_class,), passes)
+
+
+def _as_primitives_take(function):
+    """A pass of a custom layer whose result is C-contiguous and of the network's number type."""
+
+    @functools.wraps(function)
+    def wrapped(self, *arguments):
+        return np.ascontiguousarray(function(self, *arguments), self.ops.dtype)
+
+    return wrapped
 
 
 class Network:

@@ -85,6 +85,13 @@ class ForgetsPart(Softplus):
     tangent = backward
 
 
+class TakesWhole(Softplus):
+    def backward(self, dy):
+        return dy * self.saved
+
+    tangent = backward
+
+
 class ChangesArgument(Softplus):
     def backward(self, dy):
         dy *= self.saved[: len(dy)]
@@ -118,6 +125,7 @@ class Infinite(Softplus):
     (WrongTangent, "tangent: differs from the differences of forward by 1 of their norm"),
     (WrongBackward, "backward: is not the adjoint of tangent"),
     (ForgetsPart, "tangent: the pass of the first 2 examples is not that part of the whole"),
+    (TakesWhole, "tangent: the pass of the first 2 examples of 3 fails .*; use saved"),
     (ChangesArgument, "backward: changes its argument in place"),
     (ChangesInput, "forward: changes its argument in place"),
     (Hidden, "backward: a second pass gives other numbers"),
@@ -127,6 +135,49 @@ class Infinite(Softplus):
 def test_the_check_says_which_map_is_wrong(layer, message):
     with pytest.raises(LayerError, match=f"{layer.__name__}: {message}"):
         check_layer(layer, (5, 4, 3))
+
+
+class NoTangent(Layer):
+    def forward(self, x, mode):
+        return x
+
+    def backward(self, dy):
+        return dy
+
+
+@pytest.mark.parametrize("layer", ["relu", lambda x: x, ReLU(None, (5, 4, 3), "relu")])
+def test_what_is_no_layer_is_not_checked(layer):
+    with pytest.raises(TypeError, match="check_layer: expected a subclass of kfcnet.layers.Layer"):
+        check_layer(layer, (5, 4, 3))
+
+
+def test_a_map_that_is_missing_is_named():
+    with pytest.raises(NotImplementedError, match="^NoTangent has no tangent$"):
+        check_layer(NoTangent, (5, 4, 3))
+
+
+class Mean(Layer):
+    """Of every map. Neither a view of one number nor a list is what a kernel takes."""
+
+    def __init__(self, ops, input_shape, name):
+        super().__init__(ops, input_shape, name)
+        self.output_shape = input_shape[-1:]
+
+    def forward(self, x, mode):
+        return x.mean(axis=(1, 2), dtype=np.float64)
+
+    def backward(self, dy):
+        pixels = self.input_shape[0] * self.input_shape[1]
+        return np.broadcast_to(dy[:, None, None] / pixels, (len(dy), *self.input_shape))
+
+    def tangent(self, rx):
+        return rx.mean(axis=(1, 2)).tolist()
+
+
+def test_a_layer_that_passes_the_check_trains_whatever_arrays_it_gives(data):
+    assert max(check_layer(Mean, (5, 4, 3))) < 1e-6
+    run = kfcnet.fit(*data, [Conv2d.of(filters=3, kernel=3), Mean, Dense], epochs=1)
+    assert np.isfinite(run.logits(data[0])).all()
 
 
 class WrongGradient(Dense):

@@ -48,11 +48,11 @@ class Layer:
 
     def forward(self, x, mode):
         """x (M, *input_shape) -> y (M, *output_shape)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
 
     def backward(self, dy):
         """dy (m, *output_shape) -> dx (m, *input_shape): the adjoint of the derivative."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no backward")
 
     def backward_per_example(self, dy):
         """`backward` with every example taken by itself; differs for batch normalisation only."""
@@ -60,4 +60,4 @@ class Layer:
 
     def tangent(self, rx):
         """rx (m, *input_shape) -> ry (m, *output_shape): the derivative along rx."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no tangent")

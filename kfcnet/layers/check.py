@@ -41,11 +41,18 @@ def check_layer(
     training. The inputs are random; a layer with a kink must not have it where a random number
     can fall. Returns the LayerCheck.
 
-    Raises LayerError, which says which of the maps is wrong and by how much: an output of another
-    shape than `output_shape` or not finite, a tangent that is not the derivative, a backward pass
-    that is not its adjoint, a pass over the first m < M examples that differs from a part of the
-    whole, a second pass that differs from the first, arguments that are changed.
+    Raises TypeError for what is no layer, and LayerError, which says which of the maps is wrong and
+    by how much: an output of another shape than `output_shape` or not finite, a tangent that is not
+    the derivative, a backward pass that is not its adjoint, a pass over the first m < M examples
+    that fails or differs from a part of the whole, a second pass that differs from the first,
+    arguments that are changed.
     """
+    made = getattr(layer, "func", layer)
+    if not (isinstance(made, type) and issubclass(made, Layer)):
+        raise TypeError(
+            "check_layer: expected a subclass of kfcnet.layers.Layer, or Class.of(...) of one, "
+            f"got {layer!r}"
+        )
     return _Check(layer, input_shape, training, seed).run(tolerance)
 
 
@@ -144,11 +151,18 @@ class _Check:
         again = np.array(function(argument.copy()))
         self._expect(np.array_equal(again, result), f"{name}: a second pass gives other numbers")
         if not (name == "backward" and self.mode.training):
-            part = np.array(function(argument[:2].copy()))
+            way_out = "use saved[: len(argument)]"
+            try:
+                part = np.array(function(argument[:2].copy()))
+            except (IndexError, ValueError) as error:  # shapes that do not go together
+                raise LayerError(
+                    f"{type(self.layer).__name__}: {name}: the pass of the first 2 examples of "
+                    f"{EXAMPLES} fails ({error}); {way_out}"
+                ) from error
             self._expect(
                 part.shape == (2, *shape[1:]) and np.allclose(part, result[:2], rtol=1e-9),
-                f"{name}: the pass of the first 2 examples is not that part of the whole; use "
-                "saved[: len(argument)]",
+                f"{name}: the pass of the first 2 examples is not that part of the whole; "
+                f"{way_out}",
             )
         return result
 
