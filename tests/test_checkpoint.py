@@ -103,8 +103,17 @@ def test_an_entry_that_is_not_there_is_an_error_naming_it(saved):
 
 
 def test_a_missing_file_is_an_error_naming_it_and_the_way_out(tmp_path):
-    with pytest.raises(CheckpointError, match="checkpoint.h5: No such file.*--resume"):
-        load_checkpoint(tmp_path / "checkpoint.h5")
+    def told(folder):
+        with pytest.raises(CheckpointError, match=r"no checkpoint.h5") as error:
+            load_checkpoint(folder / "checkpoint.h5")
+        return str(error.value)
+
+    assert told(tmp_path / "none").endswith("name the folder that a run was written to with --out")
+    run = tmp_path / "demo" / "sgd"
+    run.mkdir(parents=True)
+    (run / "metrics.csv").touch()
+    assert told(tmp_path / "demo").endswith(f"in it there are {run}")
+    assert f"--config {run}/config.yaml and another --out" in told(run)
 
 
 def test_a_failed_write_leaves_the_last_checkpoint_valid(saved, state, monkeypatch):

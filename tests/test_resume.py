@@ -1,6 +1,7 @@
 """A run that was killed, interrupted or finished goes on as if it had never stopped."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -455,12 +456,16 @@ def test_a_process_that_is_interrupted_exits_with_the_signals_status(number, sta
     assert "Traceback" not in stderr
 
 
-def test_the_records_of_a_finished_run_without_its_checkpoint_are_not_started_anew(tmp_path):
+@pytest.mark.parametrize("state", ["finished", "interrupted"])
+def test_the_records_of_a_run_without_its_checkpoint_are_not_started_anew(state, tmp_path):
     run = tmp_path / "run"
     train(small(), run)
     (run / "checkpoint.h5").unlink()
+    record = json.loads((run / "run.json").read_text())
+    record["outcome"]["state"] = state
+    (run / "run.json").write_text(json.dumps(record))
     kept = (run / "metrics.csv").read_text()
-    with pytest.raises(RunFolderError, match="finished run, up to update 12, and no checkpoint"):
+    with pytest.raises(RunFolderError, match=f"was {state} after update 12, and no checkpoint"):
         train(small(), run, resume=True)
     assert (run / "metrics.csv").read_text() == kept
     train(small(), run, overwrite=True)

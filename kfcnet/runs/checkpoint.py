@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kfcnet.runs.files import write_bytes
+from kfcnet.runs.files import no_run, write_bytes
 
 CHECKPOINT = "checkpoint.h5"  # its name in the folder of a run
 FORMAT = 3
@@ -72,13 +72,13 @@ def load_checkpoint(path):
     Raises CheckpointError, naming the file, if it is missing, of another kind or version, cut or
     changed.
     """
+    path = Path(path)
     try:
-        content = Path(path).read_bytes()
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(_missing(path)) from error
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read the checkpoint {path}: {error.strerror}; train the "
-            "run first, or go on with --resume"
-        ) from error
+        raise CheckpointError(f"cannot read the checkpoint {path}: {error.strerror}") from error
     header = HEADER.match(content)
     if not header:
         raise CheckpointError(f"{path} is no kfcnet checkpoint; {START_ANEW}")
@@ -95,6 +95,16 @@ def load_checkpoint(path):
         )
     with h5py.File(io.BytesIO(content), "r") as file:
         return _read_group(file, path)
+
+
+def _missing(path):
+    folder = path.parent
+    if not (folder / "metrics.csv").exists():
+        return no_run(folder, path.name)
+    return (
+        f"{folder} holds the records of a run and no {path.name}: restore it, or train the run "
+        f"again, with --config {folder / 'config.yaml'} and another --out"
+    )
 
 
 def _write_group(group, state):

@@ -134,6 +134,14 @@ def missing_entry(path, key):
     )
 
 
+def no_run(folder, name):
+    """What to say of a folder without the file `name` that every run has."""
+    runs = sorted(path.parent.as_posix() for path in Path(folder).glob("*/metrics.csv"))
+    found = f"in it there are {', '.join(runs[:2])}{' and others' * (len(runs) > 2)}"
+    way_out = found if runs else "name the folder that a run was written to with --out"
+    return f"{folder} holds no run (there is no {name} in it); {way_out}"
+
+
 def unreadable(path, line, reason):
     """The RecordError for a line of a file that cannot be read."""
     return RecordError(f"{path}, line {line}: {reason}; mend the line, or move its folder away")

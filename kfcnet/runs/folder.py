@@ -78,13 +78,13 @@ class RunFolder:
         """The content of the checkpoint to go on from; None without one, or if the run starts anew.
 
         Raises RunFolderError naming the first setting that may not change but differs in `config`,
-        and for the records of a finished run whose checkpoint is gone: to start anew would lose
-        them. Raises CheckpointError for a damaged checkpoint.
+        and for the records of a run whose checkpoint is gone: to start anew would lose them.
+        Raises CheckpointError for a damaged checkpoint.
         """
         if not self.resume:
             return None
         if not self.checkpoint.exists():
-            self._check_nothing_finished()
+            self._check_nothing_is_lost()
             return None
         state = load_checkpoint(self.checkpoint)
         changed = changed_setting(parse_config(state["config"], str(self.checkpoint)), config)
@@ -96,15 +96,16 @@ class RunFolder:
             )
         return state
 
-    def _check_nothing_finished(self):
+    def _check_nothing_is_lost(self):
         if not (self.path / "run.json").exists():
             return
         outcome = self.record().get("outcome", {})
-        if outcome.get("state") == "finished":
+        state, steps = outcome.get("state"), outcome.get("iteration")
+        if state == "finished" or (state == "interrupted" and steps):  # both had been saved
             raise RunFolderError(
-                f"{self.path} holds the records of a finished run, up to update "
-                f"{outcome.get('iteration')}, and no checkpoint to go on from: restore it, move "
-                "that folder away to start anew, or choose another with --out"
+                f"{self.path} holds the records of a run that was {state} after update {steps}, "
+                "and no checkpoint to go on from: restore it, move that folder away to start anew, "
+                "or choose another with --out"
             )
 
     def start(self, config, record):

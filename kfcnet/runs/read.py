@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kfcnet.config import ConfigError, parse_config, yaml_text
-from kfcnet.runs.files import RecordError, missing_entry, read_json
+from kfcnet.runs.files import RecordError, missing_entry, no_run, read_json
 from kfcnet.runs.metrics import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -28,10 +28,7 @@ def read_run(folder):
     """
     folder = Path(folder)
     if not (folder / "metrics.csv").exists():
-        raise RecordError(
-            f"{folder} holds no run (there is no metrics.csv in it); name the "
-            "folder that a run was written to with --out"
-        )
+        raise RecordError(no_run(folder, "metrics.csv"))
     try:
         text = (folder / "config.yaml").read_text(encoding="utf-8")
         config = yaml_text.parse(text)
