@@ -187,7 +187,10 @@ def fake_start(count, settings):
     """What `count` processes would measure: a step of 60 ms and of 36."""
     assert settings["input_shape"] == [8, 8, 1] and settings["shards"] == 1
     return {
-        "steps": {name: {"milliseconds": 60 if count == 1 else 36} for name in settings["configs"]},
+        "steps": {
+            name: {"milliseconds": 60, "cpu": 59} if count == 1 else {"milliseconds": 36, "cpu": 70}
+            for name in settings["configs"]
+        },
         "sums": [[floats, 1e-6 + 1e-9 * floats] for floats in processes.SIZES],
     }
 
@@ -200,8 +203,13 @@ def test_the_figure_is_measured_drawn_and_told_from_its_record(plan, index, monk
     reproduce.draw(plan, index, out, {})
     page = (out / "README.md").read_text()
     assert "## Not run yet\n\n- More processors: `reproduce scaling`" in page
+    first = {"digits_sgd": progress["digits_sgd"]}
+    assert scaling.measure_missing(plan, first, out, {}) == {}
+    before = scaling.read(out)["curves"]
+    assert list(before) == ["digits_sgd"]
     assert scaling.measure_missing(plan, progress, out, {}) == {}
     record = scaling.read(out)
+    assert record["curves"]["digits_sgd"] == before["digits_sgd"]  # measured once
     curve = record["curves"]["digits_kfc"]
     assert curve["batch"] == 120 and curve["measured"] == {"1": 0.06, "2": 0.036}
     assert list(curve["local"]) == ["1", "2"]  # 16 cannot share 120 images equally
@@ -232,6 +240,22 @@ def test_the_assumptions_stand_on_the_figure(measured):
     for assumption in scaling.ASSUMPTIONS:
         assert assumption.partition(" {")[0] in text
     assert "did not come to 40% training error" in text
+    assert "A curve ends where its mini-batch" not in text
+    shorter = measured._replace(
+        methods={
+            name: each._replace(modelled={1: 0.06, 2: 0.04})
+            for name, each in measured.methods.items()
+        }
+    )
+    assert "A curve ends where its mini-batch" in scaling.draw(shorter).get_supxlabel()
+
+
+def test_a_machine_that_was_busy_is_told_of_on_the_figure(measured):
+    told = "The processes had their cores in"
+    assert told not in scaling.draw(measured).get_supxlabel()
+    first, *others = measured.methods.items()
+    busy = measured._replace(methods=dict([*others, (first[0], first[1]._replace(on_cores=0.4))]))
+    assert f"{told} 40% of the measured time" in scaling.draw(busy).get_supxlabel()
 
 
 def test_what_keeps_updates_from_being_measured_is_said(plan, index, monkeypatch):

@@ -33,6 +33,9 @@ COUNTS = tuple(2**power for power in range(7))
 MEASURED = 1, 2
 """Numbers of processes that are started."""
 
+ENOUGH = 0.9
+"""Processes wait by polling: on a machine that does nothing else their cores work all the time."""
+
 ASSUMPTIONS = (
     "every process has one core to itself and is as fast as the one that was measured, which does "
     "its share of the work alone",
@@ -51,13 +54,15 @@ class Method(NamedTuple):
     """What a curve of the figure is made of.
 
     run: one of the final runs; updates: to the error, a Value, a bound if it was not reached;
-    measured, modelled: {number of processes: seconds of an update}.
+    measured, modelled: {number of processes: seconds of an update}; on_cores: the least share of
+    the measured time in which each process had a core.
     """
 
     run: object
     updates: Value
     measured: dict
     modelled: dict
+    on_cores: float
 
 
 class Scaling(NamedTuple):
@@ -69,79 +74,70 @@ class Scaling(NamedTuple):
 
 
 def measure_missing(plan, progress, out, places):
-    """Measure the updates of the figure's curves that have runs, all again if one is missing.
+    """Measure the updates of the figure's curves that have runs and are not in FILE yet.
 
-    Writes FILE to the folder `out`. Nothing else should run on the machine. Returns {"scaling":
-    reason} where it cannot be measured, else {}.
+    Writes FILE to the folder `out` after each curve. Nothing else should run on the machine.
+    Returns {"scaling": reason} where it cannot be measured, else {}.
     """
+    there = read(out).get("curves", {})
     configs = {
         name: plan.configure(progress[name].curve, progress[name].settings)
         for name in plan.shows("scaling")
-        if name in progress and progress[name].finals
+        if name in progress and progress[name].finals and name not in there
     }
-    if not configs or configs.keys() <= read(out).get("curves", {}).keys():
+    if not configs:
         return {}
     if plan.device != "cpu":
         return {"scaling": "updates that processes share are measured on a CPU only: --device cpu"}
     if len(cores()) < max(MEASURED):
         return {"scaling": "two processes need two cores: they wait by polling"}
     say(f"measuring updates of {', '.join(configs)} over processes; nothing else should run")
-    try:
-        record = measure(configs, places)
-    except (data.DataError, RanksError) as error:
-        return {"scaling": str(error)}
-    write_json(out / FILE, record)
+    for name, config in configs.items():
+        try:
+            there = {**there, name: measure(config, places)}
+        except (data.DataError, RanksError) as error:
+            return {"scaling": str(error)}
+        device = build_ops(config).describe()
+        write_json(out / FILE, {"device": device, "turns": TURNS, "curves": there})
     return {}
 
 
-def measure(configs, places):
-    """The contents of FILE: {"device", "turns", "sums": of two processes, [floats, seconds] pairs,
-    "curves": {curve: {"batch", "measured": {R: seconds of an update}, "local": {R: {"seconds": of
-    what one of R computes, "messages": [kind, bytes, how many]}}}}}.
+def measure(config, places):
+    """What FILE has of a curve: {"batch", "sums": of two processes, [floats, seconds] pairs,
+    "measured": {R: seconds of an update}, "on cores": {R: share of that time in which each had a
+    core}, "local": {R: {"seconds": of what one of R computes, "messages": [kind, bytes, how
+    many]}}}.
 
     Raises DataError, and RanksError where processes cannot be started.
     """
-    config = next(iter(configs.values()))
     shape = data.load(placed(config.data, places)).mean.shape
-    configs = {name: _at_rest(each) for name, each in configs.items()}
-    shared = {
-        count: {name: each for name, each in configs.items() if _is_shared(each, count)}
-        for count in COUNTS
-    }
+    config = _at_rest(config)
+    counts = [count for count in COUNTS if _is_shared(config, count)]
     # What processes cannot do is known before the long part.
-    started = {count: _started(count, shared[count], shape) for count in MEASURED}
-    local = {
-        (name, count): OwnWork(each, count, shape)
-        for count, group in shared.items()
-        for name, each in group.items()
-    }
+    started = {count: _started(count, config, shape) for count in MEASURED}
+    local = {count: OwnWork(config, count, shape) for count in counts}
     for turn in range(1 + TURNS):
         for work in local.values():
             work.turn()
             if not turn:
                 work.seconds.clear()  # of the first one
+    steps = {count: [run["steps"]["update"] for run in runs] for count, runs in started.items()}
     return {
-        "device": build_ops(config).describe(),
-        "turns": TURNS,
+        "batch": config.optimizer.batch_size,
         "sums": [
             [floats, median(run["sums"][place][1] for run in started[2])]
             for place, floats in enumerate(processes.SIZES)
         ],
-        "curves": {
-            name: {
-                "batch": each.optimizer.batch_size,
-                "measured": {
-                    count: median(run["steps"][name]["milliseconds"] for run in runs) / 1e3
-                    for count, runs in started.items()
-                    if name in shared[count]
-                },
-                "local": {
-                    count: {"seconds": median(work.seconds), "messages": work.messages()}
-                    for (other, count), work in local.items()
-                    if other == name
-                },
-            }
-            for name, each in configs.items()
+        "measured": {
+            count: median(each["milliseconds"] for each in steps[count]) / 1e3 for count in steps
+        },
+        "on cores": {
+            count: median(each["cpu"] / (count * each["milliseconds"]) for each in steps[count])
+            for count in steps
+        },
+        "local": {
+            count: {"seconds": median(work.seconds), "messages": work.messages()}
+            for count, work in local.items()
         },
     }
 
@@ -163,14 +159,17 @@ def _is_shared(config, count):
     return True
 
 
-def _started(count, configs, shape):
+def _started(count, config, shape):
     """What `count` processes of one thread measure, a dictionary a turn."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = {name: str(Path(folder, f"{name}.yaml")) for name in configs}
-        for name, config in configs.items():
-            Path(paths[name]).write_text(dump_config(config), encoding="utf-8")
-        native = next(iter(configs.values())).ops.native
-        settings = {"native": native, "shards": 1, "configs": paths, "input_shape": list(shape)}
+        path = Path(folder, "update.yaml")
+        path.write_text(dump_config(config), encoding="utf-8")
+        settings = {
+            "native": config.ops.native,
+            "shards": 1,
+            "configs": {"update": str(path)},
+            "input_shape": list(shape),
+        }
         return [processes.started(count, settings) for _ in range(TURNS)]
 
 
@@ -185,11 +184,14 @@ def found(plan, runs, out):
 
     runs: {curve: its final runs}.
     """
-    record, methods = read(out), {}
+    measured, methods = read(out).get("curves", {}), {}
+    if not measured:
+        return None
+    cost = fitted([pair for curve in measured.values() for pair in curve["sums"]])
     for name in plan.shows("scaling"):
-        if name not in record.get("curves", {}) or not runs.get(name):
+        if name not in measured or not runs.get(name):
             continue
-        curve, cost = record["curves"][name], fitted(record["sums"])
+        curve = measured[name]
         updates = [
             reached(run, "train_error", plan.errors.updates, "updates") for run in runs[name]
         ]
@@ -201,6 +203,7 @@ def found(plan, runs, out):
                 int(count): each["seconds"] + cost.of(each["messages"], int(count))
                 for count, each in curve["local"].items()
             },
+            min(curve["on cores"].values()),
         )
     return Scaling(methods, plan.errors.updates, cost) if methods else None
 
@@ -223,7 +226,7 @@ def draw(scaling):
     for axes, title, counts in zip(
         panels, ("(a) measured", "(b) modelled"), (MEASURED, COUNTS), strict=True
     ):
-        axes.set(title=title, xlabel="processes", xscale="log", yscale="log")
+        axes.set(title=title, xlabel="processes of one thread", xscale="log", yscale="log")
         axes.xaxis.set_major_locator(FixedLocator(counts))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -233,7 +236,7 @@ def draw(scaling):
         panels[1].legend(handles=panels[0].lines, loc="upper right")
     run = next(iter(scaling.methods.values())).run
     figure.suptitle(f"{data_set(run)}, {network_and_device(run)}", fontsize=8)
-    notes = [*_not_there(scaling), "The model assumes:"]
+    notes = [*_notes(scaling), "The model assumes:"]
     notes += [f"- {text}" for text in _assumptions(scaling)]
     figure.supxlabel("\n".join(_wrapped(notes)), fontsize=6, ha="left", x=0.02)
     return figure
@@ -249,14 +252,26 @@ def _assumptions(scaling):
     return [text.format(**numbers) if "{latency" in text else text for text in ASSUMPTIONS]
 
 
-def _not_there(scaling):
-    """Sentences about the methods that did not come to the error."""
-    return [
+def _notes(scaling):
+    """Sentences on methods that did not come to the error, ends of curves, and a busy machine."""
+    methods = scaling.methods.values()
+    notes = [
         f"{method(each.run)} did not come to {scaling.error:.0%} training error within "
         f"{each.updates.number:.0f} updates and is not drawn."
-        for each in scaling.methods.values()
+        for each in methods
         if each.updates.is_bound
     ]
+    if any(max(each.modelled) < COUNTS[-1] for each in methods if not each.updates.is_bound):
+        notes.append(
+            "A curve ends where its mini-batch, or the part of it for statistics or the clip, "
+            "cannot be shared equally."
+        )
+    if (share := min(each.on_cores for each in methods)) < ENOUGH:
+        notes.append(
+            f"The processes had their cores in {share:.0%} of the measured time only: something "
+            "else ran, and the times of (a) are too long."
+        )
+    return notes
 
 
 def page(scaling):
@@ -293,8 +308,10 @@ def page(scaling):
         [
             "Processes of one thread each share every mini-batch (`docs/scaling.md`). What is "
             "measured and what is modelled stand apart.",
-            *_not_there(scaling),
-            "The model assumes:\n\n" + "\n".join(f"- {text};" for text in _assumptions(scaling)),
+            *_notes(scaling),
+            "The model assumes:\n\n"
+            + ";\n".join(f"- {text}" for text in _assumptions(scaling))
+            + ".",
             markdown_table(lines),
         ]
     )
