@@ -22,19 +22,22 @@ def main(argv=None):
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--dampings", nargs="+", default=list(map(str, settings.DAMPINGS)))
     parser.add_argument("--clips", nargs="+", type=float, default=list(settings.CLIPS))
+    parser.add_argument("--rates", nargs="+", type=float, default=list(settings.LEARNING_RATES))
     parser.add_argument("--cifar", type=Path, help="where the files of CIFAR-10 are")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "settings")
     options = parser.parse_args(argv)
     runs = options.out / "runs.csv"
     if options.train:
         dampings = [d if d == "auto" else float(d) for d in options.dampings]
-        settings.measure(
-            runs, options.sets, options.seeds, dampings, options.clips, cifar=options.cifar
-        )
+        grid = options.seeds, dampings, options.clips, options.rates
+        settings.measure(runs, options.sets, *grid, options.cifar)
     rows = settings.read(runs) if runs.exists() else []
     if not rows:
         parser.error(f"{runs} has no runs to draw: --train makes them")
-    for name, text in (("best", settings.table(rows)), ("failures", settings.failure_table(rows))):
+    tables = {"best": settings.table(rows), "failures": settings.failure_table(rows)}
+    if (candidates := options.out / "candidates.csv").exists():
+        tables["candidates"] = settings.candidate_table(settings.read(candidates))
+    for name, text in tables.items():
         (options.out / f"{name}.md").write_text(text, encoding="utf-8")
     settings.draw(rows, options.out / "settings.png")
 

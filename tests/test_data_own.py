@@ -15,7 +15,7 @@ from PIL import Image
 import kfcnet
 from kfcnet import cli, data
 from kfcnet.cli import main
-from kfcnet.config import ConfigError, parse_config
+from kfcnet.config import ConfigError, dump_config, parse_config
 from kfcnet.config.schema import SgdConfig
 from kfcnet.data import DataError, folder
 from kfcnet.runs.files import WriteError, read_json
@@ -439,6 +439,17 @@ def test_a_network_trains_on_a_folder_and_knows_the_names_of_its_classes(
     monkeypatch.setattr(cli, "MOST_CLASSES_SHOWN", 1)
     assert main(evaluation) == 0
     assert capsys.readouterr().out.splitlines()[1] == f"error by class: {shown[0]}, ..."
+
+
+@pytest.mark.parametrize("name", ["arrays", "folder", "idx", "digits"])
+def test_the_damping_of_own_data_is_auto_unless_it_is_given(name):
+    path = "path=null" if name == "digits" else "path=x"
+    settings = ["optimizer={name: kfc_pre, learning_rate: 0.03}", f"data.{path}"]
+    found = config("x", *settings, name=name)
+    assert found.optimizer.damping == (1e-3 if name == "digits" else "auto")
+    assert parse_config(dump_config(found)) == found
+    given = config("x", *settings, "optimizer.damping=0.001", name=name)
+    assert given.optimizer.damping == 1e-3 and parse_config(dump_config(given)) == given
 
 
 def test_only_the_last_layer_leaves_its_units_to_the_data(tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kfcnet.reproduce import settings
+from kfcnet.training.fit import settings_for
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, SCRIPT = ROOT / "results" / "settings", ROOT / "scripts" / "settings.py"
@@ -21,6 +22,26 @@ def test_the_tables_are_those_of_the_records():
     rows = settings.read(RESULTS / "runs.csv")
     assert (RESULTS / "best.md").read_text(encoding="utf-8") == settings.table(rows)
     assert (RESULTS / "failures.md").read_text(encoding="utf-8") == settings.failure_table(rows)
+    tried = settings.candidate_table(settings.read(RESULTS / "candidates.csv"))
+    assert (RESULTS / "candidates.md").read_text(encoding="utf-8") == tried
+
+
+def test_no_recorded_run_of_damping_auto_fails_at_any_rate():
+    rows = [row for row in settings.read(RESULTS / "runs.csv") if row["damping"] == "auto"]
+    for name in settings.SETS:
+        own = [row for row in rows if row["data"] == name]
+        assert len({row["seed"] for row in own}) == 5
+        assert {row["rate"] for row in own} >= {0.3, 0.1, 0.03, 0.01, 0.003}
+        assert settings.failures(own)[0] == 0
+    assert all(np.isfinite(row["objective"]) and row["train_loss"] < row["start"] for row in rows)
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar", "cifar_whole"])  # three reach a loss of zero
+def test_the_default_of_fit_ends_within_a_tenth_of_the_best_fixed_settings(name):
+    rows = [row for row in settings.read(RESULTS / "runs.csv") if row["data"] == name]
+    rate = settings_for(None, 2000)["learning_rate"]
+    auto = [r["train_loss"] for r in rows if r["damping"] == "auto" and r["rate"] == rate]
+    assert np.median(auto) < 1.1 * settings.best_fixed(rows, "train_loss")["train_loss"]
 
 
 def test_measuring_leaves_a_row_for_every_point_and_goes_on_where_it_stopped(short, tmp_path):
@@ -84,8 +105,22 @@ def test_tables_count_failures_and_find_the_best():
     assert settings.failure_table(rows).splitlines()[2:] == [
         "| 0.1, 0.003 | 1 of 1 |", "| 0.1, 0.3 | 1 of 3 |", "| auto | 0 of 3 |",
     ]  # fmt: skip
+    assert settings.failures([row("0.1", 0.3, 2.4, data="cifar_whole")]) == (0, 1)
+    assert settings.failures([row("0.1", 0.3, 2.6, data="cifar_whole")]) == (1, 1)
     assert settings.table([row("auto", 0.03, 0.1), row("0.1", 0.3, nan)]).count("\n") == 2
     assert settings.worst(rows)["digits", "0.1", 0.3] == {0.03: 1.4, 0.3: np.inf, 0.001: 4.0}
+
+
+def test_candidates_are_compared_over_the_same_seeds_of_the_small_sets():
+    small = ("digits", "three", "cifar")
+    rows = [
+        row("0.01", rate, loss + seed, data=name) | dict(candidate=candidate, seed=seed)
+        for candidate, loss in (("bound", 0.1), ("partly", 0.2))
+        for rate, seed in ((0.03, 0), (0.03, 1), (0.03, 2), (0.1, 0))
+        for name in (small if candidate == "bound" else small[1:])
+    ]
+    lines = settings.candidate_table(rows).splitlines()
+    assert len(lines) == 3 and lines[2] == "| bound | 0.01 " + 3 * "| 0.6, 1.6 " + "|"
 
 
 @pytest.mark.parametrize("name", settings.SETS)

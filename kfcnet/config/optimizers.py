@@ -144,7 +144,7 @@ class AdamConfig(_AdaptiveConfig):
     square_decay: Decay = 0.999
 
 
-# What is added to the factors, or "auto": a little, and a bound on each step (`KfcPre`).
+# What is added to the factors, or "auto": as the rate, and a bound on each step (`KfcPre`).
 Damping = Annotated[
     Annotated[NonNegative, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
     Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
@@ -154,8 +154,8 @@ Damping = Annotated[
 class KfcPreConfig(StatisticsConfig, _RateConfig):
     """SGD with momentum on the natural gradient of KFC, with clipped updates.
 
-    With `damping: auto` the damping is the paper's 1e-3, and no step is longer than what the
-    gradient says would bring the objective to zero (docs/settings.md).
+    With `damping: auto` the damping is a third of the learning rate, but at least the paper's 1e-3,
+    and no step promises more than a share of the objective (docs/settings.md).
 
     `structure` is the approximation of each layer's Fisher block (`kfcnet.curvature`). The clipping
     norm is computed on a share `clip_fraction` of the mini-batch; `clip: null` means no clipping.

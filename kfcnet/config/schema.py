@@ -188,6 +188,15 @@ class Config(Model):
     dtype: Literal["float32", "float64"] = "float32"
     ops: OpsConfig = OpsConfig()
 
+    @field_validator("optimizer")
+    @classmethod
+    def _own_data_have_damping_auto(cls, optimizer, info):
+        """KFC-pre's default on a user's own images; the paper's 1e-3 was chosen for its data."""
+        is_own = isinstance(info.data.get("data"), _OwnDataConfig)
+        if is_own and optimizer.name == "kfc_pre" and "damping" not in optimizer.model_fields_set:
+            return optimizer.model_copy(update={"damping": "auto"})
+        return optimizer
+
     @field_validator("network")
     @classmethod
     def _name_layers(cls, network):

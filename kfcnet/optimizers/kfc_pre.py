@@ -5,7 +5,10 @@ from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import ScheduledOptimizer, Step
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 
-AUTO_DAMPING = 1e-3  # the paper's
+# Of `damping: auto`, chosen by the measurements of docs/settings.md:
+LEAST_DAMPING = 1e-3  # the paper's
+RATE_OVER_DAMPING = 3  # the longest step, in gradients, where F vanishes
+POLYAK_SHARE = 4  # 1 / c of the Polyak step
 
 
 class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
@@ -16,7 +19,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         g <- gradient of h, the mean loss plus lambda/2 |weights|^2
         n <- [F^(gamma)]^-1 g, the natural gradient, layer by layer                       Eq. 22
         v <- -alpha n, times min(1, sqrt(C / nu)) for nu = v^T F v + lambda |v|^2
-        with damping: auto, besides v times min(1, 2 (1 - mu) h / -g^T v)
+        with damping: auto, besides v times min(1, 4 (1 - mu) h / -g^T v), and gamma = alpha / 3
         velocity <- mu velocity + v
         theta <- theta + velocity
         average <- xi average + (1 - xi) theta
@@ -41,7 +44,11 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         return self.config.damping == "auto"
 
     def _initial_damping(self):
-        return AUTO_DAMPING if self.has_polyak_bound else self.config.damping
+        """The setting, or of `auto` a third of the learning rate, but not below the paper's."""
+        c = self.config
+        if not self.has_polyak_bound:
+            return c.damping
+        return max(LEAST_DAMPING, c.learning_rate / RATE_OVER_DAMPING)
 
     def decide(self, examples):
         """(decay of the statistics that are due or None, whether an inversion is due)."""
@@ -106,12 +113,13 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         return self.ops.clip_scale(along_n, self.learning_rate_on_device, c.clip)
 
     def _polyak_scale(self, scale, totals, examples):
-        """min(scale, 2 (1 - mu) h / (alpha g^T n)) (1,): the Polyak step as the longest one.
+        """min(scale, 4 (1 - mu) h / (alpha g^T n)) (1,): the Polyak step as the longest one.
 
-        h is never negative. A step to the minimum of a quadratic lowers it by g^T v / 2, so that
-        one with g^T v above 2 h believes in a minimum below zero: such steps come where F vanishes
+        h is never negative. A step to the minimum of a quadratic lowers it by -g^T v / 2, so that
+        one with -g^T v above 2 h believes in a minimum below zero: such steps come where F vanishes
         and the gradient does not. Momentum adds 1 / (1 - mu) of them up. Loizou et al. (2021) bound
-        the steps of SGD so, with the gradient in place of n and c = 1/2.
+        the steps of SGD so, with the gradient in place of n and c = 1/2. Its steps seldom point
+        one way: c = 1/2 halves most updates of sound runs too, c = 1/4 fewer (docs/settings.md).
         """
         network = self.network
         return self.ops.polyak_scale(
@@ -121,7 +129,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
             self.ops.weighted_dot(self.decay_vector, network.theta, network.theta),
             self.ops.dot(network.gradient, self.direction),
             self.learning_rate_on_device,
-            2 * (1 - self.config.momentum),
+            POLYAK_SHARE * (1 - self.config.momentum),
         )
 
     def _invert(self):

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,12 +29,17 @@ from kfcnet.training.fit import settings_for
 
 DAMPINGS = ("auto", 0.001, 0.01, 0.1, 0.3)
 CLIPS = (0.3, 0.003)  # as published, and counting momentum; `auto` goes with the first
-SETS = {"digits": 15, "three": 20, "cifar": 12}  # epochs
+SETS = {"digits": 15, "three": 20, "cifar": 12, "cifar_whole": 3}  # epochs
 TITLES = {
     "digits": "UCI digits 8x8",
     "three": "three digits, enlarged to 28x28",
     "cifar": "CIFAR-10, 2,000 images",
+    "cifar_whole": "CIFAR-10, 50,000 images",
 }
+SLOW = {"cifar_whole": 0.5}
+"""The share of its first loss above which a run counts as failed, where training is too short for
+a tenth.
+"""
 FIELDS = (
     "data", "rate", "damping", "clip", "seed", "start", "objective", "train_loss", "train_error",
     "test_error", "seconds",
@@ -67,11 +72,16 @@ NETWORKS = {
 }
 
 
+NETWORKS["cifar_whole"] = NETWORKS["cifar"]
+
+
 def data_set(name: str, path: Path | None = None) -> data.Dataset:
     """One of SETS; path: where the files of CIFAR-10 are."""
-    if name == "cifar":
+    if name in ("cifar", "cifar_whole"):
         config = load_config("cifar_kfc").data.model_copy(update={"path": path})
         whole = data.load(config)
+        if name == "cifar_whole":
+            return whole
         return data.from_arrays(
             whole.train_images[:2000],
             whole.train_labels[:2000],
@@ -167,8 +177,8 @@ def _key(row):
 
 
 def read(path: Path) -> list[dict]:
-    """The whole rows of a file that `measure` wrote; all but data and damping are numbers."""
-    words = ("data", "damping")
+    """The whole rows of a file of results; all but data, candidate and damping are numbers."""
+    words = ("data", "candidate", "damping")
     with open(path, newline="", encoding="utf-8") as file:
         whole = [line for line in file if line.endswith("\n")]
     rows = csv.DictReader(whole)
@@ -194,12 +204,13 @@ def worst(rows: list[dict]) -> dict[tuple, dict[float, float]]:
 
 
 def failures(rows: Iterable[dict]) -> tuple[int, int]:
-    """(runs that are not finite or end above a tenth of their first loss, runs): rates >= 0.003.
+    """(runs that are not finite or end above a share of their first loss, runs): rates >= 0.003.
 
     At lower rates a run may be slow without being wrong.
     """
     fast = [row for row in rows if row["rate"] >= 0.003]
-    return sum(not row["train_loss"] < row["start"] / 10 for row in fast), len(fast)
+    ends = ((row["train_loss"], SLOW.get(row["data"], 0.1) * row["start"]) for row in fast)
+    return sum(not end < most for end, most in ends), len(fast)
 
 
 def best_fixed(rows: list[dict], quantity: str) -> dict | None:
@@ -251,6 +262,29 @@ def failure_table(rows: list[dict]) -> str:
         counts = [failures(groups[setting, name]) for name in names]
         cells = [f"{failed} of {count}" if count else "not run" for failed, count in counts]
         lines.append([setting, *cells])
+    return markdown_table(lines)
+
+
+def candidate_table(rows: list[dict], rate: float = 0.03, seeds: tuple = (0, 1)) -> str:
+    """Markdown: what was tried for `auto`, the mean over the same seeds on the small sets.
+
+    rows: of candidates.csv. A candidate is left out where one of the sets or seeds is missing.
+    """
+    names = [name for name in SETS if name not in SLOW]
+    values = {}
+    for row in rows:
+        if row["rate"] == rate and row["seed"] in seeds:
+            setting = row["candidate"], row["damping"]
+            values.setdefault(setting, {})[row["data"], row["seed"]] = row
+    titles = [f"{TITLES[name]}: training loss, objective" for name in names]
+    lines = [["candidate", "damping", *titles], ["---", *("---:" for _ in range(1 + len(titles)))]]
+    for (candidate, damping), found in sorted(values.items()):
+        if all((name, seed) in found for name in names for seed in seeds):
+            cells = []
+            for own in ([found[name, seed] for seed in seeds] for name in names):
+                means = (mean(row[key] for row in own) for key in ("train_loss", "objective"))
+                cells.append(", ".join(f"{value:.3g}" for value in means))
+            lines.append([candidate, damping, *cells])
     return markdown_table(lines)
 
 
