@@ -13,6 +13,7 @@ from runs import SGD, assert_same_run, small
 from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
 from kfcnet.curvature.structures import STRUCTURES
+from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.network import build_network
 from kfcnet.runs.files import RecordError
@@ -28,10 +29,7 @@ ON = "diagnostics.every=2"
 @pytest.fixture
 def no_figures(monkeypatch):
     """Figures take longer than these runs."""
-    for owner, name in (
-        (trainer.curves, "plot_runs"),
-        (trainer.diagnostic_figures, "plot_diagnostics"),
-    ):
+    for owner, name in ((curves, "plot_runs"), (diagnostic_figures, "plot_diagnostics")):
         monkeypatch.setattr(owner, name, lambda _, out: out.write_text("a figure"))
 
 

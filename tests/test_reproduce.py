@@ -24,7 +24,6 @@ from kfcnet.runs.files import WriteError, read_json, write_json
 from kfcnet.runs.folder import RunFolderError, alone_in
 from kfcnet.runs.identity import group_by_seed, run_key
 from kfcnet.runs.index import RunIndex
-from kfcnet.training import trainer
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 from kfcnet.training.tuning import Stage
 
@@ -35,10 +34,7 @@ PLANS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def no_curves(monkeypatch):
-    """The figures of single runs have tests of their own, and take longer than these runs."""
-    monkeypatch.setattr(trainer.curves, "plot_runs", lambda _, out: out.write_text("a figure"))
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture

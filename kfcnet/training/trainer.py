@@ -20,8 +20,6 @@ from kfcnet.config import ConfigError
 from kfcnet.config.errors import show
 from kfcnet.config.schema import Config
 from kfcnet.data import Dataset
-from kfcnet.figures import curves
-from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.ops import which_device
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.errors import DeviceError
@@ -177,6 +175,10 @@ def _load(config, ranks):
 
 
 def _draw(path):
+    # Here, because matplotlib takes as long to import as all the rest.
+    from kfcnet.figures import curves
+    from kfcnet.figures import diagnostics as diagnostic_figures
+
     curves.plot_runs([path], path / "curves.png")
     if (path / "diagnostics.csv").exists():
         diagnostic_figures.plot_diagnostics(path, path / "diagnostics.png")
