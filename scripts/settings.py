@@ -1,6 +1,6 @@
 """Train small networks at every rate and damping, and draw them from the records.
 
-python scripts/settings.py --train        # what results/settings/runs.csv lacks, minutes to an hour
+python scripts/settings.py --train        # what results/settings/runs.csv lacks: hours
 python scripts/settings.py                # the figure and the table, from the records alone
 """
 

@@ -137,8 +137,6 @@ def _plain(value):
     """A NumPy number or array of a setting as JSON has it; ConfigError for what is no setting."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
     raise ConfigError(f"fit: {show(value)} is no value of a setting")
 
 
