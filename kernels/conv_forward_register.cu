@@ -5,9 +5,9 @@
 // multiplied, and one barrier a segment is enough. The loop over them is conv_pipeline.cuh's.
 // Left: a lane issues an instruction for every multiply-add. Next: conv_forward_mma.
 //
-// Arguments as in conv_forward_naive.cu, the weights packed by conv_pack (FRAGMENTS 0). It is
-// backward-data too: the convolution of dy with flipped weights (conv_pack_flipped), padding
-// KERNEL_SIZE - 1 - PADDING and, for a strided layer, DILATION = its stride (else 1).
+// Arguments as in conv_forward_naive.cu, the weights packed by conv_pack (FRAGMENTS 0); ACCUMULATE
+// 1: y += the convolution. It is backward-data too: the convolution of dy with flipped weights,
+// padding KERNEL_SIZE - 1 - PADDING and, for a strided layer, DILATION = its stride (else 1).
 //
 // A warp makes 8*THREAD_PIXELS positions of 32 maps, a thread THREAD_PIXELS positions (every
 // eighth) of two times four maps. The block has WARPS_PIXELS x WARPS_MAPS warps:
@@ -80,11 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) conv_forwar
                 const float value = sum[q][4 * half + e] + (BIAS ? packed[map + e] : 0.0f);
                 values[e] = RELU && value < 0.0f ? 0.0f : value;
             }
-            if (OUT_MAPS % 4 == 0 && map < OUT_MAPS)
-                store(y + position * OUT_MAPS + map, values);
-            else
-                for (int e = 0; e < 4; ++e)
-                    if (map + e < OUT_MAPS) y[position * OUT_MAPS + map + e] = values[e];
+            write_maps<ACCUMULATE>(y, position, map, values);
         }
     }
 }

@@ -106,11 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) conv_forwar
                     const float value = sum[i][j][2 * half + e] + bias[j][e];
                     values[e] = RELU && value < 0.0f ? 0.0f : value;
                 }
-                if (OUT_MAPS % 2 == 0 && map < OUT_MAPS)
-                    store(y + position * OUT_MAPS + map, values);
-                else
-                    for (int e = 0; e < 2; ++e)
-                        if (map + e < OUT_MAPS) y[position * OUT_MAPS + map + e] = values[e];
+                write_maps<ACCUMULATE>(y, position, map, values);
             }
         }
 }

@@ -15,6 +15,25 @@ constexpr int PITCH = FEW_MAPS ? IN_MAPS : CHUNK_MAPS + 4;  // 4g + t: 32 differ
 constexpr int MAP_TILES = (OUT_MAPS + TILE_MAPS - 1) / TILE_MAPS;
 constexpr int BIASES = MAP_TILES * TILE_MAPS;  // packed[0 .. BIASES - 1]
 
+// Neighbouring maps of an output position to y (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS), or added there;
+// those beyond OUT_MAPS are left out.
+template <bool accumulate, int count>
+__device__ __forceinline__ void write_maps(float* y, int position, int map,
+                                           Vector<float, count> values) {
+    float* target = y + position * OUT_MAPS + map;
+    if (OUT_MAPS % count == 0) {
+        if (map >= OUT_MAPS) return;
+        if (accumulate) {
+            const Vector<float, count> before = load<count>(target);
+            for (int e = 0; e < count; ++e) values[e] += before[e];
+        }
+        store(target, values);
+    } else {
+        for (int e = 0; e < count; ++e)
+            if (map + e < OUT_MAPS) target[e] = accumulate ? target[e] + values[e] : values[e];
+    }
+}
+
 // A pointer to a stage, and to the next one in turn.
 template <class T>
 __device__ __forceinline__ T* next_stage(T* at, const float* end) {

@@ -6,6 +6,11 @@
 #include "conv_segments.cuh"
 #include "image_tile.cuh"
 
+constexpr Segmentation PATCH = {IN_MAPS, KERNEL_SIZE, CHUNK_MAPS};
+constexpr bool FEW_MAPS = PATCH.few_maps();
+constexpr int CHUNKS = PATCH.chunks(), SEGMENTS = PATCH.segments();  // of a patch, in a chunk
+constexpr int SEGMENT_LENGTH = PATCH.length(), SEGMENT_DEPTH = PATCH.depth();
+constexpr int PIXEL_FLOATS = FEW_MAPS ? IN_MAPS : CHUNK_MAPS;  // of a pixel in a tile
 constexpr int PIXELS = TILE_IMAGES * TILE_HEIGHT * TILE_WIDTH;
 constexpr int TILES_DOWN = (OUT_HEIGHT + TILE_HEIGHT - 1) / TILE_HEIGHT;
 constexpr int TILES_ACROSS = (OUT_WIDTH + TILE_WIDTH - 1) / TILE_WIDTH;
@@ -28,6 +33,10 @@ __device__ __forceinline__ Tile tile_at(int index) {
     const int line = index / TILES_ACROSS;
     return {line / TILES_DOWN * TILE_IMAGES, line % TILES_DOWN * TILE_HEIGHT,
             index % TILES_ACROSS * TILE_WIDTH};
+}
+
+__device__ __forceinline__ int segment_element(int chunk, int segment, int e) {
+    return Segmentation{IN_MAPS, KERNEL_SIZE, CHUNK_MAPS}.element(chunk, segment, e);
 }
 
 // Output position `pixel` of a tile, as an index into (M, OUT_HEIGHT, OUT_WIDTH), or -1 outside.

@@ -6,7 +6,7 @@
 // step's depth. With one group this is matmul_async.
 // Left: a lane issues an instruction for every multiply-add. Next: matmul_mma.
 //
-// Arguments as in matmul_naive.cu. A block makes TILE_ROWS x TILE_COLUMNS elements of c in steps of
+// Arguments as in matmul_naive.cu. ACCUMULATE 1: c += the product. A block makes TILE_ROWS x TILE_COLUMNS elements of c in steps of
 // TILE_DEPTH; a thread holds THREAD_ROWS x THREAD_COLUMNS of them (multiples of four, in chunks of
 // four neighbours), so that two 16-byte reads of shared memory serve 16 multiply-adds and more. The
 // next step is copied while this one is multiplied (two buffers). The sums of the groups meet in
@@ -89,8 +89,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS) matmul_regi
 #pragma unroll
         for (int j = 0; j < THREAD_COLUMNS; ++j) {
             const int column = first_column + j / 4 * COLUMN_STRIDE + tile_column + j % 4;
-            if (row < rows && column < columns)
-                c[(long long)row * columns + column] = scale * sum[i * THREAD_COLUMNS + j];
+            if (row < rows && column < columns) {
+                float& element = c[(long long)row * columns + column];
+                const float value = scale * sum[i * THREAD_COLUMNS + j];
+                element = ACCUMULATE ? element + value : value;
+            }
         }
     }
 }

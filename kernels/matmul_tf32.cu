@@ -97,7 +97,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) matmul_tf32(
             for (int e = 0; e < 4; ++e) {
                 const int row = first_row + warp_row + 16 * i + g + e / 2 * 8;
                 const int column = first_column + warp_column + 8 * j + 2 * t + e % 2;
-                if (row < rows && column < columns)
-                    c[(long long)row * columns + column] = scale * sum[i][j][e];
+                if (row < rows && column < columns) {
+                    float& element = c[(long long)row * columns + column];
+                    const float value = scale * sum[i][j][e];
+                    element = ACCUMULATE ? element + value : value;
+                }
             }
 }

@@ -170,6 +170,7 @@ class Network:
 
     def bind(self, flat: Any) -> None:
         """Let the layers use the parameters in `flat` (n,) from now on."""
+        self._bound = flat
         for layer, view in zip(self.weighted, self.views(flat), strict=True):
             layer.weight = view
 
@@ -199,10 +200,28 @@ class Network:
         Raises TypeError for another type, ValueError for another shape.
         """
         self._check_inputs(x)
-        mode = Mode(training, step)
+        mode = Mode(training, step, self._weights(self._bound, len(x), training))
         for layer in self.layers:
             x = layer.forward(x, mode)
         return x
+
+    def _convolutions(self, M):
+        """{layer: its Placed in a flat vector} of the layers that convolve M examples."""
+        return {
+            layer: layer.placed(part.start, M)
+            for layer, part in zip(self.weighted, self._slices, strict=True)
+            if isinstance(layer, Conv2d)
+        }
+
+    def _weights(self, flat, M, backward=False):
+        """{name: weights in `flat` as the device reads them} of all convolutions, made together.
+
+        backward: whether for a backward pass too.
+        """
+        placed = self._convolutions(M)
+        down = [one for layer, one in placed.items() if backward and layer.needs_input_gradient]
+        names = [layer.name for layer in placed]
+        return dict(zip(names, self.ops.weights(flat, list(placed.values()), down), strict=True))
 
     def _check_inputs(self, x):
         expected = self.ops.dtype.name
@@ -236,16 +255,24 @@ class Network:
         sums: arrays that the processes of a run add up together with it.
         """
         gradient = self.gradient if out is None else out
-        for layer, view in zip(self.weighted, self.views(gradient), strict=True):
-            layer.gradient(view)
+        passes = []
+        for layer, part in zip(self.weighted, self._slices, strict=True):
+            if isinstance(layer, Conv2d):
+                passes.append(layer.gradient_pass(part.start))
+            else:
+                layer.gradient(gradient[part].reshape(layer.weight_shape))
+        if passes:
+            whole = self.ops.ranks.whole(len(passes[0][2]))
+            self.ops.conv_gradients(passes, 1 / whole, gradient)
         self.ops.ranks.sum(gradient, *sums)
 
     def tangent(self, direction: Any, count: int) -> Any:
         """R(z) (count, classes): the derivative of the first logits along direction (n,)."""
         rx, views = None, dict(zip(self.weighted, self.views(direction), strict=True))
+        weights = self._weights(direction, count)
         for layer in self.layers:
             if layer in views:
-                rx = layer.tangent(rx, views[layer], count)
+                rx = layer.tangent(rx, weights.get(layer.name, views[layer]), count)
             elif rx is not None:
                 rx = layer.tangent(rx)
         return rx

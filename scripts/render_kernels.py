@@ -63,6 +63,7 @@ MACROS = {
     "DILATION": "1 forward; backward to the data it is the layer's stride",
     "BIAS": "1 adds the biases; 0 for the tangent and backward",
     "RELU": "1 where the next layer is a ReLU, which is then done here",
+    "ACCUMULATE": "1 adds the result to y: the tangent has two such terms",
     "TILE_IMAGES": "images of a block's tile",
     "TILE_HEIGHT": "output rows of a tile",
     "TILE_WIDTH": "output columns of a tile",
@@ -155,7 +156,8 @@ def compiler():
 
 def instance():
     """The constants of the followed specialisation."""
-    return ladder.CONV_FORWARD["tf32"] | dict(BIAS=1, RELU=0) | ladder.CONV2.constants
+    launched = dict(BIAS=1, RELU=0, ACCUMULATE=0)
+    return ladder.CONV_FORWARD["tf32"] | launched | ladder.CONV2.constants
 
 
 def values(expressions):

@@ -116,7 +116,9 @@ def _shape(constants):
         shifted = [{-1: "1", 0: "", 1: "-"}[constants[f"{side}_SHIFT"]] for side in "AB"]
         words.append(f"{shifted[0]}a{transposed[0]} {shifted[1]}b{transposed[1]}")
         words.append("x".join(str(constants[f"TILE_{s}"]) for s in ("ROWS", "COLUMNS", "DEPTH")))
-    words += [name.lower() for name in ("BIAS", "RELU") if constants.get(name)]
+    words += [name.lower() for name in ("BIAS", "RELU", "ACCUMULATE") if constants.get(name)]
+    if "PACKS" in constants:
+        words.append(f"of {constants['PACKS'].count('{') // 2}")  # two braces a line
     if not words:
         words += [f"{name}={constants[name]}" for name in ("MAPS", "CLASSES") if name in constants]
     return " ".join(words)

@@ -26,8 +26,8 @@ CONV2 = ConvShape.of((128, 16, 16, 32), 32, kernel=5, stride=1, padding=2)
 FORWARD, FORWARD_FP32 = (forward_tile(CONV2, tensor_cores, LIMIT) for tensor_cores in (True, False))
 UNGROUPED = replace(FORWARD, depth_groups=1)
 
-_PLAIN = dict(TRANSPOSE_A=0, TRANSPOSE_B=0, A_SHIFT=0, B_SHIFT=0)
-_CONV = CONV2.constants | dict(BIAS=1, RELU=0)
+_PLAIN = dict(TRANSPOSE_A=0, TRANSPOSE_B=0, A_SHIFT=0, B_SHIFT=0, ACCUMULATE=0)
+_CONV = CONV2.constants | dict(BIAS=1, RELU=0, ACCUMULATE=0)
 _THREADS, _WARPS = REGISTER_TILES[0].constants, TENSOR_CORE_TILES[0].constants
 
 MATMUL = {

@@ -19,6 +19,7 @@ from kfcnet.figures.curves import save_figure
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, is_available
 from kfcnet.ops.errors import DeviceError
+from kfcnet.ops.primitives import Placed
 from kfcnet.training.trainer import train
 
 pytestmark = pytest.mark.skipif(
@@ -63,8 +64,9 @@ def test_every_primitive_of_a_step_gets_a_row_of_finite_rates(ops):
     } <= called
     assert len({row["call"] for row in rows}) == len(rows)
     assert [row["call"] for row in rows if row["call"].startswith("weights")] == [
-        "weights 2x28 (3, 32, 32, 3) 3 2 1 False"
-    ]  # none for the dense layer
+        "weights 86 (2 of 3x3x3, 10 of 1x1x2) (10 of 1x1x2)",
+        "weights 86 (2 of 3x3x3, 10 of 1x1x2) ()",  # of the clip's direction
+    ]
     for row in rows:
         numbers = [row[key] for key in ("microseconds", "TFLOP_s", "GB_s")]
         assert np.isfinite(numbers).all() and row["microseconds"] > 0
@@ -91,7 +93,7 @@ def test_operations_count_a_multiply_add_as_two(ops):
     forward = cuda_benchmark.Call(ops, "conv_forward", (x, weight, 3, 1, 1), {}, dy)
     assert forward.operations == 2 * (3 * 5 * 4) * 7 * 19
     assert forward.bytes == 4 * (x.size + weight.size + dy.size)
-    packed = ops.weights(weight, x.shape, 3, 1, 1)
+    (packed,) = ops.weights(weight.reshape(-1), [Placed(0, 7, x.shape, (3, 1, 1))])
     same = cuda_benchmark.Call(ops, "conv_forward", (x, packed, 3, 1, 1), {}, dy)
     assert (same.operations, same.bytes) == (forward.operations, forward.bytes)
     assert same.label == "conv_forward 3x5x4x2 7x19 packed 3 1 1" != forward.label

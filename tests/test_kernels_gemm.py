@@ -86,18 +86,25 @@ def matmul_shared(rung, macros):
     return 0
 
 
-def matmul(rung, a, b, size, scale=1.0, transpose_a=0, transpose_b=0, a_shift=0, b_shift=0):
-    """c = scale * op(a) op(b) by one rung of the ladder; size is (rows, columns, depth)."""
+def matmul(rung, a, b, size, scale=1.0, transpose_a=0, transpose_b=0, a_shift=0, b_shift=0, c=None):
+    """c = scale * op(a) op(b) by one rung of the ladder; size is (rows, columns, depth).
+
+    c: what that is added to.
+    """
     rows, columns, depth = size
     macros = MATMULS[rung] | dict(
-        TRANSPOSE_A=transpose_a, TRANSPOSE_B=transpose_b, A_SHIFT=a_shift, B_SHIFT=b_shift
+        TRANSPOSE_A=transpose_a,
+        TRANSPOSE_B=transpose_b,
+        A_SHIFT=a_shift,
+        B_SHIFT=b_shift,
+        ACCUMULATE=int(c is not None),
     )
     tile = {"naive": (8, 4), "tiled": (8, 8)}.get(
         rung, (macros.get("TILE_COLUMNS"), macros.get("TILE_ROWS"))
     )
     threads = 64 if rung in TF32 else 32
     block = {"naive": (8, 4), "tiled": (8, 8)}.get(rung, (threads,))
-    c = empty(rows, columns)
+    c = empty(rows, columns) if c is None else c
     launch_in_all_orders(
         f"matmul_{rung}",
         f"matmul_{rung}",
@@ -138,6 +145,13 @@ def test_matmul_does_the_dense_layer_with_its_homogeneous_column(rng, rung):
     assert_close(without_bias, x @ weight[:, 1:].T)
     assert_close(dx, dy @ weight[:, 1:])
     assert_close(gradient, 0.25 * dy.T @ homogeneous)
+
+
+@pytest.mark.parametrize("rung", ["register", "tf32"])
+def test_matmul_adds_to_what_is_there(rng, rung):
+    a, b, c = normal(rng, 37, 29), normal(rng, 29, 45), normal(rng, 37, 45)
+    expected = c.astype(np.float64) - 0.5 * operand(rung, a) @ operand(rung, b)
+    assert_close(matmul(rung, a, b, (37, 45, 29), -0.5, c=c), expected)
 
 
 # Convolutions
@@ -236,25 +250,37 @@ def tiles(M, macros):
     )
 
 
-def packed_conv(rung, x, weight, macros, flipped=False):
-    """The convolution with packed weights; macros has the shape, BIAS and RELU."""
+def pack_line(place, begin, macros, flipped):
+    """A line of the table of conv_pack."""
+    segments = ",".join(str(macros[name]) for name in ("IN_MAPS", "KERNEL_SIZE", "CHUNK_MAPS"))
+    maps = f"{macros['OUT_MAPS']},{macros['TILE_MAPS']}"
+    return f"{{{place},{begin},{{{segments}}},{maps},{flipped}}}"
+
+
+def packed_conv(rung, x, weight, macros, flipped=False, y=None):
+    """The convolution with packed weights; macros has the shape, BIAS and RELU. y: what it is added
+    to.
+    """
     groups = 2 if rung == "tf32" and macros["IN_MAPS"] >= 8 else 1
     fragments = int(rung in ("fragments", "rounded", "ldmatrix", "tf32"))
-    macros = dict(DILATION=1, FRAGMENTS=fragments, DEPTH_GROUPS=groups) | macros
-    macros = TILE | FORWARD[rung] | macros
+    accumulate = int(y is not None)
+    macros = macros | dict(FRAGMENTS=fragments, DEPTH_GROUPS=groups, ACCUMULATE=accumulate)
+    macros = TILE | FORWARD[rung] | dict(DILATION=1) | macros
     segments, depth, pixel, overhang = with_segments(macros)
     map_tiles = ceil(macros["OUT_MAPS"], macros["TILE_MAPS"])
     size = map_tiles * macros["TILE_MAPS"] * (1 + segments * depth)
     packed = empty(size)
+    line = pack_line(0, 0, macros, int(flipped))
     launch_in_all_orders(
         "conv_pack",
-        "conv_pack_flipped" if flipped else "conv_pack",
+        "conv_pack",
         (ceil(size, 128),),
         (128,),
-        [weight, packed, size],
-        macros,
+        [weight, packed, weight.size, size],
+        dict(PACKS=line, FRAGMENTS=fragments),
     )
-    y = empty(len(x), macros["OUT_HEIGHT"], macros["OUT_WIDTH"], macros["OUT_MAPS"])
+    if y is None:
+        y = empty(len(x), macros["OUT_HEIGHT"], macros["OUT_WIDTH"], macros["OUT_MAPS"])
     pitch = pixel + 4 if macros["IN_MAPS"] >= 8 else pixel
     floats = input_floats(macros, pitch, overhang)
     floats += macros.get("WEIGHT_STAGES", 1) * groups * depth * macros["TILE_MAPS"]
@@ -318,6 +344,14 @@ def test_conv_forward_leaves_out_the_bias_for_the_tangent(reference, rng, rung):
     weight[:, 0] = 0
     expected = reference.conv_forward(operand(rung, x), weights(rung, weight), *CONVS[0][5:])
     assert_close(y, expected)
+
+
+@pytest.mark.parametrize("shape", [CONVS[0], CONVS[1], CONVS[4]])  # maps in twos, fours, alone
+@pytest.mark.parametrize("rung", ["register", "tf32"])
+def test_conv_forward_adds_to_what_is_there(reference, rng, shape, rung):
+    x, weight, dy, macros = conv_arrays(rng, shape)
+    expected = dy + reference.conv_forward(operand(rung, x), weights(rung, weight), *shape[5:])
+    assert_close(packed_conv(rung, x, weight, macros | dict(BIAS=1, RELU=0), y=dy), expected)
 
 
 @pytest.mark.parametrize("rung", ["naive", "register", "tf32"])
@@ -399,8 +433,8 @@ def test_conv_backward_weights_matches_the_reference(reference, rng, shape, rung
             "conv_backward_weights_sum",
             (ceil(weight.size, 32),),
             (32, 8),
-            [partials, gradient, slices, weight.size, 0.25],
-            {},
+            [partials, gradient, len(x), partials.size, weight.size, 0.25],
+            dict(LAYERS=f"{{0,{weight.size},{slices},{slices}}}"),
         )
     expected = np.empty(weight.shape)
     reference.conv_backward_weights(operand(rung, x), operand(rung, dy), *shape[5:], 0.25, expected)

@@ -99,7 +99,8 @@ def test_what_the_page_says_of_the_convolution_s_rungs_shows_in_their_counts():
 
 
 def test_the_instance_is_what_training_launches():
-    wanted = ladder.CONV_FORWARD["tf32"] | ladder.CONV2.constants | dict(BIAS=1, RELU=0)
+    launched = dict(BIAS=1, RELU=0, ACCUMULATE=0)
+    wanted = ladder.CONV_FORWARD["tf32"] | ladder.CONV2.constants | launched
     (launched,) = (
         found.launches["conv_forward_tf32"]
         for found in specialisations.everything(True)

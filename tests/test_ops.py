@@ -27,7 +27,7 @@ from kfcnet.ops.cpu import convolution as numpy_convolution
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cuda import CudaOps
-from kfcnet.ops.primitives import Primitives
+from kfcnet.ops.primitives import Placed, Primitives
 from kfcnet.ops.shapes import output_size
 
 CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
@@ -74,6 +74,48 @@ def test_convolution_without_bias_ignores_column_zero(ops, convolution):
     w = ops.to_numpy(weight).astype(np.float64)
     expected = conv_loops(ops.to_numpy(x).astype(np.float64), w, *window) - w[:, 0]
     assert_close(ops.to_numpy(ops.conv_forward(x, weight, *window, bias=False)), expected)
+
+
+def test_convolution_adds_to_what_is_there(ops, convolution):
+    (x, weight, dy), window = convolution
+    expected = ops.to_numpy(dy).astype(np.float64) + ops.to_numpy(
+        ops.conv_forward(x, weight, *window, bias=False)
+    )
+    assert ops.conv_forward(x, weight, *window, bias=False, add_to=dy) is dy
+    assert_close(ops.to_numpy(dy), expected)
+
+
+LAYERS = [Placed(3, 5, (4, 6, 5, 9), (3, 1, 1)), Placed(420, 4, (4, 1, 1, 7), (1, 1, 0))]
+LAYERS.append(Placed(459, 6, (4, 5, 4, 2), (3, 2, 1)))
+
+
+def test_weights_of_several_layers_are_made_as_those_of_each(ops, rng):
+    flat = ops.asarray(rng.standard_normal(580))
+    together = ops.weights(flat, LAYERS, LAYERS[:2])
+    for layer, weight in zip(LAYERS, together, strict=True):
+        x = ops.asarray(rng.standard_normal(layer.x_shape))
+        y, expected = (ops.conv_forward(x, w, *layer.window) for w in (weight, layer.of(flat)))
+        assert np.array_equal(*map(ops.to_numpy, (y, expected))) and ops.to_numpy(y).any()
+        dx = [
+            ops.to_numpy(ops.conv_backward_data(y, w, layer.x_shape, *layer.window))
+            for w in (weight, layer.of(flat))
+        ]
+        assert np.array_equal(*dx)
+
+
+def test_gradients_of_several_layers_are_those_of_each(ops, rng):
+    out, passes = ops.zeros((580,)), []
+    for layer in LAYERS:
+        _, H, W, _ = layer.x_shape
+        sides = [output_size(side, *layer.window) for side in (H, W)]
+        shapes = layer.x_shape, (4, *sides, layer.out_maps)
+        passes.append((layer, *(ops.asarray(rng.standard_normal(shape)) for shape in shapes)))
+    ops.conv_gradients(passes, 0.5, out)
+    for layer, x, dy in passes:
+        expected = ops.copy(layer.of(out))
+        ops.conv_backward_weights(x, dy, *layer.window, scale=0.5, out=expected)
+        assert np.array_equal(*map(ops.to_numpy, (layer.of(out), expected)))
+    assert not ops.to_numpy(out)[:3].any() and not ops.to_numpy(out)[413:420].any()
 
 
 def test_patches_match_loops(ops, convolution):
@@ -400,6 +442,9 @@ def test_vector_primitives(ops, rng):
     W, X, Y = (ops.asarray(a.copy()) for a in (w, x, y))
     assert_close(ops.to_numpy(ops.dot(X, Y)), [x @ y], 1e-5)
     assert_close(ops.to_numpy(ops.weighted_dot(W, X, Y)), [(w * x) @ y], 1e-5)
+    total = ops.asarray([2.5])
+    assert ops.weighted_dot(W, X, Y, add_to=total) is total
+    assert_close(ops.to_numpy(total), [2.5 + (w * x) @ y], 1e-5)
     ops.axpy(-2.0, X, Y)
     ops.multiply_add(W, X, Y)
     assert_close(ops.to_numpy(Y), y - 2 * x + w * x, 1e-5)

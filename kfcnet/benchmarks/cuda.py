@@ -22,6 +22,7 @@ from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda.convolution import Weights
 from kfcnet.ops.cuda.dry_run import DryRun
 from kfcnet.ops.errors import DeviceError
+from kfcnet.ops.primitives import Placed
 from kfcnet.ops.shapes import output_sides
 from kfcnet.training.build import build, captured_step
 
@@ -61,13 +62,18 @@ class Calls:
 
         def call(*args, **kwargs):
             result = value(*args, **kwargs)
-            if name == "weights" and result is args[0]:
-                return result  # a dense layer's stay as they are: nothing was launched
+            if name == "weights" and not any(isinstance(one, Weights) for one in result):
+                return result  # dense layers' stay as they are: nothing was launched
             made = Call(self._ops, name, args, kwargs, result)
             self.noted.setdefault(made.label, made).phases[self._phase] += 1
             return result
 
         return call
+
+    def conv_gradients(self, passes, scale, out):
+        """One layer after the other, as PyTorch's are."""
+        for layer, x, dy in passes:
+            self.conv_backward_weights(x, dy, *layer.window, scale=scale, out=layer.of(out))
 
     def submit(self, function, *arrays, on_host=False):
         """Run at once what would run on the side stream."""
@@ -93,8 +99,11 @@ class Call:
     def __init__(self, ops, name, args, kwargs, result):
         self.ops, self.name, self.args, self.kwargs = ops, name, args, kwargs
         plain = [value.array if isinstance(value, Weights) else value for value in args]
-        results = result if isinstance(result, tuple) else (result,)
-        arrays = {id(a): a for a in (*plain, *kwargs.values(), *results) if self._is_array(a)}
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        made = [one for one in results if isinstance(one, Weights)]
+        packed = [array for one in made for array in (one.forward, one.backward)]
+        arrays = (*plain, *kwargs.values(), *results, *packed)
+        arrays = {id(a): a for a in arrays if self._is_array(a)}
         self.bytes = sum(array.nbytes for array in arrays.values())
         self.operations = operations(name, plain, kwargs, result)
         self.label = " ".join([name, *map(self._text, (*args, *kwargs.values()))])
@@ -106,6 +115,10 @@ class Call:
     def _text(self, value):
         if isinstance(value, Weights):
             return f"{self._text(value.array)} packed"
+        if isinstance(value, list):
+            return f"({', '.join(map(self._text, value))})"
+        if isinstance(value, Placed):
+            return f"{value.out_maps} of {value.window[0]}x{value.window[0]}x{value.x_shape[3]}"
         return "x".join(map(str, value.shape)) if self._is_array(value) else f"{value}"
 
     def _copy(self, value):

@@ -1,14 +1,21 @@
 """What every layer is: three maps of a mini-batch that share one forward pass."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
 class Mode(NamedTuple):
-    """How a forward pass is run: training draws dropout masks for `step`, evaluation draws none."""
+    """How a forward pass is run: training draws dropout masks for `step`, evaluation draws none.
+
+    weights: {name: weights of a layer in the form that the device reads}, made for all layers
+    together; a layer that is not there makes its own.
+    """
 
     training: bool = False
     step: int = 0
+    weights: Mapping = MappingProxyType({})
 
 
 def image_shape(input_shape, name):

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from kfcnet.layers.base import Layer, image_shape
+from kfcnet.ops.primitives import Placed
 from kfcnet.ops.shapes import output_sides
 
 
@@ -98,9 +99,16 @@ class Conv2d(Weighted):
         self.window = (kernel, stride, padding)
         self.output_shape = (Ho, Wo, filters)
 
+    def placed(self, place, M):
+        """Its weights in a flat vector, from `place` on, for passes of M examples."""
+        return Placed(place, self.weight_shape[0], (M, *self.input_shape), self.window)
+
     def forward(self, x, mode):
-        backward = self.needs_input_gradient and mode.training
-        weight = self.ops.weights(self.weight, x.shape, *self.window, backward=backward)
+        weight = mode.weights.get(self.name)
+        if weight is None:
+            own = [self.placed(0, len(x))]
+            backward = own if self.needs_input_gradient and mode.training else ()
+            (weight,) = self.ops.weights(self.weight.reshape(-1), own, backward)
         self.saved = WeightedPass(x, weight)
         return self.ops.conv_forward(x, weight, *self.window, relu=self.applies_relu)
 
@@ -112,20 +120,23 @@ class Conv2d(Weighted):
                 dy, self.saved.weight, self.inputs.shape, *self.window
             )
 
+    def gradient_pass(self, place):
+        """(Placed, inputs, derivatives) of the latest backward pass, for `conv_gradients`."""
+        m = len(self.derivatives)
+        return self.placed(place, m), self.inputs[:m], self.derivatives
+
     def gradient(self, out):
         """out (I, P): DWbar."""
-        m = len(self.derivatives)
-        scale = 1 / self.ops.ranks.whole(m)
-        self.ops.conv_backward_weights(
-            self.inputs[:m], self.derivatives, *self.window, scale=scale, out=out
-        )
+        scale = 1 / self.ops.ranks.whole(len(self.derivatives))
+        self.ops.conv_gradients([self.gradient_pass(0)], scale, out.reshape(-1))
 
     def tangent(self, rx, direction, count):
-        """R(s) = [[R(a)]] W^T + [[a]]_H Vbar^T for Vbar = direction (I, P)."""
+        """R(s) = [[R(a)]] W^T + [[a]]_H Vbar^T for Vbar = direction (I, P), or as `weights` made it
+        of that.
+        """
         ry = self.ops.conv_forward(self.inputs[:count], direction, *self.window)
         if rx is not None:
-            through_input = self.ops.conv_forward(rx, self.saved.weight, *self.window, bias=False)
-            self.ops.axpy(1.0, through_input, ry)
+            self.ops.conv_forward(rx, self.saved.weight, *self.window, bias=False, add_to=ry)
         return ry
 
 

@@ -11,8 +11,27 @@ device scalar is an array of shape (1,). Functions return new arrays unless `out
 """
 
 from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 from kfcnet.ranks import Alone
+
+
+class Placed(NamedTuple):
+    """A convolution whose weights Wbar (I, P) lie in a flat vector, from element `place` on.
+
+    x_shape: (M, H, W, J) of its input; window: kernel, stride, padding.
+    """
+
+    place: int
+    out_maps: int
+    x_shape: tuple
+    window: tuple
+
+    def of(self, flat: Any) -> Any:
+        """Its part of a flat vector, as a matrix (I, P)."""
+        patch = 1 + self.window[0] ** 2 * self.x_shape[3]
+        part = flat[self.place : self.place + self.out_maps * patch]
+        return part.reshape(self.out_maps, patch)
 
 
 class Primitives(ABC):
@@ -105,17 +124,19 @@ class Primitives(ABC):
     # Convolution
 
     @abstractmethod
-    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
-        """Weights (I, P) in the form that the passes of a layer read, until they change.
+    def weights(self, flat, layers, backward=()):
+        """The weights of several convolutions, [Placed] in `flat` (n,), in the form that the passes
+        of a layer read, until they change.
 
-        backward: whether for `conv_backward_data` too.
+        backward: those of the layers that `conv_backward_data` reads too.
         """
 
     @abstractmethod
-    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False, add_to=None):
         """x (M, H, W, J), weight (I, P) -> [[x]]_H Wbar^T, (M, Ho, Wo, I): Eq. 10.
 
-        bias=False takes column 0 as zero; relu cuts the result at zero in the same pass.
+        bias=False takes column 0 as zero; relu cuts the result at zero in the same pass. add_to:
+        an array of the result's shape, which the result is added to in place of a new one.
         """
 
     @abstractmethod
@@ -125,6 +146,13 @@ class Primitives(ABC):
     @abstractmethod
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
         """out (I, P) = scale * dy^T [[x]]_H, over images and locations: Eq. 11."""
+
+    @abstractmethod
+    def conv_gradients(self, passes, scale, out):
+        """`conv_backward_weights` of several layers into their parts of out (n,).
+
+        passes: [(Placed, x, dy)] of one mini-batch.
+        """
 
     @abstractmethod
     def patches(self, x, kernel, stride, padding):
@@ -305,8 +333,8 @@ class Primitives(ABC):
         """Sum of x*y, as a device scalar."""
 
     @abstractmethod
-    def weighted_dot(self, w, x, y):
-        """Sum of w*x*y, as a device scalar."""
+    def weighted_dot(self, w, x, y, add_to=None):
+        """Sum of w*x*y, as a device scalar, or added to the one that `add_to` is."""
 
     @abstractmethod
     def axpy(self, alpha, x, y):

@@ -113,9 +113,7 @@ class Optimizer:
         """
         m = len(tangent)
         result = self.fisher_form(predictive[:m], tangent, tangent)
-        penalty = self.ops.weighted_dot(self.decay_vector, direction, direction)
-        self.ops.axpy(1.0, penalty, result)
-        return result
+        return self.ops.weighted_dot(self.decay_vector, direction, direction, add_to=result)
 
     def fisher_form(self, predictive, r, s):
         """r^T F_R s, the mean over the examples of `predictive`, tangents r and s (m, C): (1,)."""

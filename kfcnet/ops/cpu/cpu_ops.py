@@ -139,10 +139,10 @@ class CpuOps(Eager):
 
     # Convolution
 
-    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
-        return weight
+    def weights(self, flat, layers, backward=()):
+        return [layer.of(flat) for layer in layers]
 
-    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False, add_to=None):
         if not bias:
             weight = weight.copy()
             weight[:, 0] = 0
@@ -155,7 +155,10 @@ class CpuOps(Eager):
                 np.maximum(y, 0, out=y)
 
         self._run(convolve, x, y)
-        return y
+        if add_to is None:
+            return y
+        add_to += y
+        return add_to
 
     def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
         dx = self.empty((len(dy), *x_shape[1:]))
@@ -169,6 +172,10 @@ class CpuOps(Eager):
             lambda x, dy, out: backward(x, dy, out, kernel, stride, padding), out.shape, x, dy
         )
         np.multiply(total, scale, out=out)
+
+    def conv_gradients(self, passes, scale, out):
+        for layer, x, dy in passes:
+            self.conv_backward_weights(x, dy, *layer.window, scale, layer.of(out))
 
     def _convolution(self, kernel):
         """A dense layer, the convolution with a 1 x 1 kernel, is a plain matrix product."""
@@ -445,8 +452,12 @@ class CpuOps(Eager):
         return self.asarray([np.vdot(x, y)])
 
     @one_blas_thread
-    def weighted_dot(self, w, x, y):
-        return self.asarray([sum(float(np.vdot(u * v, z)) for u, v, z in _pieces(w, x, y))])
+    def weighted_dot(self, w, x, y, add_to=None):
+        total = self.asarray([sum(float(np.vdot(u * v, z)) for u, v, z in _pieces(w, x, y))])
+        if add_to is None:
+            return total
+        add_to += total
+        return add_to
 
     def axpy(self, alpha, x, y):
         y += x if alpha == 1 else alpha * x

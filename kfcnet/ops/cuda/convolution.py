@@ -4,11 +4,14 @@ How a layer's shape is cut for blocks, warps and threads follows from the shape,
 cores are used, and from the shared memory that a block can have.
 """
 
+import itertools
+import math
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 from kfcnet.ops.cuda.launcher import MULTIPROCESSORS
 from kfcnet.ops.cuda.matmul import MatrixProducts
+from kfcnet.ops.primitives import Placed
 from kfcnet.ops.shapes import ceil_div, output_sides
 
 
@@ -204,11 +207,12 @@ class ForwardTile:
         }
         return constants | ({"THREAD_PIXELS": self.thread_pixels} if self.thread_pixels else {})
 
-    @cached_property
-    def packing_constants(self):
-        """What decides how the weights are packed."""
-        names = "IN_MAPS", "OUT_MAPS", "KERNEL_SIZE", "CHUNK_MAPS", "TILE_MAPS", "FRAGMENTS"
-        return {name: self.constants[name] for name in names}
+    def packing(self, place, begin, is_flipped):
+        """A line of the table of `conv_pack`."""
+        layer = self.layer
+        segments = f"{{{layer.in_maps},{layer.kernel},{self.chunk}}}"
+        numbers = place, begin, segments, layer.out_maps, self.maps, int(is_flipped)
+        return f"{{{','.join(map(str, numbers))}}}"
 
 
 @cache
@@ -338,16 +342,34 @@ class WeightsTile:
         buffers = 2 * (inputs + self.height * self.width * pitch_dy)
         return 4 * max(buffers, sums if self.warps_depth > 1 else 0)
 
-    def grid(self, M):
-        """(slices, blocks along the maps, blocks along the columns): about a block a
-        multiprocessor, two where they are short."""
+    @property
+    def blocks(self):
+        """(along the maps, along the columns), of one slice."""
+        chunks = 1 if self.few_maps else ceil_div(self.layer.in_maps, self.chunk)
+        columns = chunks * ceil_div(self.columns, self.warps_columns * self.groups)
+        return ceil_div(self.layer.out_maps, self.maps), columns
+
+    @property
+    def tiles(self):
+        """Tiles of an image."""
         layer = self.layer
-        across = ceil_div(layer.out_maps, self.maps)
-        chunks = 1 if self.few_maps else ceil_div(layer.in_maps, self.chunk)
-        along = chunks * ceil_div(self.columns, self.warps_columns * self.groups)
-        tiles = M * ceil_div(layer.out_height, self.height) * ceil_div(layer.out_width, self.width)
+        return ceil_div(layer.out_height, self.height) * ceil_div(layer.out_width, self.width)
+
+    @property
+    def most_slices(self):
+        """As many as give a block a multiprocessor, two where they are short."""
+        across, along = self.blocks
         blocks = MULTIPROCESSORS * (2 if self.few_maps else 1)
-        return min(tiles, max(1, blocks // (across * along))), across, along
+        return max(1, blocks // (across * along))
+
+    def slices(self, M):
+        """No more than there are tiles."""
+        return min(M * self.tiles, self.most_slices)
+
+    def summing(self, place):
+        """A line of the table of `conv_backward_weights_sum`."""
+        count = self.layer.out_maps * self.layer.patch
+        return f"{{{place},{count},{self.tiles},{self.most_slices}}}"
 
     @cached_property
     def constants(self):
@@ -390,6 +412,8 @@ def weights_tile(layer, tensor_cores, limit):
 class Weights:
     """A layer's weights (I, P) as they are now, packed once for all passes that use them.
 
+    `array` are the weights as they are.
+
     Whoever changes the array makes another one of these. backward: None after an evaluation, whose
     backward pass, if there is one, packs for itself: what is packed later than the forward pass may
     lie outside of the graph that would read it.
@@ -408,19 +432,24 @@ class Convolutions(MatrixProducts):
     with the weights.
     """
 
-    def weights(self, weight, x_shape, kernel, stride, padding, backward=True):
-        layer = ConvShape.of(x_shape, len(weight), kernel, stride, padding)
-        if layer.is_dense:
-            return weight
-        return Weights(
-            weight,
-            self._packed(layer, weight),
-            self._packed(layer.transposed, weight, "_flipped") if backward else None,
-        )
+    def weights(self, flat, layers, backward=()):
+        shapes = {one: ConvShape.of(one.x_shape, one.out_maps, *one.window) for one in layers}
+        packed = {one: shape for one, shape in shapes.items() if not shape.is_dense}
+        forward = [(one.place, shape, False) for one, shape in packed.items()]
+        flipped = [(one.place, packed[one].transposed, True) for one in backward if one in packed]
+        arrays = iter(self._pack(flat, forward + flipped))
+        forward = dict(zip(packed, arrays, strict=False))
+        flipped = dict(zip((one for one in backward if one in packed), arrays, strict=True))
+        return [
+            Weights(one.of(flat), forward[one], flipped.get(one)) if one in packed else one.of(flat)
+            for one in layers
+        ]
 
-    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False):
+    def conv_forward(self, x, weight, kernel, stride, padding, bias=True, relu=False, add_to=None):
         layer = ConvShape.of(x.shape, len(weight), kernel, stride, padding)
-        y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
+        y = add_to
+        if add_to is None:
+            y = self.empty((len(x), layer.out_height, layer.out_width, len(weight)))
         if layer.is_dense:
             sizes = y.size // layer.out_maps, layer.out_maps, layer.in_maps + bias
             self._product(
@@ -432,12 +461,13 @@ class Convolutions(MatrixProducts):
                 a_shift=-1 if bias else 0,
                 b_shift=0 if bias else 1,
                 tensor_cores=self.tensor_cores,
+                accumulate=add_to is not None,
             )
             if relu:
                 self._fours("relu", "relu", y.size, y, y, y.size)
         else:
             packed = weight.forward if isinstance(weight, Weights) else self._packed(layer, weight)
-            self._convolve(layer, x, packed, y, int(bias), int(relu))
+            self._convolve(layer, x, packed, y, bias, relu, accumulate=add_to is not None)
         return y
 
     def conv_backward_data(self, dy, weight, x_shape, kernel, stride, padding):
@@ -451,29 +481,46 @@ class Convolutions(MatrixProducts):
                 (weight.backward, weight.array) if isinstance(weight, Weights) else (None, weight)
             )
             if packed is None:
-                packed = self._packed(layer.transposed, array, "_flipped")
+                packed = self._packed(layer.transposed, array, is_flipped=True)
             self._convolve(layer.transposed, dy, packed, dx)
         return dx
 
     def _tile_of(self, layer):
         return forward_tile(layer, self.tensor_cores, self.runtime.shared_limit)
 
-    def _packed(self, layer, weight, flipped=""):
-        """The weights in the order in which the blocks of `_convolve` read them."""
-        tile = self._tile_of(layer)
-        packed = self.empty(tile.packed_size)
-        self._each(
-            "conv_pack",
-            "conv_pack" + flipped,
-            packed.size,
-            weight,
-            packed,
-            packed.size,
-            **tile.packing_constants,
-        )
+    def _packed(self, layer, weight, is_flipped=False):
+        (packed,) = self._pack(weight.reshape(-1), [(0, layer, is_flipped)])
         return packed
 
-    def _convolve(self, layer, x, packed, y, bias=0, relu=0):
+    def _pack(self, flat, wanted):
+        """Weights in the order in which the blocks of `_convolve` read them, in one launch.
+
+        wanted: [(place in flat (n,), ConvShape of the pass, whether flipped)].
+        """
+        if not wanted:
+            return []
+        tiles = [self._tile_of(layer) for _, layer, _ in wanted]
+        ends = list(itertools.accumulate(tile.packed_size for tile in tiles))
+        begins = [0, *ends[:-1]]
+        lines = [
+            tile.packing(place, begin, is_flipped)
+            for tile, begin, (place, _, is_flipped) in zip(tiles, begins, wanted, strict=True)
+        ]
+        packed = self.empty(ends[-1])
+        self._each(
+            "conv_pack",
+            "conv_pack",
+            packed.size,
+            flat,
+            packed,
+            flat.size,
+            packed.size,
+            PACKS=",".join(lines),
+            FRAGMENTS=int(self.tensor_cores),
+        )
+        return [packed[begin:end] for begin, end in zip(begins, ends, strict=True)]
+
+    def _convolve(self, layer, x, packed, y, bias=False, relu=False, accumulate=False):
         tile = self._tile_of(layer)
         kernel = "conv_forward_tf32" if self.tensor_cores else "conv_forward_register"
         self.launch(
@@ -486,57 +533,77 @@ class Convolutions(MatrixProducts):
             len(x),
             block=tile.threads,
             shared=tile.shared,
-            BIAS=bias,
-            RELU=relu,
+            BIAS=int(bias),
+            RELU=int(relu),
+            ACCUMULATE=int(accumulate),
             **tile.constants,
         )
 
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
-        layer = ConvShape.of(x.shape, dy.shape[-1], kernel, stride, padding)
-        if layer.is_dense:
-            sizes = layer.out_maps, layer.patch, dy.size // layer.out_maps
-            self._product(
-                dy,
-                x,
-                out,
-                sizes,
-                transpose_a=True,
-                b_shift=-1,
-                scale=scale,
-                tensor_cores=self.tensor_cores,
-            )
-        else:
-            self._sum_over_pixels(layer, x, dy, scale, out)
+        layer = Placed(0, len(out), x.shape, (kernel, stride, padding))
+        self.conv_gradients([(layer, x, dy)], scale, out.reshape(-1))
 
-    def _sum_over_pixels(self, layer, x, dy, scale, out):
-        """out = scale * dy^T [[x]]_H: sums over slices of the pixels, then the slices in order."""
-        tile = weights_tile(layer, self.tensor_cores, self.runtime.shared_limit)
-        grid = tile.grid(len(x))
-        partials = self.empty((grid[0], *out.shape))
+    def conv_gradients(self, passes, scale, out):
+        of_pixels = []
+        for one, x, dy in passes:
+            layer = ConvShape.of(x.shape, one.out_maps, *one.window)
+            if layer.is_dense:
+                self._product(
+                    dy,
+                    x,
+                    one.of(out),
+                    (layer.out_maps, layer.patch, dy.size // layer.out_maps),
+                    transpose_a=True,
+                    b_shift=-1,
+                    scale=scale,
+                    tensor_cores=self.tensor_cores,
+                )
+            else:
+                of_pixels.append((one.place, layer, x, dy))
+        if of_pixels:
+            self._sum_over_pixels(of_pixels, scale, out)
+
+    def _sum_over_pixels(self, passes, scale, out):
+        """Of each pass (place, layer, x, dy) scale * dy^T [[x]]_H in out (n,) from `place` on: sums
+        over slices of the pixels, then in one launch the slices of all in order.
+        """
+        limit, M = self.runtime.shared_limit, len(passes[0][2])
+        tiles = [weights_tile(layer, self.tensor_cores, limit) for _, layer, _, _ in passes]
+        shapes = [
+            (tile.slices(M), layer.out_maps, layer.patch)
+            for tile, (_, layer, _, _) in zip(tiles, passes, strict=True)
+        ]
+        ends = list(itertools.accumulate(map(math.prod, shapes)))
+        partials = self.empty(ends[-1])
         kernel = f"conv_backward_weights_{'tf32' if self.tensor_cores else 'register'}"
-        self.launch(
-            kernel,
-            kernel,
-            grid,
-            x,
-            dy,
-            partials,
-            len(x),
-            grid[0],
-            block=tile.threads,
-            shared=tile.shared,
-            **tile.constants,
-        )
+        for tile, shape, end, (_, _, x, dy) in zip(tiles, shapes, ends, passes, strict=True):
+            self.launch(
+                kernel,
+                kernel,
+                (shape[0], *tile.blocks),
+                x,
+                dy,
+                partials[end - math.prod(shape) : end],
+                M,
+                shape[0],
+                block=tile.threads,
+                shared=tile.shared,
+                **tile.constants,
+            )
         self.launch(
             "conv_backward_weights_sum",
             "conv_backward_weights_sum",
-            ceil_div(out.size, 32),
+            sum(ceil_div(maps * patch, 32) for _, maps, patch in shapes),
             partials,
             out,
-            grid[0],
+            M,
+            partials.size,
             out.size,
             scale,
             block=(32, 8),
+            LAYERS=",".join(
+                tile.summing(place) for tile, (place, *_) in zip(tiles, passes, strict=True)
+            ),
         )
 
     def patches(self, x, kernel, stride, padding):

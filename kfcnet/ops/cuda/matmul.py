@@ -125,9 +125,10 @@ class MatrixProducts(Launcher):
         b_shift=0,
         scale=1.0,
         tensor_cores=False,
+        accumulate=False,
     ):
-        """c = scale * op(a) op(b). A shift puts a column of ones before an operand as it is stored
-        (-1), or leaves its first column out (1): the homogeneous coordinate."""
+        """c = scale * op(a) op(b), or c += that. A shift puts a column of ones before an operand as
+        it is stored (-1), or leaves its first column out (1): the homogeneous coordinate."""
         rows, columns, _ = sizes
         tensor_cores = tensor_cores and _fills_tensor_cores(rows, columns)
         kernel = "matmul_tf32" if tensor_cores else "matmul_register"
@@ -147,5 +148,6 @@ class MatrixProducts(Launcher):
             TRANSPOSE_B=int(transpose_b),
             A_SHIFT=a_shift,
             B_SHIFT=b_shift,
+            ACCUMULATE=int(accumulate),
             **tile.constants,
         )
