@@ -8,17 +8,26 @@
 //   average  = averaging_decay*average + (1 - averaging_decay)*theta
 //
 // All vectors (count), in the order of theta. Without weight_decay or clip_scale their term or
-// factor is left out. Where nonfinite_step is not negative nothing changes: the parameters that led
-// to the first non-finite loss can be looked at.
+// factor is left out. The step is counted as in training_state.cu; where nonfinite_step is not
+// negative then nothing moves: the parameters that led to the first non-finite loss can be looked
+// at.
 //
 // One thread: four neighbours, in variables with a 4 behind their names. What changes from step to
 // step is read from device memory, so that a captured graph follows it.
 // Launcher: kfcnet/ops/cuda/updates.py. Contract: kfcnet/ops/primitives.py. Tests:
 // tests/test_kernels_elementwise.py.
 // Bytes an element: 28, with weight decay 32; limited by memory.
+#include "step_count.cuh"
 #include "vector_load.cuh"
 
 using Four = Vector<float, 4>;
+
+// Counts the step, by one thread; whether nothing may move.
+__device__ __forceinline__ bool stands_still(const StepCount& counted) {
+    if (!counted.totals) return false;
+    if (blockIdx.x == 0 && threadIdx.x == 0) counted.count();
+    return counted.has_failed();
+}
 
 template <bool looks_ahead>
 __device__ __forceinline__ void update(const float* direction, const float* weight_decay,
@@ -44,35 +53,42 @@ __device__ __forceinline__ void update(const float* direction, const float* weig
 }
 
 extern "C" __global__ void momentum_update(
-    const float* __restrict__ direction,           // (count)
-    const float* __restrict__ weight_decay,        // or null: (count)
-    const float* __restrict__ learning_rate,       // (1)
-    const float* __restrict__ momentum,            // (1)
-    const float* __restrict__ clip_scale,          // or null: (1)
-    const float* __restrict__ averaging_decay,     // (1)
-    const long long* __restrict__ nonfinite_step,  // or null: (1)
-    float* __restrict__ theta,                     // (count)
-    float* __restrict__ velocity,                  // (count)
-    float* __restrict__ average,                   // (count)
+    const float* __restrict__ direction,        // (count)
+    const float* __restrict__ weight_decay,     // or null: (count)
+    const float* __restrict__ learning_rate,    // (1)
+    const float* __restrict__ momentum,         // (1)
+    const float* __restrict__ clip_scale,       // or null: (1)
+    const float* __restrict__ averaging_decay,  // (1)
+    const float* __restrict__ totals,           // or null: (2)
+    const float* __restrict__ nu,               // or null: (1)
+    long long* __restrict__ step,               // or null: (1)
+    float* __restrict__ sums,                   // or null: (4)
+    long long* __restrict__ nonfinite_step,     // or null: (1)
+    float* __restrict__ theta,                  // (count)
+    float* __restrict__ velocity,               // (count)
+    float* __restrict__ average,                // (count)
     int count) {
-    if (nonfinite_step && *nonfinite_step >= 0) return;
+    if (stands_still({totals, clip_scale, nu, step, sums, nonfinite_step})) return;
     const float step_size = clip_scale ? *learning_rate * *clip_scale : *learning_rate;
     update<false>(direction, weight_decay, step_size, *momentum, *averaging_decay, theta, velocity,
                   average, count);
 }
 
 extern "C" __global__ void nesterov_update(
-    const float* __restrict__ direction,           // (count)
-    const float* __restrict__ weight_decay,        // or null: (count)
-    const float* __restrict__ learning_rate,       // (1)
-    const float* __restrict__ momentum,            // (1)
-    const float* __restrict__ averaging_decay,     // (1)
-    const long long* __restrict__ nonfinite_step,  // or null: (1)
-    float* __restrict__ theta,                     // (count)
-    float* __restrict__ velocity,                  // (count)
-    float* __restrict__ average,                   // (count)
+    const float* __restrict__ direction,        // (count)
+    const float* __restrict__ weight_decay,     // or null: (count)
+    const float* __restrict__ learning_rate,    // (1)
+    const float* __restrict__ momentum,         // (1)
+    const float* __restrict__ averaging_decay,  // (1)
+    const float* __restrict__ totals,           // or null: (2)
+    long long* __restrict__ step,               // or null: (1)
+    float* __restrict__ sums,                   // or null: (4)
+    long long* __restrict__ nonfinite_step,     // or null: (1)
+    float* __restrict__ theta,                  // (count)
+    float* __restrict__ velocity,               // (count)
+    float* __restrict__ average,                // (count)
     int count) {
-    if (nonfinite_step && *nonfinite_step >= 0) return;
+    if (stands_still({totals, nullptr, nullptr, step, sums, nonfinite_step})) return;
     update<true>(direction, weight_decay, *learning_rate, *momentum, *averaging_decay, theta,
                  velocity, average, count);
 }

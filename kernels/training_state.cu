@@ -7,14 +7,11 @@
 //
 // A step is counted before its update, which stands still once nonfinite_step is set. The host
 // reads the sums now and then.
-// One thread.
+// One thread. The updates with momentum count by themselves, in momentum_update.cu.
 // Launchers: kfcnet/ops/cuda/launcher.py, kfcnet/ops/cuda/updates.py. Tests:
 // tests/test_kernels_elementwise.py.
 // A few bytes.
-
-__device__ __forceinline__ bool finite(float value) {
-    return value - value == 0.0f;  // infinity - infinity is NaN
-}
+#include "step_count.cuh"
 
 extern "C" __global__ void count_step(
     const float* __restrict__ totals,       // (2)
@@ -24,12 +21,7 @@ extern "C" __global__ void count_step(
     float* __restrict__ sums,               // (4)
     long long* __restrict__ nonfinite_step  // (1)
 ) {
-    sums[0] += totals[0];
-    sums[1] += totals[1];
-    if (clip_scale) sums[2] += *clip_scale < 1.0f;
-    sums[3] += nu ? *nu : nanf("");
-    if (!finite(totals[0]) && *nonfinite_step < 0) *nonfinite_step = *step;
-    *step += 1;
+    StepCount{totals, clip_scale, nu, step, sums, nonfinite_step}.count();
 }
 
 extern "C" __global__ void advance_step(

@@ -131,5 +131,8 @@ class Loader:
                 self._held[place] = epoch
 
     def draw(self, step):
-        """The Batch of a step, a number or a counter on the device."""
-        return self.examples.gather(self._ring, self.size // self.ranks.count, step)
+        """The Batch of a step, a number or a counter on the device: beside the work before the
+        first pass through the network.
+        """
+        with self.examples.ops.beside():
+            return self.examples.gather(self._ring, self.size // self.ranks.count, step)

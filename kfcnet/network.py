@@ -201,6 +201,7 @@ class Network:
         """
         self._check_inputs(x)
         mode = Mode(training, step, self._weights(self._bound, len(x), training))
+        self.ops.join()  # where x was queued beside
         for layer in self.layers:
             x = layer.forward(x, mode)
         return x
@@ -244,10 +245,39 @@ class Network:
         derivatives of each example's own loss, batch statistics being constants, as they always
         are in evaluation; without it, batch normalisation in training needs m = M.
         """
+        for _ in self._backward(dz, per_example):
+            pass
+
+    def _backward(self, dz, per_example=False):
+        """The layers in the order of the backward pass, each after its own."""
         for layer in reversed(self.layers):
             dz = layer.backward_per_example(dz) if per_example else layer.backward(dz)
+            yield layer
             if dz is None:
                 return
+
+    def backward_with_gradient(self, dz: Any, *sums: Any) -> None:
+        """`backward` and `compute_gradient` at once: on a GPU each layer's gradient is computed
+        beside the passes of the layers below it.
+        """
+        gradients = self._gradients(len(dz), self.gradient)
+        for layer in self._backward(dz):
+            if layer in self.weighted:
+                self._add_gradient(layer, gradients)
+        gradients.finish()
+        self.ops.ranks.sum(self.gradient, *sums)
+
+    def _gradients(self, m, out):
+        """The ConvGradients of all convolutions, means over the m examples of a backward pass."""
+        layers = list(self._convolutions(m).values())
+        return self.ops.conv_gradients(layers, 1 / self.ops.ranks.whole(m), out)
+
+    def _add_gradient(self, layer, gradients):
+        part = self._slices[self.weighted.index(layer)]
+        if isinstance(layer, Conv2d):
+            gradients.add(*layer.gradient_pass(part.start))
+        else:
+            layer.gradient(gradients.out[part].reshape(layer.weight_shape))
 
     def compute_gradient(self, out: Any = None, *sums: Any) -> None:
         """Fill `gradient`, or `out` (n,), with the mean gradient of the latest backward pass.
@@ -255,15 +285,10 @@ class Network:
         sums: arrays that the processes of a run add up together with it.
         """
         gradient = self.gradient if out is None else out
-        passes = []
-        for layer, part in zip(self.weighted, self._slices, strict=True):
-            if isinstance(layer, Conv2d):
-                passes.append(layer.gradient_pass(part.start))
-            else:
-                layer.gradient(gradient[part].reshape(layer.weight_shape))
-        if passes:
-            whole = self.ops.ranks.whole(len(passes[0][2]))
-            self.ops.conv_gradients(passes, 1 / whole, gradient)
+        gradients = self._gradients(len(self.weighted[-1].derivatives), gradient)
+        for layer in self.weighted:
+            self._add_gradient(layer, gradients)
+        gradients.finish()
         self.ops.ranks.sum(gradient, *sums)
 
     def tangent(self, direction: Any, count: int) -> Any:

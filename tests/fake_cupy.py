@@ -13,7 +13,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 from cuda_on_cpu import KernelError, Library
 
-captured = []  # the stack of lists that launches are recorded into
+captured = []  # the stack of Captures that launches are recorded into
 
 
 class ndarray(np.ndarray):  # noqa: N801
@@ -31,7 +31,44 @@ def _here(array):
 
 
 def _do(action):
-    captured[-1].append(action) if captured else action()
+    if not captured:
+        action()
+        return
+    capture, stream = captured[-1], Stream._of_thread.current
+    assert stream in capture.queued, "the stream has no part in the capture"
+    capture.actions.append(action)
+    capture.queued[stream] += 1
+
+
+class Capture:
+    """actions; queued: how many of them on each stream, `known` how many of each come before what
+    a stream queues next.
+    """
+
+    def __init__(self, origin):
+        self.actions, self.origin = [], origin
+        self.queued, self.known = {origin: 0}, {origin: {}}
+
+    def seen_by(self, stream):
+        """What an event recorded on a stream stands for."""
+        return self.known[stream] | {stream: self.queued[stream]}
+
+    def follow(self, stream, seen):
+        """Let a stream, which then has a part in the capture, wait for an event."""
+        self.queued.setdefault(stream, 0)
+        known = self.known.setdefault(stream, {})
+        known |= {one: max(count, known.get(one, 0)) for one, count in seen.items()}
+
+    def end(self):
+        """Raises what CUDA raises where a stream was never joined."""
+        known = self.seen_by(self.origin)
+        if any(known.get(stream, -1) < count for stream, count in self.queued.items()):
+            raise CUDARuntimeError("cudaErrorStreamCaptureUnjoined: unjoined work")
+        return Graph(self.actions)
+
+
+class CUDARuntimeError(RuntimeError):
+    __module__ = "cupy_backends.cuda.api.runtime"
 
 
 class Device:
@@ -54,8 +91,12 @@ class Device:
 
 
 class Event:
+    _seen = None  # of a capture, where it was recorded in one
+
     def record(self, stream=None):
         self.time = time.perf_counter()
+        if captured and stream in captured[-1].queued:
+            self._seen = captured[-1].seen_by(stream)
 
     def synchronize(self):
         pass
@@ -84,16 +125,19 @@ class Stream:
 
     def wait_event(self, event):
         assert isinstance(event, Event)
+        if captured:
+            captured[-1].follow(self, event._seen)
 
     def synchronize(self):
         assert not captured, "a stream that captures cannot be waited for"
 
     def begin_capture(self, mode=None):
         assert Stream._of_thread.current is self
-        captured.append([])
+        captured.append(Capture(self))
 
     def end_capture(self):
-        return Graph(captured.pop())
+        assert captured[-1].origin is self
+        return captured.pop().end()
 
 
 class Graph:
@@ -281,10 +325,8 @@ def _nccl():
 def modules():
     """{name: module} for sys.modules."""
     cupy, cuda, cupyx = map(ModuleType, ("cupy", "cupy.cuda", "cupyx"))
-    error, solver_error = (
-        type(name, (RuntimeError,), {"__module__": f"cupy_backends.cuda.{place}"})
-        for name, place in (("CUDARuntimeError", "api.runtime"), ("CUSOLVERError", "libs.cusolver"))
-    )
+    solver_error = type("CUSOLVERError", (RuntimeError,), {})
+    solver_error.__module__ = "cupy_backends.cuda.libs.cusolver"
     vars(cuda).update(
         is_available=lambda: True,
         Device=Device,
@@ -298,7 +340,7 @@ def modules():
         ),
         compiler=SimpleNamespace(CompileException=CompileException),
         runtime=SimpleNamespace(
-            CUDARuntimeError=error,
+            CUDARuntimeError=CUDARuntimeError,
             getDeviceCount=lambda: 1,
             getDeviceProperties=lambda device: {"name": b"a fake"},
             driverGetVersion=lambda: 13000,

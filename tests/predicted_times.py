@@ -8,8 +8,9 @@ measurement what to expect, and after it where the model is wrong. A launch take
 bytes: of its arrays, each once (compiled_counts.py); the rate is the L2's where they fit into half
 of it. instructions: of the main loop, its arithmetic over the share that arithmetic has of the
 issue slots. filled: the part of a multiprocessor's rates that its warps can use, all from
-ENOUGH_WARPS on. Launches follow one another, as they are
-recorded. `python tests/predicted_times.py > tests/predicted_times.csv` writes the table anew.
+ENOUGH_WARPS on. A step takes as long as its longest chain of launches, where each waits for the one
+before; but no less than what all of them would take one after the other if each filled the device.
+`python tests/predicted_times.py > tests/predicted_times.csv` writes the table anew.
 """
 
 import csv
@@ -67,43 +68,57 @@ def multiply_adds(launch):
     return 0
 
 
-def microseconds(launch, cells):
-    """Of a launch, GAP included; cells: its line of the table of counts."""
+def work(launch, cells):
+    """(microseconds of a launch if it filled the device, how much of it it fills).
+
+    cells: its line of the table of counts.
+    """
     warps = -(-int(np.prod(launch.block)) // 32)
     blocks = int(np.prod(launch.grid))
     together = min(blocks / MULTIPROCESSORS, float(cells["blocks_a_multiprocessor"]))
     filled = min(1.0, together * warps / ENOUGH_WARPS)
     moved = megabytes(launch)
     times = [moved / (L2 if moved <= HALF_OF_L2 else MEMORY)]
-    if work := multiply_adds(launch):
+    if products := multiply_adds(launch):
         is_tensor = int(cells["HMMA"]) > 0
-        arithmetic = work / (1024 if is_tensor else 32)
+        arithmetic = products / (1024 if is_tensor else 32)
         times.append(arithmetic / float(cells["share"]) / SCHEDULERS / CLOCK)
         if is_tensor:
             times.append(arithmetic * MMA_CYCLES / SCHEDULERS / CLOCK)
-    return GAP + max(SHORTEST, max(times) / filled)
+    return max(times), filled
+
+
+def microseconds(launch, cells):
+    """Of a launch, GAP included."""
+    time, filled = work(launch, cells)
+    return GAP + max(SHORTEST, time / filled)
+
+
+def of_step(recorder):
+    """Of what was recorded of a step."""
+    counted = table()
+
+    def cells(launch):
+        return counted[Specialised(*launch[:3], {}).name]
+
+    chain = recorder.branches(lambda launch: microseconds(launch, cells(launch))).depth
+    return max(chain, sum(work(launch, cells(launch))[0] for launch in recorder.launches))
 
 
 def predictions():
     """[{column: text}] of STEPS, and of what KFC-pre's steps take on average."""
-    counted, rows = table(), []
+    rows, times = [], []
     for step, arguments in STEPS.items():
-        launches = recorded_steps.record(*arguments).launches
-        lines = [counted[Specialised(*launch[:3], {}).name] for launch in launches]
-        times = [microseconds(*pair) for pair in zip(launches, lines, strict=True)]
-        rows.append((step, len(launches), sum(times)))
-    (_, _, plain), (_, _, statistics), (_, _, inverses) = rows[1:]
+        recorder = recorded_steps.record(*arguments)
+        times.append(of_step(recorder))
+        launches, chain = len(recorder.launches), recorder.branches().depth
+        rows.append({"step": step, "launches": launches, "chain": chain, "us": f"{times[-1]:.0f}"})
+    _, plain, statistics, inverses = times
     average = plain + (statistics - plain) / PERIOD + (inverses - statistics) / PERIOD
-    rows.append(("KFC-pre, on average", "", average))
-    return [
-        {
-            "step": step,
-            "launches": launches,
-            "gaps_us": f"{GAP * launches:.0f}" if launches else "",
-            "us": f"{time:.0f}",
-        }
-        for step, launches, time in rows
-    ]
+    rows.append(
+        {"step": "KFC-pre, on average", "launches": "", "chain": "", "us": f"{average:.0f}"}
+    )
+    return rows
 
 
 def main():

@@ -1,9 +1,11 @@
 """What one step of a configuration launches, found on a runtime that launches nothing."""
 
 from collections import Counter
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+from cuda_on_cpu.branches import Branches
 
 from kfcnet.batches import Examples, Loader
 from kfcnet.config import load_config
@@ -29,15 +31,44 @@ class Launch(NamedTuple):
 
 
 class Recorder(DryRun):
-    """Keeps what is put on the stream: `launches`, and `copies`, how many copies of arrays."""
+    """Keeps what is put on the streams: `queued`, of launches and of the names of those methods of
+    Branches that put them there, and `copies`, how many copies of arrays.
+    """
 
     def __init__(self):
         super().__init__(SHARED_LIMIT)
-        self.launches, self.copies = [], 0
+        self.begin()
+
+    def begin(self):
+        """Forget all that came before."""
+        self.queued, self.copies = [], 0
+
+    @property
+    def launches(self):
+        return [one for one in self.queued if isinstance(one, Launch)]
+
+    def branches(self, length=lambda launch: 1):
+        """The Branches of what was queued, the launches of these lengths."""
+        branches = Branches()
+        for one in self.queued:
+            if isinstance(one, Launch):
+                branches.add(one.kernel, length=length(one))
+            else:
+                getattr(branches, one)()
+        return branches
+
+    @contextmanager
+    def beside(self):
+        self.queued.append("fork")
+        yield
+        self.queued.append("back")
+
+    def join_branch(self):
+        self.queued.append("join")
 
     def launch(self, file, kernel, constants, grid, block, values, shared):
         constants = tuple(sorted(constants.items()))
-        self.launches.append(Launch(file, kernel, constants, grid, block, values, shared))
+        self.queued.append(Launch(file, kernel, constants, grid, block, values, shared))
 
     def copy_into(self, target, source):
         self.copies += 1
@@ -65,7 +96,7 @@ def record(name, batch_size, *decisions):
     labels = np.zeros(2 * batch_size, np.int32)
     data = Examples(ops, images, labels, np.zeros(INPUT_SHAPE), 1.0)
     loader = Loader(data, batch_size, seed=0)
-    runtime.launches, runtime.copies = [], 0
+    runtime.begin()
     update = as_generator(optimizer.update)(loader.draw(optimizer.step_counter), *decisions)
     assert list(update) == [], "the host has work within the step"
     return runtime

@@ -309,6 +309,25 @@ def test_kernel_that_differs_from_launch_to_launch_fails_its_test(cuda):
         launch_twice(cuda, "relu", "relu", (1,), (32,), [x, x, 3], {})
 
 
+def test_a_capture_takes_in_the_second_stream_and_joins_it(cuda):
+    def step(x):
+        with cuda.beside():
+            y = cuda.relu(x)
+        return y
+
+    program, x = cuda.captured(step), np.array([-1, 3], np.float32)
+    for _ in range(3):
+        np.testing.assert_array_equal(cuda.to_numpy(program(x)), [0, 3])
+    program = cuda.captured(step)
+    program(x)
+    with (
+        patch.object(cuda.runtime, "join_branch"),
+        pytest.raises(DeviceError, match="StreamCaptureUnjoined"),
+    ):
+        program(x)
+    assert not cuda.runtime.capturing and not fake_cupy.captured
+
+
 def test_host_data_inside_a_captured_step_are_refused(cuda):
     step = cuda.captured(lambda x: cuda.axpy(1.0, cuda.asarray(np.ones(4)), x))
     step(cuda.zeros(4))

@@ -487,7 +487,7 @@ def test_momentum_update_moves_and_averages(reference, rng, decays, clips):
             momentum,
             clip if clips else None,
             decay,
-            None,
+            *[None] * 5,
             *moved,
             87,
         ],
@@ -507,24 +507,31 @@ def test_nesterov_update_looks_ahead(rng):
         "momentum_update",
         "nesterov_update",
         fours(direction),
-        [direction, weight_decay, rate, momentum, decay, None, *moved, 87],
+        [direction, weight_decay, rate, momentum, decay, *[None] * 4, *moved, 87],
     )
     for actual, wanted in zip(moved, expected, strict=True):
         assert_close(actual, wanted, 1e-6)
 
 
-@pytest.mark.parametrize("nonfinite_step, moves", [(-1, True), (0, False), (12, False)])
-def test_momentum_update_stands_still_after_a_non_finite_step(rng, nonfinite_step, moves):
-    direction, _, (rate, momentum, _, decay), moved = update_arguments(rng, 6)
-    before, word = [a.copy() for a in moved], scalar(nonfinite_step, np.int64)
-    launch(
-        "momentum_update",
-        "momentum_update",
-        fours(direction),
-        [direction, None, rate, momentum, None, decay, word, *moved, 6],
-    )
+@pytest.mark.parametrize("kernel", ["momentum_update", "nesterov_update"])
+@pytest.mark.parametrize(
+    "loss, first, expected", [(2, -1, -1), (2, 0, 0), (2, 12, 12), (np.inf, -1, 7), (np.nan, 3, 3)]
+)
+def test_an_update_counts_its_step_and_stands_still_once_a_loss_is_not_finite(
+    rng, kernel, loss, first, expected
+):
+    direction, _, (rate, momentum, _, decay), moved = update_arguments(rng, 2000)  # two blocks
+    before, word = [a.copy() for a in moved], scalar(first, np.int64)
+    step, sums = scalar(7, np.int64), np.ones(4, np.float32)
+    clip, nu = ([scalar(0.5)], [scalar(3)]) if kernel == "momentum_update" else ([], [])
+    counted = [np.array([loss, 5], np.float32), *nu, step, sums, word]
+    arguments = [direction, None, rate, momentum, *clip, decay, *counted, *moved, 2000]
+    launch("momentum_update", kernel, fours(direction), arguments)
     for a, b in zip(moved, before, strict=True):
-        assert (a != b).all() if moves else np.array_equal(a, b)
+        assert (a != b).any() if expected < 0 else np.array_equal(a, b)
+    clipped, nus = (2, 4) if clip else (1, np.nan)
+    np.testing.assert_array_equal(sums, np.array([1 + loss, 6, clipped, nus], np.float32))
+    assert (step[0], word[0]) == (8, expected)
 
 
 @pytest.mark.parametrize("is_decoupled", [0, 1])

@@ -27,7 +27,7 @@ from kfcnet.ops.cpu import convolution as numpy_convolution
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cuda import CudaOps
-from kfcnet.ops.primitives import Placed, Primitives
+from kfcnet.ops.primitives import Placed, Primitives, StepCount
 from kfcnet.ops.shapes import output_size
 
 CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
@@ -110,7 +110,10 @@ def test_gradients_of_several_layers_are_those_of_each(ops, rng):
         sides = [output_size(side, *layer.window) for side in (H, W)]
         shapes = layer.x_shape, (4, *sides, layer.out_maps)
         passes.append((layer, *(ops.asarray(rng.standard_normal(shape)) for shape in shapes)))
-    ops.conv_gradients(passes, 0.5, out)
+    gradients = ops.conv_gradients(LAYERS, 0.5, out)
+    for one in passes[::-1]:
+        gradients.add(*one)
+    gradients.finish()
     for layer, x, dy in passes:
         expected = ops.copy(layer.of(out))
         ops.conv_backward_weights(x, dy, *layer.window, scale=0.5, out=expected)
@@ -618,6 +621,21 @@ def test_running_sums_have_no_nu_of_a_step_that_nothing_clips(ops):
     np.testing.assert_array_equal(ops.to_numpy(sums), [1.5, 8, 3, np.nan])
 
 
+@pytest.mark.parametrize(
+    "name, numbers", [("momentum", (0.9, None, 0.5)), ("nesterov", (0.9, 0.5))]
+)
+def test_an_update_with_momentum_counts_its_step_before_it_moves(ops, rng, name, numbers):
+    arrays = [ops.asarray(rng.random(9)) for _ in range(4)]
+    before = [ops.to_numpy(array).copy() for array in arrays]
+    step, sums, flag = ops.counter(3), ops.zeros((4,)), ops.counter(-1)
+    counted = StepCount(ops.asarray([np.inf, 6.0]), None, None, step, sums, flag)
+    getattr(ops, f"{name}_update")(*arrays, 0.1, *numbers, counted)
+    np.testing.assert_array_equal(ops.to_numpy(sums), [np.inf, 6, 0, np.nan])
+    assert (ops.to_numpy(step)[0], ops.to_numpy(flag)[0]) == (4, 3)
+    for array, unmoved in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(ops.to_numpy(array), unmoved)
+
+
 @pytest.mark.parametrize("first", [-1, 0])
 @pytest.mark.parametrize(
     "name, state, numbers",
@@ -634,7 +652,11 @@ def test_no_update_moves_anything_after_a_loss_that_was_not_finite(
 ):
     arrays = [ops.asarray(rng.random(9)) for _ in range(state + 2)]  # theta, state, gradient
     before = [ops.to_numpy(array).copy() for array in arrays]
-    getattr(ops, f"{name}_update")(*arrays, *numbers, ops.counter(first))
+    flag = ops.counter(first)
+    if name in ("momentum", "nesterov"):
+        totals, sums = ops.asarray([0.5, 6.0]), ops.zeros((4,))
+        flag = StepCount(totals, None, None, ops.counter(3), sums, flag)
+    getattr(ops, f"{name}_update")(*arrays, *numbers, flag)
     stays = [np.array_equal(*pair) for pair in zip(map(ops.to_numpy, arrays), before, strict=True)]
     assert stays == [first == 0] * (state + 1) + [True]
 

@@ -48,6 +48,6 @@ def test_a_launch_takes_longer_with_fewer_warps_and_never_less_than_its_gap(laun
     full = microseconds(conv, cells)
     assert full > GAP + SHORTEST
     assert microseconds(conv, cells | {"blocks_a_multiprocessor": "1"}) > full
-    (count,) = of(launches, "count_step")
-    cells = table()[Specialised(*count[:3], {}).name]
-    assert microseconds(count, cells) == GAP + SHORTEST
+    (clip,) = of(launches, "clip_scale")
+    cells = table()[Specialised(*clip[:3], {}).name]
+    assert microseconds(clip, cells) == GAP + SHORTEST

@@ -22,13 +22,15 @@ from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda.convolution import Weights
 from kfcnet.ops.cuda.dry_run import DryRun
 from kfcnet.ops.errors import DeviceError
-from kfcnet.ops.primitives import Placed
+from kfcnet.ops.primitives import ConvGradients, Placed
 from kfcnet.ops.shapes import output_sides
 from kfcnet.training.build import build, captured_step
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
 NOT_TIMED = {
+    "beside",
+    "join",
     "asarray",
     "to_numpy",
     "empty",
@@ -70,10 +72,9 @@ class Calls:
 
         return call
 
-    def conv_gradients(self, passes, scale, out):
-        """One layer after the other, as PyTorch's are."""
-        for layer, x, dy in passes:
-            self.conv_backward_weights(x, dy, *layer.window, scale=scale, out=layer.of(out))
+    def conv_gradients(self, layers, scale, out):
+        """Each layer's by a call of its own, as PyTorch's are."""
+        return ConvGradients(self, scale, out)
 
     def submit(self, function, *arrays, on_host=False):
         """Run at once what would run on the side stream."""

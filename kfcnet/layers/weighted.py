@@ -121,14 +121,16 @@ class Conv2d(Weighted):
             )
 
     def gradient_pass(self, place):
-        """(Placed, inputs, derivatives) of the latest backward pass, for `conv_gradients`."""
+        """(Placed, inputs, derivatives) of the latest backward pass, for a ConvGradients."""
         m = len(self.derivatives)
         return self.placed(place, m), self.inputs[:m], self.derivatives
 
     def gradient(self, out):
         """out (I, P): DWbar."""
         scale = 1 / self.ops.ranks.whole(len(self.derivatives))
-        self.ops.conv_gradients([self.gradient_pass(0)], scale, out.reshape(-1))
+        kernel, stride, padding = self.window
+        _, x, dy = self.gradient_pass(0)
+        self.ops.conv_backward_weights(x, dy, kernel, stride, padding, scale=scale, out=out)
 
     def tangent(self, rx, direction, count):
         """R(s) = [[R(a)]] W^T + [[a]]_H Vbar^T for Vbar = direction (I, P), or as `weights` made it

@@ -34,6 +34,32 @@ class Placed(NamedTuple):
         return part.reshape(self.out_maps, patch)
 
 
+class StepCount(NamedTuple):
+    """What `count_step` takes: the results of a step, and where they are counted."""
+
+    totals: Any
+    clip_scale: Any
+    nu: Any
+    step: Any
+    sums: Any
+    nonfinite_step: Any
+
+
+class ConvGradients:
+    """`conv_backward_weights` of one layer after the other; what is complete after `finish`."""
+
+    def __init__(self, ops, scale, out):
+        self.ops, self.scale, self.out = ops, scale, out
+
+    def add(self, layer, x, dy):
+        """Of a Placed, x (M, H, W, J) and dy (M, Ho, Wo, I)."""
+        part = layer.of(self.out)
+        self.ops.conv_backward_weights(x, dy, *layer.window, scale=self.scale, out=part)
+
+    def finish(self):
+        """Let what follows find all gradients."""
+
+
 class Primitives(ABC):
     """What a device offers. `name` is "cpu" or "cuda", `dtype` that of its arrays.
 
@@ -96,6 +122,16 @@ class Primitives(ABC):
         """
 
     @abstractmethod
+    def beside(self):
+        """A context: what is queued in it comes after what is queued so far, and beside what
+        follows until `join`. Captured graphs have branches so; elsewhere it comes in order.
+        """
+
+    @abstractmethod
+    def join(self):
+        """What is queued from here on comes after all that was queued `beside`."""
+
+    @abstractmethod
     def event(self):
         """A moment on the device; on a GPU None within a captured graph."""
 
@@ -148,11 +184,8 @@ class Primitives(ABC):
         """out (I, P) = scale * dy^T [[x]]_H, over images and locations: Eq. 11."""
 
     @abstractmethod
-    def conv_gradients(self, passes, scale, out):
-        """`conv_backward_weights` of several layers into their parts of out (n,).
-
-        passes: [(Placed, x, dy)] of one mini-batch.
-        """
+    def conv_gradients(self, layers, scale, out):
+        """The ConvGradients of several layers, [Placed], into their parts of out (n,)."""
 
     @abstractmethod
     def patches(self, x, kernel, stride, padding):
@@ -408,15 +441,16 @@ class Primitives(ABC):
         momentum,
         clip_scale,
         averaging_decay,
-        nonfinite_step=None,
+        counted=None,
         weight_decay=None,
     ):
         """One pass over the flat parameter vector:
 
         velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
         average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
-        All updates: weight_decay*theta, with weight_decay (n,), is added to the direction first;
-        none moves anything once nonfinite_step (1,) is not negative: see `count_step`.
+        counted: a StepCount, of which `count_step` comes first. All updates: weight_decay*theta,
+        with weight_decay (n,), is added to the direction first; none moves anything once
+        nonfinite_step (1,), of `counted` or given, is not negative.
         """
 
     @abstractmethod
@@ -429,7 +463,7 @@ class Primitives(ABC):
         learning_rate,
         momentum,
         averaging_decay,
-        nonfinite_step=None,
+        counted=None,
         weight_decay=None,
     ):
         """Like `momentum_update`, but theta += momentum*velocity - learning_rate*direction, with

@@ -20,7 +20,8 @@ class _Adaptive(GradientMethod):
         super().__init__(network, loss, config)
         self.squares = self.ops.zeros(network.theta.shape)
 
-    def _move_along_gradient(self, examples):
+    def _move_along_gradient(self, counted, examples):
+        self.ops.count_step(*counted)  # apart: Adam reads the step that this moves on
         with self._moving(examples) as averaging_decay:
             self._scaled_update(averaging_decay)
 

@@ -99,8 +99,7 @@ class Optimizer:
 
         totals: the loss's, which become those of the whole mini-batch where processes share it.
         """
-        self.network.backward(dz)
-        self.network.compute_gradient(None, totals)
+        self.network.backward_with_gradient(dz, totals)
 
     def add_decay(self, theta, gradient):
         """gradient (n,) += lambda * theta: from that of the mean loss to that of h."""
@@ -231,10 +230,11 @@ class ScheduledOptimizer(Optimizer):
         """
         raise NotImplementedError
 
-    def _move(self, direction, clip_scale, examples, weight_decay=None):
+    def _move(self, direction, counted, examples, weight_decay=None):
         """Momentum, step and iterate average, in one pass over the flat vectors.
 
-        weight_decay (n,): where the direction lacks the penalty's part.
+        counted: the step's StepCount. weight_decay (n,): where the direction lacks the penalty's
+        part.
         """
         with self._moving(examples) as averaging_decay:
             self.ops.momentum_update(
@@ -244,9 +244,9 @@ class ScheduledOptimizer(Optimizer):
                 direction,
                 self.learning_rate_on_device,
                 self.config.momentum,
-                clip_scale,
+                counted.clip_scale,
                 averaging_decay,
-                self.running_sums.nonfinite_step,
+                counted,
                 weight_decay,
             )
 
@@ -274,12 +274,13 @@ class GradientMethod(ScheduledOptimizer):
     def update(self, batch):
         _, dz, totals = self._forward(batch)
         self._backward(dz, totals)
-        self.running_sums.add(self.step_counter, totals)
-        self._move_along_gradient(self.ops.ranks.whole(batch.size))
+        counted = self.running_sums.of(self.step_counter, totals)
+        self._move_along_gradient(counted, self.ops.ranks.whole(batch.size))
         return Step(totals, None)
 
-    def _move_along_gradient(self, examples):
-        """Move the parameters along the gradient of h: network.gradient, the mean over `examples`
-        examples, and that of the penalty, which the update adds in the same pass.
+    def _move_along_gradient(self, counted, examples):
+        """Count the step, a StepCount, and move the parameters along the gradient of h:
+        network.gradient, the mean over `examples` examples, and that of the penalty, which the
+        update adds in the same pass.
         """
         raise NotImplementedError

@@ -84,8 +84,8 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
                 clip_scale, nu = self._clip_scale(predictive)
             if self.has_polyak_bound:
                 clip_scale = self._polyak_scale(clip_scale, totals, examples)
-        self.running_sums.add(self.step_counter, totals, clip_scale, nu)
-        self._move(self.direction, clip_scale, examples)
+        counted = self.running_sums.of(self.step_counter, totals, clip_scale, nu)
+        self._move(self.direction, counted, examples)
         return Step(totals, clip_scale)
 
     def read_sums(self):

@@ -79,7 +79,6 @@ class LevenbergMarquardt(KroneckerOptimizer):
 
     def _apply(self, learning_rate, momentum, totals, examples):
         """velocity <- momentum*velocity - learning_rate*direction, and along it."""
-        self.running_sums.add(self.step_counter, totals)
         self.learning_rate = learning_rate
         with self._moving(examples) as averaging_decay:
             self.ops.momentum_update(
@@ -91,7 +90,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
                 momentum,
                 None,
                 averaging_decay,
-                self.running_sums.nonfinite_step,
+                self.running_sums.of(self.step_counter, totals),
             )
         self._count(examples)
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from kfcnet.ops.primitives import StepCount
+
 
 class Reading(NamedTuple):
     """Sums over the steps since the latest `restart`.
@@ -31,9 +33,9 @@ class RunningSums:
         self.ops = ops
         self.sums, self.nonfinite_step = ops.zeros((4,)), ops.counter(-1)
 
-    def add(self, step, totals, clip_scale=None, nu=None):
-        """Add a step's results, before its update; step: its number, a counter, which goes on."""
-        self.ops.count_step(totals, clip_scale, nu, step, self.sums, self.nonfinite_step)
+    def of(self, step, totals, clip_scale=None, nu=None):
+        """The StepCount that adds a step's results here; step: its number, a counter."""
+        return StepCount(totals, clip_scale, nu, step, self.sums, self.nonfinite_step)
 
     def read(self):
         """A Reading."""

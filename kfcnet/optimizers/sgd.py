@@ -14,13 +14,13 @@ class SGD(GradientMethod):
     def moves_by_velocity(self):
         return not self.config.nesterov
 
-    def _move_along_gradient(self, examples):
+    def _move_along_gradient(self, counted, examples):
         if self.config.nesterov:
-            self._look_ahead(examples)
+            self._look_ahead(counted, examples)
         else:
-            self._move(self.network.gradient, None, examples, self.decay_vector)
+            self._move(self.network.gradient, counted, examples, self.decay_vector)
 
-    def _look_ahead(self, examples):
+    def _look_ahead(self, counted, examples):
         with self._moving(examples) as averaging_decay:
             self.ops.nesterov_update(
                 self.network.theta,
@@ -30,6 +30,6 @@ class SGD(GradientMethod):
                 self.learning_rate_on_device,
                 self.config.momentum,
                 averaging_decay,
-                self.running_sums.nonfinite_step,
+                counted,
                 self.decay_vector,
             )

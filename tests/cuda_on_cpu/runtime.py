@@ -2,15 +2,18 @@
 
 import contextlib
 import ctypes
+import functools
 import threading
 import time
 import weakref
 
 import numpy as np
 
+from cuda_on_cpu.branches import Branches
 from cuda_on_cpu.cuda_cpu import missing
 from cuda_on_cpu.orders import ORDERS, library, run_in_orders
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.cuda import kernels
 from kfcnet.ops.errors import DeviceError
 
 ALIGNMENT = 256  # bytes, as on a GPU
@@ -74,6 +77,7 @@ class CpuRuntime:
         self.launches = 0  # kernels run or recorded by name, not replayed ones
         self._host = CpuOps("float32", shards=1, native="off")
         self._captured = None  # the actions of the step that is being captured
+        self._branches = None  # their order, by the branches of the graph
         self._pool = None  # where arrays come from, if not from NumPy
 
     @property
@@ -83,12 +87,21 @@ class CpuRuntime:
     def describe(self):
         return {"device": "cuda_on_cpu"}
 
-    def _do(self, action, *values):
-        """Run action(*values) on the device, or record it."""
+    def _do(self, action, *values, name, reads=(), length=0):
+        """Run action(*values) on the device, or record it.
+
+        reads: numbers of the values that are read and not written; name: for messages.
+        """
         if self._captured is None:
             action(*values)
-        else:
-            self._captured.append((action, tuple(map(self._recorded, values))))
+            return
+        touched = [
+            (value, index not in reads)
+            for index, value in enumerate(values)
+            if isinstance(value, np.ndarray) and value.size
+        ]
+        self._branches.add(name, touched, length)
+        self._captured.append((action, tuple(map(self._recorded, values))))
 
     def _recorded(self, value):
         """A recorded launch knows addresses; memory of the pool may get other arrays meanwhile."""
@@ -107,12 +120,12 @@ class CpuRuntime:
         if self._pool is None:
             return _aligned(size).view(dtype).reshape(shape)
         memory = self._pool.allocate(size)
-        self._do(lambda memory: memory.fill(0xFF), memory)
+        self._do(lambda memory: memory.fill(0xFF), memory, name="an allocation")
         return memory.view(dtype).reshape(shape)
 
     def zeros(self, shape, dtype):
         array = self.empty(shape, dtype)
-        self._do(lambda array: array.fill(0), array)
+        self._do(lambda array: array.fill(0), array, name="zeros")
         return array
 
     def asarray(self, x, dtype):
@@ -131,7 +144,7 @@ class CpuRuntime:
         return copy
 
     def copy_into(self, target, source):
-        self._do(np.copyto, target, source)
+        self._do(np.copyto, target, source, name="a copy", reads={1})
 
     def synchronize(self):
         self._refuse_in_capture("the host along")
@@ -146,7 +159,9 @@ class CpuRuntime:
             with ONE_LAUNCH:
                 run_in_orders(compiled, grid, block, values, shared, self.orders)
 
-        self._do(run, *values)
+        arguments = enumerate(kernels.signatures(file)[kernel])
+        reads = {index for index, argument in arguments if argument.constant}
+        self._do(run, *values, name=kernel, reads=reads, length=1)
 
     # Other processes
 
@@ -154,10 +169,11 @@ class CpuRuntime:
         self._ranks = ranks
 
     def sum_over_ranks(self, arrays):
-        self._do(self._ranks.sum, *arrays)
+        self._do(self._ranks.sum, *arrays, name="a sum over processes")
 
     def broadcast_over_ranks(self, owner, arrays):
-        self._do(lambda *arrays: self._ranks.broadcast(owner, *arrays), *arrays)
+        broadcast = functools.partial(self._ranks.broadcast, owner)
+        self._do(broadcast, *arrays, name="a broadcast")
 
     # Graphs and the second stream
 
@@ -173,11 +189,29 @@ class CpuRuntime:
             self._pool = None
 
     def capture(self, function):
-        self._captured = graph = []
+        self._captured, self._branches = [], Branches()
+        graph = self._captured
         try:
-            return graph, function()
+            result = function()
+            self.join_branch()  # what is still beside
+            return graph, result
         finally:
-            self._captured = None
+            self._captured = self._branches = None
+
+    @contextlib.contextmanager
+    def beside(self):
+        if self._captured is None:
+            yield
+            return
+        self._branches.fork()
+        try:
+            yield
+        finally:
+            self._branches.back()
+
+    def join_branch(self):
+        if self._captured is not None:
+            self._branches.join()
 
     def replay(self, graph):
         for action, values in graph:

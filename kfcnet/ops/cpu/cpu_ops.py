@@ -19,6 +19,7 @@ from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.errors import DeviceError
+from kfcnet.ops.primitives import ConvGradients
 from kfcnet.ops.shapes import output_sides, pooled_shape
 
 _native = extension.load()
@@ -173,9 +174,8 @@ class CpuOps(Eager):
         )
         np.multiply(total, scale, out=out)
 
-    def conv_gradients(self, passes, scale, out):
-        for layer, x, dy in passes:
-            self.conv_backward_weights(x, dy, *layer.window, scale, layer.of(out))
+    def conv_gradients(self, layers, scale, out):
+        return ConvGradients(self, scale, out)
 
     def _convolution(self, kernel):
         """A dense layer, the convolution with a 1 x 1 kernel, is a plain matrix product."""
@@ -517,11 +517,13 @@ class CpuOps(Eager):
         momentum,
         clip_scale,
         averaging_decay,
-        nonfinite_step=None,
+        counted=None,
         weight_decay=None,
     ):
-        if _is_set(nonfinite_step):
-            return
+        if counted is not None:
+            self.count_step(*counted)
+            if _is_set(counted.nonfinite_step):
+                return
         step = learning_rate if clip_scale is None else learning_rate * clip_scale
         vectors = theta, velocity, average, direction, weight_decay
         for theta, velocity, average, direction, weight_decay in _pieces(*vectors):
@@ -539,11 +541,13 @@ class CpuOps(Eager):
         learning_rate,
         momentum,
         averaging_decay,
-        nonfinite_step=None,
+        counted=None,
         weight_decay=None,
     ):
-        if _is_set(nonfinite_step):
-            return
+        if counted is not None:
+            self.count_step(*counted)
+            if _is_set(counted.nonfinite_step):
+                return
         vectors = theta, velocity, average, direction, weight_decay
         for theta, velocity, average, direction, weight_decay in _pieces(*vectors):
             descent = learning_rate * _decayed(direction, weight_decay, theta)

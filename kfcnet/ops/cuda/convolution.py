@@ -5,13 +5,12 @@ cores are used, and from the shared memory that a block can have.
 """
 
 import itertools
-import math
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 from kfcnet.ops.cuda.launcher import MULTIPROCESSORS
 from kfcnet.ops.cuda.matmul import MatrixProducts
-from kfcnet.ops.primitives import Placed
+from kfcnet.ops.primitives import ConvGradients, Placed
 from kfcnet.ops.shapes import ceil_div, output_sides
 
 
@@ -427,6 +426,88 @@ class Weights:
         return len(self.array)
 
 
+class SlicedGradients(ConvGradients):
+    """Each layer's as sums over slices of the pixels, beside what follows; then in one launch the
+    slices of all layers in order. A dense layer's is one product.
+    """
+
+    def __init__(self, ops, layers, scale, out):
+        super().__init__(ops, scale, out)
+        self.shapes = {one: ConvShape.of(one.x_shape, one.out_maps, *one.window) for one in layers}
+        limit = ops.runtime.shared_limit
+        self.tiles = {
+            one: weights_tile(shape, ops.tensor_cores, limit)
+            for one, shape in self.shapes.items()
+            if not shape.is_dense
+        }
+        sizes = [
+            tile.slices(one.x_shape[0]) * one.out_maps * tile.layer.patch
+            for one, tile in self.tiles.items()
+        ]
+        ends = list(itertools.accumulate(sizes))
+        # All of it now: in a branch it would get memory that the launches before may still use.
+        self.partials = ops.empty(ends[-1]) if sizes else None
+        self.parts = {
+            one: self.partials[end - size : end]
+            for one, size, end in zip(self.tiles, sizes, ends, strict=True)
+        }
+
+    def add(self, layer, x, dy):
+        with self.ops.beside():
+            if layer in self.tiles:
+                self._sum_slices(self.tiles[layer], x, dy, self.parts[layer])
+            else:
+                self._multiply(self.shapes[layer], x, dy, layer.of(self.out))
+
+    def _multiply(self, shape, x, dy, out):
+        self.ops._product(
+            dy,
+            x,
+            out,
+            (shape.out_maps, shape.patch, dy.size // shape.out_maps),
+            transpose_a=True,
+            b_shift=-1,
+            scale=self.scale,
+            tensor_cores=self.ops.tensor_cores,
+        )
+
+    def _sum_slices(self, tile, x, dy, partials):
+        kernel = f"conv_backward_weights_{'tf32' if self.ops.tensor_cores else 'register'}"
+        slices = tile.slices(len(x))
+        self.ops.launch(
+            kernel,
+            kernel,
+            (slices, *tile.blocks),
+            x,
+            dy,
+            partials,
+            len(x),
+            slices,
+            block=tile.threads,
+            shared=tile.shared,
+            **tile.constants,
+        )
+
+    def finish(self):
+        self.ops.join()
+        if not self.tiles:
+            return
+        counts = [one.out_maps * tile.layer.patch for one, tile in self.tiles.items()]
+        self.ops.launch(
+            "conv_backward_weights_sum",
+            "conv_backward_weights_sum",
+            sum(ceil_div(count, 32) for count in counts),
+            self.partials,
+            self.out,
+            next(iter(self.tiles)).x_shape[0],
+            self.partials.size,
+            self.out.size,
+            self.scale,
+            block=(32, 8),
+            LAYERS=",".join(tile.summing(one.place) for one, tile in self.tiles.items()),
+        )
+
+
 class Convolutions(MatrixProducts):
     """Convolutions as implicit matrix products. Over 1 x 1 patches it is the product of all pixels
     with the weights.
@@ -541,70 +622,12 @@ class Convolutions(MatrixProducts):
 
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
         layer = Placed(0, len(out), x.shape, (kernel, stride, padding))
-        self.conv_gradients([(layer, x, dy)], scale, out.reshape(-1))
+        gradients = self.conv_gradients([layer], scale, out.reshape(-1))
+        gradients.add(layer, x, dy)
+        gradients.finish()
 
-    def conv_gradients(self, passes, scale, out):
-        of_pixels = []
-        for one, x, dy in passes:
-            layer = ConvShape.of(x.shape, one.out_maps, *one.window)
-            if layer.is_dense:
-                self._product(
-                    dy,
-                    x,
-                    one.of(out),
-                    (layer.out_maps, layer.patch, dy.size // layer.out_maps),
-                    transpose_a=True,
-                    b_shift=-1,
-                    scale=scale,
-                    tensor_cores=self.tensor_cores,
-                )
-            else:
-                of_pixels.append((one.place, layer, x, dy))
-        if of_pixels:
-            self._sum_over_pixels(of_pixels, scale, out)
-
-    def _sum_over_pixels(self, passes, scale, out):
-        """Of each pass (place, layer, x, dy) scale * dy^T [[x]]_H in out (n,) from `place` on: sums
-        over slices of the pixels, then in one launch the slices of all in order.
-        """
-        limit, M = self.runtime.shared_limit, len(passes[0][2])
-        tiles = [weights_tile(layer, self.tensor_cores, limit) for _, layer, _, _ in passes]
-        shapes = [
-            (tile.slices(M), layer.out_maps, layer.patch)
-            for tile, (_, layer, _, _) in zip(tiles, passes, strict=True)
-        ]
-        ends = list(itertools.accumulate(map(math.prod, shapes)))
-        partials = self.empty(ends[-1])
-        kernel = f"conv_backward_weights_{'tf32' if self.tensor_cores else 'register'}"
-        for tile, shape, end, (_, _, x, dy) in zip(tiles, shapes, ends, passes, strict=True):
-            self.launch(
-                kernel,
-                kernel,
-                (shape[0], *tile.blocks),
-                x,
-                dy,
-                partials[end - math.prod(shape) : end],
-                M,
-                shape[0],
-                block=tile.threads,
-                shared=tile.shared,
-                **tile.constants,
-            )
-        self.launch(
-            "conv_backward_weights_sum",
-            "conv_backward_weights_sum",
-            sum(ceil_div(maps * patch, 32) for _, maps, patch in shapes),
-            partials,
-            out,
-            M,
-            partials.size,
-            out.size,
-            scale,
-            block=(32, 8),
-            LAYERS=",".join(
-                tile.summing(place) for tile, (place, *_) in zip(tiles, passes, strict=True)
-            ),
-        )
+    def conv_gradients(self, layers, scale, out):
+        return SlicedGradients(self, layers, scale, out)
 
     def patches(self, x, kernel, stride, padding):
         layer = ConvShape.of(x.shape, 1, kernel, stride, padding)

@@ -4,6 +4,8 @@ A *runtime* allocates, compiles and launches: CuPy's on a GPU, and in the tests 
 same kernels on the CPU.
 """
 
+import contextlib
+
 import numpy as np
 
 from kfcnet.ops.cuda import kernels
@@ -30,6 +32,7 @@ class Launcher(Primitives):
         self.runtime, self.tensor_cores = runtime, tensor_cores
         self._scalars = {}
         self._captured_scalars = []  # that captured steps read, so that they must stay
+        self._is_beside, self._held = False, []
 
     def launch(self, file, kernel, grid, *values, block=BLOCK, shared=0, **constants):
         """Run a kernel of kernels/<file>.cu, compiled with `constants`, on checked arguments.
@@ -40,6 +43,8 @@ class Launcher(Primitives):
         values = kernels.checked(kernel, arguments, values, constants, self.runtime.array_type)
         grid, block = (size if isinstance(size, tuple) else (size,) for size in (grid, block))
         self.runtime.launch(file, kernel, constants, grid, block, values, shared)
+        if self._is_beside:
+            self._held.append(values)
 
     def _each(self, file, kernel, threads, *values, **constants):
         """Launch at least `threads` threads."""
@@ -48,6 +53,24 @@ class Launcher(Primitives):
     def _fours(self, file, kernel, count, *values, **constants):
         """Launch with a thread for every four elements."""
         self._each(file, kernel, ceil_div(count, 4), *values, **constants)
+
+    # Branches
+
+    @contextlib.contextmanager
+    def beside(self):
+        """What the launches within use is held until `join`: memory that came free earlier would be
+        given to launches that follow, while those here may still be under way.
+        """
+        with self.runtime.beside():
+            self._is_beside = True
+            try:
+                yield
+            finally:
+                self._is_beside = False
+
+    def join(self):
+        self.runtime.join_branch()
+        self._held.clear()
 
     # Arrays
 

@@ -149,6 +149,7 @@ class CupyRuntime:
         self._cupy = cupy = _cupy()
         self._modules, self._kernels, self._launched, self.capturing = {}, {}, {}, False
         self._pools = []  # of each the memory that it has taken
+        self._is_forked, self._capture_events = False, []  # a branch is open; those of a capture
         self._nccl = self._communicator = None  # where several processes share a mini-batch
         self.name = "the GPU"
         with self._errors():
@@ -393,13 +394,46 @@ class CupyRuntime:
                 self._stream.begin_capture()
                 self.capturing = True
                 result = function()
+                self.join_branch()  # what is still beside
                 return self._stream.end_capture(), result
         except BaseException:
             with contextlib.suppress(Exception):  # of the capture that is cut short
                 self._stream.end_capture()
             raise
         finally:
-            self.capturing = False
+            self.capturing = self._is_forked = False
+            self._capture_events.clear()
+
+    @contextlib.contextmanager
+    def beside(self):
+        """Within the context, in a capture: a branch of the graph, from here to `join_branch`.
+
+        A capture takes in the second stream where that waits for an event of the first, and must
+        find it joined in the same way at its end.
+        """
+        if not self.capturing:
+            yield
+            return
+        with self._errors():
+            self._follow(self._side, self._stream)
+            self._side.use()
+        self._is_forked = True
+        try:
+            yield
+        finally:
+            self._stream.use()
+
+    def join_branch(self):
+        if self._is_forked:
+            self._is_forked = False
+            with self._errors():
+                self._follow(self._stream, self._side)
+
+    def _follow(self, later, earlier):
+        """Let what is queued on one stream from here on come after what is queued on another."""
+        event = earlier.record()
+        later.wait_event(event)
+        self._capture_events.append(event)
 
     def replay(self, graph):
         with self._errors():

@@ -130,7 +130,7 @@ class Updates(Launcher):
         momentum,
         clip_scale,
         averaging_decay,
-        nonfinite_step=None,
+        counted=None,
         weight_decay=None,
     ):
         self._fours(
@@ -143,7 +143,7 @@ class Updates(Launcher):
             self._scalar(momentum),
             clip_scale,
             self._scalar(averaging_decay),
-            nonfinite_step,
+            *_counting(counted),
             theta,
             velocity,
             average,
@@ -159,7 +159,7 @@ class Updates(Launcher):
         learning_rate,
         momentum,
         averaging_decay,
-        nonfinite_step=None,
+        counted=None,
         weight_decay=None,
     ):
         self._fours(
@@ -171,7 +171,7 @@ class Updates(Launcher):
             self._scalar(learning_rate),
             self._scalar(momentum),
             self._scalar(averaging_decay),
-            nonfinite_step,
+            *_counting(counted, with_nu=False),
             theta,
             velocity,
             average,
@@ -295,6 +295,12 @@ class Updates(Launcher):
             _log(square_decay),
             epsilon,
         )
+
+
+def _counting(counted, with_nu=True):
+    """The arguments by which an update counts a StepCount, or nothing; its own clip is counted."""
+    names = ["totals", "nu", "step", "sums", "nonfinite_step"]
+    return [getattr(counted, name, None) for name in names if with_nu or name != "nu"]
 
 
 def _log(decay):
