@@ -12,10 +12,7 @@
 // tests/test_kernels_elementwise.py.
 // Bytes, with x elements of input and y of output: forward 4x + 5y, backward 5y + 4x, tangent at
 // most 4x + 5y, 4y more with `active`; limited by memory.
-#include "image.cuh"
-
-using Offsets = Vector<unsigned char, LANES>;
-constexpr int COVERING = (SIZE + STRIDE - 1) / STRIDE;  // windows that cover a pixel, along a side
+#include "max_window.cuh"
 
 extern "C" __global__ void max_pool(
     const float* __restrict__ x,         // aligned (M, HEIGHT, WIDTH, MAPS)
@@ -26,24 +23,8 @@ extern "C" __global__ void max_pool(
     if (thread >= unsigned(M * OUT_HEIGHT * OUT_WIDTH * GROUPS)) return;
     const Place out = place_of<OUT_HEIGHT, OUT_WIDTH>(thread);
 
-    Maps best;
     Offsets where = {};
-    for (int lane = 0; lane < LANES; ++lane) best[lane] = __int_as_float(0xff800000);  // -infinity
-    for (int r = 0; r < SIZE; ++r) {
-#pragma unroll
-        for (int c = 0; c < SIZE; ++c) {
-            const int row = out.row * STRIDE + r, column = out.column * STRIDE + c;
-            const Place in = {out.image, inside(row, HEIGHT), inside(column, WIDTH), out.map};
-            // Outside the image this repeats a pixel that came before, which never wins.
-            const Maps value = load<LANES>(x + offset_of<HEIGHT, WIDTH>(in));
-            for (int lane = 0; lane < LANES; ++lane) {
-                if (!(value[lane] <= best[lane]) && best[lane] == best[lane]) {
-                    best[lane] = value[lane];
-                    where[lane] = r * SIZE + c;
-                }
-            }
-        }
-    }
+    Maps best = max_of_window(x, out, where);
     for (int lane = 0; lane < LANES; ++lane)
         if (RELU && best[lane] < 0.0f) best[lane] = 0.0f;
     const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
@@ -61,23 +42,10 @@ extern "C" __global__ void max_pool_backward(
     if (thread >= unsigned(M * HEIGHT * WIDTH * GROUPS)) return;
     const Place in = place_of<HEIGHT, WIDTH>(thread);
 
-    Maps sum = {};
-#pragma unroll
-    for (int i = 0; i < COVERING; ++i) {
-#pragma unroll
-        for (int j = 0; j < COVERING; ++j) {
-            const int row = in.row / STRIDE - i, column = in.column / STRIDE - j;
-            const int r = in.row - row * STRIDE, c = in.column - column * STRIDE;
-            const Place out = {in.image, inside(row, OUT_HEIGHT), inside(column, OUT_WIDTH),
-                               in.map};
-            const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
-            const Maps value = active_only<RELU>(load<LANES>(dy + offset), active, offset);
-            const Offsets where = load<LANES>(argmax + offset);
-            const bool covered = row == out.row && column == out.column && r < SIZE && c < SIZE;
-            for (int lane = 0; lane < LANES; ++lane)
-                sum[lane] += covered && where[lane] == r * SIZE + c ? value[lane] : 0.0f;
-        }
-    }
+    const Maps sum = sum_where_maximal(argmax, in, [&](const Place& out) {
+        const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
+        return active_only<RELU>(load<LANES>(dy + offset), active, offset);
+    });
     store(dx + offset_of<HEIGHT, WIDTH>(in), sum);
 }
 
@@ -92,12 +60,6 @@ extern "C" __global__ void max_pool_tangent(
     const Place out = place_of<OUT_HEIGHT, OUT_WIDTH>(thread);
     const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
 
-    const Offsets where = load<LANES>(argmax + offset);
-    Maps value;
-    for (int lane = 0; lane < LANES; ++lane) {
-        const Place in = {out.image, out.row * STRIDE + where[lane] / SIZE,
-                          out.column * STRIDE + where[lane] % SIZE, out.map + lane};
-        value[lane] = rx[offset_of<HEIGHT, WIDTH>(in)];
-    }
+    const Maps value = at_maximum(rx, out, load<LANES>(argmax + offset));
     store(ry + offset, active_only<RELU>(value, active, offset));
 }

@@ -133,6 +133,7 @@ class Network:
             raise ValueError(f"network: two layers are named {max(names, key=names.count)!r}")
         self.weighted[0].needs_input_gradient = False
         self._fuse_relus()
+        self._fuse_norms()
         ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         first = self.layers[0]  # a weighted layer may see its images in another shape
@@ -152,6 +153,17 @@ class Network:
             if isinstance(layer, ReLU) and isinstance(following, AvgPool):
                 if not layer.derivative_fused:
                     following.takes_relu_derivative = layer.derivative_fused = True
+
+    def _fuse_norms(self):
+        """Let maximum pools apply the response normalisation behind their ReLU in their own passes,
+        where the device can.
+        """
+        for pool, relu, norm in zip(self.layers, self.layers[1:], self.layers[2:], strict=False):
+            kinds = MaxPool, ReLU, ResponseNorm
+            if not all(map(isinstance, (pool, relu, norm), kinds)):
+                continue
+            if self.ops.can_pool_and_normalise(pool.output_shape, norm.parameters[3]):
+                pool.norm, norm.fused = norm.parameters, True
 
     def _initial(self, seed):
         flat = np.zeros(self._slices[-1].stop)

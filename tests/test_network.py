@@ -226,10 +226,10 @@ def test_a_copy_leaves_what_the_layers_remember_alone(ops64, rng, inputs):
 
 
 def unfused(net):
-    """The network, its ReLUs in passes of their own."""
+    """The network, its ReLUs and normalisations in passes of their own."""
     for layer in net.layers:
         layer.applies_relu = layer.fused = layer.derivative_fused = False
-        layer.takes_relu_derivative = False
+        layer.takes_relu_derivative, layer.norm = False, None
     return net
 
 

@@ -10,8 +10,11 @@ class ResponseNorm(Layer):
 
     The neighbours are size x size pixels of the same map, or `size` maps of the same pixel where
     `across`; n counts the whole neighbourhood also where the border clips it, as cuda-convnet does.
-    `saved` is the input and the base of the power.
+    `saved` is the input and the base of the power. fused: a pool before it normalises in its own
+    passes.
     """
+
+    fused = False
 
     def __init__(self, ops, input_shape, name, size, scale, power, across=False):
         """Raises ValueError behind a dense layer."""
@@ -19,15 +22,21 @@ class ResponseNorm(Layer):
         self.parameters = (size, scale / (size if across else size**2), power, across)
 
     def forward(self, x, mode):
+        if self.fused:
+            return x
         y, d = self.ops.response_norm(x, *self.parameters)
         self.saved = x, d
         return y
 
     def backward(self, dy):
+        if self.fused:
+            return dy
         x, d = (array[: len(dy)] for array in self.saved)
         return self.ops.response_norm_backward(dy, x, d, *self.parameters)
 
     def tangent(self, rx):
+        if self.fused:
+            return rx
         x, d = (array[: len(rx)] for array in self.saved)
         return self.ops.response_norm_tangent(rx, x, d, *self.parameters)
 

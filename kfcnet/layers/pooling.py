@@ -26,23 +26,34 @@ class MaxPool(_Pool):
     """The maximum of each window; derivative and tangent follow the first pixel that attains it.
 
     `saved` is that pixel's place in every window, and the output where it `applies_relu`, else
-    None: the pool then takes the derivative of the ReLU behind it too.
+    None: the pool then takes the derivative of the ReLU behind it too. norm: what the primitives
+    need of a response normalisation behind that ReLU, which it applies in its own passes as well;
+    `saved` is then theirs.
     """
 
     can_apply_relu = True
+    norm = None
 
     def forward(self, x, mode):
+        if self.norm:
+            y, self.saved = self.ops.max_pool_norm(x, *self.window, self.clipped, self.norm)
+            return y
         y, argmax = self.ops.max_pool(x, *self.window, self.clipped, self.applies_relu)
         self.saved = argmax, y if self.applies_relu else None
         return y
 
     def backward(self, dy):
-        argmax, active = _of_first(len(dy), self.saved)
-        shape = (len(dy), *self.input_shape)
+        saved, shape = _of_first(len(dy), self.saved), (len(dy), *self.input_shape)
+        if self.norm:
+            return self.ops.max_pool_norm_backward(dy, saved, shape, *self.window, self.norm)
+        argmax, active = saved
         return self.ops.max_pool_backward(dy, argmax, shape, *self.window, active=active)
 
     def tangent(self, rx):
-        argmax, active = _of_first(len(rx), self.saved)
+        saved = _of_first(len(rx), self.saved)
+        if self.norm:
+            return self.ops.max_pool_norm_tangent(rx, saved, *self.window, self.norm)
+        argmax, active = saved
         return self.ops.max_pool_tangent(rx, argmax, *self.window, active=active)
 
 

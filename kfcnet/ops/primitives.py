@@ -244,6 +244,27 @@ class Primitives(ABC):
         active, of x_shape: the output of a ReLU before it; dx is zero where it is not positive.
         """
 
+    def can_pool_and_normalise(self, pooled_shape, across):
+        """Whether there are the three below, for pooled images (H, W, J) and this kind of response
+        normalisation.
+        """
+        return False
+
+    def max_pool_norm(self, x, size, stride, clipped, norm):
+        """`response_norm` of what `max_pool` with a ReLU makes of x: (y, what the two below need).
+
+        norm: size, alpha, power, across, as `response_norm` takes them.
+        """
+        raise NotImplementedError
+
+    def max_pool_norm_backward(self, dy, saved, x_shape, size, stride, norm):
+        """dx of x_shape: the adjoint of the derivative of `max_pool_norm`, applied to dy."""
+        raise NotImplementedError
+
+    def max_pool_norm_tangent(self, rx, saved, size, stride, norm):
+        """ry: the derivative of `max_pool_norm` along rx."""
+        raise NotImplementedError
+
     # Normalisation
 
     @abstractmethod

@@ -6,6 +6,9 @@ from kfcnet import philox
 from kfcnet.ops.cuda.launcher import BLOCK, Launcher, lanes_of
 from kfcnet.ops.shapes import ceil_div, pooled_shape
 
+POOL_NORM_SHARED = 48 * 1024  # bytes of a block's two tiles of pooled pixels
+POOL_NORM_GROUPS = 2  # of maps, that it has at most: smaller blocks, more of them
+
 
 class Elementwise(Launcher):
     """The primitives of a pass that are no matrix product: memory limits them."""
@@ -59,6 +62,56 @@ class Elementwise(Launcher):
             OUT_HEIGHT=Ho,
             OUT_WIDTH=Wo,
             RELU=int(relu),
+        )
+
+    # A pool with the ReLU and the response normalisation behind it
+
+    def can_pool_and_normalise(self, pooled_shape, across):
+        H, W, J = pooled_shape
+        return not across and 2 * 4 * H * W * lanes_of(J) <= POOL_NORM_SHARED
+
+    def max_pool_norm(self, x, size, stride, clipped, norm):
+        pooled = self.empty(pooled_shape(x.shape, size, stride, clipped))
+        argmax = self.empty(pooled.shape, np.uint8)
+        y, d = self.empty(pooled.shape), self.empty(pooled.shape)
+        arrays = x, pooled, argmax, y, d
+        self._max_pool_norm("", x.shape, pooled.shape, (size, stride), norm, arrays)
+        return y, (pooled, argmax, d)
+
+    def max_pool_norm_backward(self, dy, saved, x_shape, size, stride, norm):
+        dx = self.empty((len(dy), *x_shape[1:]))
+        arrays = dy, *saved, dx
+        self._max_pool_norm("_backward", dx.shape, dy.shape, (size, stride), norm, arrays)
+        return dx
+
+    def max_pool_norm_tangent(self, rx, saved, size, stride, norm):
+        ry = self.empty(saved[0].shape)
+        arrays = rx, *saved, ry
+        self._max_pool_norm("_tangent", rx.shape, ry.shape, (size, stride), norm, arrays)
+        return ry
+
+    def _max_pool_norm(self, which, x_shape, pooled_shape, window, norm, arrays):
+        (M, H, W, J), (_, Ho, Wo, _) = x_shape, pooled_shape
+        norm_size, alpha, power, _ = norm
+        bytes_of_group = 2 * 4 * Ho * Wo * lanes_of(J)
+        groups = min(POOL_NORM_GROUPS, POOL_NORM_SHARED // bytes_of_group)
+        self.launch(
+            "max_pool_norm",
+            "max_pool_norm" + which,
+            (M, ceil_div(J // lanes_of(J), groups)),
+            *arrays,
+            M,
+            alpha,
+            HEIGHT=H,
+            WIDTH=W,
+            MAPS=J,
+            SIZE=window[0],
+            STRIDE=window[1],
+            OUT_HEIGHT=Ho,
+            OUT_WIDTH=Wo,
+            NORM_SIZE=norm_size,
+            POWER=f"{float(power)!r}f",
+            TILE_GROUPS=groups,
         )
 
     # Normalisation
