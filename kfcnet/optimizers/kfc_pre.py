@@ -71,7 +71,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
             else:
                 yield lambda: self._update_statistics(predictive, statistics_decay)
         if invert and self.inversions:
-            with self.phase("inverses"):
+            with self.phase("inverses"), self.ops.beside():  # joined by the gradient
                 self.inversions.invert()
         elif invert:
             yield self._invert

@@ -119,15 +119,21 @@ class KroneckerOptimizer(Optimizer):
 
     def _natural_gradient(self):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""
-        parts = []
-        for block, gradient, out in self._by_block(self.network.gradient, self.direction):
-            if block.is_shared:
-                block.precondition_rows(gradient, out)
-                parts.append(out)
-            else:
-                block.natural_gradient(gradient, out)
-        if parts:
+        blocks = list(self._by_block(self.network.gradient, self.direction))
+        half = len(blocks) // 2
+        with self.ops.beside():
+            self._take_natural_gradients(blocks[:half])
+        self._take_natural_gradients(blocks[half:])
+        self.ops.join()
+        if parts := [out for block, _, out in blocks if block.is_shared]:
             self.ops.ranks.sum(*parts)
+
+    @staticmethod
+    def _take_natural_gradients(blocks):
+        """Those of some (block, gradient, out)."""
+        for block, gradient, out in blocks:
+            take = block.precondition_rows if block.is_shared else block.natural_gradient
+            take(gradient, out)
 
     def _precondition(self, vector, out):
         """out <- [F^(gamma)]^-1 vector, block by block, for any flat vector (n,)."""
