@@ -4,6 +4,8 @@ PyYAML follows version 1.1, where the first is text, the second is false, `010` 
 is ninety. A key given twice is an error here, where PyYAML keeps the last value in silence.
 """
 
+import copy
+import functools
 import re
 from collections import Counter
 from typing import Any
@@ -86,6 +88,11 @@ for _kind, (_pattern, _first, _) in _CORE_SCHEMA.items():
 
 def parse(text: str) -> Any:
     """The document in `text`. Raises ValueError with the place of a syntax error."""
+    return copy.deepcopy(_parsed(text))
+
+
+@functools.lru_cache(maxsize=1024)  # a plan asks for the same files and settings again and again
+def _parsed(text):
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

@@ -1,5 +1,6 @@
 """Where the numbers of a run come from: program, versions, machine and data, for `run.json`."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -86,6 +87,7 @@ def _commit():
         return None
 
 
+@functools.cache  # a package's metadata takes milliseconds to read
 def _version(package):
     try:
         return metadata.version(package)
