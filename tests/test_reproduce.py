@@ -373,6 +373,16 @@ def test_what_is_running_and_what_is_left_is_shown(plan, tmp_path, capsys):
     assert "left: 1.5 epochs of 1 curve, about" in lines[-1]
 
 
+def test_the_plan_has_the_time_of_a_curve_whose_learning_rate_is_still_to_be_found(
+    plan, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(work, "_try", lambda *_: "not tried")
+    do(plan, tmp_path / "out", "assumptions")
+    begin = capsys.readouterr().err
+    assert re.search(r"^  tiny_max: 1 epochs, about \d+ s$", begin, re.MULTILINE)
+    assert "unknown speed" not in begin
+
+
 @pytest.mark.parametrize("seconds, text", [(7.4, "7 s"), (1500, "25 min"), (7800, "2 h 10 min")])
 def test_durations_are_told_in_readable_units(seconds, text):
     assert work.duration(seconds) == text
@@ -448,7 +458,9 @@ def test_absent_data_are_reported_once_for_each_curve(plan, tmp_path, monkeypatc
     )
     failures = do(plan, tmp_path / "out", places={"svhn": tmp_path / "nowhere"})
     assert list(failures) == ["svhn_kfc"] and "nowhere" in failures["svhn_kfc"]
-    assert capsys.readouterr().err.count("Going on without svhn") == 1
+    text = capsys.readouterr().err
+    assert text.count("Going on without svhn") == 1
+    assert "\n  svhn_kfc: " not in text and "epochs of 2 curves, about" in text
     assert len(progress_of(plan, RunIndex(tmp_path / "out"))["digits_sgd"].finals) == 2
 
 

@@ -36,7 +36,7 @@ def train_missing(plan, figure, index, places, at_a_time=1):
             failures[curve.name] = reason
     forecast, running = Forecast(at_a_time), {}  # running: {Future: (its Task, when it began)}
     now = progress_of(plan, index)
-    forecast.estimate(now, places, unusable)
+    forecast.estimate(plan, now, places, unusable)
     say(forecast.plan(now))
     with workers(at_a_time) as pool:
         while True:
@@ -149,22 +149,34 @@ def _train(task, places):
 
 
 class Forecast:
-    """Seconds per epoch of each curve, measured here or, before that, read from the records."""
+    """Seconds per epoch of each curve, measured here or, before that, read from the records.
+
+    left_out: names of the curves whose data are missing, which nothing is said of.
+    """
 
     def __init__(self, at_a_time=1):
-        self.measured, self.at_a_time = {}, at_a_time
+        self.measured, self.left_out, self.at_a_time = {}, set(), at_a_time
 
     def add(self, task, seconds):
         if task.epochs_to_go > 0:
             self.measured[task.name] = seconds / task.epochs_to_go
 
-    def estimate(self, now, places, unusable):
+    def estimate(self, plan, now, places, unusable):
         """Take a few updates of each curve that has no record yet and something to train."""
-        for name, state in now.items():
-            tasks = [task for task in state.pending if not unusable.reason(task.config.data)]
-            if tasks and state.epochs_left > 0 and not self._cost(name, state):
+        for name, state in self._to_train(now).items():
+            config = plan.configure(state.curve, state.settings)
+            if unusable.reason(config.data):
+                self.left_out.add(name)
+            elif not self._cost(name, state):
                 with contextlib.suppress(np.linalg.LinAlgError):
-                    self.measured[name] = quick_cost(tasks[0].config, places)
+                    self.measured[name] = quick_cost(config, places)
+
+    def _to_train(self, now):
+        return {
+            name: state
+            for name, state in now.items()
+            if state.epochs_left > 0 and name not in self.left_out
+        }
 
     def _cost(self, name, state):
         """Seconds per epoch of a curve, None where they are not known."""
@@ -173,23 +185,20 @@ class Forecast:
     def plan(self, now):
         """What is to be trained, curve by curve, and how long all of it takes: a text."""
         lines = []
-        for name, state in now.items():
-            if state.epochs_left > 0:
-                seconds = state.epochs_left * (self._cost(name, state) or 0)
-                about = f", about {duration(seconds / self.at_a_time)}" if seconds else ""
-                lines.append(f"  {name}: {state.epochs_left:.3g} epochs{about}")
+        for name, state in self._to_train(now).items():
+            seconds = state.epochs_left * (self._cost(name, state) or 0)
+            about = f", about {duration(seconds / self.at_a_time)}" if seconds else ""
+            lines.append(f"  {name}: {state.epochs_left:.3g} epochs{about}")
         return "\n".join(["to train:", *lines, self.left(now)]) if lines else "nothing to train"
 
     def left(self, now):
         """What is left to train, in words. now: {name: CurveProgress}."""
-        epochs = sum(state.epochs_left for state in now.values())
-        seconds, unknown = 0.0, 0
-        for name, state in now.items():
-            cost = self._cost(name, state)
-            seconds += state.epochs_left * (cost or 0)
-            unknown += state.epochs_left > 0 and not cost
-        curves = sum(state.epochs_left > 0 for state in now.values())
-        text = f"left: {epochs:.3g} epochs of {_curves(curves)}"
+        states = self._to_train(now)
+        costs = {name: self._cost(name, state) for name, state in states.items()}
+        seconds = sum(state.epochs_left * (costs[name] or 0) for name, state in states.items())
+        unknown = sum(cost is None for cost in costs.values())
+        text = f"left: {sum(state.epochs_left for state in states.values()):.3g} epochs"
+        text += f" of {_curves(len(states))}"
         text += f", about {duration(seconds / self.at_a_time)}" if seconds else ""
         return text + (f" and {_curves(unknown)} of unknown speed" if unknown else "")
 
