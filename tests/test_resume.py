@@ -18,6 +18,7 @@ from runs import SGD, SMALL, assert_same_run, small
 from thread_ranks import on_ranks
 
 from kfcnet.config import load_config
+from kfcnet.figures import curves
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.errors import DeviceError
@@ -58,7 +59,7 @@ def uninterrupted(text, tmp_path_factory):
     """A run that was never stopped."""
     out = tmp_path_factory.mktemp("runs") / "uninterrupted"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.curves, "plot_runs", lambda _, out: out.write_text("a figure"))
+        patch.setattr(curves, "plot_runs", lambda _, out: out.write_text("a figure"))
         train(small(ALWAYS, text=text), out)
     return out
 
@@ -91,7 +92,7 @@ KILLS = {
     "in a later checkpoint's write": (files.os, "replace", 10, True),
     "after a later checkpoint's write": (files.os, "replace", 10, False),
     "before the last evaluation": (trainer, "evaluate", 7, True),
-    "before the figure": (trainer.curves, "plot_runs", 1, True),
+    "before the figure": (curves, "plot_runs", 1, True),
 }
 
 

@@ -18,6 +18,7 @@ from runs import assert_same_run, small
 import kfcnet
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
+from kfcnet.figures import curves
 from kfcnet.optimizers import SGD, KfcPre
 from kfcnet.optimizers.kfac import KFAC
 from kfcnet.runs import files, folder, locks
@@ -460,7 +461,7 @@ def test_a_full_disk_at_a_checkpoint_is_an_error_naming_the_file(tmp_path, monke
     with pytest.raises(WriteError, match=r"cannot write .*: No space left on device.*--resume"):
         train(small("checkpoint_minutes=1e-9"), tmp_path / "run")
     monkeypatch.undo()
-    monkeypatch.setattr(trainer.curves, "plot_runs", lambda _, out: out.write_text("a figure"))
+    monkeypatch.setattr(curves, "plot_runs", lambda _, out: out.write_text("a figure"))
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] > 0
     train(small("checkpoint_minutes=1e-9"), tmp_path / "run", resume=True)
     train(small("checkpoint_minutes=1e-9"), tmp_path / "other")
