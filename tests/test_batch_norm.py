@@ -8,7 +8,7 @@ from runs import SGD, small
 
 from kfcnet.config import ConfigError
 from kfcnet.curvature.scale_shift import ScaleShiftBlock
-from kfcnet.layers import ScaleShift
+from kfcnet.layers import Mode, ScaleShift
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.optimizers import build_optimizer
@@ -219,7 +219,7 @@ def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(tmp_path
     net = fresh.network
     x = fresh.train_set.batch(fresh.measured[: trainer.STATISTICS_EXAMPLES]).inputs
     with net.using(saved["optimizer"]["average"]):
-        convolved = net.weighted[0].forward(x, None)  # dropout is the identity when measuring
+        convolved = net.weighted[0].forward(x, Mode())  # dropout is the identity when measuring
     assert len(x) == 1024
     statistics = saved["statistics"]["batch_norm1"]
     assert_close(statistics["mean"], convolved.mean((0, 1, 2)))
