@@ -187,6 +187,17 @@ def test_forty_updates_of_several_processes_are_those_of_one(name, count):
     check(OPTIMIZERS[name], EVERY_LAYER, count)
 
 
+@pytest.mark.parametrize("name", ["kfac", "hessian_free"])
+def test_the_objective_that_adapts_the_damping_is_that_of_all_examples(name):
+    def objective(ranks):
+        optimizer = trained(ranks, OPTIMIZERS[name], EVERY_LAYER, updates=1)
+        (batch,) = batches(optimizer.ops, 1)
+        return optimizer._objective_after(batch, optimizer.steps)
+
+    found = on_ranks(2, objective)
+    np.testing.assert_allclose(found, [objective(Alone())] * 2, rtol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name, config", list(combinations()))
