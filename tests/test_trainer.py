@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import stat
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -60,6 +62,40 @@ def test_a_process_without_streams_trains_and_shows_nothing(tmp_path, monkeypatc
         monkeypatch.setattr(sys, name, None)
     train(small("device=auto"), tmp_path / "run")
     assert read_metrics(tmp_path / "run" / "metrics.csv")["iteration"][-1] == 12
+
+
+class Full(io.StringIO):
+    """A stream to a full disk."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+class WithoutMethods:
+    """What a program may put in place of a stream."""
+
+
+@pytest.mark.parametrize("make", [Full, closed, WithoutMethods])
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_cannot_be_written_to_does_not_end_a_run(make, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, name, make())
+    train(small("device=auto"), tmp_path / "run")
+    assert read_json(tmp_path / "run" / "run.json")["outcome"]["state"] == "finished"
+
+
+def test_a_run_ends_where_nobody_reads_it_any_more(tmp_path, monkeypatch):
+    def unread(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=unread, flush=unread))
+    with pytest.raises(BrokenPipeError):
+        train(small(), tmp_path / "run")
 
 
 def test_without_standard_error_its_notices_do_not_go_to_standard_output(

@@ -54,6 +54,7 @@ from kfcnet.training.build import (
 )
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
 from kfcnet.training.evaluation import batch_statistics, evaluate
+from kfcnet.training.output import Output
 from kfcnet.training.progress_bar import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -197,7 +198,8 @@ class Trainer:
         """Raises ConfigError for a network that does not fit the data, DeviceError, RanksError."""
         self.config, self.folder, self.dataset = config, folder, dataset
         self.ranks = ranks = ranks or Alone()
-        self.rows, self.errors = (rows or sys.stdout, sys.stderr) if ranks.is_first else (None,) * 2
+        shown = (rows or sys.stdout, sys.stderr) if ranks.is_first else (None, None)
+        self.rows, self.errors = (stream and Output(stream) for stream in shown)
         self.ops = ranks.agreed(lambda: build_ops(config, ranks=ranks))
         self._check_alike()
         self._check_cores()
