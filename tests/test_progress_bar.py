@@ -54,6 +54,8 @@ def test_a_run_that_goes_on_gives_no_estimate_before_its_first_evaluation(tmp_pa
 
 @pytest.mark.parametrize("evaluation", [
     "{every: 1, unit: updates}", "{every: 5, unit: updates}", "{every: 0.2, unit: epochs}",
+    "{every: 0.07, unit: epochs}", "{every: 5e-324, unit: epochs}",
+    "{every: 1.7e308, unit: epochs}",
 ])  # fmt: skip
 def test_the_evaluations_left_are_those_that_are_due(evaluation):
     schedule = EvaluationSchedule(small(f"evaluation={evaluation}"), 1437)

@@ -11,7 +11,8 @@ class EvaluationSchedule:
         updates_per_epoch = examples / config.optimizer.batch_size
         self.steps = math.ceil(config.epochs * updates_per_epoch - 1e-9)
         in_epochs = config.evaluation.unit == "epochs"
-        self.every = config.evaluation.every * (updates_per_epoch if in_epochs else 1)
+        every = config.evaluation.every * (updates_per_epoch if in_epochs else 1)
+        self.every = max(1.0, every)  # an update at least
 
     def due(self, step):
         """Whether to evaluate after `step` updates; always at the start and at the end."""
