@@ -237,6 +237,7 @@ def test_overrides_reach_layers_by_their_names():
     ("evaluation={every: 1.5, unit: updates}", "evaluation: every must be a whole number"),
     ("data=null", "data: must be keys and values, got None"),
     ("epochs=0", "epochs: must be above 0, got 0"),
+    ("epochs=1.7e308", "epochs: must be at most 1000000000, got 1.7e+308"),
     ("seed=4294967296", "seed: must be below 4294967296, got 4294967296"),
     ("device=gpu", "device: must be auto, cpu or cuda, got 'gpu'"),
     ("dtype=float16", "dtype: must be float32 or float64, got 'float16'"),

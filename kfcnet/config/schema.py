@@ -182,7 +182,7 @@ class Config(Model):
     evaluation: EvaluationConfig = EvaluationConfig()
     diagnostics: DiagnosticsConfig | None = None
     checkpoint_minutes: PositiveFloat = 5.0
-    epochs: PositiveFloat
+    epochs: Annotated[float, Field(gt=0, le=1e9)]
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
