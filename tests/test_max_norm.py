@@ -31,9 +31,11 @@ def test_max_norm_shortens_the_rows_that_are_too_long_and_no_others(ops, rng):
     assert_close(ops.to_numpy(average), 1 + 0.25 * (weight - before))  # its share of the change
 
 
-def test_max_norm_leaves_rows_of_zeros_alone(ops):
+@pytest.mark.parametrize("limit", [1.0, 5e-324])
+def test_max_norm_leaves_rows_of_zeros_alone(ops, limit):
+    """Whether or not the limit is zero, too, in the device's precision."""
     weight, average = ops.zeros((2, 4)), ops.zeros((2, 4))
-    ops.max_norm(weight, average, 1.0, 0.5)
+    ops.max_norm(weight, average, limit, 0.5)
     for array in (weight, average):
         assert np.array_equal(ops.to_numpy(array), np.zeros((2, 4)))
 

@@ -562,7 +562,9 @@ class CpuOps(Eager):
             return
         incoming = weight[:, 1:]
         norms = np.sqrt(np.square(incoming).sum(axis=1, keepdims=True))
-        shorter = incoming * (limit / np.maximum(norms, limit))
+        # A NaN is divided by and passed on; limit and norm may both be zero in float32.
+        is_long = ~(norms <= limit)
+        shorter = incoming * np.divide(limit, norms, out=np.ones_like(norms), where=is_long)
         average[:, 1:] += (1 - averaging_decay) * (shorter - incoming)
         incoming[...] = shorter
 
