@@ -5,17 +5,25 @@ text that names the layer or the setting. Nothing here is chosen by hand: the la
 and their bounds are read from the models of a configuration.
 """
 
+import itertools
 import re
+import types
 import typing
 
 import numpy as np
 import pytest
 from checks import assert_close
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from kfcnet.batches import Batch
 from kfcnet.config import ConfigError, schema
-from kfcnet.config.schema import KfcPreConfig, LayerConfig, OptimizerConfig
+from kfcnet.config.schema import (
+    KfcPreConfig,
+    LayerConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SgdConfig,
+)
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
@@ -94,38 +102,69 @@ def test_every_layer_behind_every_other_trains_as_the_reference_or_is_refused_by
         assert_close(got, expected, tolerance)
 
 
-def bounds(model):
-    """(field, value) of every bound of a model's numbers; of an excluded one its neighbour."""
-    for name, field in model.model_fields.items():
-        integral = int in (field.annotation, *typing.get_args(field.annotation))
-        for rule in field.metadata:
-            for kind, beyond in (("ge", None), ("le", None), ("gt", np.inf), ("lt", -np.inf)):
-                bound = getattr(rule, kind, None)
-                if bound is None:
-                    continue
-                value = bound if beyond is None else float(np.nextafter(bound, beyond))
-                yield name, int(value) if integral else float(value)
+def ends(kind, rules=()):
+    """The ends of a type's values: the bounds of a number, of an excluded one its neighbour; every
+    choice where there is one, None included.
+    """
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        nested = [getattr(part, "metadata", [part]) for part in parts[1:]]
+        yield from ends(parts[0], [*rules, *itertools.chain(*nested)])
+    elif origin in (typing.Union, types.UnionType):
+        for part in parts:
+            yield from ends(part)
+    elif origin is typing.Literal:
+        yield from parts if len(parts) > 1 else ()
+    elif kind is types.NoneType:
+        yield None
+    elif kind is bool:
+        yield from (False, True)
+    elif kind in (int, float):
+        for rule in rules:
+            for bound, beyond in (("ge", None), ("le", None), ("gt", np.inf), ("lt", -np.inf)):
+                if (value := getattr(rule, bound, None)) is not None:
+                    yield kind(value if beyond is None else np.nextafter(value, beyond))
 
 
 def models(union):
     return typing.get_args(typing.get_args(union)[0])
 
 
+def settings_at_ends(union):
+    """(model, name of a field, value) of every end in the models of a union."""
+    return [
+        (model, name, value)
+        for model in models(union)
+        if model is not schema.CustomConfig
+        for name, field in model.model_fields.items()
+        if name != "name"
+        for value in ends(field.annotation, field.metadata)
+        if (name, value) != ("units", None)  # which leaves them to the data
+    ]
+
+
 def at_bounds(cases):
     """A test of each case, (model, name of a field, value)."""
-    ids = [f"{model.__name__}.{name}={value:g}" for model, name, value in cases]
+    ids = [f"{model.__name__}.{name}={value}" for model, name, value in cases]
     return pytest.mark.parametrize("model, name, value", cases, ids=ids)
 
 
-LAYER_BOUNDS = [
-    (model, name, value)
-    for model in models(LayerConfig)
-    for name, value in bounds(model)
-    if model is not schema.CustomConfig
-]
-OPTIMIZER_BOUNDS = [
-    (model, name, value) for model in models(OptimizerConfig) for name, value in bounds(model)
-]
+LAYER_BOUNDS = settings_at_ends(LayerConfig)
+OPTIMIZER_BOUNDS = settings_at_ends(OptimizerConfig)
+SCHEDULE_BOUNDS = settings_at_ends(ScheduleConfig)
+
+
+@pytest.mark.parametrize(
+    "kind, expected",
+    [
+        (typing.Annotated[int, Field(ge=1, le=16)], [1, 16]),
+        (typing.Annotated[float, Field(gt=0, lt=1)], [5e-324, np.nextafter(1, 0)]),
+        (typing.Annotated[float, Field(ge=0)] | None, [0.0, None]),
+        (typing.Literal["a", "b"] | bool, ["a", "b", False, True]),
+    ],
+)
+def test_ends_are_found_wherever_they_stand_in_a_type(kind, expected):
+    assert [*ends(kind)] == expected
 
 
 @at_bounds(LAYER_BOUNDS)
@@ -170,4 +209,18 @@ def test_an_optimizer_at_the_end_of_a_range_trains_or_is_refused_by_name(
     except (ValueError, FloatingPointError, np.linalg.LinAlgError) as error:
         assert str(error)
         return
+    assert np.isfinite(theta).all()
+
+
+@at_bounds(SCHEDULE_BOUNDS)
+def test_a_schedule_at_the_end_of_a_range_trains_or_is_refused_by_name(model, name, value):
+    needed = {"at": (2.0 * M,), "examples": 2.0 * M}
+    own = {key: needed[key] for key in needed if key in model.model_fields}
+    try:
+        schedule = model(**(own | {"warm_up": 1.5 * M} | {name: value}))
+    except ConfigError as error:
+        assert name in str(error)
+        return
+    optimizer = SgdConfig(learning_rate=0.01, batch_size=M, schedule=schedule)
+    theta = trained(CpuOps("float64", shards=1), [LAYERS["conv"], END], optimizer, updates=4)
     assert np.isfinite(theta).all()
