@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -486,6 +487,12 @@ def test_a_run_that_cannot_be_kept_whole_is_not_kept(arrays, tmp_path, monkeypat
     with pytest.raises(WriteError, match="cannot write .*kept: .*No space left"):
         run.save(tmp_path / "kept")
     assert not list(tmp_path.iterdir())
+
+
+def test_fit_without_a_temporary_folder_asks_for_one(arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(WriteError, match="cannot make a temporary folder .* with out="):
+        kfcnet.fit(arrays["train_images"], arrays["train_labels"], NETWORK)
 
 
 def test_fit_takes_grey_floating_images_and_predicts_them(rng, tmp_path):

@@ -99,7 +99,8 @@ def fit(
     is drawn. out: the run's folder. settings: further sections of a configuration.
 
     Raises DataError naming the index of a wrong image or label, ConfigError naming a wrong setting,
-    TrainingFailed, and RunFolderError where `out` holds a run.
+    TrainingFailed, RunFolderError where `out` holds a run, and WriteError where a file or a
+    temporary folder cannot be written.
     """
     layers, own = _described(network)
     dataset = data.from_arrays(images, labels, *_held_out(validation))
@@ -115,10 +116,19 @@ def fit(
         **settings,
     }
     config = with_classes(parse_config(json.dumps(document, default=_plain), "fit"), own)
-    temporary = None if out else tempfile.TemporaryDirectory(prefix="kfcnet-")
+    temporary = None if out else _temporary_folder()
     folder = Path(out or temporary.name) / ("" if out else "run")
     train(config, folder, dataset=dataset)
     return FittedNetwork.of_run(folder, layers=own, temporary=temporary)
+
+
+def _temporary_folder():
+    try:
+        return tempfile.TemporaryDirectory(prefix="kfcnet-")
+    except OSError as error:
+        raise WriteError(
+            f"fit: cannot make a temporary folder ({error}); name the run's folder with out="
+        ) from error
 
 
 def _held_out(validation):
