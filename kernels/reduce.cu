@@ -1,7 +1,7 @@
 // kernels/reduce.cu: sums over vectors to one number on the device, the scale of a clipped step.
 //
 //   dot_slices    partials (slices): the shares of sum x*y;  weighted_dot_slices: of sum w*x*y
-//   sum_slices    result (1) = sum of the partials, in their order; or += that
+//   sum_slices    result (1) = sum of the partials, in their order
 //   trace         result (1) = sum of the diagonal of matrix (side, side)
 //   clip_scale    nu (1) = learning_rate^2 * quadratic (1), scale (1) = min(1, sqrt(clip / nu))
 //   polyak_scale  result (1) = min(scale, share * h / (learning_rate * slope)), h the objective
@@ -53,12 +53,11 @@ extern "C" __global__ void weighted_dot_slices(
 extern "C" __global__ void sum_slices(
     const float* __restrict__ partials,  // (slices)
     float* __restrict__ result,          // (1)
-    int slices,
-    int accumulate) {
+    int slices) {
     float sum = 0.0f;
     for (int slice = threadIdx.x; slice < slices; slice += blockDim.x) sum += partials[slice];
     sum = block_sum(sum);
-    if (threadIdx.x == 0) *result = accumulate ? *result + sum : sum;
+    if (threadIdx.x == 0) *result = sum;
 }
 
 // One block.

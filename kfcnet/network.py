@@ -305,11 +305,22 @@ class Network:
 
     def tangent(self, direction: Any, count: int) -> Any:
         """R(z) (count, classes): the derivative of the first logits along direction (n,)."""
-        rx, views = None, dict(zip(self.weighted, self.views(direction), strict=True))
         weights = self._weights(direction, count)
+        vectors = {
+            layer: weights.get(layer.name, view)
+            for layer, view in zip(self.weighted, self.views(direction), strict=True)
+        }
+        with self.ops.beside():  # these wait for no layer before; the first two are needed soon
+            along_weights = {
+                layer: layer.weight_tangent(vectors[layer], count) for layer in self.weighted[2:]
+            }
+        rx = None
         for layer in self.layers:
-            if layer in views:
-                rx = layer.tangent(rx, weights.get(layer.name, views[layer]), count)
+            if layer in along_weights:
+                self.ops.join()
+                rx = layer.add_input_tangent(rx, along_weights[layer])
+            elif layer in vectors:
+                rx = layer.tangent(rx, vectors[layer], count)
             elif rx is not None:
                 rx = layer.tangent(rx)
         return rx

@@ -26,7 +26,7 @@ FEW_WARPS = {  # of kernels, by how their names begin: why they may have few
     "conv_forward_tf32 8x8": "7.8: one block of eight warps for each of 128 images",
     "gram_offsets_slices 32x32x3": "81 items: a slice of a border's pixels is short",
     "gram_sum_lanes": "small matrices",
-    "matmul": "small results; the depth is shared by the warps of a block",
+    "matmul": "small results; the warps of a block share the depth: see REGISTER_TILES",
     "momentum_update": "90,000 parameters, four a thread",
     "multiply_add": "likewise",
 }

@@ -420,7 +420,7 @@ def test_dot_products_are_sums_of_ordered_slices(rng, count, slices):
     for kernel, vectors in ("dot_slices", [x, y]), ("weighted_dot_slices", [w, x, y]):
         partials, result = empty(slices), empty(1)
         launch("reduce", kernel, (slices,), [*vectors, partials, count, slices])
-        launch("reduce", "sum_slices", (1,), [partials, result, slices, 0])
+        launch("reduce", "sum_slices", (1,), [partials, result, slices])
         products = np.prod(np.array(vectors, np.float64), axis=0)
         assert abs(result[0] - products.sum()) <= 1e-6 * np.abs(products).sum()
 

@@ -62,6 +62,15 @@ class Weighted(Layer):
 
     def tangent(self, rx, direction, count):
         """The first `count` examples' tangent along rx (or None: zero) and weights `direction`."""
+        ry = self.weight_tangent(direction, count)
+        return ry if rx is None else self.add_input_tangent(rx, ry)
+
+    def weight_tangent(self, direction, count):
+        """The first `count` examples' tangent along weights `direction`, of weight_shape."""
+        raise NotImplementedError
+
+    def add_input_tangent(self, rx, ry):
+        """ry, to which the tangent along rx is added."""
         raise NotImplementedError
 
 
@@ -132,13 +141,13 @@ class Conv2d(Weighted):
         _, x, dy = self.gradient_pass(0)
         self.ops.conv_backward_weights(x, dy, kernel, stride, padding, scale=scale, out=out)
 
-    def tangent(self, rx, direction, count):
-        """R(s) = [[R(a)]] W^T + [[a]]_H Vbar^T for Vbar = direction (I, P), or as `weights` made it
-        of that.
-        """
-        ry = self.ops.conv_forward(self.inputs[:count], direction, *self.window)
-        if rx is not None:
-            self.ops.conv_forward(rx, self.saved.weight, *self.window, bias=False, add_to=ry)
+    def weight_tangent(self, direction, count):
+        """[[a]]_H Vbar^T for Vbar = direction (I, P), or as `weights` made it of that."""
+        return self.ops.conv_forward(self.inputs[:count], direction, *self.window)
+
+    def add_input_tangent(self, rx, ry):
+        """R(s) = [[R(a)]] W^T + ry."""
+        self.ops.conv_forward(rx, self.saved.weight, *self.window, bias=False, add_to=ry)
         return ry
 
 
@@ -163,9 +172,12 @@ class Dense(Conv2d):
         dx = super().backward(self._as_image(dy))
         return None if dx is None else dx.reshape(len(dy), *self.image_shape)
 
-    def tangent(self, rx, direction, count):
-        rx = None if rx is None else self._as_image(rx)
-        return super().tangent(rx, direction, count).reshape(count, -1)
+    def weight_tangent(self, direction, count):
+        return super().weight_tangent(direction, count).reshape(count, -1)
+
+    def add_input_tangent(self, rx, ry):
+        super().add_input_tangent(self._as_image(rx), self._as_image(ry))
+        return ry
 
 
 class ScaleShift(Weighted):
@@ -212,9 +224,12 @@ class ScaleShift(Weighted):
         self.ops.write(shares, 1 / self.ops.ranks.whole(m))
         self.ops.matmul(shares, gradients.reshape(m, -1), out=out.reshape(1, -1))
 
-    def tangent(self, rx, direction, count):
-        """R(y) = Vshift + Vscale * x + scale * R(x) for direction (J, 2) = (Vshift, Vscale)."""
+    def weight_tangent(self, direction, count):
+        """Vshift + Vscale * x for direction (J, 2) = (Vshift, Vscale)."""
         ry = self.ops.scale_shift(self.inputs[:count], direction)
-        if rx is not None:
-            self.ops.axpy(1.0, self._scaled(rx).reshape(ry.shape), ry)
         return ry.reshape(count, *self.image_shape)
+
+    def add_input_tangent(self, rx, ry):
+        """R(y) = scale * R(x) + ry."""
+        self.ops.axpy(1.0, self._scaled(rx).reshape(ry.shape), ry)
+        return ry

@@ -387,8 +387,8 @@ class Primitives(ABC):
         """Sum of x*y, as a device scalar."""
 
     @abstractmethod
-    def weighted_dot(self, w, x, y, add_to=None):
-        """Sum of w*x*y, as a device scalar, or added to the one that `add_to` is."""
+    def weighted_dot(self, w, x, y):
+        """Sum of w*x*y, as a device scalar."""
 
     @abstractmethod
     def axpy(self, alpha, x, y):

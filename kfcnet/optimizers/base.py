@@ -105,14 +105,20 @@ class Optimizer:
         """gradient (n,) += lambda * theta: from that of the mean loss to that of h."""
         self.ops.multiply_add(self.decay_vector, theta, gradient)
 
-    def quadratic(self, predictive, tangent, direction):
+    def quadratic(self, predictive, tangent, decay_form):
         """d^T F d + lambda |d|^2 for a direction d (n,), F the exact Fisher matrix: (1,).
 
         tangent (m, C): R(z) along d, of the first m examples of `predictive`; F is of these.
+        decay_form: that of d.
         """
         m = len(tangent)
         result = self.fisher_form(predictive[:m], tangent, tangent)
-        return self.ops.weighted_dot(self.decay_vector, direction, direction, add_to=result)
+        self.ops.axpy(1.0, decay_form, result)
+        return result
+
+    def decay_form(self, vector):
+        """lambda |d|^2 for a vector d (n,), lambda being each entry's: (1,)."""
+        return self.ops.weighted_dot(self.decay_vector, vector, vector)
 
     def fisher_form(self, predictive, r, s):
         """r^T F_R s, the mean over the examples of `predictive`, tangents r and s (m, C): (1,)."""
@@ -130,8 +136,7 @@ class Optimizer:
 
     def penalty(self, theta):
         """lambda/2 * |weights|^2 at theta (n,): a float. Waits for the device."""
-        twice = self.ops.weighted_dot(self.decay_vector, theta, theta)
-        return float(self.ops.to_numpy(twice)[0]) / 2
+        return float(self.ops.to_numpy(self.decay_form(theta))[0]) / 2
 
     @contextlib.contextmanager
     def _moving(self, examples):

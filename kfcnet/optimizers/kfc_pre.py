@@ -108,8 +108,11 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         """
         c = self.config
         m = self.ops.ranks.part(c.clip_fraction, len(predictive))
+        with self.ops.beside():
+            decay_form = self.decay_form(self.direction)
         tangent = self.network.tangent(self.direction, m)
-        along_n = self.quadratic(predictive, tangent, self.direction)  # nu is alpha^2 times that
+        self.ops.join()
+        along_n = self.quadratic(predictive, tangent, decay_form)  # nu is alpha^2 times that
         return self.ops.clip_scale(along_n, self.learning_rate_on_device, c.clip)
 
     def _polyak_scale(self, scale, totals, examples):
@@ -126,7 +129,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
             scale,
             totals,
             examples,
-            self.ops.weighted_dot(self.decay_vector, network.theta, network.theta),
+            self.decay_form(network.theta),
             self.ops.dot(network.gradient, self.direction),
             self.learning_rate_on_device,
             POLYAK_SHARE * (1 - self.config.momentum),

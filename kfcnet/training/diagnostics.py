@@ -123,9 +123,9 @@ def _clip_norms(optimizer, network, predictive):
         tangent = network.tangent(part, m)
         ops.axpy(1.0, tangent, together)
         nus[f"{layer.name}_nu"] = rate**2 * _number(
-            ops, optimizer.quadratic(predictive, tangent, part)
+            ops, optimizer.quadratic(predictive, tangent, optimizer.decay_form(part))
         )
-    whole = optimizer.quadratic(predictive, together, optimizer.direction)
+    whole = optimizer.quadratic(predictive, together, optimizer.decay_form(optimizer.direction))
     return {"nu": rate**2 * _number(ops, whole), **nus}
 
 
@@ -133,7 +133,7 @@ def _predicted_reduction(optimizer, network, predictive, gradient, move):
     """-(g^T d + 1/2 d^T (F + weight decay) d) for the parameters' move d, on the mini-batch."""
     tangent = network.tangent(move, len(predictive))
     ops = optimizer.ops
-    curvature = _number(ops, optimizer.quadratic(predictive, tangent, move))
+    curvature = _number(ops, optimizer.quadratic(predictive, tangent, optimizer.decay_form(move)))
     return -_number(ops, ops.dot(gradient, move)) - curvature / 2
 
 

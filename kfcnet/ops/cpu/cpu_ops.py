@@ -452,12 +452,8 @@ class CpuOps(Eager):
         return self.asarray([np.vdot(x, y)])
 
     @one_blas_thread
-    def weighted_dot(self, w, x, y, add_to=None):
-        total = self.asarray([sum(float(np.vdot(u * v, z)) for u, v, z in _pieces(w, x, y))])
-        if add_to is None:
-            return total
-        add_to += total
-        return add_to
+    def weighted_dot(self, w, x, y):
+        return self.asarray([sum(float(np.vdot(u * v, z)) for u, v, z in _pieces(w, x, y))])
 
     def axpy(self, alpha, x, y):
         y += x if alpha == 1 else alpha * x

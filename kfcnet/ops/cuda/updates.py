@@ -44,20 +44,19 @@ class Updates(Launcher):
     def dot(self, x, y):
         return self._sum_of_products("dot_slices", x, y)
 
-    def weighted_dot(self, w, x, y, add_to=None):
-        return self._sum_of_products("weighted_dot_slices", w, x, y, add_to=add_to)
+    def weighted_dot(self, w, x, y):
+        return self._sum_of_products("weighted_dot_slices", w, x, y)
 
-    def _sum_of_products(self, kernel, *vectors, add_to=None):
-        """Partial sums, then their sum in order; one part is the result, if it is not added."""
+    def _sum_of_products(self, kernel, *vectors):
+        """Partial sums, then their sum in order; one part is the result."""
         count = vectors[0].size
         slices = min(128, ceil_div(count, 4096))
         partials = self.empty(slices)
         self.launch("reduce", kernel, slices, *vectors, partials, count, slices)
-        if slices == 1 and add_to is None:
+        if slices == 1:
             return partials
-        result = self.empty(1) if add_to is None else add_to
-        accumulate = int(add_to is not None)
-        self.launch("reduce", "sum_slices", 1, partials, result, slices, accumulate)
+        result = self.empty(1)
+        self.launch("reduce", "sum_slices", 1, partials, result, slices)
         return result
 
     def axpy(self, alpha, x, y):
