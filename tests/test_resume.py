@@ -541,6 +541,28 @@ def test_contents_are_more_where_several_processes_share_or_where_classes_have_n
     assert found - usual == {3: {"data.classes", "processes"}}[FORMAT] and not usual - found
 
 
+def kinds(state, place=""):
+    """{dotted name: (type, dtype and shape of an array)} of all entries of a checkpoint."""
+    found = {}
+    for name, value in state.items():
+        if isinstance(value, dict):
+            found |= kinds(value, f"{place}{name}.")
+        else:
+            array = isinstance(value, np.ndarray)
+            found[place + name] = type(value), *((value.dtype, value.shape) if array else ())
+    return found
+
+
+def test_entries_of_a_checkpoint_change_their_kinds_with_the_number_of_its_format_alone(tmp_path):
+    """They are held against the committed one, which several processes shared."""
+    earlier, run = KILLED / f"format_{FORMAT}", tmp_path / "run"
+    train(load_config(earlier / "config.yaml"), run)
+    before, now = (kinds(load_checkpoint(path / "checkpoint.h5")) for path in (earlier, run))
+    assert {name for name in before.keys() ^ now.keys() if "begun" not in name} == {"processes"}
+    for name in before.keys() & now.keys():
+        assert now[name] == before[name], name
+
+
 @pytest.mark.parametrize("form", READABLE)
 def test_a_run_that_an_earlier_version_was_killed_in_goes_on(form, tmp_path):
     """tests/checkpoints/ has one of each format, killed after 6 of 12 updates, an inverse begun."""
