@@ -14,6 +14,14 @@ sys.path.insert(0, str(ROOT))  # run the code of this checkout
 from kfcnet.reproduce import settings  # noqa: E402
 
 
+def place(text):
+    """(name of a data set, Path) of NAME=PATH."""
+    name, _, path = text.partition("=")
+    if not path or name not in ("cifar10", "svhn"):
+        raise argparse.ArgumentTypeError("expected cifar10=PATH or svhn=PATH")
+    return name, Path(path)
+
+
 def main(argv=None):
     """Read the arguments, train where asked to, and write table and figure."""
     parser = argparse.ArgumentParser(description="Measure and draw how settings hold.")
@@ -23,14 +31,21 @@ def main(argv=None):
     parser.add_argument("--dampings", nargs="+", default=list(map(str, settings.DAMPINGS)))
     parser.add_argument("--clips", nargs="+", type=float, default=list(settings.CLIPS))
     parser.add_argument("--rates", nargs="+", type=float, default=list(settings.LEARNING_RATES))
-    parser.add_argument("--cifar", type=Path, help="where the files of CIFAR-10 are")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        type=place,
+        default=[],
+        metavar="NAME=PATH",
+        help="where data lie: cifar10=... svhn=...",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "settings")
     options = parser.parse_args(argv)
     runs = options.out / "runs.csv"
     if options.train:
         dampings = [d if d == "auto" else float(d) for d in options.dampings]
         grid = options.seeds, dampings, options.clips, options.rates
-        settings.measure(runs, options.sets, *grid, options.cifar)
+        settings.measure(runs, options.sets, *grid, dict(options.data))
     rows = settings.read(runs) if runs.exists() else []
     if not rows:
         parser.error(f"{runs} has no runs to draw: --train makes them")

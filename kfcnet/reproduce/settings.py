@@ -9,12 +9,14 @@ import itertools
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import mean, median
+from types import MappingProxyType
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from kfcnet import data
 from kfcnet.batches import Loader
@@ -22,6 +24,7 @@ from kfcnet.config import load_config, parse_config
 from kfcnet.figures.curves import COLOURS, save_figure
 from kfcnet.figures.paper import LEARNING_RATES
 from kfcnet.ops.cpu.blas import one_blas_thread
+from kfcnet.reproduce.places import placed
 from kfcnet.runs.files import append_line, make_folder, markdown_table, write_csv
 from kfcnet.training.build import build_for, build_ops, examples_of, resolved
 from kfcnet.training.evaluation import evaluate
@@ -29,14 +32,16 @@ from kfcnet.training.fit import settings_for
 
 DAMPINGS = ("auto", 0.001, 0.01, 0.1, 0.3)
 CLIPS = (0.3, 0.003)  # as published, and counting momentum; `auto` goes with the first
-SETS = {"digits": 15, "three": 20, "cifar": 12, "cifar_whole": 3}  # epochs
+SETS = {"digits": 15, "three": 20, "cifar": 12, "cifar_whole": 3, "svhn": 6}  # epochs
 TITLES = {
     "digits": "UCI digits 8x8",
     "three": "three digits, enlarged to 28x28",
     "cifar": "CIFAR-10, 2,000 images",
     "cifar_whole": "CIFAR-10, 50,000 images",
+    "svhn": "SVHN, 8,001 digits",
 }
-SLOW = {"cifar_whole": 0.5}
+SVHN_DIGITS = 8001
+SLOW = {"cifar_whole": 0.5, "svhn": 0.5}
 """The share of its first loss above which a run counts as failed, where training is too short for
 a tenth.
 """
@@ -72,14 +77,24 @@ NETWORKS = {
 }
 
 
-NETWORKS["cifar_whole"] = NETWORKS["cifar"]
+NETWORKS["cifar_whole"] = NETWORKS["svhn"] = NETWORKS["cifar"]
 
 
-def data_set(name: str, path: Path | None = None) -> data.Dataset:
-    """One of SETS; path: where the files of CIFAR-10 are."""
+def data_set(name: str, places: Mapping[str, Path] = MappingProxyType({})) -> data.Dataset:
+    """One of SETS; places: {"cifar10" or "svhn": where its files are}.
+
+    Raises DataError, also for another part of SVHN than that of the record.
+    """
+    if name == "svhn":
+        whole = data.load(placed(load_config("svhn_kfc", ["data.extra=false"]).data, places))
+        if len(whole.train_labels) != SVHN_DIGITS:
+            raise data.DataError(
+                f"svhn: the record is of {SVHN_DIGITS:,} training digits, the first of the "
+                f"published test part; here are {len(whole.train_labels):,}"
+            )
+        return whole
     if name in ("cifar", "cifar_whole"):
-        config = load_config("cifar_kfc").data.model_copy(update={"path": path})
-        whole = data.load(config)
+        whole = data.load(placed(load_config("cifar_kfc").data, places))
         if name == "cifar_whole":
             return whole
         return data.from_arrays(
@@ -147,18 +162,19 @@ def measure(
     dampings: Iterable = DAMPINGS,
     clips: Iterable[float] = CLIPS,
     rates: Iterable[float] = LEARNING_RATES,
-    cifar: Path | None = None,
+    places: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Train what `path`, a CSV file of FIELDS, does not have yet, and add its rows.
 
-    A row that a kill has cut short is trained again. Raises WriteError where it cannot be written.
+    places: as for `data_set`. A row that a kill has cut short is trained again. Raises WriteError
+    where it cannot be written.
     """
     rows = read(path) if path.exists() else []
     done = {_key(row) for row in rows}
     make_folder(path.parent)
     write_csv(path, [FIELDS, *(_shown(row) for row in rows)])
     for name in sets:
-        dataset = data_set(name, cifar)
+        dataset = data_set(name, places)
         for seed, damping, clip, rate in _points(seeds, dampings, clips, rates):
             if _key(dict(data=name, rate=rate, damping=damping, clip=clip, seed=seed)) not in done:
                 row = train_once(dataset, name, rate, damping, clip, seed)
@@ -295,10 +311,13 @@ def draw(rows: list[dict], out: Path) -> None:
 
 def _panels(rows):
     names = [name for name in SETS if any(row["data"] == name for row in rows)]
-    figure = Figure(figsize=(4 * len(names), 4), layout="constrained")
+    columns = min(3, len(names))
+    lines_of_panels = -(-len(names) // columns)
+    figure = Figure(figsize=(4 * columns, 3.5 * lines_of_panels), layout="constrained")
     lines, top = worst(rows), 10.0
     colours = dict(zip(map(str, DAMPINGS), ("black", *COLOURS), strict=False))
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+    for number, name in enumerate(names, 1):
+        axes = figure.add_subplot(lines_of_panels, columns, number)
         for (data_name, damping, clip), line in sorted(lines.items(), key=str):
             if data_name != name:
                 continue
@@ -314,6 +333,8 @@ def _panels(rows):
                 label=label,
             )
         axes.set(title=TITLES[name], xlabel="learning rate", ylim=(None, top * 1.2))
-    figure.axes[0].set_ylabel("objective at the end, highest of all seeds")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        if number % columns == 1 % columns:
+            axes.set_ylabel("objective at the end,\nhighest of all seeds")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right", title="damping")
     return figure
