@@ -36,7 +36,8 @@ def test_no_recorded_run_of_damping_auto_fails_at_any_rate():
     assert all(np.isfinite(row["objective"]) and row["train_loss"] < row["start"] for row in rows)
 
 
-@pytest.mark.parametrize("name", set(settings.SETS) - {"three"})  # which reach a loss of zero
+# Some fixed settings bring three digits to a loss of zero.
+@pytest.mark.parametrize("name", [name for name in settings.SETS if name != "three"])
 def test_the_default_of_fit_ends_within_a_tenth_of_the_best_fixed_settings(name):
     rows = [row for row in settings.read(RESULTS / "runs.csv") if row["data"] == name]
     rate = settings_for(None, 2000)["learning_rate"]
