@@ -31,8 +31,7 @@ def main(argv=None):
     parser.add_argument(
         "--data",
         choices=("cifar10", "synthetic"),
-        default="cifar10",
-        help="what the short trainings are on (default: cifar10)",
+        help="what the short trainings are on (default: cifar10 where it is, else synthetic)",
     )
     parser.add_argument("--path", metavar="PATH", help="where the data set lies")
     parser.add_argument(
@@ -45,19 +44,21 @@ def main(argv=None):
     options = parser.parse_args(argv)
     try:
         print(verify(options.out, options.data, options.path, options.minutes))
-        print(TOOLS)
-    except Unfinished as error:
-        print(error)
-        return 3
+        status = 0
     except DeviceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Unfinished as error:
+        print(error)
+        status = 3
     except VerificationFailed as error:
         print(
             f"error: on this GPU fail what is below; the rest is in the report:\n{error}",
             file=sys.stderr,
         )
-        return 1
+        status = 1
+    print(TOOLS)
+    return status
 
 
 if __name__ == "__main__":

@@ -25,10 +25,8 @@ from compiled_counts import Specialised, megabytes, table
 from kfcnet.ops.cuda.launcher import MULTIPROCESSORS
 
 TABLE = Path(__file__).with_name("predicted_times.csv")
-GAP, SHORTEST = (
-    1.3,
-    1.5,
-)  # us between two launches of a graph that wait for one another, of a launch
+GAP = 1.3  # us between two launches of a graph that wait for one another
+SHORTEST = 1.5  # us that a launch takes at least
 CLOCK = 1755.0  # MHz: cycles a us
 MEMORY, L2, HALF_OF_L2 = 3.0, 5.5, 25.0  # MB a us, MB a us, MB
 SCHEDULERS = 4 * MULTIPROCESSORS  # each issues an instruction of 32 lanes a cycle

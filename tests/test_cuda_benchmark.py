@@ -308,6 +308,24 @@ def test_verification_writes_its_parts_and_a_figure(verified, tmp_path):
     assert target.with_suffix(".png").stat().st_size > 0
 
 
+@pytest.mark.parametrize("data", [None, "cifar10"])
+def test_verification_trains_on_synthetic_images_where_cifar10_is_absent(
+    verified, tmp_path, monkeypatch, data
+):
+    used, said = set(), []
+    monkeypatch.setattr(
+        verification, "short_training", lambda name, data, path: used.add(data) or {}
+    )
+    verification.verify(tmp_path, data, path=tmp_path, say=said.append)
+    assert used == {data or "synthetic"}
+    assert any("CIFAR-10 is not at hand" in line for line in said) == (data is None)
+
+
+def test_a_part_of_tests_ends_within_its_minutes(monkeypatch):
+    monkeypatch.setattr(verification, "MINUTES_OF_A_PART", 0.001)
+    assert verification.run_tests() == ({"error": 1}, "not done within 0.001 minutes")
+
+
 def test_verification_that_was_cut_goes_on_behind_the_last_part(verified, tmp_path, monkeypatch):
     begun = []
 

@@ -28,7 +28,8 @@ def test_predicted_steps_keep_to_their_bounds():
     times = {row["step"]: float(row["us"]) for row in predictions()}
     assert times["SGD, batch 128"] <= 160
     assert times["KFC-pre, on average"] <= 640
-    assert times["KFC-pre, on average"] <= 4 * times["SGD, batch 128"]  # an epoch of each
+    # An epoch of each; in whole microseconds, which is more than the model can tell apart.
+    assert times["KFC-pre, on average"] <= 4 * times["SGD, batch 128"]
 
 
 def test_multiply_adds_are_those_of_the_layers(launches):

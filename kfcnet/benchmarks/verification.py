@@ -18,6 +18,7 @@ import numpy as np
 
 from kfcnet.benchmarks.cuda import add_part, empty_report, measured, parts, real_step
 from kfcnet.config import load_config
+from kfcnet.data import DataError, load
 from kfcnet.figures.curves import Figure, save_figure
 from kfcnet.ops import get_ops
 from kfcnet.ops.cpu import CpuOps
@@ -33,6 +34,7 @@ TRAININGS = {  # short
 RESULTS = ("epoch", "seconds", "train_loss", "train_error", "test_loss", "test_error")
 
 
+MINUTES_OF_A_PART = 9
 NO_TESTS = 5  # pytest's exit status where a file has none that were asked for
 
 
@@ -44,13 +46,14 @@ class VerificationFailed(RuntimeError):
     """Parts or tests fail; the rest was measured all the same, and is in the report."""
 
 
-def verify(out, data="cifar10", path=None, minutes=math.inf, say=print):
+def verify(out, data=None, path=None, minutes=math.inf, say=print):
     """Check, test, time and train on the GPU; returns the JSON file written into the folder `out`.
 
     In parts of a few minutes each: the file is there after every part, and a later call goes on
     behind the last one that is in it. None begins once `minutes` have passed. data, path: the data
-    set of the short trainings and where it lies. Raises DeviceError without a GPU, Unfinished where
-    parts are left, and at the end VerificationFailed with what tests said where some failed.
+    set of the short trainings and where it lies; by default CIFAR-10, and synthetic images where
+    that is not found. Raises DeviceError without a GPU, Unfinished where parts are left, and at the
+    end VerificationFailed with what tests said where some failed.
     """
     ops, begun = get_ops("cuda"), time.monotonic()
     name = re.sub(r"[^A-Za-z0-9]+", "-", ops.describe()["processor"]).strip("-").lower()
@@ -61,7 +64,7 @@ def verify(out, data="cifar10", path=None, minutes=math.inf, say=print):
         if target.exists()
         else {"python": platform.python_version(), **empty_report(), "done": []}
     )
-    todo = verification_parts(ops, data, path)
+    todo = verification_parts(ops, data or _data_at_hand(path, say), path)
     for part, function in todo.items():
         if part in report["done"]:
             continue
@@ -76,6 +79,16 @@ def verify(out, data="cifar10", path=None, minutes=math.inf, say=print):
     if failed := failures(report):
         raise VerificationFailed("\n".join(f"{key}: {said}" for key, said in failed.items()))
     return target
+
+
+def _data_at_hand(path, say):
+    """ "cifar10" where its files are, else "synthetic", which is said; nothing is downloaded."""
+    try:
+        load(load_config("cifar_kfc").data.model_copy(update={"path": path}), download=False)
+    except DataError:
+        say("CIFAR-10 is not at hand: the short trainings are on synthetic images")
+        return "synthetic"
+    return "cifar10"
 
 
 def failures(report):
@@ -126,12 +139,16 @@ def real_step_errors(ops, M=128):
 
 def run_tests(file="tests"):
     """({outcome: number of tests}, the end of what pytest said)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(file)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(file)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60 * MINUTES_OF_A_PART,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": 1}, f"not done within {MINUTES_OF_A_PART} minutes"
     lines = done.stdout.strip().splitlines() or [""]
     counts = re.findall(r"(\d+) (passed|failed|skipped|error|deselected)", lines[-1])
     outcomes = {outcome: int(number) for number, outcome in counts}
@@ -144,7 +161,7 @@ def short_training(name, data, path):
     """The last row of a short run's metrics, and what was trained on."""
     source, overrides = TRAININGS[name]
     overrides = [*overrides, "device=cuda", f"data.name={data}"]
-    overrides += [f"data.path={path}"] if path else []
+    overrides += [f"data.path={path}"] if path and data == "cifar10" else []
     with tempfile.TemporaryDirectory() as folder:
         train(load_config(source, overrides), Path(folder) / "run")
         metrics = read_metrics(Path(folder) / "run" / "metrics.csv")
