@@ -158,6 +158,7 @@ def test_cupy_without_the_library_of_factorizations_says_how_to_get_it(cuda):
             cuda.spd_inverse(cuda.asarray(np.eye(3)), cuda.asarray([0.5]))
 
 
+@pytest.mark.slow
 def test_training_follows_the_cpu_through_captured_steps(cuda):
     changes = dict(inverse_delay=1)
     expected = Training(CpuOps("float64", shards=1), "kfc_pre", **changes).losses()

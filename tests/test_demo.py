@@ -26,6 +26,7 @@ def shown(tmp_path_factory):
     return folder, out.getvalue(), err.getvalue()
 
 
+@pytest.mark.slow
 def test_the_demo_trains_both_methods_and_says_what_was_seen(shown):
     folder, out, err = shown
     kfc, sgd, ratio, ends, _, following = out.splitlines()
@@ -40,6 +41,7 @@ def test_the_demo_trains_both_methods_and_says_what_was_seen(shown):
     assert Path(err.splitlines()[-1]) == Path("results/demo/demo.png")
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_pages_run_on_what_the_demo_leaves(shown, monkeypatch, capsys):
     monkeypatch.chdir(shown[0])
     for example in blocks("example"):

@@ -54,6 +54,7 @@ def rows(name):
     return [tuple(line.strip("| ").split(" | ")) for line in lines]
 
 
+@pytest.mark.slow
 @compiles
 @pytest.mark.parametrize("name", ladder.LADDERS)
 def test_the_counts_of_the_page_are_those_of_the_compiled_rungs(name):

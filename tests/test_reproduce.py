@@ -357,6 +357,7 @@ def killed(task, places):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
 def test_a_killed_worker_fails_its_own_run_and_the_others_go_on(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(work, "_try", killed)

@@ -572,6 +572,7 @@ def test_sensitivity_shows_the_errors_of_every_stage(plan, tmp_path):
     np.testing.assert_allclose(second.lines[0].get_ydata(), [0.67, 0.4])
 
 
+@pytest.mark.slow
 def test_every_figure_is_the_same_bytes_twice(plan, tmp_path):
     out = tmp_path / "out"
     do(plan, out, "all")
