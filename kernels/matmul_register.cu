@@ -6,11 +6,11 @@
 // step's depth. With one group this is matmul_async.
 // Left: a lane issues an instruction for every multiply-add. Next: matmul_mma.
 //
-// Arguments as in matmul_naive.cu. ACCUMULATE 1: c += the product. A block makes TILE_ROWS x TILE_COLUMNS elements of c in steps of
-// TILE_DEPTH; a thread holds THREAD_ROWS x THREAD_COLUMNS of them (multiples of four, in chunks of
-// four neighbours), so that two 16-byte reads of shared memory serve 16 multiply-adds and more. The
-// next step is copied while this one is multiplied (two buffers). The sums of the groups meet in
-// shared memory in a fixed order.
+// Arguments as in matmul_naive.cu. ACCUMULATE 1: c += the product. A block makes TILE_ROWS x
+// TILE_COLUMNS elements of c in steps of TILE_DEPTH; a thread holds THREAD_ROWS x THREAD_COLUMNS of
+// them (multiples of four, in chunks of four neighbours), so that two 16-byte reads of shared
+// memory serve 16 multiply-adds and more. The next step is copied while this one is multiplied (two
+// buffers). The sums of the groups meet in shared memory in a fixed order.
 // Launcher: kfcnet/ops/cuda/matmul.py. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
 // Operations 2*rows*columns*depth; bytes from memory 4*rows*columns*depth*(1/TILE_ROWS +

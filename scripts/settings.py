@@ -12,14 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run the code of this checkout
 
 from kfcnet.reproduce import settings  # noqa: E402
-
-
-def place(text):
-    """(name of a data set, Path) of NAME=PATH."""
-    name, _, path = text.partition("=")
-    if not path or name not in ("cifar10", "svhn"):
-        raise argparse.ArgumentTypeError("expected cifar10=PATH or svhn=PATH")
-    return name, Path(path)
+from kfcnet.reproduce.places import places_of  # noqa: E402
 
 
 def main(argv=None):
@@ -34,18 +27,21 @@ def main(argv=None):
     parser.add_argument(
         "--data",
         nargs="+",
-        type=place,
         default=[],
         metavar="NAME=PATH",
         help="where data lie: cifar10=... svhn=...",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "settings")
     options = parser.parse_args(argv)
+    try:
+        places = places_of(options.data)
+    except ValueError as error:
+        parser.error(f"--data: {error}")
     runs = options.out / "runs.csv"
     if options.train:
         dampings = [d if d == "auto" else float(d) for d in options.dampings]
         grid = options.seeds, dampings, options.clips, options.rates
-        settings.measure(runs, options.sets, *grid, dict(options.data))
+        settings.measure(runs, options.sets, *grid, places)
     rows = settings.read(runs) if runs.exists() else []
     if not rows:
         parser.error(f"{runs} has no runs to draw: --train makes them")

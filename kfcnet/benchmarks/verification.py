@@ -64,7 +64,7 @@ def verify(out, data=None, path=None, minutes=math.inf, say=print):
         if target.exists()
         else {"python": platform.python_version(), **empty_report(), "done": []}
     )
-    todo = verification_parts(ops, data or _data_at_hand(path, say), path)
+    todo = verification_parts(ops, data, path, say)
     for part, function in todo.items():
         if part in report["done"]:
             continue
@@ -104,7 +104,7 @@ def failures(report):
     return report.get("failed", {}) | failed
 
 
-def verification_parts(ops, data, path):
+def verification_parts(ops, data, path, say):
     """{name: function(report) -> what it adds}, the quickest answers first."""
     found = parts(ops)
     first = {name: found.pop(name) for name in ("device", "compilation")}
@@ -115,7 +115,7 @@ def verification_parts(ops, data, path):
         if "ops" in (text := file.read_text(encoding="utf-8")) or "cuda" in text
     }
     trainings = {
-        f"training of {name}": partial(_training_part, name, data, path) for name in TRAININGS
+        f"training of {name}": partial(_training_part, name, data, path, say) for name in TRAININGS
     }
     return first | tests | found | trainings
 
@@ -124,7 +124,8 @@ def _tests_part(file, report):
     return {"tests": {file.name: run_tests(file)}}
 
 
-def _training_part(name, data, path, report):
+def _training_part(name, data, path, say, report):
+    data = data or _data_at_hand(path, say)
     return {"trainings": [short_training(name, data, path)]}
 
 

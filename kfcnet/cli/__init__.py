@@ -442,6 +442,7 @@ def reproduce(argv=None, prog=None):
     after a stop.
     """
     from kfcnet import reproduce as reproduction
+    from kfcnet.reproduce.places import places_of
 
     parser = Parser(prog=prog, description=reproduce.__doc__)
     parser.add_argument(
@@ -488,9 +489,10 @@ def reproduce(argv=None, prog=None):
         "--draw", action="store_true", help="train nothing: draw what there are records for"
     )
     options = parser.parse_args(argv)
-    places = dict(text.split("=", 1) for text in options.data if "=" in text)
-    if len(places) < len(options.data) or not places.keys() <= {"cifar10", "svhn"}:
-        parser.error("--data: expected cifar10=PATH or svhn=PATH")
+    try:
+        places = places_of(options.data)
+    except ValueError as error:
+        parser.error(f"--data: {error}")
     if options.seeds is not None and options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: at least one is needed")
     if options.workers < 1:
@@ -506,7 +508,7 @@ def reproduce(argv=None, prog=None):
         options.device,
         options.quick,
         options.seeds,
-        {name: Path(path) for name, path in places.items()},
+        places,
         options.overrides,
         options.draw,
         options.workers,
