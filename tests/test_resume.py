@@ -358,6 +358,45 @@ def test_a_run_stopped_within_an_evaluation_and_killed_after_it_counts_no_step_t
     assert_same_run(out, uninterrupted)
 
 
+def test_a_signal_while_the_last_checkpoint_is_written_stops_what_comes_after_the_run(
+    text, uninterrupted, tmp_path
+):
+    """A sweep or a reproduction would go on with its next run."""
+    config, out, save, sent = small(text=text), tmp_path / "run", Trainer._save, []
+
+    def signalled(run):
+        if run.optimizer.steps == run.schedule.steps and not sent:
+            sent.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        save(run)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingInterrupted):
+        patch.setattr(Trainer, "_save", signalled)
+        train(config, out)
+    assert read_json(out / "run.json")["outcome"] == {"state": "finished", "iteration": 12}
+    train(config, out, resume=True)
+    assert_same_run(out, uninterrupted)
+
+
+def test_a_run_killed_after_its_last_checkpoint_is_finished_once_it_is_resumed(tmp_path):
+    config, out = small(), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "_stop_if_asked", _killed_at_the_end(Trainer._stop_if_asked))
+        train(config, out)
+    assert read_json(out / "run.json")["outcome"] == {"state": "running"}
+    train(config, out, resume=True)
+    assert read_json(out / "run.json")["outcome"] == {"state": "finished", "iteration": 12}
+
+
+def _killed_at_the_end(stop_if_asked):
+    def killed(run):
+        if run.saved_steps == run.schedule.steps:
+            raise KeyboardInterrupt
+        stop_if_asked(run)
+
+    return killed
+
+
 def test_a_signal_before_the_first_update_leaves_a_run_to_be_started(tmp_path):
     evaluate = trainer.evaluate
 

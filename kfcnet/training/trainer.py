@@ -163,7 +163,10 @@ def _train(config, folder, rows, dataset, ranks):
         dataset = dataset or _load(config, ranks)
         config = resolved(config, dataset)
     state = folder.saved_state(config)
-    if state is None or not _is_finished(config, state, folder):
+    if state is not None and _is_finished(config, state, folder):
+        # It may have been killed between its last checkpoint and saying how it ended.
+        folder.finish("finished", state["optimizer"]["steps"])
+    else:
         Trainer(config, folder, dataset or _load(config, ranks), rows, ranks).run(state)
     ranks.of_first_process(lambda: _draw(folder.path))
 
@@ -246,7 +249,10 @@ class Trainer:
             try:
                 self._loop()
             except TrainingInterrupted:
-                self.folder.finish("interrupted", self.optimizer.steps)
+                # A signal may have met the last checkpoint, which leaves nothing to go on with.
+                is_whole = self.last_row == self.schedule.steps
+                state = "finished" if is_whole else "interrupted"
+                self.folder.finish(state, self.optimizer.steps)
                 raise
             except TrainingFailed as error:
                 self.folder.finish("failed", self.optimizer.steps, reason=error.reason)
@@ -305,6 +311,7 @@ class Trainer:
                 self._train()
                 self._stop_if_asked()
             self._save()
+            self._stop_if_asked()  # what comes after the run, in a sweep the next one
         except StopRequested as stop:
             self._save()
             raise of_all(TrainingInterrupted(stop.number, self._farewell(stop))) from None
