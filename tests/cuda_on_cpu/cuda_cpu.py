@@ -28,7 +28,10 @@ COMMON = [
     "-Wall",
     f"-I{HERE}",
 ]
-CORE_FLAGS = [*COMMON, "-O2"]
+# Without the start files that the registering of destructors would need: see LINK_FLAGS.
+CORE_FLAGS = [*COMMON, "-O2", "-fno-use-cxa-atexit"]
+# The C and C++ libraries are those of the process: to look for them took most of a link's time.
+LINK_FLAGS = ["-shared", "-nostdlib"]
 # The instrumentation calls hooks of watch.cpp; the sanitizers' own libraries are not linked.
 KERNEL_FLAGS = [
     *COMMON,
@@ -60,6 +63,7 @@ class Library:
 
     def __init__(self, text, constants, label):
         self.path = _compiled(text, tuple(sorted(constants.items())), label)
+        _load_cpp_library()
         self._library = ctypes.CDLL(str(self.path))
         self._library.cudacpu_use_stacks(_stacks)
         self._library.cudacpu_message.restype = ctypes.c_char_p
@@ -300,5 +304,11 @@ def _compiled(text, constants, label):
         compiled = _built(f"{label}.o", key, header, *KERNEL_FLAGS, "-c", unit_file)
     finally:
         unit_file.unlink()
-    parts = [compiled, *_core()]
-    return _built(f"{label}.so", [str(part) for part in parts], "-shared", *parts)
+    arguments = [*LINK_FLAGS, compiled, *_core()]
+    return _built(f"{label}.so", [str(one) for one in arguments], *arguments)
+
+
+@cache
+def _load_cpp_library():
+    """Let the kernels' libraries find it."""
+    ctypes.CDLL("libstdc++.so.6", mode=ctypes.RTLD_GLOBAL)
