@@ -132,9 +132,9 @@ def resident_blocks(registers, threads, shared):
     return min(BLOCKS, WARPS // warps, by_registers, SHARED // (shared + SHARED_OF_BLOCK))
 
 
-def row(one):
-    """{column: text} of a Specialised, from its code and its launches."""
-    used, loop = one.resources(), one.loop()
+def residence(one):
+    """{column: text} of a Specialised: what it needs, and how much of it is resident at a time."""
+    used = one.resources()
     shared = used.static_shared + one.example.shared
     blocks_each = resident_blocks(used.registers, one.threads, shared)
     cells = {
@@ -157,13 +157,20 @@ def row(one):
                 f"{megabytes(launches[0]):.2f}",
             )
             cells |= dict(zip(names, numbers, strict=True))
-    always = loop.always if loop else {}
-    cells["loop"] = loop.length if loop else 0
-    cells["branches"] = loop.sometimes.total() if loop else 0
-    cells |= {name: always.get(name, 0) for name in CLASSES}
-    arithmetic = max(always.get(name, 0) for name in sass.ARITHMETIC)
-    cells["share"] = f"{arithmetic / loop.length:.2f}" if loop else ""
     return cells
+
+
+def instructions(one):
+    """{column: text} of a Specialised: those of a round of its main loop, disassembled."""
+    loop = one.loop()
+    always = loop.always if loop else {}
+    arithmetic = max(always.get(name, 0) for name in sass.ARITHMETIC)
+    return {
+        "loop": loop.length if loop else 0,
+        "branches": loop.sometimes.total() if loop else 0,
+        **{name: always.get(name, 0) for name in CLASSES},
+        "share": f"{arithmetic / loop.length:.2f}" if loop else "",
+    }
 
 
 def traffic(one):
@@ -214,7 +221,7 @@ def table():
 
 
 def main():
-    rows = [row(one) | traffic(one) for one in specialised()]
+    rows = [residence(one) | instructions(one) | traffic(one) for one in specialised()]
     writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -62,13 +62,14 @@ def test_the_counts_of_the_page_are_those_of_the_compiled_rungs(name):
     assert [row[:columns] for row in rows(name)] == render_kernels.compiled(name)
 
 
-@compiles
 @pytest.mark.slow
+@compiles
 @pytest.mark.parametrize("name", ladder.LADDERS)
 def test_the_conflicts_of_the_page_are_those_of_the_emulated_rungs(name):
     assert rows(name) and render_kernels.part(PAGE, name) == render_kernels.table(name)
 
 
+@pytest.mark.slow
 @compiles
 @pytest.mark.parametrize("name", ladder.LADDERS)
 def test_no_rung_issues_more_than_the_one_before_but_where_the_page_says_so(name):
@@ -79,6 +80,7 @@ def test_no_rung_issues_more_than_the_one_before_but_where_the_page_says_so(name
         assert (count > before) if more else (count < 1.01 * before), rung.file
 
 
+@pytest.mark.slow
 @compiles
 def test_what_the_page_says_of_the_product_s_rungs_shows_in_their_counts():
     of = dict(zip(ladder.MATMUL, render_kernels.counts("matmul"), strict=True))
@@ -90,6 +92,7 @@ def test_what_the_page_says_of_the_product_s_rungs_shows_in_their_counts():
     assert of["mma"]["instructions"] < of["register"]["instructions"] / 3
 
 
+@pytest.mark.slow
 @compiles
 def test_what_the_page_says_of_the_convolution_s_rungs_shows_in_their_counts():
     of = dict(zip(ladder.CONV_FORWARD, render_kernels.counts("conv_forward"), strict=True))

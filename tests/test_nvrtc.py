@@ -3,6 +3,9 @@
 registers.csv has the registers of a thread by architecture, the most over all specialisations, in
 eights as they are allotted, and the bytes of static shared memory. sm_75 has the fp32 kernels, the
 others the TF32 ones. `python tests/test_nvrtc.py > tests/registers.csv` writes it anew.
+
+All this is slow; what the CIFAR-10 network launches on sm_90 is compiled by the tests of
+compiled_counts.csv too.
 """
 
 import csv
@@ -22,14 +25,8 @@ from kfcnet.ops.cuda import kernels
 pytestmark = pytest.mark.skipif(nvrtc.missing() is not None, reason=str(nvrtc.missing()))
 
 
-def quick(architecture):
-    """As a parameter: all but the one that the counts are of are slow."""
-    marks = [] if architecture == "sm_90" else pytest.mark.slow
-    return pytest.param(architecture, marks=marks)
-
-
 TABLED = ["sm_75", "sm_90", "sm_120"]
-ARCHITECTURES = list(map(quick, [*TABLED, "sm_80", "sm_86", "sm_89", "sm_100"]))
+ARCHITECTURES = [*TABLED, "sm_80", "sm_86", "sm_89", "sm_100"]
 WITHOUT_TF32 = {"sm_75"}
 SHARED = {"sm_75": 64 * 1024}  # bytes a block can have; 99 KB at least from 8.0 on
 REGISTERS = 64 * 1024  # of a multiprocessor
@@ -72,16 +69,9 @@ def table():
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "version",
-    [
-        pytest.param(
-            each,
-            id=".".join(map(str, each)),
-            marks=[] if each == nvrtc.newest() else pytest.mark.slow,
-        )
-        for each in nvrtc.libraries()
-    ],
+    "version", nvrtc.libraries(), ids=lambda version: ".".join(map(str, version))
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_spills_and_fits_a_multiprocessor(architecture, version):
@@ -116,7 +106,8 @@ def test_kernels_of_a_shared_mini_batch_compile_without_spills(file, width):
         assert used.spilled == 0, (kernel, used)
 
 
-@pytest.mark.parametrize("architecture", list(map(quick, TABLED)))
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", TABLED)
 def test_no_kernel_needs_more_than_the_table_says(architecture):
     limits = table()
     for kernel, (registers, shared) in worst(architecture).items():
