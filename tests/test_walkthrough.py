@@ -11,29 +11,21 @@ SCRIPT = (DOCS / "walkthrough.py").read_text(encoding="utf-8")
 PAGE = (DOCS / "walkthrough.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def ran():
-    return run_script(SCRIPT, DOCS)
-
-
-def test_the_page_prints_what_the_script_prints(ran):
+def test_the_page_prints_and_shows_what_the_script_does():
     """Running it compares every step with the library; the numbers it prints are the page's."""
+    ran, names = run_script(SCRIPT, DOCS), [name for _, name in images(PAGE)]
     assert ran.printed == printed_in_page(PAGE) != ""
-
-
-def test_the_page_has_every_line_of_code_of_the_script():
-    code = re.findall(r"^```python\n(.*?)\n```$", PAGE, flags=re.DOTALL | re.MULTILINE)
-    assert code == [text for is_code, _, text in cells(SCRIPT) if is_code]
-
-
-def test_the_page_shows_as_many_figures_as_the_script_draws(ran):
-    names = [name for _, name in images(PAGE)]
     assert names == [f"walkthrough_{i}.png" for i in (1, 2, 3)] and len(ran.figures) == len(names)
     assert {path.name for path in DOCS.glob("walkthrough*.png")} == set(names)
     for figure, name in zip(ran.figures, names, strict=True):
         shown = image.imread(DOCS / name)
         assert shown.std() > 0.05 and np.isfinite(shown).all()
         assert shown.shape[1] == pytest.approx(150 * figure.get_figwidth(), rel=0.01)
+
+
+def test_the_page_has_every_line_of_code_of_the_script():
+    code = re.findall(r"^```python\n(.*?)\n```$", PAGE, flags=re.DOTALL | re.MULTILINE)
+    assert code == [text for is_code, _, text in cells(SCRIPT) if is_code]
 
 
 @pytest.mark.slow
