@@ -27,6 +27,15 @@ _RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK"
 INSTALL = "pip install -e '.[mpi]' in the checkout of kfcnet brings mpi4py and an MPI"
 
 
+def balanced(costs, count):
+    """Which of `count` does each piece of work, so that the sum of the dearest one is small."""
+    loads, result = [0.0] * count, [0] * len(costs)
+    for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
+        result[piece] = min(range(count), key=loads.__getitem__)
+        loads[result[piece]] += costs[piece]
+    return result
+
+
 class RanksError(RuntimeError):
     """The processes of a run cannot work together; the text says what to do."""
 
@@ -108,12 +117,8 @@ class Ranks(ABC):
         """The first process's value."""
 
     def owners(self, costs):
-        """The rank that does each piece of work, so that the dearest rank's sum is small."""
-        loads, result = [0.0] * self.count, [0] * len(costs)
-        for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
-            result[piece] = min(range(self.count), key=loads.__getitem__)
-            loads[result[piece]] += costs[piece]
-        return result
+        """The rank that does each piece of work: `balanced`."""
+        return balanced(costs, self.count)
 
     def describe(self):
         """{"processes": R} for the record of a run, nothing for one process."""

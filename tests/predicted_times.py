@@ -103,6 +103,11 @@ def of_step(recorder):
     return max(chain, sum(work(launch, cells(launch))[0] for launch in recorder.launches))
 
 
+def average(plain, statistics, inverses):
+    """Of KFC-pre's steps, from the times of the three kinds of them."""
+    return plain + (statistics - plain) / PERIOD + (inverses - statistics) / PERIOD
+
+
 def predictions():
     """[{column: text}] of STEPS, and of what KFC-pre's steps take on average."""
     rows, times = [], []
@@ -111,11 +116,8 @@ def predictions():
         times.append(of_step(recorder))
         launches, chain = len(recorder.launches), recorder.branches().depth
         rows.append({"step": step, "launches": launches, "chain": chain, "us": f"{times[-1]:.0f}"})
-    _, plain, statistics, inverses = times
-    average = plain + (statistics - plain) / PERIOD + (inverses - statistics) / PERIOD
-    rows.append(
-        {"step": "KFC-pre, on average", "launches": "", "chain": "", "us": f"{average:.0f}"}
-    )
+    us = f"{average(*times[1:]):.0f}"
+    rows.append({"step": "KFC-pre, on average", "launches": "", "chain": "", "us": us})
     return rows
 
 

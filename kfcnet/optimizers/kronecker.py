@@ -4,6 +4,7 @@ import math
 
 from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import Optimizer
+from kfcnet.ranks import balanced
 
 
 class KroneckerOptimizer(Optimizer):
@@ -20,8 +21,11 @@ class KroneckerOptimizer(Optimizer):
             self._block(layer, weight_decay)
             for layer, weight_decay in zip(network.weighted, self.weight_decays, strict=True)
         ]
-        costs = [sum(side**3 for side in layer.factor_sizes) for layer in network.weighted]
+        sizes = [layer.factor_sizes for layer in network.weighted]
+        costs = [sum(side**3 for side in sides) for sides in sizes]
         self.owners = self.ops.ranks.owners(costs)  # the process that inverts each block
+        # Products with factors have small results: they take as long as their sums are deep.
+        self._branches = balanced(list(map(sum, sizes)), 2)
         self.direction = self.ops.zeros(network.theta.shape)
         self.factor_damping = self._initial_damping()
         self.factors_at = 0  # examples seen when the factors were last updated
@@ -120,10 +124,13 @@ class KroneckerOptimizer(Optimizer):
     def _natural_gradient(self):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""
         blocks = list(self._by_block(self.network.gradient, self.direction))
-        half = len(blocks) // 2
+        here, beside = (
+            [block for block, branch in zip(blocks, self._branches, strict=True) if branch == one]
+            for one in (0, 1)
+        )
         with self.ops.beside():
-            self._take_natural_gradients(blocks[:half])
-        self._take_natural_gradients(blocks[half:])
+            self._take_natural_gradients(beside)
+        self._take_natural_gradients(here)
         self.ops.join()
         if parts := [out for block, _, out in blocks if block.is_shared]:
             self.ops.ranks.sum(*parts)
