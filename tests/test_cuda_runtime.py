@@ -1,6 +1,7 @@
 """The runtime over CuPy, as far as it goes without a GPU: see fake_cupy.py."""
 
 import sys
+import threading
 from unittest.mock import patch
 
 import cuda_on_cpu
@@ -359,3 +360,28 @@ def test_sources_are_compiled_side_by_side_once_and_shown(cuda):
         cuda.axpy(1.0, cuda.zeros(4), cuda.zeros(4))
         cuda.runtime.compile(wanted, lambda *numbers: shown.append(numbers))
     assert compiled.call_count == 3 and shown == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_two_sources_are_under_way_at_a_time(cuda):
+    meeting = threading.Barrier(2, timeout=10)  # each waits in the compiler for another one
+    with (
+        patch.object(cuda_runtime.os, "cpu_count", lambda: 2),
+        patch.object(fake_cupy.RawModule, "compile", lambda module: meeting.wait()),
+    ):
+        cuda.runtime.compile([("relu", ()), ("vector", ())])
+    assert not meeting.broken
+
+
+def test_a_tile_in_dynamic_shared_memory_has_what_it_asks_for(cuda, rng):
+    """More than 48 KB have to be asked for; without a preference a kernel may get L1 instead."""
+    launched, launch = [], fake_cupy.RawKernel.__call__
+
+    def noted(kernel, *args, shared_mem=0):
+        launched.append((shared_mem, kernel.max_dynamic_shared_size_bytes))
+        launch(kernel, *args, shared_mem=shared_mem)
+
+    x, weight = rng.standard_normal((1, 12, 12, 40)), rng.standard_normal((3, 1001))
+    with patch.object(fake_cupy.RawKernel, "__call__", noted):
+        found = cuda.to_numpy(cuda.conv_forward(*map(cuda.asarray, (x, weight)), 5, 1, 2))
+    assert max(launched) > (48 * 1024, 48 * 1024), launched
+    assert_close(found, CpuOps("float64").conv_forward(x, weight, 5, 1, 2), 1e-5)
