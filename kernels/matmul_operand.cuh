@@ -25,29 +25,44 @@ struct Operand {
     }
 
     // Start copying elements (first + s, first_k + k), s < SIDE, k < DEPTH, to tile[s * SIDE_STRIDE
-    // + k * DEPTH_STRIDE]; neighbouring threads copy neighbours in memory, a thread one column.
+    // + k * DEPTH_STRIDE]; neighbouring threads copy neighbours in memory. In a tile that turns the
+    // operand these are a multiple of four banks apart, and 8 threads have all banks: a warp then
+    // copies 16 of them of 2 lines each. 8 of 4 lines would have no conflict, but reach into twice
+    // as many lines of the cache.
     template <int SIDE, int DEPTH, int SIDE_STRIDE, int DEPTH_STRIDE, int THREADS>
     __device__ __forceinline__ void load_tile(float* tile, int first, int first_k) const {
         constexpr int FAST = DEPTH_FASTEST ? DEPTH : SIDE, SLOW = DEPTH_FASTEST ? SIDE : DEPTH;
         constexpr int FAST_STRIDE = DEPTH_FASTEST ? DEPTH_STRIDE : SIDE_STRIDE;
         constexpr int SLOW_STRIDE = DEPTH_FASTEST ? SIDE_STRIDE : DEPTH_STRIDE;
-        constexpr int STEP = THREADS / FAST;  // rows that the block copies at once
-        static_assert(THREADS % FAST == 0 && SLOW % STEP == 0, "the threads share the tile evenly");
-        const int place = threadIdx.x % FAST, line = threadIdx.x / FAST;
+        constexpr bool TURNS = FAST_STRIDE != 1;
+        constexpr int WIDTH = TURNS && FAST > 16 ? 16 : FAST;  // of the neighbours
+        constexpr int LINES = TURNS ? 2 : 1, GROUP = WIDTH * LINES;
+        constexpr int GROUPS = THREADS / GROUP < FAST / WIDTH ? THREADS / GROUP : FAST / WIDTH;
+        // What the block copies at once.
+        constexpr int FAST_STEP = GROUPS * WIDTH, SLOW_STEP = THREADS / FAST_STEP;
+        static_assert(FAST % FAST_STEP == 0 && SLOW % SLOW_STEP == 0 && THREADS % FAST_STEP == 0,
+                      "the threads share the tile evenly");
+        const int group = threadIdx.x / GROUP;
+        const int place = threadIdx.x % WIDTH + group % GROUPS * WIDTH;
+        const int line = threadIdx.x / WIDTH % LINES + group / GROUPS * LINES;
         const int fast = (DEPTH_FASTEST ? first_k : first) + place;
         const int slow = (DEPTH_FASTEST ? first : first_k) + line;
         const int fast_end = DEPTH_FASTEST ? depth : side, slow_end = DEPTH_FASTEST ? side : depth;
-        const bool is_one = SHIFT < 0 && fast == 0;
         const long long pitch = fast_end + SHIFT;
         const float* source = stored + slow * pitch + fast + SHIFT;
         float* target = tile + place * FAST_STRIDE + line * SLOW_STRIDE;
 #pragma unroll
-        for (int i = 0; i < SLOW; i += STEP) {
-            const bool valid = fast < fast_end && slow + i < slow_end;
-            if (is_one && valid)
-                target[i * SLOW_STRIDE] = 1.0f;
-            else
-                async_copy_4(target + i * SLOW_STRIDE, source + i * pitch, valid);
+        for (int j = 0; j < FAST; j += FAST_STEP) {
+            const bool is_one = SHIFT < 0 && fast + j == 0;
+#pragma unroll
+            for (int i = 0; i < SLOW; i += SLOW_STEP) {
+                const bool valid = fast + j < fast_end && slow + i < slow_end;
+                float* element = target + j * FAST_STRIDE + i * SLOW_STRIDE;
+                if (is_one && valid)
+                    *element = 1.0f;
+                else
+                    async_copy_4(element, source + j + i * pitch, valid);
+            }
         }
     }
 };
