@@ -369,7 +369,7 @@ def test_what_is_running_and_what_is_left_is_shown(plan, tmp_path, capsys):
     do(plan, tmp_path / "out")
     lines = [line for line in capsys.readouterr().err.splitlines() if "learning rate" in line]
     assert "digits_kfc, learning rate 0.003, seed 0, tuning 1 of 2, epochs 0 to 0.5" in lines[0]
-    assert "left: 9 epochs of 2 curves, about 0 s" in lines[0]
+    assert re.search(r"left: 9 epochs of 2 curves, about \d s", lines[0])
     assert re.search(r"final run, epochs 1 to 1.5 \(left: 6.5 epochs of 2 curves, about", lines[5])
     assert "left: 1.5 epochs of 1 curve, about" in lines[-1]
 
@@ -382,6 +382,18 @@ def test_the_plan_has_the_time_of_a_curve_whose_learning_rate_is_still_to_be_fou
     begin = capsys.readouterr().err
     assert re.search(r"^  tiny_max: 1 epochs, about \d+ s$", begin, re.MULTILINE)
     assert "unknown speed" not in begin
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_runs_that_share_the_machine_are_no_sooner_done_by_the_plan(
+    plan, tmp_path, monkeypatch, at_a_time
+):
+    """A curve without records is timed alone on the machine."""
+    monkeypatch.setattr(work, "quick_cost", lambda *_: 20.0)
+    index, plan = RunIndex(tmp_path), plan.part("fig1")
+    forecast, now = work.Forecast(at_a_time), progress_of(plan, index)
+    forecast.estimate(plan, now, {}, work.UnusableData({}, index))
+    assert "left: 9 epochs of 2 curves, about 3 min" in forecast.plan(now)
 
 
 @pytest.mark.parametrize("seconds, text", [(7.4, "7 s"), (1500, "25 min"), (7800, "2 h 10 min")])

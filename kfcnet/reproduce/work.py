@@ -149,7 +149,8 @@ def _train(task, places):
 
 
 class Forecast:
-    """Seconds per epoch of each curve, measured here or, before that, read from the records.
+    """Seconds per epoch of each curve, where `at_a_time` runs are trained at the same time:
+    measured here or, before that, read from the records.
 
     left_out: names of the curves whose data are missing, which nothing is said of.
     """
@@ -169,7 +170,8 @@ class Forecast:
                 self.left_out.add(name)
             elif not self._cost(name, state):
                 with contextlib.suppress(np.linalg.LinAlgError):
-                    self.measured[name] = quick_cost(config, places)
+                    # Alone on the machine: runs at the same time share it.
+                    self.measured[name] = self.at_a_time * quick_cost(config, places)
 
     def _to_train(self, now):
         return {
