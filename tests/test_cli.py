@@ -75,7 +75,12 @@ def test_out_names_another_folder():
 
 @pytest.mark.skipif(os.name != "posix", reason="the shell closes the streams")
 @pytest.mark.parametrize(
-    "closed, shown", [("1>&-", "stderr"), ("2>&-", "stdout"), ("1>&- 2>&-", "")]
+    "closed, shown",
+    [
+        pytest.param("1>&-", "stderr", marks=pytest.mark.slow),
+        pytest.param("2>&-", "stdout", marks=pytest.mark.slow),
+        ("1>&- 2>&-", ""),
+    ],
 )
 def test_a_run_does_not_need_the_streams_that_were_closed(closed, shown):
     argv = [sys.executable, "-m", "kfcnet", "train", *SHORT, "--device", "auto", "--out", "run"]

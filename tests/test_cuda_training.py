@@ -91,12 +91,12 @@ def test_same_seed_gives_the_same_bits(new_cuda):
         ("kfc_pre", dict(inverse_period=3)),
         ("kfc_pre", dict(inverse_delay=1)),
         ("kfc_pre", dict(inverse_delay=3, inverse_on="host")),
-        ("kfc_pre", dict(structure="ekfac")),
         ("sgd", {}),
-        ("sgd", dict(nesterov=True)),
-        ("adagrad", {}),
-        ("rmsprop", {}),
         ("adam", {}),
+        pytest.param("kfc_pre", dict(structure="ekfac"), marks=pytest.mark.slow),
+        pytest.param("sgd", dict(nesterov=True), marks=pytest.mark.slow),
+        pytest.param("adagrad", {}, marks=pytest.mark.slow),
+        pytest.param("rmsprop", {}, marks=pytest.mark.slow),
     ],
 )
 def test_captured_steps_are_the_eager_ones_though_the_network_is_used_between(

@@ -116,7 +116,7 @@ FEATURES = {
 KINDS = "sgd", "adagrad", "rmsprop", "adam", "kfc_pre", "kfc_pre ekfac", "kfac", "hessian_free"
 
 
-QUICK = "sgd", "kfc_pre", "kfc_pre ekfac", "kfac", "hessian_free"
+QUICK = "sgd", "kfc_pre", "kfc_pre ekfac", "kfac"
 
 
 def combinations():
@@ -182,7 +182,13 @@ def check(config, layers, count, **changes):
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "hessian_free alone" else ())
+        for name in OPTIMIZERS
+    ],
+)
 def test_forty_updates_of_several_processes_are_those_of_one(name, count):
     check(OPTIMIZERS[name], EVERY_LAYER, count)
 
@@ -207,7 +213,10 @@ def test_every_setting_of_every_optimizer_gives_several_processes_the_steps_of_o
     check(config, EVERY_LAYER, count)
 
 
-@pytest.mark.parametrize("count, summed", [(2, "[(3, 19), (4, 13)]"), (4, "[(4, 13)]")])
+@pytest.mark.parametrize(
+    "count, summed",
+    [(2, "[(3, 19), (4, 13)]"), pytest.param(4, "[(4, 13)]", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("name", ["kfc_pre", "kfac"])
 def test_processes_share_the_preconditioning_of_wide_layers_by_rows(
     monkeypatch, name, count, summed
