@@ -1,7 +1,11 @@
 """What R processes gain: the messages of a step, the model of what they take, and its figure."""
 
 import ast
+import errno
+import os
 import re
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -267,10 +271,24 @@ def test_what_keeps_updates_from_being_measured_is_said(plan, index, monkeypatch
     def absent(*_):
         raise RanksError("there is no mpiexec")
 
-    monkeypatch.setattr(processes, "started", absent)
-    assert scaling.measure_missing(plan, progress, index.root, {}) == {
-        "scaling": "there is no mpiexec"
-    }
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "/tmp")
+
+    for home, name, fault in ((processes, "started", absent), (tempfile, "mkdtemp", full)):
+        with monkeypatch.context() as patch:
+            patch.setattr(home, name, fault)
+            (reason,) = scaling.measure_missing(plan, progress, index.root, {}).values()
+        assert "there is no mpiexec" in reason or "No space left on device: '/tmp'" in reason
     assert scaling.read(index.root) == {}
     monkeypatch.setattr(scaling, "cores", lambda: {0})
     assert "two cores" in scaling.measure_missing(plan, progress, index.root, {})["scaling"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell's script")
+def test_a_process_that_fails_in_another_encoding_is_told_of(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nprintf 'd\\351faut' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(RanksError, match="did not come to an end: d.faut"):
+        processes.started(1, {})

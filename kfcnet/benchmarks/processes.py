@@ -113,7 +113,7 @@ def started(count, settings):
     command = [sys.executable, "-m", "kfcnet.benchmarks.processes", json.dumps(settings)]
     if count > 1:
         command = [mpiexec(), "-n", str(count), *command]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if result.returncode:
         raise RanksError(f"{count} processes did not come to an end: {result.stderr.strip()}")
     return json.loads(result.stdout)

@@ -145,7 +145,8 @@ def run_tests(file="tests"):
             [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(file)],
             cwd=ROOT,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=60 * MINUTES_OF_A_PART,
         )
     except subprocess.TimeoutExpired:

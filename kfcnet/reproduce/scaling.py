@@ -95,7 +95,7 @@ def measure_missing(plan, progress, out, places):
     for name, config in configs.items():
         try:
             there = {**there, name: measure(config, places)}
-        except (data.DataError, RanksError) as error:
+        except (data.DataError, RanksError, OSError) as error:  # OSError: of a temporary folder
             return {"scaling": str(error)}
         device = build_ops(config).describe()
         write_json(out / FILE, {"device": device, "turns": TURNS, "curves": there})
