@@ -124,13 +124,12 @@ class KroneckerOptimizer(Optimizer):
     def _natural_gradient(self):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""
         blocks = list(self._by_block(self.network.gradient, self.direction))
-        here, beside = (
-            [block for block, branch in zip(blocks, self._branches, strict=True) if branch == one]
-            for one in (0, 1)
-        )
+        branches = [], []
+        for one, branch in zip(blocks, self._branches, strict=True):
+            branches[branch].append(one)
         with self.ops.beside():
-            self._take_natural_gradients(beside)
-        self._take_natural_gradients(here)
+            self._take_natural_gradients(branches[1])
+        self._take_natural_gradients(branches[0])
         self.ops.join()
         if parts := [out for block, _, out in blocks if block.is_shared]:
             self.ops.ranks.sum(*parts)
