@@ -365,11 +365,12 @@ def test_a_killed_worker_fails_its_own_run_and_the_others_go_on(plan, tmp_path, 
     assert len(failures) == 6 and all("process was killed" in why for why in failures.values())
 
 
-def test_what_is_running_and_what_is_left_is_shown(plan, tmp_path, capsys):
+def test_what_is_running_and_what_is_left_is_shown(plan, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(work, "quick_cost", lambda *_: 0.01)
     do(plan, tmp_path / "out")
     lines = [line for line in capsys.readouterr().err.splitlines() if "learning rate" in line]
     assert "digits_kfc, learning rate 0.003, seed 0, tuning 1 of 2, epochs 0 to 0.5" in lines[0]
-    assert re.search(r"left: 9 epochs of 2 curves, about \d s", lines[0])
+    assert "left: 9 epochs of 2 curves, about 0 s" in lines[0]
     assert re.search(r"final run, epochs 1 to 1.5 \(left: 6.5 epochs of 2 curves, about", lines[5])
     assert "left: 1.5 epochs of 1 curve, about" in lines[-1]
 

@@ -18,12 +18,12 @@ from kfcnet import reproduce
 from kfcnet.batches import Batch
 from kfcnet.benchmarks import processes
 from kfcnet.benchmarks.cpu import example_batch, period
-from kfcnet.benchmarks.scaling import MessageCost, OneOf, OwnWork, fitted
+from kfcnet.benchmarks.scaling import MessageCost, OwnWork, fitted
 from kfcnet.config import load_config
 from kfcnet.curvature.block import WIDE
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.ranks import RanksError
+from kfcnet.ranks import RanksError, balanced
 from kfcnet.reproduce import scaling
 from kfcnet.reproduce.plan import FigurePlan, PanelPlan
 from kfcnet.reproduce.progress import progress_of
@@ -119,7 +119,7 @@ def operations(config, network, count):
             product = min(product, 2 * M * (I * I + P * P + I * P))
         every += product
         rows += product / count if I + P >= WIDE and count <= I else product
-    owners, loads = OneOf(count).owners(inversions), [0.0] * count
+    owners, loads = balanced(inversions, count), [0.0] * count
     for owner, cost in zip(owners, inversions, strict=True):
         loads[owner] += cost
     return shared / count + max(loads), every, rows
@@ -274,11 +274,14 @@ def test_what_keeps_updates_from_being_measured_is_said(plan, index, monkeypatch
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "/tmp")
 
-    for home, name, fault in ((processes, "started", absent), (tempfile, "mkdtemp", full)):
+    for home, name, fault, told in (
+        (processes, "started", absent, "there is no mpiexec"),
+        (tempfile, "mkdtemp", full, "[Errno 28] No space left on device: '/tmp'"),
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(home, name, fault)
-            (reason,) = scaling.measure_missing(plan, progress, index.root, {}).values()
-        assert "there is no mpiexec" in reason or "No space left on device: '/tmp'" in reason
+            found = scaling.measure_missing(plan, progress, index.root, {})
+        assert found == {"scaling": told}
     assert scaling.read(index.root) == {}
     monkeypatch.setattr(scaling, "cores", lambda: {0})
     assert "two cores" in scaling.measure_missing(plan, progress, index.root, {})["scaling"]
