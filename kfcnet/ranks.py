@@ -116,10 +116,6 @@ class Ranks(ABC):
     def _from_first(self, value):
         """The first process's value."""
 
-    def owners(self, costs):
-        """The rank that does each piece of work: `balanced`."""
-        return balanced(costs, self.count)
-
     def describe(self):
         """{"processes": R} for the record of a run, nothing for one process."""
         return {"processes": self.count} if self.count > 1 else {}

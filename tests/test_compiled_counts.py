@@ -23,6 +23,7 @@ needs_compiler = pytest.mark.skipif(
 needs_emulation = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())
 )
+ALL = specialised()
 FAST = "conv_forward_tf32 16x16x32", "matmul_register", "gram_offsets_slices 32x32x3"
 SLACK = 1.1  # of a loop, from one version of the compiler to the next
 MAIN = 1.0  # MB that a launch moves at least, to be one whose speed matters
@@ -49,19 +50,19 @@ def may_have_few_warps(name):
 
 
 def test_table_has_a_line_for_every_kernel_of_a_step():
-    names = [one.name for one in specialised()]
+    names = [one.name for one in ALL]
     assert len(set(names)) == len(names), "two specialisations have one name"
     assert list(table()) == names
 
 
 SOME = [
     pytest.param(one, id=one.name, marks=() if one.name.startswith(FAST) else pytest.mark.slow)
-    for one in specialised()
+    for one in ALL
 ]
 
 
 @pytest.mark.skipif(bool(nvrtc.missing()), reason=str(nvrtc.missing()))
-@pytest.mark.parametrize("one", specialised(), ids=lambda one: one.name)
+@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
 def test_a_kernel_spills_nothing_and_needs_no_more_than_the_table_says(one):
     found, limit = residence(one), table()[one.name]
     assert one.resources().spilled == 0

@@ -30,7 +30,7 @@ from kfcnet.losses import LOSSES
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
-from kfcnet.ranks import Alone, RanksError, is_of_all, process_of, traceback_of, world
+from kfcnet.ranks import Alone, RanksError, balanced, is_of_all, process_of, traceback_of, world
 from kfcnet.runs.files import read_json
 from kfcnet.training import trainer
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
@@ -439,9 +439,9 @@ def test_one_process_is_alone_and_needs_no_mpi4py(monkeypatch, variables):
 
 
 def test_the_dearest_piece_goes_to_one_and_the_others_to_the_rest():
-    assert on_ranks(2, lambda ranks: ranks.owners([3, 10, 4, 2]))[1] == [1, 0, 1, 1]
-    assert Alone().owners([3, 10, 4]) == [0, 0, 0]
-    assert on_ranks(3, lambda ranks: ranks.owners([5, 5]))[0] == [0, 1]
+    assert balanced([3, 10, 4, 2], 2) == [1, 0, 1, 1]
+    assert balanced([3, 10, 4], 1) == [0, 0, 0]
+    assert balanced([5, 5], 3) == [0, 1]
 
 
 def test_a_plain_update_needs_two_sums_and_none_is_of_a_whole_layer():

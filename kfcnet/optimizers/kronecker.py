@@ -23,7 +23,7 @@ class KroneckerOptimizer(Optimizer):
         ]
         sizes = [layer.factor_sizes for layer in network.weighted]
         costs = [sum(side**3 for side in sides) for sides in sizes]
-        self.owners = self.ops.ranks.owners(costs)  # the process that inverts each block
+        self.owners = balanced(costs, self.ops.ranks.count)  # the process that inverts each block
         # Products with factors have small results: they take as long as their sums are deep.
         self._branches = balanced(list(map(sum, sizes)), 2)
         self.direction = self.ops.zeros(network.theta.shape)
