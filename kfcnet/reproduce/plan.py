@@ -335,7 +335,7 @@ def _shortened():
         "svhn_sgd": (few, svhn),
         "svhn_sgd_avg": (few, dict(epochs=12, shortened=why)),
         "cifar_kfc_large": ((), large | dict(epochs=40)),
-        "cifar_sgd_large": ((), large | dict(epochs=200)),
+        "cifar_sgd_large": ((), large | dict(epochs=300)),
         "cifar_kfc_bn": ((), dict(twice, rates=five)),
         "cifar_sgd_bn": ((), dict(twice, rates=five)),
         "cifar_kfc_small": ((), dict(twice, rates=five, epochs=30)),
