@@ -47,7 +47,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_r
     const bool has_bias = blockIdx.z == 0 && warp_column == 0;
 
     float sum[SUMS] = {}, bias = 0.0f;  // of map `lane`
-    const auto as_copied = [](float*, float*) {};
+    const auto load_derivatives = [=](float* target, const Tile& tile) {
+        load_outputs<DY_MAPS, DY_MAPS, THREADS>(target, dy, M, tile, first_map);
+    };
+    const auto as_copied = [](float*, float*, const Tile&) {};
     const auto multiply = [&](const float* inputs, const float* derivatives) {
         for (int first = 4 * warp_depth; first < PIXELS; first += 4 * WARPS_DEPTH) {
             const float* near = derivatives + first * DY_MAPS;
@@ -59,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_backward_weights_r
             }
         }
     };
-    for_all_tiles<PIXEL_FLOATS, DY_MAPS, DY_MAPS, THREADS>(x, dy, M, chunk, first_map, shared,
+    for_all_tiles<PIXEL_FLOATS, PIXELS * DY_MAPS, THREADS>(x, M, chunk, shared, load_derivatives,
                                                            as_copied, multiply);
     const int place = threadIdx.x % GROUP_THREADS;
     sum_groups<SUMS, WARPS_DEPTH, GROUP_THREADS>(sum, shared, warp_depth, place);

@@ -1,7 +1,9 @@
 // kernels/conv_backward_weights_tf32.cu: dy^T [[x]]_H in slices of the batch, on tensor cores.
 //
 // Arguments as in conv_backward_weights_register.cu; x and dy are rounded to TF32 as they arrive in
-// shared memory, the sums stay in fp32.
+// shared memory, the sums stay in fp32. POOL_SIZE > 0: dy (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS)
+// are the derivatives of what conv_max_pool.cu pooled, which argmax spreads (conv_pooled.cuh);
+// otherwise POOLED_HEIGHT and POOLED_WIDTH are OUT_HEIGHT and OUT_WIDTH.
 //
 // A warp makes 16*MAP_TILES maps of dy times COLUMN_TILES times eight columns of the patch with
 // mma.sync m16n8k8, whose depth is eight neighbouring positions (TILE_WIDTH is a multiple of 8).
@@ -12,6 +14,7 @@
 // Operations 2*M*T*OUT_MAPS*P; bytes as in conv_backward_weights_register.cu. Eight positions take
 // 4*MAP_TILES + 2*COLUMN_TILES reads of shared memory for MAP_TILES*COLUMN_TILES mma: for two and
 // eight tiles 24 for 16, so shared memory and mma.sync are the limits, close by.
+#include "conv_pooled.cuh"
 #include "conv_slices.cuh"
 #include "tensor_core.cuh"
 #include "warp_groups.cuh"
@@ -28,13 +31,16 @@ constexpr int BLOCK_TILES = WARPS_COLUMNS * COLUMN_TILES;
 constexpr int GROUPS = (ALL_TILES + BLOCK_TILES - 1) / BLOCK_TILES;  // gridDim.z = CHUNKS * GROUPS
 constexpr int PATCH_COLUMNS = 1 + KERNEL_SIZE * KERNEL_SIZE * IN_MAPS;
 constexpr int SUMS = MAP_TILES * COLUMN_TILES * 4;
+constexpr int COPIED = POOL_SIZE ? pooled_floats<DY_MAPS>() : PIXELS * DY_PITCH;
 static_assert(TILE_WIDTH % 8 == 0, "the depth of a fragment is eight neighbours");
 
-// Shared memory: max(2 * buffer_floats, (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
+// Shared memory: max(2 * buffer_floats<X_PITCH, COPIED>() + (POOL_SIZE > 0) * PIXELS * DY_PITCH,
+// (WARPS_DEPTH > 1) * SUMS * GROUP_THREADS) floats.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) conv_backward_weights_tf32(
-    const float* __restrict__ x,   // aligned (M, HEIGHT, WIDTH, IN_MAPS)
-    const float* __restrict__ dy,  // aligned (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
-    float* __restrict__ partials,  // (slices, OUT_MAPS, 1 + KERNEL_SIZE**2 * IN_MAPS)
+    const float* __restrict__ x,       // aligned (M, HEIGHT, WIDTH, IN_MAPS)
+    const float* __restrict__ dy,      // aligned (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS)
+    const float* __restrict__ argmax,  // or null: aligned (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS//4)
+    float* __restrict__ partials,      // (slices, OUT_MAPS, 1 + KERNEL_SIZE**2 * IN_MAPS)
     int M,
     int slices) {
     extern __shared__ __align__(16) float shared[];
@@ -53,11 +59,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) conv_backw
 
     float sum[MAP_TILES][COLUMN_TILES][4] = {}, bias[2 * MAP_TILES] = {};
     const auto rounded = [](float value) { return __uint_as_float(to_tf32(value)); };
-    const auto round_both = [=](float* inputs, float* derivatives) {
-        change_inputs<X_PITCH, THREADS>(inputs, rounded);
-        change_copied<OUT_MAPS, DY_MAPS, DY_PITCH, THREADS>(derivatives, PIXELS, rounded);
+    float* const spread = shared + 2 * buffer_floats<X_PITCH, COPIED>();
+    const auto load_derivatives = [=](float* target, const Tile& tile) {
+        if (POOL_SIZE)
+            load_pooled<DY_MAPS, THREADS>(target, dy, argmax, M, tile, first_map);
+        else
+            load_outputs<DY_PITCH, DY_MAPS, THREADS>(target, dy, M, tile, first_map);
     };
-    const auto multiply = [&](const float* inputs, const float* derivatives) {
+    const auto round_both = [=](float* inputs, float* copied, const Tile& tile) {
+        change_inputs<X_PITCH, THREADS>(inputs, rounded);
+        if (POOL_SIZE) {
+            __syncthreads();  // all windows have landed before positions look into them
+            spread_pooled<DY_PITCH, DY_MAPS, THREADS>(spread, copied, tile, rounded);
+        } else {
+            change_copied<OUT_MAPS, DY_MAPS, DY_PITCH, THREADS>(copied, PIXELS, rounded);
+        }
+    };
+    const auto multiply = [&](const float* inputs, const float* copied) {
+        const float* derivatives = POOL_SIZE ? spread : copied;
         for (int pixel = warp_depth * 8; pixel < PIXELS; pixel += WARPS_DEPTH * 8) {
             const float* near = derivatives + (pixel + t) * DY_PITCH + g;
             const float* patch = inputs + patch_offset<X_PITCH>(pixel) + t * STRIDE * X_PITCH;
@@ -80,8 +99,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) conv_backw
                     mma_m16n8k8_tf32(sum[i][j], left[i], right[j], sum[i][j]);
         }
     };
-    for_all_tiles<X_PITCH, DY_PITCH, DY_MAPS, THREADS>(x, dy, M, chunk, first_map, shared,
-                                                       round_both, multiply);
+    for_all_tiles<X_PITCH, COPIED, THREADS>(x, M, chunk, shared, load_derivatives, round_both,
+                                            multiply);
     const int place = threadIdx.x % GROUP_THREADS;
     sum_groups<SUMS, WARPS_DEPTH, GROUP_THREADS>(&sum[0][0][0], shared, warp_depth, place);
     for (int i = 0; i < 2 * MAP_TILES; ++i)  // lanes t = 0, 1, 2, 3 had different positions

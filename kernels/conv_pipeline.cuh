@@ -6,14 +6,11 @@
 // brings a slab for each of them. Where the maps come in several chunks, the inputs of the next
 // replace those of the one before.
 #pragma once
-#include "conv_tile.cuh"
+#include "conv_packed.cuh"
 
-constexpr int SLAB = SEGMENT_DEPTH * TILE_MAPS, SLABS = SEGMENTS * SLAB;  // of a chunk
 constexpr int STAGE = DEPTH_GROUPS * SLAB;
 constexpr int STEPS = (SEGMENTS + DEPTH_GROUPS - 1) / DEPTH_GROUPS;
 constexpr int PITCH = FEW_MAPS ? IN_MAPS : CHUNK_MAPS + 4;  // 4g + t: 32 different banks
-constexpr int MAP_TILES = (OUT_MAPS + TILE_MAPS - 1) / TILE_MAPS;
-constexpr int BIASES = MAP_TILES * TILE_MAPS;  // packed[0 .. BIASES - 1]
 
 // Neighbouring maps of an output position to y (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS), or added there;
 // those beyond OUT_MAPS are left out.
@@ -69,7 +66,7 @@ __device__ __forceinline__ void for_all_segments(const float* x, const float* pa
     float* const stages = shared + input_floats<PITCH>();
     const float* const end = stages + WEIGHT_STAGES * STAGE;
     for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-        const float* slab = packed + BIASES + (blockIdx.y * CHUNKS + chunk) * SLABS + first;
+        const float* slab = slabs_of(packed, chunk) + first;
         float* empty = stages + first;
         int left = SLABS - first;
         if (chunk > 0) __syncthreads();  // the chunk before has been read

@@ -1,5 +1,6 @@
 // kernels/image.cuh: the pixel and the maps that a thread works on, in arrays (M, H, W, MAPS).
 #pragma once
+#include "inside.cuh"
 #include "vector_load.cuh"
 
 // Four maps a thread where they come in fours: then every pixel starts at a multiple of 16 bytes.
@@ -30,9 +31,4 @@ __device__ __forceinline__ Maps active_only(Maps value, const float* active, int
     for (int lane = 0; lane < LANES; ++lane)
         value[lane] = output[lane] > 0.0f ? value[lane] : 0.0f;
     return value;
-}
-
-// A coordinate moved into the image: loads need no branch, and what was outside is not used.
-__device__ __forceinline__ int inside(int coordinate, int side) {
-    return min(max(coordinate, 0), side - 1);
 }

@@ -12,7 +12,10 @@
 // tests/test_kernels_elementwise.py.
 // Bytes, with x elements of input and y of output: forward 4x + 5y, backward 5y + 4x, tangent at
 // most 4x + 5y, 4y more with `active`; limited by memory.
+#include "image.cuh"
 #include "max_window.cuh"
+
+using Windows = MaxWindows<LANES, SIZE, STRIDE, HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH>;
 
 extern "C" __global__ void max_pool(
     const float* __restrict__ x,         // aligned (M, HEIGHT, WIDTH, MAPS)
@@ -23,8 +26,10 @@ extern "C" __global__ void max_pool(
     if (thread >= unsigned(M * OUT_HEIGHT * OUT_WIDTH * GROUPS)) return;
     const Place out = place_of<OUT_HEIGHT, OUT_WIDTH>(thread);
 
-    Offsets where = {};
-    Maps best = max_of_window(x, out, where);
+    Offsets<LANES> where = {};
+    Maps best = Windows::maximum(out.row, out.column, where, [&](int row, int column) {
+        return load<LANES>(x + offset_of<HEIGHT, WIDTH>({out.image, row, column, out.map}));
+    });
     for (int lane = 0; lane < LANES; ++lane)
         if (RELU && best[lane] < 0.0f) best[lane] = 0.0f;
     const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
@@ -42,10 +47,16 @@ extern "C" __global__ void max_pool_backward(
     if (thread >= unsigned(M * HEIGHT * WIDTH * GROUPS)) return;
     const Place in = place_of<HEIGHT, WIDTH>(thread);
 
-    const Maps sum = sum_where_maximal(argmax, in, [&](const Place& out) {
-        const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
-        return active_only<RELU>(load<LANES>(dy + offset), active, offset);
-    });
+    const auto offset_at = [&](int row, int column) {
+        return offset_of<OUT_HEIGHT, OUT_WIDTH>({in.image, row, column, in.map});
+    };
+    const Maps sum = Windows::sum_where_maximal(
+        in.row, in.column,
+        [&](int row, int column) {
+            const int offset = offset_at(row, column);
+            return active_only<RELU>(load<LANES>(dy + offset), active, offset);
+        },
+        [&](int row, int column) { return load<LANES>(argmax + offset_at(row, column)); });
     store(dx + offset_of<HEIGHT, WIDTH>(in), sum);
 }
 
@@ -60,6 +71,9 @@ extern "C" __global__ void max_pool_tangent(
     const Place out = place_of<OUT_HEIGHT, OUT_WIDTH>(thread);
     const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
 
-    const Maps value = at_maximum(rx, out, load<LANES>(argmax + offset));
+    const Maps value = Windows::at_maximum(
+        out.row, out.column, load<LANES>(argmax + offset), [&](int row, int column, int lane) {
+            return rx[offset_of<HEIGHT, WIDTH>({out.image, row, column, out.map + lane})];
+        });
     store(ry + offset, active_only<RELU>(value, active, offset));
 }

@@ -11,9 +11,11 @@
 // tests/test_max_pool_norm.py.
 // Bytes, with x elements of input and y of output: forward 4x + 13y, backward 4x + 13y, tangent at
 // most 4x + 17y; limited by memory.
+#include "image.cuh"
 #include "max_window.cuh"
 #include "response_norm.cuh"
 
+using Windows = MaxWindows<LANES, SIZE, STRIDE, HEIGHT, WIDTH, OUT_HEIGHT, OUT_WIDTH>;
 constexpr int PIXELS = OUT_HEIGHT * OUT_WIDTH, ITEMS = PIXELS * TILE_GROUPS;
 constexpr int BEFORE = NORM_SIZE / 2, AFTER = NORM_SIZE - 1 - BEFORE;  // as in response_norm_within
 
@@ -56,8 +58,10 @@ extern "C" __global__ void max_pool_norm(
     for (int i = threadIdx.x; i < ITEMS; i += blockDim.x) {
         const Place out = item_place(i);
         if (out.map >= MAPS) continue;
-        Offsets where = {};
-        Maps best = max_of_window(x, out, where);
+        Offsets<LANES> where = {};
+        Maps best = Windows::maximum(out.row, out.column, where, [&](int row, int column) {
+            return load<LANES>(x + offset_of<HEIGHT, WIDTH>({out.image, row, column, out.map}));
+        });
         for (int lane = 0; lane < LANES; ++lane)
             if (best[lane] < 0.0f) best[lane] = 0.0f;
         const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
@@ -131,9 +135,15 @@ extern "C" __global__ void max_pool_norm_backward(
         const int pixel = i / TILE_GROUPS, group = blockIdx.y * TILE_GROUPS + i % TILE_GROUPS;
         if (group >= GROUPS) continue;
         const Place in = {int(blockIdx.x), pixel / WIDTH, pixel % WIDTH, group * LANES};
-        const Maps sum = sum_where_maximal(argmax, in, [&](const Place& out) {
-            return at(derivatives, out.row * OUT_WIDTH + out.column, i % TILE_GROUPS);
-        });
+        const Maps sum = Windows::sum_where_maximal(
+            in.row, in.column,
+            [&](int row, int column) {
+                return at(derivatives, row * OUT_WIDTH + column, i % TILE_GROUPS);
+            },
+            [&](int row, int column) {
+                const Place out = {in.image, row, column, in.map};
+                return load<LANES>(argmax + offset_of<OUT_HEIGHT, OUT_WIDTH>(out));
+            });
         store(dx + offset_of<HEIGHT, WIDTH>(in), sum);
     }
 }
@@ -152,7 +162,10 @@ extern "C" __global__ void max_pool_norm_tangent(
         if (out.map >= MAPS) continue;
         const int offset = offset_of<OUT_HEIGHT, OUT_WIDTH>(out);
         const Maps x_here = load<LANES>(pooled + offset);
-        Maps tangent = at_maximum(rx, out, load<LANES>(argmax + offset)), term;
+        Maps term, tangent = Windows::at_maximum(
+            out.row, out.column, load<LANES>(argmax + offset), [&](int row, int column, int lane) {
+                return rx[offset_of<HEIGHT, WIDTH>({out.image, row, column, out.map + lane})];
+            });
         for (int lane = 0; lane < LANES; ++lane) {
             tangent[lane] = x_here[lane] > 0.0f ? tangent[lane] : 0.0f;  // the ReLU
             term[lane] = x_here[lane] * tangent[lane];

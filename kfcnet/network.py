@@ -26,6 +26,7 @@ from kfcnet.layers import (
     ScaleShift,
     Weighted,
 )
+from kfcnet.ops.primitives import Pooling
 
 LAYERS = {
     "conv": Conv2d,
@@ -133,6 +134,7 @@ class Network:
             raise ValueError(f"network: two layers are named {max(names, key=names.count)!r}")
         self.weighted[0].needs_input_gradient = False
         self._fuse_relus()
+        self._fuse_pools()
         self._fuse_norms()
         ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
@@ -154,13 +156,24 @@ class Network:
                 if not layer.derivative_fused:
                     following.takes_relu_derivative = layer.derivative_fused = True
 
+    def _fuse_pools(self):
+        """Let a convolution make the maximum pool and the ReLU behind it in its own passes, where
+        it can.
+        """
+        for conv, pool, relu in zip(self.layers, self.layers[1:], self.layers[2:], strict=False):
+            if not all(map(isinstance, (conv, pool, relu), (Conv2d, MaxPool, ReLU))):
+                continue
+            pooling = Pooling(*pool.window, pool.clipped)
+            if conv.can_pool(pooling):
+                conv.pool, pool.fused = pooling, True
+
     def _fuse_norms(self):
         """Let maximum pools apply the response normalisation behind their ReLU in their own passes,
         where the device can.
         """
         for pool, relu, norm in zip(self.layers, self.layers[1:], self.layers[2:], strict=False):
             kinds = MaxPool, ReLU, ResponseNorm
-            if not all(map(isinstance, (pool, relu, norm), kinds)):
+            if not all(map(isinstance, (pool, relu, norm), kinds)) or pool.fused:
                 continue
             if self.ops.can_pool_and_normalise(pool.output_shape, norm.parameters[3]):
                 pool.norm, norm.fused = norm.parameters, True
@@ -297,7 +310,7 @@ class Network:
         sums: arrays that the processes of a run add up together with it.
         """
         gradient = self.gradient if out is None else out
-        gradients = self._gradients(len(self.weighted[-1].derivatives), gradient)
+        gradients = self._gradients(self.weighted[-1].examples, gradient)
         for layer in self.weighted:
             self._add_gradient(layer, gradients)
         gradients.finish()

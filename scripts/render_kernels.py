@@ -208,7 +208,8 @@ def operations(launch):
     )
     if launch.kernel.startswith("matmul"):
         return 2 * math.prod(map(int, sizes[:3]))
-    if launch.kernel.startswith(("conv_forward", "conv_backward_weights_")) and "OUT_HEIGHT" in c:
+    convolutions = "conv_forward", "conv_max_pool", "conv_backward_weights_"
+    if launch.kernel.startswith(convolutions) and "OUT_HEIGHT" in c:
         positions = int(sizes[0]) * c["OUT_HEIGHT"] * c["OUT_WIDTH"]
         return 2 * positions * c["OUT_MAPS"] * c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
     return 0
@@ -223,7 +224,7 @@ def floor():
     for launch in recorded_steps.record("cifar_sgd", 512).launches:
         arrays = {id(v): v.nbytes for v in launch.values if isinstance(v, np.ndarray)}
         done, moved = operations(launch), sum(arrays.values())
-        rate = TF32 if launch.kernel.endswith("tf32") else FP32
+        rate = TF32 if "mma_m16n8k8_tf32" in kernels.source(launch.file) else FP32
         row = np.array([1, done, moved, max(done / rate, moved / BANDWIDTH)])
         found[launch.kernel] = found.get(launch.kernel, 0) + row
     found["SGD step"] = sum(found.values())

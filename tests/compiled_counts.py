@@ -12,6 +12,8 @@ the blocks. `python tests/compiled_counts.py > tests/compiled_counts.csv` writes
     branches                  of that loop, which some rounds leave out
     HMMA ... other            the same instructions by class
     share                     of HMMA or FFMA among them
+    windows                   where a convolution pools: instructions of every round of the longest
+                              loop beside that one, branches included
     conflicts                 wavefronts of shared memory for one that is needed, at the worst place
     read_, write_sectors      of 32 bytes, for one that is needed
 """
@@ -70,9 +72,13 @@ class Specialised(NamedTuple):
     def resources(self):
         return nvrtc.resources(*self.source)[self.kernel]
 
+    def loops(self):
+        """All of its sass.Loop."""
+        return sass.loops(nvrtc.code(*self.source))[self.kernel]
+
     def loop(self):
-        """The sass.Loop where its work is, or None."""
-        return sass.main_loop(sass.loops(nvrtc.code(*self.source))[self.kernel])
+        """That where its work is, or None."""
+        return sass.main_loop(self.loops())
 
 
 def specialised():
@@ -164,13 +170,22 @@ def instructions(one):
     """{column: text} of a Specialised: those of a round of its main loop, disassembled."""
     loop = one.loop()
     always = loop.always if loop else {}
+    is_pooled = dict(one.constants).get("POOL_SIZE") and "KERNEL_SIZE" in dict(one.constants)
     arithmetic = max(always.get(name, 0) for name in sass.ARITHMETIC)
     return {
         "loop": loop.length if loop else 0,
         "branches": loop.sometimes.total() if loop else 0,
         **{name: always.get(name, 0) for name in CLASSES},
         "share": f"{arithmetic / loop.length:.2f}" if loop else "",
+        "windows": max(_whole(each) for each in one.loops() if each is not loop)
+        if is_pooled
+        else "",
     }
+
+
+def _whole(loop):
+    """Instructions of a round with those of its branches; 0 where loops are inside."""
+    return 0 if loop.looping else (loop.always + loop.sometimes).total()
 
 
 def traffic(one):

@@ -7,9 +7,10 @@ measurement what to expect, and after it where the model is wrong. A launch take
 
 bytes: of its arrays, each once (compiled_counts.py); the rate is the L2's where they fit into half
 of it. instructions: of the main loop, its arithmetic over the share that arithmetic has of the
-issue slots. filled: the part of a multiprocessor's rates that its warps can use, all from
-ENOUGH_WARPS on. A step takes as long as its longest chain of launches, where each waits for the one
-before; but no less than what all of them would take one after the other if each filled the device.
+issue slots, and what is pooled beside it. filled: the part of a multiprocessor's rates that its
+warps can use, all from ENOUGH_WARPS on. A step takes as long as its longest chain of launches,
+where each waits for the one before; but no less than what all of them would take one after the
+other if each filled the device.
 `python tests/predicted_times.py > tests/predicted_times.csv` writes the table anew.
 """
 
@@ -47,8 +48,12 @@ def multiply_adds(launch):
     if launch.kernel.startswith("conv_forward"):
         outputs = launch.values[2].size
         return outputs * c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
+    if launch.kernel.startswith("conv_max_pool"):  # with the positions that tiles make twice
+        outputs = math.prod(launch.grid) * math.prod(launch.block) * c["TILE_MAPS"]
+        return outputs * c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
     if launch.kernel.startswith(("conv_backward_weights_tf32", "conv_backward_weights_register")):
-        return launch.values[1].size * c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
+        outputs = len(launch.values[0]) * c["OUT_HEIGHT"] * c["OUT_WIDTH"] * c["OUT_MAPS"]
+        return outputs * c["KERNEL_SIZE"] ** 2 * c["IN_MAPS"]
     if launch.kernel.startswith("matmul"):
         return math.prod(map(int, numbers[:3]))
     if launch.kernel == "gram_offsets_slices":
@@ -66,6 +71,19 @@ def multiply_adds(launch):
     return 0
 
 
+def pooled(launch):
+    """Rounds of the loop in which a convolution pools, or spreads its windows' derivatives."""
+    c = dict(launch.constants)
+    if launch.kernel == "conv_max_pool":
+        return launch.values[2].size // 4
+    if launch.kernel == "conv_max_pool_tangent":
+        return launch.values[3].size
+    if c.get("POOL_SIZE") and launch.kernel == "conv_backward_weights_tf32":
+        outputs = len(launch.values[0]) * c["OUT_HEIGHT"] * c["OUT_WIDTH"] * c["OUT_MAPS"]
+        return outputs // (4 * c["POOL_STRIDE"] ** 2)
+    return 0
+
+
 def work(launch, cells):
     """(microseconds of a launch if it filled the device, how much of it it fills).
 
@@ -80,7 +98,10 @@ def work(launch, cells):
     if products := multiply_adds(launch):
         is_tensor = int(cells["HMMA"]) > 0
         arithmetic = products / (1024 if is_tensor else 32)
-        times.append(arithmetic / float(cells["share"]) / SCHEDULERS / CLOCK)
+        issued = arithmetic / float(cells["share"])
+        if rounds := pooled(launch):
+            issued += rounds / 32 * float(cells["windows"])
+        times.append(issued / SCHEDULERS / CLOCK)
         if is_tensor:
             times.append(arithmetic * MMA_CYCLES / SCHEDULERS / CLOCK)
     return max(times), filled

@@ -139,6 +139,29 @@ def test_inversions_are_timed_against_the_library(ops):
     assert np.isfinite(ratio) and ratio > 0
 
 
+POOLED = SMALL.replace("size: 16, stride: 16", "size: 3, stride: 2").replace(
+    "filters: 2,", "filters: 4,"
+)
+
+
+@pytest.mark.parametrize("tensor_cores", [False, True])
+def test_a_first_convolution_that_pools_has_rows_of_its_own(ops, tensor_cores):
+    ops.tensor_cores = tensor_cores
+    norm = "  - {layer: response_norm, size: 3, scale: 0.1, power: 0.75}\n  - {layer: dense, units"
+    config = parse_config(POOLED.replace("  - {layer: dense, units", norm))
+    rows, _ = cuda_benchmark.primitive_rows(ops, config, "KFC-pre, 3", replays=1)
+    rows = {row["call"].split()[0]: row for row in rows}
+    pooled = {"conv_max_pool", "conv_max_pool_backward_weights", "conv_max_pool_tangent"}
+    assert rows.keys() & pooled == (pooled if tensor_cores else set())
+    assert ("max_pool_norm" in rows) is not tensor_cores
+    assert not [name for name in rows if name.startswith("can_")]
+    for name in pooled & rows.keys():
+        row = rows[name]
+        products = 2 * 3 * 16 * 16 * 4 * 28  # of 3 images; the tangent is of fewer
+        most = row["TFLOP_s"] * row["microseconds"] * 1e6
+        assert most == pytest.approx(products) or (name.endswith("tangent") and most < products)
+
+
 def test_the_factor_of_activations_is_counted_over_the_locations_that_there_are():
     x, P = np.zeros((2, 7, 5, 3)), 28
     made = cuda_benchmark.operations(

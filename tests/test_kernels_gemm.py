@@ -386,6 +386,9 @@ WEIGHTS = {
 def weights_partials(rung, x, dy, macros, slices):
     """The slices' sums of dy^T [[x]]_H."""
     macros = TILE | WEIGHTS[rung] | dict(DILATION=1) | macros
+    if rung == "tf32":  # nothing is pooled
+        pooled = dict(POOLED_HEIGHT=macros["OUT_HEIGHT"], POOLED_WIDTH=macros["OUT_WIDTH"])
+        macros |= pooled | dict(POOL_SIZE=0, POOL_STRIDE=1)
     segments, depth, pixel, overhang = with_segments(macros)
     chunks = 1 if macros["IN_MAPS"] < 8 else ceil(macros["IN_MAPS"], macros["CHUNK_MAPS"])
     if rung == "register":
@@ -404,7 +407,7 @@ def weights_partials(rung, x, dy, macros, slices):
         f"conv_backward_weights_{rung}",
         (slices, ceil(dy.shape[-1], maps), chunks * ceil(columns, width)),
         (threads * macros["WARPS_DEPTH"],),
-        [x, dy, partials, len(x), slices],
+        [x, dy, *([None] if rung == "tf32" else []), partials, len(x), slices],
         macros,
         4 * max(2 * floats, sums * threads),
     )

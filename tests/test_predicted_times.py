@@ -14,7 +14,9 @@ from predicted_times import (
     microseconds,
     multiply_adds,
     of_step,
+    pooled,
     predictions,
+    work,
 )
 
 
@@ -45,7 +47,9 @@ def test_multiply_adds_are_those_of_the_layers(launches):
     conv = [multiply_adds(launch) for launch in of(launches, "conv_forward_tf32")]
     pixels = 512 * 32 * 32, 512 * 16 * 16, 512 * 8 * 8
     forward = [pixels[0] * 32 * 75, pixels[1] * 32 * 800, pixels[2] * 64 * 800]
-    assert conv[:3] == forward
+    assert conv[:2] == forward[1:]
+    (first,) = of(launches, "conv_max_pool")  # four tiles an image, of nine rows in place of eight
+    assert multiply_adds(first) == forward[0] * 9 // 8
     weights = [multiply_adds(one) for one in of(launches, "conv_backward_weights_tf32")]
     assert sorted(weights) == sorted(forward)
     omega = [multiply_adds(one) for one in of(launches, "gram_offsets_slices")]
@@ -53,8 +57,20 @@ def test_multiply_adds_are_those_of_the_layers(launches):
     assert all(multiply_adds(launch) == 0 for launch in of(launches, "max_pool"))
 
 
+def test_windows_are_pooled_and_spread_in_the_rounds_of_their_loops(launches):
+    (first,), tangents = of(launches, "conv_max_pool"), of(launches, "conv_max_pool_tangent")
+    windows = 512 * 16 * 16 * 32  # of the step; the tangent is that of a quarter of its examples
+    assert pooled(first) == windows // 4
+    assert [pooled(launch) for launch in tangents] == [windows // 4]
+    spread = [pooled(launch) for launch in of(launches, "conv_backward_weights_tf32")]
+    assert sorted(spread) == [0, 0, windows // 4]  # four maps of 2 x 2 positions a round
+    cells = table()[Specialised(*first[:3], {}).name]
+    without, _ = work(first, cells | {"windows": "0"})
+    assert work(first, cells)[0] > without
+
+
 def test_a_launch_takes_longer_with_fewer_warps_and_never_less_than_its_gap(launches):
-    conv = of(launches, "conv_forward_tf32")[1]
+    conv = of(launches, "conv_forward_tf32")[0]
     cells = table()[Specialised(*conv[:3], {}).name]
     full = microseconds(conv, cells)
     assert full > GAP + SHORTEST

@@ -22,7 +22,7 @@ from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda.convolution import Weights
 from kfcnet.ops.cuda.dry_run import DryRun
 from kfcnet.ops.errors import DeviceError
-from kfcnet.ops.primitives import ConvGradients, Placed
+from kfcnet.ops.primitives import ConvGradients, Placed, Pooling
 from kfcnet.ops.shapes import output_sides
 from kfcnet.training.build import build, captured_step
 
@@ -31,6 +31,8 @@ REPLAYS = 30
 NOT_TIMED = {
     "beside",
     "join",
+    "can_convolve_and_pool",
+    "can_pool_and_normalise",
     "asarray",
     "to_numpy",
     "empty",
@@ -120,6 +122,8 @@ class Call:
             return f"({', '.join(map(self._text, value))})"
         if isinstance(value, Placed):
             return f"{value.out_maps} of {value.window[0]}x{value.window[0]}x{value.x_shape[3]}"
+        if isinstance(value, Pooling):
+            return f"pool {value.size}x{value.size}"
         return "x".join(map(str, value.shape)) if self._is_array(value) else f"{value}"
 
     def _copy(self, value):
@@ -185,6 +189,11 @@ def operations(name, args, kwargs, result):
         return 2 * args[0].size * args[1].shape[1]
     if name == "conv_backward_weights":
         return 2 * args[1].size * kwargs["out"].shape[1]
+    if name in ("conv_max_pool", "conv_max_pool_tangent"):
+        return 2 * len(args[0]) * math.prod(output_sides(args[0].shape, *args[2:5])) * args[1].size
+    if name == "conv_max_pool_backward_weights":
+        outputs = len(args[0]) * math.prod(output_sides(args[0].shape, *args[3:6]))
+        return 2 * outputs * kwargs["out"].size
     if name == "matmul":
         return 2 * result.size * args[0].shape[0 if kwargs.get("transpose_a") else 1]
     if name == "gram":

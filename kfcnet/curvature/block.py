@@ -202,7 +202,7 @@ class KroneckerBlock:
         Where processes share a mini-batch, each has only its own rows, but all of the product.
         """
         I, P = gradient.shape
-        rows = len(self.layer.derivatives) * self.layer.locations
+        rows = self.layer.examples * self.layer.locations
         of_rows, of_product = rows * (I * I + P * P + I * P), I * P * (I + P)
         is_shared = self.ops.ranks.count > 1
         if self.layer.locations > 1 or self.weight_decay or is_shared or of_rows >= of_product:

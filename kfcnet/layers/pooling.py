@@ -28,13 +28,16 @@ class MaxPool(_Pool):
     `saved` is that pixel's place in every window, and the output where it `applies_relu`, else
     None: the pool then takes the derivative of the ReLU behind it too. norm: what the primitives
     need of a response normalisation behind that ReLU, which it applies in its own passes as well;
-    `saved` is then theirs.
+    `saved` is then theirs. fused: a convolution before it pools in its own passes.
     """
 
     can_apply_relu = True
     norm = None
+    fused = False
 
     def forward(self, x, mode):
+        if self.fused:
+            return x
         if self.norm:
             y, self.saved = self.ops.max_pool_norm(x, *self.window, self.clipped, self.norm)
             return y
@@ -43,6 +46,8 @@ class MaxPool(_Pool):
         return y
 
     def backward(self, dy):
+        if self.fused:
+            return dy
         saved, shape = _of_first(len(dy), self.saved), (len(dy), *self.input_shape)
         if self.norm:
             return self.ops.max_pool_norm_backward(dy, saved, shape, *self.window, self.norm)
@@ -50,6 +55,8 @@ class MaxPool(_Pool):
         return self.ops.max_pool_backward(dy, argmax, shape, *self.window, active=active)
 
     def tangent(self, rx):
+        if self.fused:
+            return rx
         saved = _of_first(len(rx), self.saved)
         if self.norm:
             return self.ops.max_pool_norm_tangent(rx, saved, *self.window, self.norm)

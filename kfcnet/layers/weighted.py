@@ -11,12 +11,16 @@ class WeightedPass(NamedTuple):
     """What a pass leaves in a layer with parameters.
 
     inputs (M, H, W, J); weight: as the forward pass met it, in the form that the device reads;
-    derivatives (m, Ho, Wo, I): of the pre-activations, after a backward pass.
+    derivatives (m, Ho, Wo, I): of the pre-activations, after a backward pass. Where a convolution
+    pools in its own pass, argmax (M, Po, Qo, I) is that of its windows, and after a backward pass
+    there are pooled_derivatives (m, Po, Qo, I), of its result.
     """
 
     inputs: Any
     weight: Any = None
     derivatives: Any = None
+    argmax: Any = None
+    pooled_derivatives: Any = None
 
 
 class Weighted(Layer):
@@ -49,6 +53,11 @@ class Weighted(Layer):
         return self.saved.derivatives
 
     @property
+    def examples(self):
+        """m: those of the latest backward pass."""
+        return len(self.derivatives)
+
+    @property
     def factor_sizes(self):
         """Sides of the matrices that the layer's Fisher block is made of: P and I."""
         return self.weight_shape[::-1]
@@ -77,10 +86,13 @@ class Weighted(Layer):
 class Conv2d(Weighted):
     """A dense layer applied to every patch of an image (cross-correlation, zero padding).
 
-    Wbar is homogeneous, of shape (I, P), P = 1 + K*K*J.
+    Wbar is homogeneous, of shape (I, P), P = 1 + K*K*J. pool: the Pooling of the maximum pool
+    behind it, which it makes with its ReLU in its own passes, where nothing needs the derivatives
+    of its input.
     """
 
     can_apply_relu = True
+    pool = None
 
     def __init__(self, ops, input_shape, name, filters, kernel, stride=1, padding=0, std=0.01):
         """std: deviation of the initial Gaussian weights, or "he" for sqrt(2 / inputs).
@@ -110,7 +122,14 @@ class Conv2d(Weighted):
 
     def placed(self, place, M):
         """Its weights in a flat vector, from `place` on, for passes of M examples."""
-        return Placed(place, self.weight_shape[0], (M, *self.input_shape), self.window)
+        return Placed(place, self.weight_shape[0], (M, *self.input_shape), self.window, self.pool)
+
+    def can_pool(self, pool):
+        """Whether it can make a Pooling behind it in its own passes, on its device."""
+        x_shape, out_maps = (1, *self.input_shape), self.weight_shape[0]
+        return not self.needs_input_gradient and self.ops.can_convolve_and_pool(
+            x_shape, out_maps, self.window, pool
+        )
 
     def forward(self, x, mode):
         weight = mode.weights.get(self.name)
@@ -118,32 +137,67 @@ class Conv2d(Weighted):
             own = [self.placed(0, len(x))]
             backward = own if self.needs_input_gradient and mode.training else ()
             (weight,) = self.ops.weights(self.weight.reshape(-1), own, backward)
+        if self.pool:
+            y, argmax = self.ops.conv_max_pool(x, weight, *self.window, self.pool)
+            self.saved = WeightedPass(x, weight, argmax=argmax)
+            return y
         self.saved = WeightedPass(x, weight)
         return self.ops.conv_forward(x, weight, *self.window, relu=self.applies_relu)
 
     def backward(self, dy):
         """dy -> dx, or None in the first layer with weights, where it is not needed."""
+        if self.pool:
+            self.saved = self.saved._replace(pooled_derivatives=dy, derivatives=None)
+            return None
         self.saved = self.saved._replace(derivatives=dy)
         if self.needs_input_gradient:
             return self.ops.conv_backward_data(
                 dy, self.saved.weight, self.inputs.shape, *self.window
             )
 
+    @property
+    def derivatives(self):
+        """Those of the pre-activations in the latest backward pass, (m, Ho, Wo, I).
+
+        Where it pools they are made when they are first asked for: the gradient needs the pool's.
+        """
+        dy = self.saved.pooled_derivatives
+        if self.saved.derivatives is None and dy is not None:
+            shape, (size, stride, _) = (len(dy), *self.output_shape), self.pool
+            spread = self.ops.max_pool_backward(dy, self._argmax(len(dy)), shape, size, stride)
+            self.saved = self.saved._replace(derivatives=spread)
+        return self.saved.derivatives
+
+    @property
+    def examples(self):
+        return len(self.saved.pooled_derivatives if self.pool else self.derivatives)
+
+    def _argmax(self, m):
+        return self.saved.argmax[:m]
+
     def gradient_pass(self, place):
-        """(Placed, inputs, derivatives) of the latest backward pass, for a ConvGradients."""
-        m = len(self.derivatives)
-        return self.placed(place, m), self.inputs[:m], self.derivatives
+        """What a ConvGradients adds of the latest backward pass."""
+        m = self.examples
+        layer, x = self.placed(place, m), self.inputs[:m]
+        if self.pool:
+            return layer, x, self.saved.pooled_derivatives, self._argmax(m)
+        return layer, x, self.derivatives
 
     def gradient(self, out):
         """out (I, P): DWbar."""
-        scale = 1 / self.ops.ranks.whole(len(self.derivatives))
+        scale = 1 / self.ops.ranks.whole(self.examples)
         kernel, stride, padding = self.window
-        _, x, dy = self.gradient_pass(0)
+        x, dy = self.inputs[: self.examples], self.derivatives
         self.ops.conv_backward_weights(x, dy, kernel, stride, padding, scale=scale, out=out)
 
     def weight_tangent(self, direction, count):
         """[[a]]_H Vbar^T for Vbar = direction (I, P), or as `weights` made it of that."""
-        return self.ops.conv_forward(self.inputs[:count], direction, *self.window)
+        x = self.inputs[:count]
+        if self.pool:
+            return self.ops.conv_max_pool_tangent(
+                x, direction, *self.window, self.pool, self._argmax(count)
+            )
+        return self.ops.conv_forward(x, direction, *self.window)
 
     def add_input_tangent(self, rx, ry):
         """R(s) = [[R(a)]] W^T + ry."""

@@ -16,16 +16,26 @@ from typing import Any, NamedTuple
 from kfcnet.ranks import Alone
 
 
+class Pooling(NamedTuple):
+    """The windows of a pool, as `max_pool` takes them."""
+
+    size: int
+    stride: int
+    clipped: bool
+
+
 class Placed(NamedTuple):
     """A convolution whose weights Wbar (I, P) lie in a flat vector, from element `place` on.
 
-    x_shape: (M, H, W, J) of its input; window: kernel, stride, padding.
+    x_shape: (M, H, W, J) of its input; window: kernel, stride, padding; pool: the Pooling of what
+    `conv_max_pool` makes of it.
     """
 
     place: int
     out_maps: int
     x_shape: tuple
     window: tuple
+    pool: Pooling | None = None
 
     def of(self, flat: Any) -> Any:
         """Its part of a flat vector, as a matrix (I, P)."""
@@ -51,9 +61,15 @@ class ConvGradients:
     def __init__(self, ops, scale, out):
         self.ops, self.scale, self.out = ops, scale, out
 
-    def add(self, layer, x, dy):
-        """Of a Placed, x (M, H, W, J) and dy (M, Ho, Wo, I)."""
+    def add(self, layer, x, dy, argmax=None):
+        """Of a Placed, x (M, H, W, J) and dy (M, Ho, Wo, I).
+
+        argmax: where the layer has a pool, that of `conv_max_pool`; dy is then the pooled pixels'.
+        """
         part = layer.of(self.out)
+        if argmax is not None:
+            pooled = x, dy, argmax, *layer.window, layer.pool
+            return self.ops.conv_max_pool_backward_weights(*pooled, scale=self.scale, out=part)
         self.ops.conv_backward_weights(x, dy, *layer.window, scale=self.scale, out=part)
 
     def finish(self):
@@ -186,6 +202,29 @@ class Primitives(ABC):
     @abstractmethod
     def conv_gradients(self, layers, scale, out):
         """The ConvGradients of several layers, [Placed], into their parts of out (n,)."""
+
+    def can_convolve_and_pool(self, x_shape, out_maps, window, pool):
+        """Whether there are the three below, for x of this shape, window: kernel, stride, padding,
+        and a Pooling.
+        """
+        return False
+
+    def conv_max_pool(self, x, weight, kernel, stride, padding, pool):
+        """(y, argmax): `max_pool` with a ReLU of `conv_forward`, for a Pooling.
+
+        argmax is size**2 where the ReLU cuts: no pixel of the window, for `max_pool_backward`.
+        """
+        raise NotImplementedError
+
+    def conv_max_pool_backward_weights(
+        self, x, dy, argmax, kernel, stride, padding, pool, scale, out
+    ):
+        """out (I, P) = scale times the gradient of the weights, dy being that of the y above."""
+        raise NotImplementedError
+
+    def conv_max_pool_tangent(self, x, weight, kernel, stride, padding, pool, argmax):
+        """ry: `conv_forward` of x and other weights at the maxima, zero where the ReLU cuts."""
+        raise NotImplementedError
 
     @abstractmethod
     def patches(self, x, kernel, stride, padding):

@@ -8,10 +8,12 @@ import itertools
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
+import numpy as np
+
 from kfcnet.ops.cuda.launcher import MULTIPROCESSORS
 from kfcnet.ops.cuda.matmul import MatrixProducts
 from kfcnet.ops.primitives import ConvGradients, Placed
-from kfcnet.ops.shapes import ceil_div, output_sides
+from kfcnet.ops.shapes import ceil_div, output_sides, pooled_size
 
 
 def chunk_maps(J):
@@ -112,6 +114,39 @@ class ConvShape:
             "PADDING": self.padding,
             "OUT_HEIGHT": self.out_height,
             "OUT_WIDTH": self.out_width,
+        }
+
+
+@dataclass(frozen=True)
+class PoolShape:
+    """Sides of a maximum pool's windows, and of the pooled image."""
+
+    size: int
+    stride: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, layer, pool):
+        """Of a Pooling behind a ConvShape; None: outputs as they are, without windows."""
+        if pool is None:
+            return cls(0, 1, layer.out_height, layer.out_width)
+        sides = (pooled_size(side, *pool) for side in (layer.out_height, layer.out_width))
+        return cls(pool.size, pool.stride, *sides)
+
+    def reaching(self, side):
+        """Windows, along a side, that reach into a tile of so many positions."""
+        misaligned = self.stride - 1 if side % self.stride else 0
+        pieces = (side - 1 + misaligned) // self.stride + 1
+        return pieces + (self.size - 1) // self.stride
+
+    @cached_property
+    def constants(self):
+        return {
+            "POOL_SIZE": self.size,
+            "POOL_STRIDE": self.stride,
+            "POOLED_HEIGHT": self.height,
+            "POOLED_WIDTH": self.width,
         }
 
 
@@ -271,13 +306,15 @@ class WeightsTile:
     """One block of `conv_backward_weights_*`: output maps by columns of the patch, over pixels.
 
     Blocks share the pixels of the mini-batch in slices; a second kernel adds the slices in order.
-    Columns come in groups, of four for fp32 and of eight for tensor cores.
+    Columns come in groups, of four for fp32 and of eight for tensor cores. pool: what the
+    derivatives have come through, on tensor cores alone.
     """
 
     layer: ConvShape
     height: int
     width: int
     tensor_cores: bool
+    pool: PoolShape
 
     @property
     def few_maps(self):
@@ -338,7 +375,11 @@ class WeightsTile:
         rows, columns = (self.height - 1) * stride + K, (self.width - 1) * stride + K
         inputs = 4 * ceil_div(rows * columns * pitch_x + overhang, 4)
         sums = self.maps * self.groups * (8 if self.tensor_cores else 4) * self.warps_columns
-        buffers = 2 * (inputs + self.height * self.width * pitch_dy)
+        derivatives = self.height * self.width * pitch_dy
+        buffers = 2 * (inputs + derivatives)
+        if self.pool.size:
+            windows = self.pool.reaching(self.height) * self.pool.reaching(self.width)
+            buffers = 2 * (inputs + windows * self.maps * 5 // 4) + derivatives
         return 4 * max(buffers, sums if self.warps_depth > 1 else 0)
 
     @property
@@ -382,6 +423,7 @@ class WeightsTile:
             "WARPS_DEPTH": self.warps_depth,
         }
         if self.tensor_cores:
+            constants |= self.pool.constants
             return constants | {"MAP_TILES": self.maps // 16, "COLUMN_TILES": self.groups}
         return constants | {
             "LANE_ROWS": 8,
@@ -391,15 +433,18 @@ class WeightsTile:
 
 
 @cache
-def weights_tile(layer, tensor_cores, limit):
-    """The largest tile in `limit` bytes of shared memory; raises ValueError without one."""
+def weights_tile(layer, tensor_cores, limit, pool=None):
+    """The largest tile in `limit` bytes of shared memory; raises ValueError without one.
+
+    pool: a Pooling that the derivatives have come through.
+    """
     if layer.few_maps:
         width, height = next(w for w in (32, 16, 8) if layer.out_width > w // 2 or w == 8), 4
     else:
         width = 16 if layer.out_width > 8 else 8
         height = 64 // width
     while True:
-        tile = WeightsTile(layer, height, width, tensor_cores)
+        tile = WeightsTile(layer, height, width, tensor_cores, PoolShape.of(layer, pool))
         if tile.shared <= limit:
             return tile
         if height == 1 and width == 8:
@@ -436,7 +481,7 @@ class SlicedGradients(ConvGradients):
         self.shapes = {one: ConvShape.of(one.x_shape, one.out_maps, *one.window) for one in layers}
         limit = ops.runtime.shared_limit
         self.tiles = {
-            one: weights_tile(shape, ops.tensor_cores, limit)
+            one: weights_tile(shape, ops.tensor_cores, limit, one.pool)
             for one, shape in self.shapes.items()
             if not shape.is_dense
         }
@@ -452,10 +497,10 @@ class SlicedGradients(ConvGradients):
             for one, size, end in zip(self.tiles, sizes, ends, strict=True)
         }
 
-    def add(self, layer, x, dy):
+    def add(self, layer, x, dy, argmax=None):
         with self.ops.beside():
             if layer in self.tiles:
-                self._sum_slices(self.tiles[layer], x, dy, self.parts[layer])
+                self._sum_slices(self.tiles[layer], x, dy, argmax, self.parts[layer])
             else:
                 self._multiply(self.shapes[layer], x, dy, layer.of(self.out))
 
@@ -471,16 +516,17 @@ class SlicedGradients(ConvGradients):
             tensor_cores=self.ops.tensor_cores,
         )
 
-    def _sum_slices(self, tile, x, dy, partials):
-        kernel = f"conv_backward_weights_{'tf32' if self.ops.tensor_cores else 'register'}"
+    def _sum_slices(self, tile, x, dy, argmax, partials):
+        kernel, arrays = "conv_backward_weights_register", (x, dy, partials)
+        if self.ops.tensor_cores:
+            offsets = None if argmax is None else argmax.view(np.float32)  # to be copied in fours
+            kernel, arrays = "conv_backward_weights_tf32", (x, dy, offsets, partials)
         slices = tile.slices(len(x))
         self.ops.launch(
             kernel,
             kernel,
             (slices, *tile.blocks),
-            x,
-            dy,
-            partials,
+            *arrays,
             len(x),
             slices,
             block=tile.threads,

@@ -1,9 +1,9 @@
 """The array primitives on a GPU: which kernel does what, on which grid, into which arrays."""
 
-from kfcnet.ops.cuda.convolution import Convolutions
 from kfcnet.ops.cuda.elementwise import Elementwise
 from kfcnet.ops.cuda.gram import GramMatrices
 from kfcnet.ops.cuda.graphs import Graphs
+from kfcnet.ops.cuda.pooled_convolution import PooledConvolutions
 from kfcnet.ops.cuda.ranks import DeviceRanks
 from kfcnet.ops.cuda.updates import Updates
 
@@ -15,7 +15,7 @@ def is_available():
     return runtime.is_available()
 
 
-class CudaOps(Elementwise, Convolutions, GramMatrices, Updates, Graphs):
+class CudaOps(Elementwise, PooledConvolutions, GramMatrices, Updates, Graphs):
     """The primitives over the arrays of a runtime, in float32."""
 
     name = "cuda"

@@ -1,0 +1,73 @@
+// kernels/conv_pooled.cuh: derivatives of a maximum pool's windows, spread over a tile.
+//
+// Where a convolution has taken the pool behind it in its own pass (conv_max_pool.cu), dy are the
+// derivatives of the pooled pixels, and argmax tells the position that each belongs to. The windows
+// that reach into a tile are copied; then every position gathers what is its own, in a fixed order.
+#pragma once
+#include "conv_tile.cuh"
+#include "max_window.cuh"
+
+// A side of a tile cut into pieces of POOL_STRIDE positions, each where a window begins; windows,
+// along a side, that reach into the tile: those that begin there, and some before.
+__device__ constexpr int pieces(int side) {
+    return (side - 1 + (side % POOL_STRIDE ? POOL_STRIDE - 1 : 0)) / POOL_STRIDE + 1;
+}
+constexpr int PIECES_DOWN = pieces(TILE_HEIGHT), PIECES_ACROSS = pieces(TILE_WIDTH);
+constexpr int BEFORE = POOL_SIZE ? (POOL_SIZE - 1) / POOL_STRIDE : 0;
+constexpr int REACHING_ROWS = PIECES_DOWN + BEFORE, REACHING_COLUMNS = PIECES_ACROSS + BEFORE;
+constexpr int REACHING = REACHING_ROWS * REACHING_COLUMNS;
+
+using Windows = MaxWindows<4, POOL_SIZE, POOL_STRIDE, OUT_HEIGHT, OUT_WIDTH, POOLED_HEIGHT,
+                           POOLED_WIDTH>;
+
+// What is copied of DY_MAPS maps: the derivatives, and behind them four offsets a float.
+template <int DY_MAPS>
+__device__ constexpr int pooled_floats() {
+    return REACHING * (DY_MAPS + DY_MAPS / 4);
+}
+
+// Start copying them: dy (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS), and argmax a fourth of it; zero
+// outside.
+template <int DY_MAPS, int THREADS>
+__device__ __forceinline__ void load_pooled(float* target, const float* dy, const float* argmax,
+                                            int M, const Tile& tile, int first_map) {
+    const Rectangle windows = {tile.image,    tile.row / POOL_STRIDE - BEFORE,
+                               tile.column / POOL_STRIDE - BEFORE, 1,
+                               REACHING_ROWS, REACHING_COLUMNS};
+    load_rectangle<POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS, DY_MAPS, DY_MAPS, 1, THREADS>(
+        target, dy, M, windows, first_map);
+    load_rectangle<POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS / 4, DY_MAPS / 4, DY_MAPS / 4, 1, THREADS>(
+        target + REACHING * DY_MAPS, argmax, M, windows, first_map / 4);
+}
+
+// derivatives[position * DY_PITCH + map] = change(what the position is given) for all of a tile.
+template <int DY_PITCH, int DY_MAPS, int THREADS, class Change>
+__device__ __forceinline__ void spread_pooled(float* derivatives, const float* pooled,
+                                              const Tile& tile, Change change) {
+    constexpr int GROUPS_OF_FOUR = DY_MAPS / 4;
+    const int above = tile.row % POOL_STRIDE, left = tile.column % POOL_STRIDE;
+    for (int i = threadIdx.x; i < PIECES_DOWN * PIECES_ACROSS * GROUPS_OF_FOUR; i += THREADS) {
+        const int piece = i / GROUPS_OF_FOUR, group = i % GROUPS_OF_FOUR;
+        const int down = piece / PIECES_ACROSS, across = piece % PIECES_ACROSS;
+        const auto window = [&](int row, int column) {
+            return (row + BEFORE) * REACHING_COLUMNS + column + BEFORE;
+        };
+        Windows::spread(
+            down, across,
+            [&](int row, int column) {
+                return load<4>(pooled + window(row, column) * DY_MAPS + group * 4);
+            },
+            [&](int row, int column) {
+                const float* four =
+                    pooled + REACHING * DY_MAPS + window(row, column) * GROUPS_OF_FOUR + group;
+                return load<4>(reinterpret_cast<const unsigned char*>(four));
+            },
+            [&](int r, int c, Vector<float, 4> sum) {
+                const int row = down * POOL_STRIDE + r - above;
+                const int column = across * POOL_STRIDE + c - left;
+                if (unsigned(row) >= TILE_HEIGHT || unsigned(column) >= TILE_WIDTH) return;
+                for (int e = 0; e < 4; ++e) sum[e] = change(sum[e]);
+                store(derivatives + (row * TILE_WIDTH + column) * DY_PITCH + group * 4, sum);
+            });
+    }
+}

@@ -1,0 +1,139 @@
+"""A convolution of few input maps with the maximum pool and the ReLU behind it, in one pass."""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+
+from kfcnet.ops.cuda.convolution import Convolutions, ConvShape, ForwardTile, PoolShape, Weights
+from kfcnet.ops.primitives import Placed
+from kfcnet.ops.shapes import ceil_div
+
+MOST_STRIDE = 4  # of a pool: the gradient's kernel keeps stride x stride sums a thread
+MOST_POSITIONS = 288  # of a tile: nine rows of 32, four rows of windows of 3 x 3 with stride 2
+
+
+@dataclass(frozen=True)
+class PooledTile:
+    """One block of `conv_max_pool`: rows x columns of pooled pixels, and the height x width
+    positions of the convolution under them.
+
+    packed: the tile whose packed weights it reads.
+    """
+
+    packed: ForwardTile
+    pool: PoolShape
+    rows: int
+    columns: int
+    height: int
+    width: int
+
+    @property
+    def threads(self):
+        """One a position: a warp makes 32 of them."""
+        return self.height * self.width
+
+    @property
+    def shared(self):
+        """Bytes of inputs and weights, or of the positions."""
+        layer, packed = self.packed.layer, self.packed
+        K, J, stride = layer.kernel, layer.in_maps, layer.stride
+        rows, columns = (self.height - 1) * stride + K, (self.width - 1) * stride + K
+        inputs = 4 * ceil_div(rows * columns * J + packed.depth - K * J, 4)
+        weights = K * packed.depth * packed.maps
+        return 4 * max(inputs + weights, self.threads * (packed.maps + 8))
+
+    def grid(self, M):
+        down = ceil_div(self.pool.height, self.rows)
+        across = ceil_div(self.pool.width, self.columns)
+        return M * down * across, self.packed.map_tiles
+
+    @cached_property
+    def constants(self):
+        layer, packed = self.packed.layer, self.packed
+        return (
+            layer.constants
+            | self.pool.constants
+            | {
+                "DILATION": layer.dilation,
+                "PACKED_SIZE": packed.packed_size,
+                "CHUNK_MAPS": packed.chunk,
+                "TILE_IMAGES": 1,
+                "TILE_HEIGHT": self.height,
+                "TILE_WIDTH": self.width,
+                "TILE_MAPS": packed.maps,
+                "POOL_ROWS": self.rows,
+                "POOL_COLUMNS": self.columns,
+            }
+        )
+
+
+@cache
+def pooled_tile(packed, pool, limit):
+    """The tile that computes least twice, in `limit` bytes of shared memory; None without one."""
+    layer = packed.layer
+    width = 16 if layer.out_width <= 16 else 32
+    columns = pool.width if layer.out_width <= width else (width - pool.size) // pool.stride + 1
+    lines = 32 // width  # positions come in 32s
+    most = (MOST_POSITIONS // width // lines * lines - pool.size) // pool.stride + 1
+    if min(most, columns) < 1:
+        return None
+    rows = ceil_div(pool.height, ceil_div(pool.height, most))
+    height = lines * ceil_div((rows - 1) * pool.stride + pool.size, lines)
+    tile = PooledTile(packed, pool, rows, columns, height, width)
+    return tile if tile.shared <= limit else None
+
+
+class PooledConvolutions(Convolutions):
+    """`conv_max_pool`, its gradient and its tangent, on tensor cores."""
+
+    def can_convolve_and_pool(self, x_shape, out_maps, window, pool):
+        layer = ConvShape.of(x_shape, out_maps, *window)
+        if not (self.tensor_cores and layer.few_maps and out_maps % 4 == 0 and not layer.is_dense):
+            return False
+        if pool.stride > MOST_STRIDE or pool.size**2 > 255:
+            return False
+        return self._pooled_tile(layer, pool) is not None
+
+    def _pooled_tile(self, layer, pool):
+        limit = self.runtime.shared_limit
+        return pooled_tile(self._tile_of(layer), PoolShape.of(layer, pool), limit)
+
+    def conv_max_pool(self, x, weight, kernel, stride, padding, pool):
+        layer = ConvShape.of(x.shape, len(weight), kernel, stride, padding)
+        tile = self._pooled_tile(layer, pool)
+        y = self.empty((len(x), tile.pool.height, tile.pool.width, layer.out_maps))
+        argmax = self.empty(y.shape, np.uint8)
+        self._convolve_and_pool("conv_max_pool", tile, x, weight, y, argmax)
+        return y, argmax
+
+    def conv_max_pool_backward_weights(
+        self, x, dy, argmax, kernel, stride, padding, pool, scale, out
+    ):
+        layer = Placed(0, len(out), x.shape, (kernel, stride, padding), pool)
+        gradients = self.conv_gradients([layer], scale, out.reshape(-1))
+        gradients.add(layer, x, dy, argmax)
+        gradients.finish()
+
+    def conv_max_pool_tangent(self, x, weight, kernel, stride, padding, pool, argmax):
+        layer = ConvShape.of(x.shape, len(weight), kernel, stride, padding)
+        ry = self.empty(argmax.shape)
+        tile = self._pooled_tile(layer, pool)
+        self._convolve_and_pool("conv_max_pool_tangent", tile, x, weight, argmax, ry)
+        return ry
+
+    def _convolve_and_pool(self, kernel, tile, x, weight, *arrays):
+        is_packed = isinstance(weight, Weights)
+        packed = weight.forward if is_packed else self._packed(tile.packed.layer, weight)
+        self.launch(
+            "conv_max_pool",
+            kernel,
+            tile.grid(len(x)),
+            x,
+            packed,
+            *arrays,
+            len(x),
+            block=tile.threads,
+            shared=tile.shared,
+            **tile.constants,
+        )
