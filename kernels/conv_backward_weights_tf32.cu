@@ -39,7 +39,7 @@ static_assert(TILE_WIDTH % 8 == 0, "the depth of a fragment is eight neighbours"
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) conv_backward_weights_tf32(
     const float* __restrict__ x,       // aligned (M, HEIGHT, WIDTH, IN_MAPS)
     const float* __restrict__ dy,      // aligned (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS)
-    const float* __restrict__ argmax,  // or null: aligned (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS//4)
+    const float* __restrict__ argmax,  // or null: (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS//4)
     float* __restrict__ partials,      // (slices, OUT_MAPS, 1 + KERNEL_SIZE**2 * IN_MAPS)
     int M,
     int slices) {
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) conv_backw
     float* const spread = shared + 2 * buffer_floats<X_PITCH, COPIED>();
     const auto load_derivatives = [=](float* target, const Tile& tile) {
         if (POOL_SIZE)
-            load_pooled<DY_MAPS, THREADS>(target, dy, argmax, M, tile, first_map);
+            load_pooled<DY_MAPS, THREADS>(target, dy, argmax, tile, first_map);
         else
             load_outputs<DY_PITCH, DY_MAPS, THREADS>(target, dy, M, tile, first_map);
     };

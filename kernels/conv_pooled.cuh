@@ -30,14 +30,19 @@ __device__ constexpr int pooled_floats() {
 // outside.
 template <int DY_MAPS, int THREADS>
 __device__ __forceinline__ void load_pooled(float* target, const float* dy, const float* argmax,
-                                            int M, const Tile& tile, int first_map) {
-    const Rectangle windows = {tile.image,    tile.row / POOL_STRIDE - BEFORE,
-                               tile.column / POOL_STRIDE - BEFORE, 1,
-                               REACHING_ROWS, REACHING_COLUMNS};
-    load_rectangle<POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS, DY_MAPS, DY_MAPS, 1, THREADS>(
-        target, dy, M, windows, first_map);
-    load_rectangle<POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS / 4, DY_MAPS / 4, DY_MAPS / 4, 1, THREADS>(
-        target + REACHING * DY_MAPS, argmax, M, windows, first_map / 4);
+                                            const Tile& tile, int first_map) {
+    constexpr int GROUPS_OF_FOUR = DY_MAPS / 4;
+    for (int i = threadIdx.x; i < REACHING * GROUPS_OF_FOUR; i += THREADS) {
+        const int window = i / GROUPS_OF_FOUR, map = first_map + i % GROUPS_OF_FOUR * 4;
+        const int row = tile.row / POOL_STRIDE - BEFORE + window / REACHING_COLUMNS;
+        const int column = tile.column / POOL_STRIDE - BEFORE + window % REACHING_COLUMNS;
+        const bool is_there = unsigned(row) < POOLED_HEIGHT && unsigned(column) < POOLED_WIDTH;
+        const bool is_valid = is_there && map < OUT_MAPS;
+        const int line = (tile.image * POOLED_HEIGHT + row) * POOLED_WIDTH;
+        const int source = (line + column) * OUT_MAPS + map;
+        async_copy_16(target + i * 4, dy + source, is_valid);
+        async_copy_4(target + REACHING * DY_MAPS + i, argmax + source / 4, is_valid);
+    }
 }
 
 // derivatives[position * DY_PITCH + map] = change(what the position is given) for all of a tile.

@@ -184,8 +184,9 @@ def instructions(one):
 
 
 def _whole(loop):
-    """Instructions of a round with those of its branches; 0 where loops are inside."""
-    return 0 if loop.looping else (loop.always + loop.sometimes).total()
+    """Instructions of a round with those of its branches; 0 where loops or barriers are inside."""
+    counts = loop.always + loop.sometimes
+    return 0 if loop.looping or counts["BAR"] else counts.total()
 
 
 def traffic(one):
