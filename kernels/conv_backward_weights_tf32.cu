@@ -2,7 +2,8 @@
 //
 // Arguments as in conv_backward_weights_register.cu; x and dy are rounded to TF32 as they arrive in
 // shared memory, the sums stay in fp32. POOL_SIZE > 0: dy (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS)
-// are the derivatives of what conv_max_pool.cu pooled, which argmax spreads (conv_pooled.cuh);
+// are the derivatives of what conv_max_pool.cu pooled, which argmax, four offsets a float, spreads
+// (conv_pooled.cuh);
 // otherwise POOLED_HEIGHT and POOLED_WIDTH are OUT_HEIGHT and OUT_WIDTH.
 //
 // A warp makes 16*MAP_TILES maps of dy times COLUMN_TILES times eight columns of the patch with
@@ -66,7 +67,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) conv_backw
         else
             load_outputs<DY_PITCH, DY_MAPS, THREADS>(target, dy, M, tile, first_map);
     };
-    const auto round_both = [=](float* inputs, float* copied, const Tile& tile) {
+    const auto prepare = [=](float* inputs, float* copied, const Tile& tile) {
         change_inputs<X_PITCH, THREADS>(inputs, rounded);
         if (POOL_SIZE) {
             __syncthreads();  // all windows have landed before positions look into them
@@ -99,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE) conv_backw
                     mma_m16n8k8_tf32(sum[i][j], left[i], right[j], sum[i][j]);
         }
     };
-    for_all_tiles<X_PITCH, COPIED, THREADS>(x, M, chunk, shared, load_derivatives, round_both,
+    for_all_tiles<X_PITCH, COPIED, THREADS>(x, M, chunk, shared, load_derivatives, prepare,
                                             multiply);
     const int place = threadIdx.x % GROUP_THREADS;
     sum_groups<SUMS, WARPS_DEPTH, GROUP_THREADS>(&sum[0][0][0], shared, warp_depth, place);

@@ -16,18 +16,15 @@
 // tests/test_conv_max_pool.py.
 // Operations 2*M*T*OUT_MAPS*P and the overlap; bytes 4*x + 5*y; limited by mma.sync and memory.
 #include "conv_packed.cuh"
-#include "max_window.cuh"
+#include "conv_windows.cuh"
 #include "tensor_core.cuh"
 
-static_assert(FEW_MAPS && OUT_MAPS % 4 == 0, "few input maps, and output maps in fours");
+static_assert(FEW_MAPS, "a segment is a row of the kernel");
 static_assert(PIXELS % 32 == 0 && TILE_MAPS % 16 == 0, "the warps cover the tile");
 constexpr int THREADS = PIXELS, ROW_TILES = 2, MAP_PAIRS = TILE_MAPS / 16;
 constexpr int PITCH = IN_MAPS, OUT_PITCH = TILE_MAPS + 8;  // 8g + 2t: 16 lanes meet 32 banks
 constexpr int POOL_TILES_DOWN = (POOLED_HEIGHT + POOL_ROWS - 1) / POOL_ROWS;
 constexpr int POOL_TILES_ACROSS = (POOLED_WIDTH + POOL_COLUMNS - 1) / POOL_COLUMNS;
-
-using Windows =
-    MaxWindows<4, POOL_SIZE, POOL_STRIDE, OUT_HEIGHT, OUT_WIDTH, POOLED_HEIGHT, POOLED_WIDTH>;
 
 // The positions under a tile of pooled pixels: all of their windows, as far as these lie in the
 // image.

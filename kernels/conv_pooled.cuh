@@ -4,21 +4,18 @@
 // derivatives of the pooled pixels, and argmax tells the position that each belongs to. The windows
 // that reach into a tile are copied; then every position gathers what is its own, in a fixed order.
 #pragma once
-#include "conv_tile.cuh"
-#include "max_window.cuh"
+#include "conv_windows.cuh"
 
-// A side of a tile cut into pieces of POOL_STRIDE positions, each where a window begins; windows,
-// along a side, that reach into the tile: those that begin there, and some before.
+// Pieces of POOL_STRIDE positions, each with the beginning of a window, that a side of a tile
+// touches.
 __device__ constexpr int pieces(int side) {
     return (side - 1 + (side % POOL_STRIDE ? POOL_STRIDE - 1 : 0)) / POOL_STRIDE + 1;
 }
 constexpr int PIECES_DOWN = pieces(TILE_HEIGHT), PIECES_ACROSS = pieces(TILE_WIDTH);
-constexpr int BEFORE = POOL_SIZE ? (POOL_SIZE - 1) / POOL_STRIDE : 0;
+// The windows that reach into the tile begin in these pieces and in BEFORE more, up and left.
+constexpr int BEFORE = POOL_SIZE ? Windows::COVERING - 1 : 0;
 constexpr int REACHING_ROWS = PIECES_DOWN + BEFORE, REACHING_COLUMNS = PIECES_ACROSS + BEFORE;
 constexpr int REACHING = REACHING_ROWS * REACHING_COLUMNS;
-
-using Windows = MaxWindows<4, POOL_SIZE, POOL_STRIDE, OUT_HEIGHT, OUT_WIDTH, POOLED_HEIGHT,
-                           POOLED_WIDTH>;
 
 // What is copied of DY_MAPS maps: the derivatives, and behind them four offsets a float.
 template <int DY_MAPS>

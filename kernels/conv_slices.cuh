@@ -6,14 +6,16 @@
 #pragma once
 #include "conv_tile.cuh"
 
-// load_derivatives(target, tile) and multiply(inputs, derivatives) for every tile of the slice, in
-// shared memory: X_PITCH floats a pixel of a chunk of x, and DERIVATIVES floats that
-// load_derivatives starts copying. Before multiply comes prepare(inputs, derivatives, tile): a
-// thread may change what it has copied. There are two buffers.
+// A tile's inputs, X_PITCH floats a pixel of a chunk of x, and behind them DERIVATIVES floats.
 template <int X_PITCH, int DERIVATIVES>
 __device__ constexpr int buffer_floats() {
     return input_floats<X_PITCH>() + DERIVATIVES;
 }
+
+// load_derivatives(target, tile) and multiply(inputs, derivatives) for every tile of the slice, in
+// one of two buffers in shared memory; load_derivatives starts copying. Before multiply comes
+// prepare(inputs, derivatives, tile), by all threads: a thread may change what it has copied, and
+// after a barrier make more of it.
 template <int X_PITCH, int DERIVATIVES, int THREADS, class Load, class Prepare, class Multiply>
 __device__ __forceinline__ void for_all_tiles(const float* x, int M, int chunk, float* shared,
                                               Load load_derivatives, Prepare prepare,

@@ -65,9 +65,9 @@ struct MaxWindows {
         return sum;
     }
 
-    // The same for stride x stride pixels at once, from row * stride and column * stride on:
-    // give(r, c, sum). Their offsets in a window are constants, which a small stride is unrolled
-    // for: a fourth of the instructions.
+    // The same for all stride x stride pixels from row * stride and column * stride on, a row at a
+    // time: give(r, c, sum). value_at must be zero for windows that are not there. The compiler
+    // knows the offsets, which takes a third of the instructions.
     template <class ValueAt, class OffsetsAt, class Give>
     static __device__ __forceinline__ void spread(int row, int column, ValueAt value_at,
                                                   OffsetsAt offsets_at, Give give) {

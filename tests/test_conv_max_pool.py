@@ -8,7 +8,10 @@ from networks import batches, optimizer
 from kfcnet.layers import Conv2d, MaxPool
 from kfcnet.layers.base import Mode
 from kfcnet.network import build_network
+from kfcnet.ops.cuda import pooled_convolution
+from kfcnet.ops.cuda.convolution import ConvShape
 from kfcnet.ops.primitives import Pooling
+from kfcnet.ops.shapes import ceil_div
 
 SHAPES = [  # M, H, W, J, filters, kernel, stride, padding, pool, its stride, clipped
     (3, 9, 8, 3, 20, 5, 1, 2, 3, 2, True),
@@ -17,6 +20,7 @@ SHAPES = [  # M, H, W, J, filters, kernel, stride, padding, pool, its stride, cl
     (2, 23, 7, 3, 8, 2, 1, 1, 3, 3, False),  # two tiles down, pixels that no window covers
     (1, 7, 35, 7, 16, 3, 1, 1, 4, 3, False),
     (2, 6, 5, 2, 12, 3, 1, 2, 2, 1, True),
+    (3, 5, 6, 4, 68, 3, 1, 1, 2, 2, True),  # two and a bit tiles of maps
 ]
 
 
@@ -60,6 +64,13 @@ def passes(ops, shape, fused, tie=False):
     return [ops.to_numpy(result) for result in results]
 
 
+@pytest.fixture(autouse=True)
+def small_images_too(request, monkeypatch):
+    """Tiles may be larger than small images but where the test is of that."""
+    if "pays" not in request.function.__name__:
+        monkeypatch.setattr(pooled_convolution, "MOST_TWICE", 100)
+
+
 @pytest.mark.parametrize("tie", [False, True], ids=["", "tied"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_all_passes_are_those_of_the_layers_bit_for_bit(tensor_cores, shape, tie):
@@ -77,7 +88,7 @@ def test_what_is_not_a_number_passes_and_gets_no_derivative(tensor_cores):
     x = np.full(shape[:4], 9.0)
     x[0, 0, 0] = np.nan
     y = tensor_cores.to_numpy(conv.forward(tensor_cores.asarray(x), Mode()))
-    assert np.isnan(y[0, 0, 0]).all() and np.isnan(y).sum() == 4
+    assert np.isnan(y[0, 0, 0]).all() and not np.isnan(y).all()
     conv.backward(tensor_cores.asarray(np.ones(y.shape)))
     derivatives = tensor_cores.to_numpy(conv.derivatives)
     assert not derivatives[0, :2, :2].any() and derivatives.sum() == (y > 0).sum() > 0
@@ -133,6 +144,53 @@ def test_a_network_with_them_fused_computes_the_same(tensor_cores, ops64, rng):
         results.append([ops.to_numpy(a) for a in arrays])
     for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected, 3e-3)
+
+
+@pytest.mark.parametrize(
+    "image, filters, kernel, stride, padding, pool, expected",
+    [
+        ((32, 32, 3), 32, 5, 1, 2, (3, 2, True), True),
+        ((28, 28, 1), 20, 5, 1, 0, (2, 2, True), True),
+        ((64, 64, 3), 64, 5, 1, 2, (3, 2, False), True),
+        ((224, 224, 3), 96, 11, 4, 2, (3, 2, False), True),
+        ((32, 32, 3), 32, 5, 1, 2, (8, 2, True), False),  # most is computed twice and more
+        ((32, 32, 3), 32, 5, 1, 2, (4, 1, True), False),
+        ((16, 16, 3), 32, 5, 1, 2, (15, 1, True), False),  # no tile for the gradient
+        ((32, 32, 3), 32, 31, 1, 15, (3, 2, True), False),  # none at all
+    ],
+)
+def test_a_convolution_pools_where_it_pays_and_then_computes_little_twice(
+    tensor_cores, image, filters, kernel, stride, padding, pool, expected
+):
+    pooling, window = Pooling(*pool), (kernel, stride, padding)
+    can = tensor_cores.can_convolve_and_pool((1, *image), filters, window, pooling)
+    assert can is expected
+    if not can:
+        return
+    layer = ConvShape.of((1, *image), filters, *window)
+    tile = tensor_cores._pooled_tile(layer, pooling)
+    assert tile.grid(1)[0] * tile.threads <= 1.5 * layer.locations
+    assert tile.rows * ceil_div(tile.pool.height, tile.rows) >= tile.pool.height
+    for count, side, whole in (
+        (tile.rows, tile.height, layer.out_height),
+        (tile.columns, tile.width, layer.out_width),
+    ):  # all of its windows lie in the tile, or beyond the image
+        assert (count - 1) * pooling.stride + pooling.size <= side or whole <= side
+
+
+def test_derivatives_without_the_argmax_of_their_pool_are_refused(tensor_cores):
+    shape = SHAPES[0]
+    conv, pool = layers_of(tensor_cores, shape, np.random.default_rng(0))
+    x = tensor_cores.asarray(np.zeros(shape[:4]))
+    plain, dy = conv.placed(0, len(x)), tensor_cores.zeros((len(x), *conv.output_shape))
+    fuse(conv, pool)
+    pooled = conv.placed(0, len(x))
+    argmax = tensor_cores.zeros(dy.shape).astype(np.uint8)
+    for layer, arrays in ((pooled, ()), (plain, (argmax,))):
+        out = tensor_cores.zeros((np.prod(conv.weight_shape),))
+        gradients = tensor_cores.conv_gradients([layer], 1.0, out)
+        with pytest.raises(ValueError, match="derivatives of a pool need its argmax"):
+            gradients.add(layer, x, dy, *arrays)
 
 
 @pytest.mark.parametrize(

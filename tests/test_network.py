@@ -229,7 +229,7 @@ def unfused(net):
     """The network, its ReLUs and normalisations in passes of their own."""
     for layer in net.layers:
         layer.applies_relu = layer.fused = layer.derivative_fused = False
-        layer.takes_relu_derivative, layer.norm = False, None
+        layer.takes_relu_derivative, layer.norm, layer.pool = False, None, None
     return net
 
 

@@ -166,9 +166,14 @@ class Call:
 
     @property
     def convolution(self):
-        """(primitive, M, H, W, J, I) of a convolution, else None."""
-        if self.name == "conv_forward":
-            return self.name, *self.args[0].shape, len(self.args[1])
+        """(primitive, M, H, W, J, I) of a convolution, else None.
+
+        One that makes its pool too counts as the convolution: PyTorch's pools on top.
+        """
+        if self.name in ("conv_forward", "conv_max_pool"):
+            return "conv_forward", *self.args[0].shape, len(self.args[1])
+        if self.name == "conv_max_pool_backward_weights":
+            return "conv_backward_weights", *self.args[0].shape, self.args[1].shape[-1]
         if self.name == "conv_backward_data":
             return self.name, len(self.args[0]), *self.args[2][1:], len(self.args[1])
         if self.name == "conv_backward_weights":

@@ -26,10 +26,11 @@ class WeightedPass(NamedTuple):
 class Weighted(Layer):
     """A layer with parameters: `weight`, Wbar = (b, W), a view of the network's one vector.
 
-    After a pass `inputs` (M, H, W, J) and `derivatives` (m, Ho, Wo, I) are what the gradient and
-    the Kronecker factors are made of; a dense layer has |T| = |Delta| = 1, so that nothing
-    downstream asks which kind it has. `fisher_block` names the class of its block of the Fisher
-    matrix: see `build_block` in kfcnet/curvature/structures.py.
+    After a pass `inputs` (M, H, W, J) and `derivatives` (m, Ho, Wo, I) are what the Kronecker
+    factors are made of, and the gradient too unless a convolution pools in its own pass; a dense
+    layer has |T| = |Delta| = 1, so that nothing downstream asks which kind it has. `fisher_block`
+    names the class of its block of the Fisher matrix: see `build_block` in
+    kfcnet/curvature/structures.py.
     """
 
     fisher_block = "kronecker"
@@ -186,9 +187,10 @@ class Conv2d(Weighted):
     def gradient(self, out):
         """out (I, P): DWbar."""
         scale = 1 / self.ops.ranks.whole(self.examples)
-        kernel, stride, padding = self.window
-        x, dy = self.inputs[: self.examples], self.derivatives
-        self.ops.conv_backward_weights(x, dy, kernel, stride, padding, scale=scale, out=out)
+        layer, *arrays = self.gradient_pass(0)
+        gradients = self.ops.conv_gradients([layer], scale, out.reshape(-1))
+        gradients.add(layer, *arrays)
+        gradients.finish()
 
     def weight_tangent(self, direction, count):
         """[[a]]_H Vbar^T for Vbar = direction (I, P), or as `weights` made it of that."""

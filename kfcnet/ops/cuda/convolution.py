@@ -102,6 +102,13 @@ class ConvShape:
         """|T|: outputs of one map."""
         return self.out_height * self.out_width
 
+    def input_floats(self, rows, columns, pitch, overhang=0):
+        """Floats of shared memory, in fours, of the inputs that rows x columns outputs see: `pitch`
+        a pixel, and `overhang` behind the last.
+        """
+        rows, columns = ((n - 1) * self.stride + self.kernel for n in (rows, columns))
+        return 4 * ceil_div(rows * columns * pitch + overhang, 4)
+
     @cached_property
     def constants(self):
         return {
@@ -216,10 +223,10 @@ class ForwardTile:
         """Bytes of the inputs under the tile and of the weights in flight, or of the sums that the
         groups exchange.
         """
-        K, J, stride = self.layer.kernel, self.layer.in_maps, self.layer.stride
+        K, J = self.layer.kernel, self.layer.in_maps
         pitch, overhang = (J, self.depth - K * J) if self.few_maps else (self.chunk + 4, 0)
-        rows, columns = (self.height - 1) * stride + K, (self.width - 1) * stride + K
-        inputs = 4 * ceil_div(self.images * rows * columns * pitch + overhang, 4)
+        pitch *= self.images
+        inputs = self.layer.input_floats(self.height, self.width, pitch, overhang)
         buffers = inputs + self.stages * self.depth_groups * self.depth * self.maps
         return 4 * max(buffers, self.pixels * self.maps if self.depth_groups > 1 else 0)
 
@@ -366,14 +373,13 @@ class WeightsTile:
     @property
     def shared(self):
         """Bytes of the inputs and derivatives in flight, or of the sums that warps exchange."""
-        K, J, stride = self.layer.kernel, self.layer.in_maps, self.layer.stride
+        K, J = self.layer.kernel, self.layer.in_maps
         pixel, overhang = (J, 8 * ceil_div(K * J, 8) - K * J) if self.few_maps else (self.chunk, 0)
         pitch_x, pitch_dy = pixel, self.maps
         if self.tensor_cores:
             pitch_x += 0 if self.few_maps or pixel % 16 else 8
             pitch_dy += 24 if self.maps % 32 == 16 else 8
-        rows, columns = (self.height - 1) * stride + K, (self.width - 1) * stride + K
-        inputs = 4 * ceil_div(rows * columns * pitch_x + overhang, 4)
+        inputs = self.layer.input_floats(self.height, self.width, pitch_x, overhang)
         sums = self.maps * self.groups * (8 if self.tensor_cores else 4) * self.warps_columns
         derivatives = self.height * self.width * pitch_dy
         buffers = 2 * (inputs + derivatives)
@@ -517,6 +523,8 @@ class SlicedGradients(ConvGradients):
         )
 
     def _sum_slices(self, tile, x, dy, argmax, partials):
+        if (argmax is None) != (tile.pool.size == 0):
+            raise ValueError("derivatives of a pool need its argmax, and others take none")
         kernel, arrays = "conv_backward_weights_register", (x, dy, partials)
         if self.ops.tensor_cores:
             offsets = None if argmax is None else argmax.view(np.float32)  # to be copied in fours

@@ -5,12 +5,21 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from kfcnet.ops.cuda.convolution import Convolutions, ConvShape, ForwardTile, PoolShape, Weights
+from kfcnet.ops.cuda.convolution import (
+    Convolutions,
+    ConvShape,
+    ForwardTile,
+    PoolShape,
+    Weights,
+    weights_tile,
+)
 from kfcnet.ops.primitives import Placed
 from kfcnet.ops.shapes import ceil_div
 
-MOST_STRIDE = 4  # of a pool: the gradient's kernel keeps stride x stride sums a thread
+MOST_STRIDE = 4  # of a pool: the gradient's kernel is unrolled for it
 MOST_POSITIONS = 288  # of a tile: nine rows of 32, four rows of windows of 3 x 3 with stride 2
+MOST_TWICE = 1.5  # positions computed for one that there is; beyond, a pass of its own is faster
+WEIGHTS_ARE_WORTH = 64  # positions of a tile
 
 
 @dataclass(frozen=True)
@@ -37,11 +46,15 @@ class PooledTile:
     def shared(self):
         """Bytes of inputs and weights, or of the positions."""
         layer, packed = self.packed.layer, self.packed
-        K, J, stride = layer.kernel, layer.in_maps, layer.stride
-        rows, columns = (self.height - 1) * stride + K, (self.width - 1) * stride + K
-        inputs = 4 * ceil_div(rows * columns * J + packed.depth - K * J, 4)
-        weights = K * packed.depth * packed.maps
+        overhang = packed.depth - layer.kernel * layer.in_maps
+        inputs = layer.input_floats(self.height, self.width, layer.in_maps, overhang)
+        weights = layer.kernel * packed.depth * packed.maps
         return 4 * max(inputs + weights, self.threads * (packed.maps + 8))
+
+    @property
+    def cost(self):
+        """Positions that are computed for an image, and those that copying weights is worth."""
+        return self.grid(1)[0] * (self.threads + WEIGHTS_ARE_WORTH)
 
     def grid(self, M):
         down = ceil_div(self.pool.height, self.rows)
@@ -70,18 +83,21 @@ class PooledTile:
 
 @cache
 def pooled_tile(packed, pool, limit):
-    """The tile that computes least twice, in `limit` bytes of shared memory; None without one."""
+    """The tile of least cost in `limit` bytes of shared memory, or None."""
     layer = packed.layer
-    width = 16 if layer.out_width <= 16 else 32
-    columns = pool.width if layer.out_width <= width else (width - pool.size) // pool.stride + 1
-    lines = 32 // width  # positions come in 32s
-    most = (MOST_POSITIONS // width // lines * lines - pool.size) // pool.stride + 1
-    if min(most, columns) < 1:
-        return None
-    rows = ceil_div(pool.height, ceil_div(pool.height, most))
-    height = lines * ceil_div((rows - 1) * pool.stride + pool.size, lines)
-    tile = PooledTile(packed, pool, rows, columns, height, width)
-    return tile if tile.shared <= limit else None
+    tiles = []
+    for width in (32, 16, 8):
+        columns = pool.width
+        if layer.out_width > width:
+            columns = (width - pool.size) // pool.stride + 1
+        if columns < 1:
+            continue
+        lines = 32 // width  # positions come in 32s
+        for rows in range(1, pool.height + 1):
+            height = lines * ceil_div((rows - 1) * pool.stride + pool.size, lines)
+            tiles.append(PooledTile(packed, pool, rows, columns, height, width))
+    tiles = [tile for tile in tiles if tile.threads <= MOST_POSITIONS and tile.shared <= limit]
+    return min(tiles, key=lambda tile: tile.cost, default=None)
 
 
 class PooledConvolutions(Convolutions):
@@ -93,7 +109,14 @@ class PooledConvolutions(Convolutions):
             return False
         if pool.stride > MOST_STRIDE or pool.size**2 > 255:
             return False
-        return self._pooled_tile(layer, pool) is not None
+        try:
+            tile, limit = self._pooled_tile(layer, pool), self.runtime.shared_limit
+            alone, pooled = (weights_tile(layer, True, limit, one) for one in (None, pool))
+        except ValueError:  # no tile fits
+            return False
+        if tile is None or (alone.height, alone.width) != (pooled.height, pooled.width):
+            return False
+        return tile.grid(1)[0] * tile.threads <= MOST_TWICE * layer.locations
 
     def _pooled_tile(self, layer, pool):
         limit = self.runtime.shared_limit
