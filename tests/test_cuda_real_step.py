@@ -25,6 +25,12 @@ def test_gradient_and_factors_of_a_mini_batch_are_those_of_float64(tensor_cores)
     assert_step_is_exact(CudaOps(tensor_cores=tensor_cores), 128, BOUNDS[tensor_cores])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor_cores", BOUNDS)
+def test_of_a_few_images_they_are_that_in_emulation(new_cuda, tensor_cores):
+    assert_step_is_exact(new_cuda(tensor_cores=tensor_cores), 4, BOUNDS[tensor_cores])
+
+
 def test_the_check_of_a_real_step_holds_for_float32_on_the_cpu():
     assert_step_is_exact(CpuOps("float32", shards=1), 2, BOUNDS[False])
 
