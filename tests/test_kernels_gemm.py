@@ -14,6 +14,7 @@ import pytest
 from checks import assert_close
 from cuda_on_cpu import launch_in_all_orders
 
+from kfcnet.benchmarks.tf32 import nearest_tf32
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.shapes import output_size
 
@@ -33,10 +34,8 @@ TF32 = {"mma", "stages", "fragments", "rounded", "ldmatrix", "tf32"}
 
 
 def operand(rung, array):
-    """What a rung multiplies: float64, for tensor cores of the nearest TF32 (10-bit mantissa)."""
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    nearest = ((bits + 0x1000) & 0xFFFFE000).view(np.float32)
-    return (nearest if rung in TF32 else array).astype(np.float64)
+    """What a rung multiplies: float64, for tensor cores of the nearest TF32."""
+    return nearest_tf32(array) if rung in TF32 else array.astype(np.float64)
 
 
 def weights(rung, weight):

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from kfcnet.benchmarks.cuda import add_part, empty_report, measured, parts, real_step
+from kfcnet.benchmarks.tf32 import Tf32Operands
 from kfcnet.config import load_config
 from kfcnet.data import DataError, load
 from kfcnet.figures.curves import Figure, save_figure
@@ -130,8 +131,12 @@ def _training_part(name, data, path, say, report):
 
 
 def real_step_errors(ops, M=128):
-    """{what: largest error over largest entry} of one step at M against float64 on the CPU."""
-    expected, found = real_step(CpuOps("float64"), M), real_step(ops, M)
+    """{what: largest error over largest entry} of one step at M against float64 on the CPU, of the
+    operands that tensor cores multiply where there are any.
+    """
+    is_rounded = ops.name == "cuda" and ops.tensor_cores
+    reference = Tf32Operands() if is_rounded else CpuOps("float64")
+    expected, found = real_step(reference, M), real_step(ops, M)
     return {
         name: float(np.abs(found[name] - array).max() / np.abs(array).max())
         for name, array in expected.items()
