@@ -1,4 +1,6 @@
-"""A convolution, the maximum pool and the ReLU behind it in one pass, on tensor cores."""
+"""A convolution, the maximum pool and the ReLU behind it in one pass: on tensor cores, and on a CPU
+by the C extension.
+"""
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from networks import batches, optimizer
 from kfcnet.layers import Conv2d, MaxPool
 from kfcnet.layers.base import Mode
 from kfcnet.network import build_network
+from kfcnet.ops.cpu import CpuOps, has_extension
+from kfcnet.ops.cpu import pooled_convolution as cpu_pooled_convolution
 from kfcnet.ops.cuda import pooled_convolution
 from kfcnet.ops.cuda.convolution import ConvShape
 from kfcnet.ops.primitives import Pooling
@@ -81,17 +85,46 @@ def test_all_passes_are_those_of_the_layers_bit_for_bit(tensor_cores, shape, tie
         np.testing.assert_array_equal(actual, expected)
 
 
-def test_what_is_not_a_number_passes_and_gets_no_derivative(tensor_cores):
+@pytest.fixture(params=["float32", "float64"])
+def native(request):
+    if not has_extension():
+        pytest.skip("the C extension is not built")
+    return CpuOps(request.param, shards=2, native="on")
+
+
+@pytest.mark.parametrize("at_a_time", [1, 1 << 20], ids=["an image", "all images"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_on_a_cpu_all_passes_are_those_of_the_layers(native, monkeypatch, shape, at_a_time):
+    monkeypatch.setattr(cpu_pooled_convolution, "IN_CACHE", at_a_time)
+    fused, apart = (passes(native, shape, fused) for fused in (True, False))
+    assert (apart[0] == 0).any() and (apart[0] > 0).any()
+    for index, (actual, expected) in enumerate(zip(fused, apart, strict=True)):
+        assert np.isfinite(expected).all() and expected.any()
+        if index in (1, 4):  # gradients, whose sums come in another order
+            assert_close(actual, expected, 1e-5 if native.dtype == np.float32 else 1e-13)
+        else:
+            np.testing.assert_array_equal(actual, expected)
+
+
+def assert_nan_passes_and_gets_no_derivative(ops):
     shape = (1, 6, 6, 1, 4, 3, 1, 1, 2, 2, True)
-    conv, pool = layers_of(tensor_cores, shape, np.random.default_rng(0))
+    conv, pool = layers_of(ops, shape, np.random.default_rng(0))
     fuse(conv, pool)
     x = np.full(shape[:4], 9.0)
     x[0, 0, 0] = np.nan
-    y = tensor_cores.to_numpy(conv.forward(tensor_cores.asarray(x), Mode()))
+    y = ops.to_numpy(conv.forward(ops.asarray(x), Mode()))
     assert np.isnan(y[0, 0, 0]).all() and not np.isnan(y).all()
-    conv.backward(tensor_cores.asarray(np.ones(y.shape)))
-    derivatives = tensor_cores.to_numpy(conv.derivatives)
+    conv.backward(ops.asarray(np.ones(y.shape)))
+    derivatives = ops.to_numpy(conv.derivatives)
     assert not derivatives[0, :2, :2].any() and derivatives.sum() == (y > 0).sum() > 0
+
+
+def test_what_is_not_a_number_passes_and_gets_no_derivative(tensor_cores):
+    assert_nan_passes_and_gets_no_derivative(tensor_cores)
+
+
+def test_on_a_cpu_what_is_not_a_number_passes_and_gets_no_derivative(native):
+    assert_nan_passes_and_gets_no_derivative(native)
 
 
 LAYERS = [
@@ -115,11 +148,16 @@ def fused(ops, layers=LAYERS, image=(9, 8, 2)):
     return found
 
 
-def test_a_network_fuses_the_first_convolution_of_few_maps_on_tensor_cores(
-    tensor_cores, cuda, ops64
-):
+def test_with_the_extension_a_network_fuses_its_first_convolution(native):
+    assert fused(native) == fused(native, image=(9, 8, 8)) == ["conv1"]
+    assert fused(native, [LAYERS[0], LAYERS[2], LAYERS[1], LAYERS[-1]]) == []
+    assert fused(native, [LAYERS[0] | {"kernel": 1, "padding": 0}, *LAYERS[1:]]) == []
+    assert fused(CpuOps("float32", native="off")) == []
+
+
+def test_a_network_fuses_the_first_convolution_of_few_maps_on_tensor_cores(tensor_cores, cuda):
     assert fused(tensor_cores) == ["conv1"]
-    assert fused(cuda) == fused(ops64) == []
+    assert fused(cuda) == []
     assert fused(tensor_cores, image=(9, 8, 8)) == []  # not so few maps
     assert fused(tensor_cores, [LAYERS[0] | {"filters": 9}, *LAYERS[1:]]) == []
     assert fused(tensor_cores, [LAYERS[0], LAYERS[2], LAYERS[1], LAYERS[-1]]) == []
@@ -128,10 +166,10 @@ def test_a_network_fuses_the_first_convolution_of_few_maps_on_tensor_cores(
     assert fused(tensor_cores, [LAYERS[0], large, *LAYERS[2:]], (40, 40, 2)) == []
 
 
-def test_a_network_with_them_fused_computes_the_same(tensor_cores, ops64, rng):
+def test_a_network_with_them_fused_computes_the_same(tensor_cores, rng):
     x, dz = rng.standard_normal((4, 9, 8, 2)), rng.standard_normal((4, 3))
     results = []
-    for ops in (tensor_cores, ops64):
+    for ops in (tensor_cores, CpuOps("float64", native="off")):
         network = build_network(LAYERS, (9, 8, 2), ops)
         z = network.forward(ops.asarray(x), training=True)
         network.backward_with_gradient(ops.asarray(dz))

@@ -754,11 +754,7 @@ OF_A_DEVICE_ALONE = {"launch"}
 
 OF_A_GPU_ALONE = {
     "adopt_inverses",
-    "can_convolve_and_pool",  # the contract says that others cannot
-    "can_pool_and_normalise",
-    "conv_max_pool",
-    "conv_max_pool_backward_weights",
-    "conv_max_pool_tangent",
+    "can_pool_and_normalise",  # the contract says that others cannot
     "max_pool_norm",
     "max_pool_norm_backward",
     "max_pool_norm_tangent",

@@ -16,7 +16,7 @@ import scipy.linalg
 from kfcnet import philox
 from kfcnet.ops.cpu import batch_norm, convolution, extension, memory, windows
 from kfcnet.ops.cpu.blas import one_blas_thread
-from kfcnet.ops.cpu.eager import Eager
+from kfcnet.ops.cpu.pooled_convolution import PooledConvolutions
 from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.primitives import ConvGradients
@@ -63,7 +63,7 @@ def _check_labels(z, labels):
         )
 
 
-class CpuOps(Eager):
+class CpuOps(PooledConvolutions):
     """The primitives over NumPy arrays; a device scalar is an array of shape (1,)."""
 
     name = "cpu"
