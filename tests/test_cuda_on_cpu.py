@@ -80,6 +80,18 @@ def test_tensor_core_product_has_the_precision_of_tf32():
     assert 1e-5 < error < 1e-3  # neither that of float32 nor that of a wrong fragment
 
 
+def test_tensor_cores_cut_off_what_is_below_the_largest_term():
+    a, b, c = np.zeros((16, 16), np.float32), np.zeros((16, 8), np.float32), empty(16, 8)
+    a[:, 0], b[0] = 1, 1
+    a[:, 4:], b[4:8], b[8:] = 2**-12, -(2**-12), 2**-12  # half a unit of the last place each
+    product = example("tensor_core_product", ROWS=16, COLUMNS=8, DEPTH=16)
+    run_in_orders(product, (1, 1), (32,), (a, b, c))
+    np.testing.assert_array_equal(c, 1)
+    a[:, 0], exact = 0, a[:, 1:].astype(np.float64) @ b[1:]
+    run_in_orders(product, (1, 1), (32,), (a, b, c))
+    np.testing.assert_array_equal(c, exact)  # of terms of one size nothing is cut off
+
+
 def test_grids_and_blocks_have_three_dimensions():
     y = empty(24, 30, dtype=i32)
     run_in_orders(example("places"), (3, 2, 4), (5, 2, 3), (y,))

@@ -14,7 +14,7 @@ import pytest
 from checks import assert_close
 from cuda_on_cpu import launch_in_all_orders
 
-from kfcnet.benchmarks.tf32 import nearest_tf32
+from kfcnet.benchmarks.reference import nearest_tf32
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.shapes import output_size
 

@@ -374,26 +374,6 @@ def inversion_ratio(ops, config):
     return timed(ops, library, REPLAYS) / timed(ops, sweeps, REPLAYS)
 
 
-def real_step(ops, M):
-    """{what: array} of the CIFAR-10 network's first step with M examples: of each layer gradient,
-    Omega and Gamma. What of two devices is to agree, in the tiles that training launches.
-    """
-    config = load_config("cifar_kfc", [f"optimizer.batch_size={M}"])
-    optimizer = build(config, ops, INPUT_SHAPE)
-    network, batch = optimizer.network, batch_on_device(ops, M)
-    predictive, dz, _ = optimizer.loss.evaluate(network.forward(batch.inputs), batch.targets)
-    network.backward(optimizer.loss.sampled_gradient(predictive, 0), per_example=True)
-    for block in optimizer.blocks:
-        block.update_factors(0.0)
-    network.backward(dz)
-    network.compute_gradient()
-    found = {}
-    for block, gradient in zip(optimizer.blocks, network.views(network.gradient), strict=True):
-        for name, array in (("gradient", gradient), ("Omega", block.Omega), ("Gamma", block.Gamma)):
-            found[f"{block.layer.name} {name}"] = ops.to_numpy(array).copy()
-    return found
-
-
 def compile_all(ops, say=print):
     """Compile what the steps of the benchmark launch, on all cores, before anything is timed."""
     wanted = {}

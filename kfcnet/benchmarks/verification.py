@@ -14,15 +14,12 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from kfcnet.benchmarks.cuda import add_part, empty_report, measured, parts, real_step
-from kfcnet.benchmarks.tf32 import Tf32Operands
+from kfcnet.benchmarks.cuda import add_part, empty_report, measured, parts
+from kfcnet.benchmarks.reference import step_errors
 from kfcnet.config import load_config
 from kfcnet.data import DataError, load
 from kfcnet.figures.curves import Figure, save_figure
 from kfcnet.ops import get_ops
-from kfcnet.ops.cpu import CpuOps
 from kfcnet.runs.files import make_folder, read_json, write_json
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import train
@@ -109,7 +106,7 @@ def verification_parts(ops, data, path, say):
     """{name: function(report) -> what it adds}, the quickest answers first."""
     found = parts(ops)
     first = {name: found.pop(name) for name in ("device", "compilation")}
-    first["real step"] = lambda report: {"real_step": real_step_errors(ops)}
+    first["real step"] = lambda report: {"real_step": step_errors(ops)}
     tests = {
         f"tests in {file.name}": partial(_tests_part, file)
         for file in sorted((ROOT / "tests").glob("test_*.py"))
@@ -128,19 +125,6 @@ def _tests_part(file, report):
 def _training_part(name, data, path, say, report):
     data = data or _data_at_hand(path, say)
     return {"trainings": [short_training(name, data, path)]}
-
-
-def real_step_errors(ops, M=128):
-    """{what: largest error over largest entry} of one step at M against float64 on the CPU, of the
-    operands that tensor cores multiply where there are any.
-    """
-    is_rounded = ops.name == "cuda" and ops.tensor_cores
-    reference = Tf32Operands() if is_rounded else CpuOps("float64")
-    expected, found = real_step(reference, M), real_step(ops, M)
-    return {
-        name: float(np.abs(found[name] - array).max() / np.abs(array).max())
-        for name, array in expected.items()
-    }
 
 
 def run_tests(file="tests"):

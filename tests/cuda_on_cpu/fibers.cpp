@@ -4,6 +4,8 @@
 // warp collectives, in an order the caller chooses. Blocks run one after another. x86-64 Linux.
 #include "machine.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -305,12 +307,30 @@ float to_tf32(float x) {  // cvt.rna: nearest, ties away from zero, 10 bits of m
     return x;
 }
 
+// c + a[0] b[0] + ... as tensor cores add: exact products and c are aligned to the largest, cut off
+// below its 24 bits, and the sum is cut off too. Rounding by truncation was found on all of them
+// (Fasi et al. 2021); later ones keep a bit or two more, so that this is the worst of them.
+float add_products(float c, const float* a, const float* b, unsigned count) {
+    double terms[5] = {c}, largest = fabs(double(c)), sum = 0.0;
+    for (unsigned k = 0; k < count; ++k) {
+        terms[k + 1] = double(a[k]) * b[k];
+        largest = std::max(largest, fabs(terms[k + 1]));
+    }
+    if (largest == 0.0) return 0.0f;
+    for (unsigned k = 0; k <= count; ++k)
+        if (!std::isfinite(terms[k])) return c + a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+    const double unit = ldexp(1.0, ilogb(largest) - 23);
+    for (unsigned k = 0; k <= count; ++k) sum += trunc(terms[k] / unit) * unit;
+    const float nearest = float(sum);
+    return fabs(double(nearest)) > fabs(sum) ? nextafterf(nearest, 0.0f) : nearest;
+}
+
 // mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 with the fragment layout of the PTX ISA:
 // with g = lane / 4 and t = lane % 4, a holds A[g, t], A[g + 8, t], A[g, t + 4], A[g + 8, t + 4],
 // b holds B[t, g], B[t + 4, g], and c and d hold [g, 2t], [g, 2t + 1], [g + 8, 2t], [g + 8, 2t +
 // 1].
 void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const float* c, int line) {
-    static float A[MAX_THREADS / WARP][16][8], B[MAX_THREADS / WARP][8][8];
+    static float A[MAX_THREADS / WARP][16][8], B[MAX_THREADS / WARP][8][8];  // B by columns
     const unsigned warp = current->linear / WARP, g = lane() / 4, t = lane() % 4;
     const auto value = [](uint32_t bits) {  // the unit reads the upper 19 bits
         bits &= ~0x1FFFu;
@@ -319,13 +339,11 @@ void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b, const floa
         return x;
     };
     for (unsigned i = 0; i < 4; ++i) A[warp][g + i % 2 * 8][t + i / 2 * 4] = value(a[i]);
-    for (unsigned i = 0; i < 2; ++i) B[warp][t + i * 4][g] = value(b[i]);
+    for (unsigned i = 0; i < 2; ++i) B[warp][g][t + i * 4] = value(b[i]);
     wait(State::at_warp, line, ~0u);
     for (unsigned i = 0; i < 4; ++i) {
-        float sum = c[i];
-        for (unsigned k = 0; k < 8; ++k)
-            sum += A[warp][g + i / 2 * 8][k] * B[warp][k][2 * t + i % 2];
-        d[i] = sum;
+        const float *row = A[warp][g + i / 2 * 8], *column = B[warp][2 * t + i % 2];
+        d[i] = add_products(add_products(c[i], row, column, 4), row + 4, column + 4, 4);
     }
     wait(State::at_warp, line, ~0u);
 }
