@@ -24,14 +24,23 @@ from kfcnet.curvature.block import WIDE
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ranks import RanksError, balanced
-from kfcnet.reproduce import scaling
+from kfcnet.reproduce import scaling, work
 from kfcnet.reproduce.plan import FigurePlan, PanelPlan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.index import RunIndex
 from kfcnet.training.build import build
 
 SHAPE = (8, 8, 1)
-pytestmark = pytest.mark.usefixtures("no_figures")
+pytestmark = pytest.mark.usefixtures("no_figures", "mpiexec")
+
+
+@pytest.fixture
+def mpiexec(monkeypatch):
+    """One is there, or at least seems to be: nothing is started by it but where a test asks."""
+    try:
+        processes.mpiexec()
+    except RanksError:
+        monkeypatch.setattr(processes, "mpiexec", lambda: "mpiexec")
 
 
 # The work and the messages of one process
@@ -262,20 +271,21 @@ def test_a_machine_that_was_busy_is_told_of_on_the_figure(measured):
     assert f"{told} 40% of the measured time" in scaling.draw(busy).get_supxlabel()
 
 
-def test_what_keeps_updates_from_being_measured_is_said(plan, index, monkeypatch):
+def test_what_keeps_updates_from_being_measured_is_said(plan, index, monkeypatch, capsys):
     progress = progress_of(plan, index)
     gpu = plan._replace(device="cuda")
     (reason,) = scaling.measure_missing(gpu, progress, index.root, {}).values()
     assert "on a CPU only" in reason
 
     def absent(*_):
-        raise RanksError("there is no mpiexec")
+        raise RanksError("there is no mpiexec: install one")
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "/tmp")
 
     for home, name, fault, told in (
-        (processes, "started", absent, "there is no mpiexec"),
+        (processes, "mpiexec", absent, "there is no mpiexec: install one"),
+        (processes, "started", absent, "there is no mpiexec: install one"),
         (tempfile, "mkdtemp", full, "[Errno 28] No space left on device: '/tmp'"),
     ):
         with monkeypatch.context() as patch:
@@ -283,6 +293,13 @@ def test_what_keeps_updates_from_being_measured_is_said(plan, index, monkeypatch
             found = scaling.measure_missing(plan, progress, index.root, {})
         assert found == {"scaling": told}
     assert scaling.read(index.root) == {}
+    monkeypatch.setattr(processes, "mpiexec", absent)
+    trained = []
+    monkeypatch.setattr(work, "train_missing", lambda *_: trained.append(capsys.readouterr()) or {})
+    monkeypatch.setattr(reproduce, "draw", lambda *_: None)
+    failures = reproduce.reproduce("scaling", index.root / "new", device="cpu", quick=True)
+    assert "will not be measured: there is no mpiexec: install one" in trained[0].err
+    assert failures == {}, "nothing has been trained that could be measured"
     monkeypatch.setattr(scaling, "cores", lambda: {0})
     assert "two cores" in scaling.measure_missing(plan, progress, index.root, {})["scaling"]
 
@@ -295,3 +312,21 @@ def test_a_process_that_fails_in_another_encoding_is_told_of(tmp_path, monkeypat
     monkeypatch.setattr(sys, "executable", str(program))
     with pytest.raises(RanksError, match="did not come to an end: d.faut"):
         processes.started(1, {})
+
+
+def test_the_page_on_scaling_has_the_numbers_of_the_record():
+    root = Path(__file__).parents[1]
+    results = (root / "results/paper/README.md").read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip(): line for line in results.splitlines() if "on 64" in line}
+    _, _, said = (root / "docs/scaling.md").read_text(encoding="utf-8").partition("On CIFAR-10 (")
+    said = said.partition("\n\n## ")[0]
+    for method, numbers in {
+        "KFC-pre, M = 512": ("276", "11.6", "635", "23.8"),
+        "SGD, M = 128": ("1032", "24.5"),
+        "KFC-pre, M = 4096": ("129", "37.7", "12.5"),
+        "SGD, M = 4096": ("3663",),
+    }.items():
+        for number in numbers:
+            assert re.search(rf"\b{number}\b", rows[method]) and re.search(rf"\b{number}\b", said)
+    tables = root / "results/benchmark/processes.md"
+    assert tables.read_text(encoding="utf-8") in (root / "docs/scaling.md").read_text("utf-8")

@@ -77,14 +77,17 @@ def reproduce(
         raise ConfigError(f"{figure}: there is no such figure of the embedded digits (--quick)")
     make_folder(out)
     index.machine = _machine(index, plan, only_draw)
+    measures_updates = figure == "scaling" or (figure == "all" and plan.device == "cpu")
     if not only_draw:
+        if measures_updates and (reason := scaling.obstacle(plan)):
+            say(f"the updates of {figure} will not be measured: {reason}")  # before hours of runs
         with alone_in(out):
             failures |= work.train_missing(plan, figure, index, places, at_a_time)
             if figure == "all" or plan.figures[figure].kind == "assumptions":
                 make_folder(out / "assumptions")
                 failures |= assumptions.measure_missing(plan, progress_of(plan, index), out, places)
             failures |= costs.measure_missing(plan, progress_of(plan, index), out, places)
-            if figure == "scaling" or (figure == "all" and plan.device == "cpu"):
+            if measures_updates:
                 failures |= scaling.measure_missing(plan, progress_of(plan, index), out, places)
     draw(plan, index, out, failures)
     return failures

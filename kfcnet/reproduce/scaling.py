@@ -73,6 +73,19 @@ class Scaling(NamedTuple):
     cost: object
 
 
+def obstacle(plan):
+    """Why updates cannot be measured here, or None."""
+    if plan.device != "cpu":
+        return "updates that processes share are measured on a CPU only: --device cpu"
+    if len(cores()) < max(MEASURED):
+        return "two processes need two cores: they wait by polling"
+    try:
+        processes.mpiexec()
+    except RanksError as error:
+        return str(error)
+    return None
+
+
 def measure_missing(plan, progress, out, places):
     """Measure the updates of the figure's curves that have runs and are not in FILE yet.
 
@@ -87,10 +100,8 @@ def measure_missing(plan, progress, out, places):
     }
     if not configs:
         return {}
-    if plan.device != "cpu":
-        return {"scaling": "updates that processes share are measured on a CPU only: --device cpu"}
-    if len(cores()) < max(MEASURED):
-        return {"scaling": "two processes need two cores: they wait by polling"}
+    if reason := obstacle(plan):
+        return {"scaling": reason}
     say(f"measuring updates of {', '.join(configs)} over processes; nothing else should run")
     for name, config in configs.items():
         try:
