@@ -3,8 +3,7 @@
 // Arguments as in conv_backward_weights_register.cu; x and dy are rounded to TF32 as they arrive in
 // shared memory, the sums stay in fp32. POOL_SIZE > 0: dy (M, POOLED_HEIGHT, POOLED_WIDTH, OUT_MAPS)
 // are the derivatives of what conv_max_pool.cu pooled, which argmax, four offsets a float, spreads
-// (conv_pooled.cuh);
-// otherwise POOLED_HEIGHT and POOLED_WIDTH are OUT_HEIGHT and OUT_WIDTH.
+// (conv_pooled.cuh); otherwise POOLED_HEIGHT and POOLED_WIDTH are OUT_HEIGHT and OUT_WIDTH.
 //
 // A warp makes 16*MAP_TILES maps of dy times COLUMN_TILES times eight columns of the patch with
 // mma.sync m16n8k8, whose depth is eight neighbouring positions (TILE_WIDTH is a multiple of 8).

@@ -160,9 +160,7 @@ class Network:
         """Let a convolution make the maximum pool and the ReLU behind it in its own passes, where
         it can.
         """
-        for conv, pool, relu in zip(self.layers, self.layers[1:], self.layers[2:], strict=False):
-            if not all(map(isinstance, (conv, pool, relu), (Conv2d, MaxPool, ReLU))):
-                continue
+        for conv, pool, _ in self._in_a_row(Conv2d, MaxPool, ReLU):
             pooling = Pooling(*pool.window, pool.clipped)
             if conv.can_pool(pooling):
                 conv.pool, pool.fused = pooling, True
@@ -171,12 +169,15 @@ class Network:
         """Let maximum pools apply the response normalisation behind their ReLU in their own passes,
         where the device can.
         """
-        for pool, relu, norm in zip(self.layers, self.layers[1:], self.layers[2:], strict=False):
-            kinds = MaxPool, ReLU, ResponseNorm
-            if not all(map(isinstance, (pool, relu, norm), kinds)) or pool.fused:
-                continue
-            if self.ops.can_pool_and_normalise(pool.output_shape, norm.parameters[3]):
+        for pool, _, norm in self._in_a_row(MaxPool, ReLU, ResponseNorm):
+            across = norm.parameters[3]
+            if not pool.fused and self.ops.can_pool_and_normalise(pool.output_shape, across):
                 pool.norm, norm.fused = norm.parameters, True
+
+    def _in_a_row(self, *kinds):
+        """The layers of these kinds that follow one another, as tuples."""
+        rows = zip(*(self.layers[place:] for place in range(len(kinds))), strict=False)
+        return [row for row in rows if all(map(isinstance, row, kinds))]
 
     def _initial(self, seed):
         flat = np.zeros(self._slices[-1].stop)

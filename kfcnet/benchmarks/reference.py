@@ -12,6 +12,7 @@ from kfcnet.benchmarks.cpu import INPUT_SHAPE
 from kfcnet.config import load_config
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.primitives import ConvGradients
+from kfcnet.ops.shapes import output_sides
 from kfcnet.training.build import build
 
 COMPARED = {
@@ -79,12 +80,12 @@ class Reference(CpuOps):
     def conv_max_pool(self, x, weight, *window_and_pool):
         *window, pool = window_and_pool
         y, argmax = self.max_pool(self.conv_forward(x, weight, *window), *pool, relu=True)
-        return y, np.where(y > 0, argmax, pool.size**2).astype(np.uint8)
+        return y, np.where(y > 0, argmax, pool.nowhere).astype(np.uint8)
 
     def conv_max_pool_backward_weights(self, x, dy, argmax, *window_and_pool, scale, out):
         *window, pool = window_and_pool
-        sides = self.conv_forward(x[:1], np.zeros_like(out), *window).shape[1:]
-        derivatives = self.max_pool_backward(dy, argmax, (len(x), *sides), pool.size, pool.stride)
+        shape = (len(x), *output_sides(x.shape, *window), len(out))
+        derivatives = self.max_pool_backward(dy, argmax, shape, pool.size, pool.stride)
         self.conv_backward_weights(x, derivatives, *window, scale=scale, out=out)
 
     def conv_max_pool_tangent(self, x, weight, *window_and_pool_and_argmax):

@@ -23,6 +23,16 @@ class Pooling(NamedTuple):
     stride: int
     clipped: bool
 
+    @property
+    def nowhere(self):
+        """The offset in a window that is none of its pixels."""
+        return self.size**2
+
+    @property
+    def has_nowhere(self):
+        """Whether that is a byte, as offsets are."""
+        return self.nowhere < 256
+
 
 class Placed(NamedTuple):
     """A convolution whose weights Wbar (I, P) lie in a flat vector, from element `place` on.
@@ -212,7 +222,7 @@ class Primitives(ABC):
     def conv_max_pool(self, x, weight, kernel, stride, padding, pool):
         """(y, argmax): `max_pool` with a ReLU of `conv_forward`, for a Pooling.
 
-        argmax is size**2 where the ReLU cuts: no pixel of the window, for `max_pool_backward`.
+        argmax is `nowhere` where the ReLU cuts, so that `max_pool_backward` needs no more.
         """
         raise NotImplementedError
 

@@ -18,7 +18,7 @@ class PooledConvolutions(Eager):
     """`conv_max_pool`, its gradient and its tangent, by the C extension."""
 
     def can_convolve_and_pool(self, x_shape, out_maps, window, pool):
-        return self.native and window[0] > 1 and pool.size**2 < 256  # an offset, or none, is a byte
+        return self.native and window[0] > 1 and pool.has_nowhere
 
     def conv_max_pool(self, x, weight, kernel, stride, padding, pool):
         sides = output_sides(x.shape, kernel, stride, padding)
@@ -30,7 +30,7 @@ class PooledConvolutions(Eager):
             self._convolutions.conv_forward(x, weight, outputs, kernel, stride, padding)
             self._windows.max_pool(outputs, y, argmax, pool.size, pool.stride)
             np.maximum(y, 0, out=y)
-            np.putmask(argmax, ~(y > 0), pool.size**2)
+            np.putmask(argmax, ~(y > 0), pool.nowhere)
 
         self._run(self._in_cache(convolve_and_pool, sides, len(weight)), x, y, argmax)
         return y, argmax

@@ -676,8 +676,12 @@ class Convolutions(MatrixProducts):
 
     def conv_backward_weights(self, x, dy, kernel, stride, padding, scale, out):
         layer = Placed(0, len(out), x.shape, (kernel, stride, padding))
+        self._gradient_of(layer, scale, out, x, dy)
+
+    def _gradient_of(self, layer, scale, out, *arrays):
+        """That of one layer alone, into out (I, P), from what a ConvGradients adds."""
         gradients = self.conv_gradients([layer], scale, out.reshape(-1))
-        gradients.add(layer, x, dy)
+        gradients.add(layer, *arrays)
         gradients.finish()
 
     def conv_gradients(self, layers, scale, out):

@@ -107,7 +107,7 @@ class PooledConvolutions(Convolutions):
         layer = ConvShape.of(x_shape, out_maps, *window)
         if not (self.tensor_cores and layer.few_maps and out_maps % 4 == 0 and not layer.is_dense):
             return False
-        if pool.stride > MOST_STRIDE or pool.size**2 > 255:
+        if pool.stride > MOST_STRIDE or not pool.has_nowhere:
             return False
         try:
             tile, limit = self._pooled_tile(layer, pool), self.runtime.shared_limit
@@ -134,9 +134,7 @@ class PooledConvolutions(Convolutions):
         self, x, dy, argmax, kernel, stride, padding, pool, scale, out
     ):
         layer = Placed(0, len(out), x.shape, (kernel, stride, padding), pool)
-        gradients = self.conv_gradients([layer], scale, out.reshape(-1))
-        gradients.add(layer, x, dy, argmax)
-        gradients.finish()
+        self._gradient_of(layer, scale, out, x, dy, argmax)
 
     def conv_max_pool_tangent(self, x, weight, kernel, stride, padding, pool, argmax):
         layer = ConvShape.of(x.shape, len(weight), kernel, stride, padding)
