@@ -16,14 +16,16 @@ from runs import assert_same_run
 
 from kfcnet import cli, data, reproduce
 from kfcnet.config import ConfigError, load_config
+from kfcnet.figures.curves import Panel, draw_panels
 from kfcnet.figures.paper import LEARNING_RATES
-from kfcnet.reproduce import work
+from kfcnet.reproduce import costs, work
 from kfcnet.reproduce.plan import Curve, PanelPlan, make_plan
 from kfcnet.reproduce.progress import next_rate, progress_of
 from kfcnet.runs.files import WriteError, read_json, write_json
 from kfcnet.runs.folder import RunFolderError, alone_in
 from kfcnet.runs.identity import group_by_seed, run_key
 from kfcnet.runs.index import RunIndex
+from kfcnet.runs.labels import clock, device
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 from kfcnet.training.tuning import Stage
 
@@ -641,28 +643,32 @@ def test_a_folder_of_another_devices_runs_is_refused(options, runs_on_a_cpu, mon
     assert not (runs_on_a_cpu / "README.md").exists()
 
 
-def test_no_run_is_trained_beside_those_of_another_machine(runs_on_a_cpu, capsys):
-    """The folder's run was made on a processor that has no name."""
-    assert command(runs_on_a_cpu, "--device", "cpu") == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert f"{runs_on_a_cpu} holds runs of cpu, and this is cpu, " in error and "--out" in error
-    assert not (runs_on_a_cpu / "README.md").exists()
-
-
-def test_the_runs_of_one_machine_are_drawn_and_those_of_others_left_aside(plan, tmp_path, capsys):
+def test_runs_of_several_processors_are_seeds_of_one_curve(plan, tmp_path):
+    """Over updates; over time only where their seconds are of one clock."""
     index = RunIndex(tmp_path / "out")
     curve = plan.curves["digits_kfc"]._replace(rates=(), epochs=1.0, seeds=3)
     plan = plan._replace(curves={"digits_kfc": curve}, measurements=())
     for seed, error in enumerate((0.5, 0.4, 0.3)):
         folder = write_run(index, plan, "digits_kfc", {}, [0.9, error, error], seed)
-        device = {"device": "cpu", "processor": "slow" if seed == 1 else "fast", "native": True}
-        write_json(folder / "run.json", {**read_json(folder / "run.json"), "device": device})
-    index = RunIndex(tmp_path / "out")
-    index.machine = reproduce._machine(index, plan, only_draw=True)
-    assert index.machine == "cpu, fast"
-    said = capsys.readouterr().err
-    assert said == "drawing the runs of cpu, fast; left aside: 1 of cpu, slow\n"
-    assert list(progress_of(plan, index)["digits_kfc"].finals) == [0, 2]
+        there = {"device": "cpu", "processor": "slow" if seed == 1 else "fast", "native": True}
+        write_json(folder / "run.json", {**read_json(folder / "run.json"), "device": there})
+    state = progress_of(plan, RunIndex(tmp_path / "out"))["digits_kfc"]
+    assert list(state.finals) == [0, 1, 2] and state.pending == []
+    runs = state.runs()
+    assert [len(group) for group in group_by_seed(runs, timed=False)] == [3]
+    assert [len(group) for group in group_by_seed(runs)] == [2, 1]
+    over = {
+        x: [text.get_text() for text in draw_panels([Panel(runs, "error", x)]).legends[0].texts]
+        for x in ("updates", "seconds")
+    }
+    assert not any("CPU" in label for label in over["updates"])
+    assert any("CPU (fast)" in label for label in over["seconds"])
+    assert any("CPU (slow)" in label for label in over["seconds"])
+    cost = {"seconds": [2.0], "phases": {}, "device": {"device": "cpu", "processor": "third"}}
+    priced = [costs.with_cost(run, cost) for run in runs]
+    assert [len(group) for group in group_by_seed(priced)] == [3]
+    assert {clock(run) for run in priced} == {"CPU (third)"}
+    assert [device(run) for run in priced] == ["CPU (fast)", "CPU (slow)", "CPU (fast)"]
 
 
 def test_runs_on_other_data_do_not_decide_the_device(runs_on_a_cpu):

@@ -17,8 +17,10 @@ from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.values import Value, middle, ratio
 from kfcnet.reproduce.verdicts import DIRECTION, FAILED, OPEN, REPRODUCED, Interval
 from kfcnet.runs.checkpoint import CheckpointError
+from kfcnet.runs.files import write_json
 from kfcnet.runs.identity import run_key
 from kfcnet.runs.index import RunIndex
+from kfcnet.runs.metrics import PHASES
 from kfcnet.runs.read import Run, read_run
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -442,8 +444,15 @@ def test_the_page_gives_the_seconds_of_curves_that_are_drawn_over_time_alone(pla
     index = RunIndex(tmp_path / "out")
     for value in (0.003, 0.3, 0.03):
         write_run(index, plan, "digits_kfc", rate(value), [0.9, 0.8 - value, 0.7 - value, 0.2])
+    page = index.root / "README.md"
     reproduce.draw(plan, index, index.root, {})
-    assert ("seconds per epoch" in (index.root / "README.md").read_text()) == (x == "seconds")
+    assert "seconds per epoch" not in page.read_text()  # the runs' own are not given
+    cost = {"seconds": [2.0], "phases": dict.fromkeys(PHASES, 0.1)}
+    timed = {"device": {"device": "cpu", "processor": "third"}, "curves": {"digits_kfc": cost}}
+    write_json(index.root / costs.FILE, timed)
+    reproduce.draw(plan, index, index.root, {})
+    assert ("seconds per epoch" in page.read_text()) == (x == "seconds")
+    assert ("in turns on CPU (third)" in page.read_text()) == (x == "seconds")
 
 
 def test_minutes_are_epochs_times_the_measured_cost_of_one(plan, tmp_path, monkeypatch):
@@ -463,7 +472,9 @@ def test_minutes_are_epochs_times_the_measured_cost_of_one(plan, tmp_path, monke
         assert len(cost["seconds"]) == costs.TURNS and 0 < min(cost["seconds"])
         assert 0.5 < sum(cost["phases"].values()) <= 1.001
     (run,) = progress_of(plan, index)["digits_kfc"].runs()
-    priced = costs.with_cost(run, {"seconds": [9.0, 4.0, 5.0], "phases": {"gradient": 0.75}})
+    device = {"device": "cpu", "processor": "another"}
+    cost = {"seconds": [9.0, 4.0, 5.0], "phases": {"gradient": 0.75}, "device": device}
+    priced = costs.with_cost(run, cost)
     assert priced.metrics["seconds"].tolist() == [0, 2.5, 5]
     assert priced.metrics["seconds_gradient"][-1] == 3.75
     reproduce.draw(plan, index, out, {})

@@ -27,6 +27,7 @@ from kfcnet.ranks import RanksError, balanced
 from kfcnet.reproduce import scaling, work
 from kfcnet.reproduce.plan import FigurePlan, PanelPlan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.runs.files import write_json
 from kfcnet.runs.index import RunIndex
 from kfcnet.training.build import build
 
@@ -234,6 +235,27 @@ def test_the_figure_is_measured_drawn_and_told_from_its_record(plan, index, monk
     assert "latency 0.5 microseconds, 4 GB/s" in page and "`reproduce scaling`" not in page
     monkeypatch.setattr(scaling, "measure", None)  # what is there is not measured again
     assert scaling.measure_missing(plan, progress, out, {}) == {}
+
+
+def test_updates_of_two_machines_are_not_drawn_together(plan, index, monkeypatch):
+    monkeypatch.setattr(processes, "started", fake_start)
+    monkeypatch.setattr(scaling, "COUNTS", (1, 2))
+    monkeypatch.setattr(scaling, "TURNS", 1)
+    out, progress = index.root, progress_of(plan, index)
+    assert scaling.measure_missing(plan, {"digits_sgd": progress["digits_sgd"]}, out, {}) == {}
+    record = scaling.read(out)
+    here = record["device"]["processor"]
+    elsewhere = {**record["device"], "processor": "another"}
+    record["curves"]["digits_sgd"]["measured"] = {"1": 1e3, "2": 1e3}
+    write_json(out / scaling.FILE, {**record, "device": elsewhere})
+    drawn = scaling.found(plan, {name: each.runs() for name, each in progress.items()}, out)
+    assert "CPU (another)" in scaling.draw(drawn).get_suptitle()
+    assert scaling.measure_missing(plan, progress, out, {}) == {}
+    record = scaling.read(out)
+    assert record["device"]["processor"] == here
+    assert {name: each["measured"] for name, each in record["curves"].items()} == {
+        name: {"1": 0.06, "2": 0.036} for name in ("digits_kfc", "digits_sgd")
+    }
 
 
 def test_seconds_are_updates_times_those_of_one(index, measured):

@@ -161,9 +161,10 @@ def draw_panels(panels):
 
 def _draw_panel(axes, panel, seeds):
     """Draw a Panel. Its curves are added to seeds, {label: numbers of seeds} of all panels."""
-    groups = group_by_seed(panel.runs)
+    is_timed = panel.x == "seconds"
+    groups = group_by_seed(panel.runs, is_timed)
     words = {id(run): text for run, text in zip(panel.runs, panel.words, strict=False) if text}
-    labels = _labels([group[0] for group in groups], words)
+    labels = _labels([group[0] for group in groups], words, is_timed)
     scale, unit = _scale(panel.runs, panel.x)
     for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
         again = labels[:number].count(label)
@@ -192,10 +193,10 @@ def _draw_panel(axes, panel, seeds):
         _draw_published_error(axes, panel.runs)
 
 
-def _labels(runs, words):
+def _labels(runs, words, is_timed):
     """A label for each run: its words, {id: text}, or what tells it from others without any."""
     plain = [run for run in runs if id(run) not in words]
-    _, labels = titles_and_labels(plain, NOT_IDENTIFYING) if plain else ([], [])
+    _, labels = titles_and_labels(plain, NOT_IDENTIFYING, is_timed) if plain else ([], [])
     of_plain = iter(labels)
     return [
         f"{method(run)}, {words[id(run)]}" if id(run) in words else next(of_plain) for run in runs

@@ -6,7 +6,6 @@ on where it was, and a complete one draws its figures again.
 
 import functools
 import sys
-from collections import Counter
 from pathlib import Path
 
 from kfcnet.config import ConfigError
@@ -18,9 +17,8 @@ from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.files import make_folder
 from kfcnet.runs.folder import RunFolderError, alone_in
-from kfcnet.runs.index import RunIndex, machine_of
+from kfcnet.runs.index import RunIndex
 from kfcnet.runs.labels import data_set
-from kfcnet.training.build import build_ops
 from kfcnet.training.sweep import write_tables
 
 FIGURES = (
@@ -67,7 +65,7 @@ def reproduce(
 
     Writes `figures/`, `numbers.csv` and `README.md`. Returns {run: reason} of what failed. Raises
     ConfigError or RecordError for a record that cannot be read, RunFolderError for a folder that
-    holds runs of another machine or that another process trains in, WriteError for a full disk,
+    holds runs on another device or that another process trains in, WriteError for a full disk,
     TrainingInterrupted after a signal.
     """
     out, places = Path(out), places or {}
@@ -76,7 +74,6 @@ def reproduce(
     if figure not in (*plan.figures, "all"):
         raise ConfigError(f"{figure}: there is no such figure of the embedded digits (--quick)")
     make_folder(out)
-    index.machine = _machine(index, plan, only_draw)
     measures_updates = figure == "scaling" or (figure == "all" and plan.device == "cpu")
     if not only_draw:
         if measures_updates and (reason := scaling.obstacle(plan)):
@@ -115,28 +112,6 @@ def _plan(index, device, only_draw, *options):
     raise RunFolderError(
         f"{index.root} holds runs on {other}: name another folder with --out, or --device {other}"
     )
-
-
-def _machine(index, plan, only_draw):
-    """The machine whose runs are used: this one, or, where nothing is trained, that of most runs.
-
-    Runs of different machines are never pooled. Raises RunFolderError where this one would train
-    beside runs of another.
-    """
-    there = Counter(index.machines.values())
-    if only_draw:
-        machine = max(there, key=there.get, default=None)
-        others = [f"{count} of {name}" for name, count in there.items() if name != machine]
-        if others:
-            say(f"drawing the runs of {machine}; left aside: {', '.join(others)}")
-        return machine
-    machine = machine_of(build_ops(plan.configure(next(iter(plan.curves.values())))).describe())
-    if others := sorted(there.keys() - {machine}):
-        raise RunFolderError(
-            f"{index.root} holds runs of {others[0]}, and this is {machine}: name another folder "
-            "with --out"
-        )
-    return machine
 
 
 def draw(plan, index, out, failures):

@@ -1,7 +1,8 @@
 """What an epoch costs: measured for all curves in turns, and the same for every run of a curve.
 
-Runs may share a machine, and a machine is not equally fast at all hours. So the minutes of a
-reproduction are epochs times the cost of an epoch, and that is measured apart from the runs.
+Runs may share a machine, a machine is not equally fast at all hours, and one reproduction may have
+runs of several. So its minutes are epochs times the cost of an epoch, and that is measured apart
+from the runs, for all curves on one machine.
 """
 
 import math
@@ -128,13 +129,18 @@ class _Contestant:
 
 
 def read(out):
-    """{curve: what `measure` found}; empty where nothing was measured. Raises RecordError."""
+    """{curve: what `measure` found, and the "device"}; empty where nothing was measured. Raises
+    RecordError.
+    """
     path = out / FILE
-    return read_json(path)["curves"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    record = read_json(path)
+    return {name: cost | {"device": record["device"]} for name, cost in record["curves"].items()}
 
 
 def with_cost(run, cost):
-    """A Run whose seconds are epochs times the median cost of an epoch."""
+    """A Run whose seconds are epochs times the median cost of an epoch, a value of `read`."""
     seconds = run.metrics["epoch"] * median(cost["seconds"])
     phases = {f"seconds_{name}": share * seconds for name, share in cost["phases"].items()}
-    return run._replace(metrics={**run.metrics, "seconds": seconds, **phases})
+    return run._replace(metrics={**run.metrics, "seconds": seconds, **phases}, clock=cost["device"])

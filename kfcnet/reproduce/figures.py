@@ -12,6 +12,7 @@ from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
 from kfcnet.runs.identity import NOT_IDENTIFYING
 from kfcnet.runs.labels import (
+    clock,
     data_set,
     device,
     layer_sizes,
@@ -57,7 +58,11 @@ def draw_figure(figure_plan, runs, words):
                 )
             )
     figure = curves.draw_panels(panels)
-    devices = dict.fromkeys(device(run) for panel in panels for run in panel.runs)
+    devices = dict.fromkeys(
+        clock(run) if panel.x == "seconds" else device(run)
+        for panel in panels
+        for run in panel.runs
+    )
     figure.suptitle(", ".join(devices), fontsize=8)
     return figure
 
@@ -70,7 +75,7 @@ def draw_sensitivity(tunings):
     count = max(results[-1].stage for results, _ in tunings)
     figure = Figure(figsize=(7.2 if count > 1 else 4.5, 3.4))
     runs = [read_run(results[0].point.folder) for results, _ in tunings]
-    _, labels = titles_and_labels(runs, (*NOT_IDENTIFYING, RATE))
+    _, labels = titles_and_labels(runs, (*NOT_IDENTIFYING, RATE), timed=False)
     for number, axes in enumerate(figure.subplots(1, count, squeeze=False)[0], start=1):
         lines, ends = {}, []
         for (results, stages), label in zip(tunings, labels, strict=True):

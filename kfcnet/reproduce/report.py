@@ -7,7 +7,7 @@ from kfcnet.reproduce.costs import timed
 from kfcnet.reproduce.progress import CLIP, RATE
 from kfcnet.reproduce.values import Value
 from kfcnet.runs.files import markdown_table, write_csv, write_text
-from kfcnet.runs.labels import data_set, device, is_part, method
+from kfcnet.runs.labels import clock, data_set, device, is_part, method
 from kfcnet.runs.metrics import PHASES
 
 COLUMNS = ("claim", "paper", "here", "ratio", "interval", "verdict", "note")
@@ -41,8 +41,8 @@ def write_readme(evidence, progress, rows, drawn, tables, failures, path):
             for name, pictures in drawn.items()
             if pictures
         ),
-        "## Numbers\n\nTimes and errors are medians over the seeds; times are of training alone, "
-        "on the device named below. *Ratio* is here over paper; `>` stands before what was not "
+        "## Numbers\n\nTimes and errors are medians over the seeds; times are of training "
+        "alone. *Ratio* is here over paper; `>` stands before what was not "
         "reached. Where the paper gives no number, its column has what it says; what stands only "
         "in its appendices (pooling, batch normalisation) is given from memory.\n\n"
         + _numbers(rows),
@@ -134,17 +134,15 @@ def _reasons(rows):
 
 
 def _where_time_goes(evidence):
-    """Times of the curves that are drawn over time."""
+    """Times of the curves that are drawn over time, where they were measured."""
     header = ["curve", "data", "seconds per epoch", "ms per update", *PHASES, "rest"]
     lines = []
     for name in timed(evidence.plan):
-        if not evidence.runs.get(name):
+        if not evidence.runs.get(name) or name not in evidence.costs:
             continue
         run = evidence.runs[name][0]
         metrics = run.metrics
         seconds = metrics["seconds"][-1]
-        if not seconds:
-            continue
         shares = [metrics[f"seconds_{phase}"][-1] / seconds for phase in PHASES]
         lines.append(
             [
@@ -159,9 +157,8 @@ def _where_time_goes(evidence):
     if not lines:
         return ""
     return (
-        "## Where the time goes\n\nOf the curves that are drawn over time, measured in turns "
-        "(`costs.json`); minutes are epochs times these seconds. Without that file they are what "
-        "each run took, beside whatever else ran.\n\n"
+        "## Where the time goes\n\nOf the curves that are drawn over time, measured in turns on "
+        f"{clock(run)} (`costs.json`); minutes are epochs times these seconds.\n\n"
         + _table(header, lines, "ll" + "r" * (len(header) - 2))
     )
 

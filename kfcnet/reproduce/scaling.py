@@ -22,6 +22,7 @@ from kfcnet.ranks import RanksError, cores
 from kfcnet.reproduce.places import placed, say
 from kfcnet.reproduce.values import Value, middle, reached
 from kfcnet.runs.files import markdown_table, read_json, write_json
+from kfcnet.runs.identity import machine_of
 from kfcnet.runs.labels import data_set, method, network_and_device
 from kfcnet.training.build import build_ops, check_shares
 
@@ -87,12 +88,15 @@ def obstacle(plan):
 
 
 def measure_missing(plan, progress, out, places):
-    """Measure the updates of the figure's curves that have runs and are not in FILE yet.
+    """Measure the updates of the figure's curves that have runs and are not in FILE yet; of all of
+    them where FILE is of another machine.
 
     Writes FILE to the folder `out` after each curve. Nothing else should run on the machine.
     Returns {"scaling": reason} where it cannot be measured, else {}.
     """
-    there = read(out).get("curves", {})
+    record, there = read(out), {}
+    if record and machine_of(record["device"]) == _this_machine(plan):
+        there = record["curves"]
     configs = {
         name: plan.configure(progress[name].curve, progress[name].settings)
         for name in plan.shows("scaling")
@@ -111,6 +115,11 @@ def measure_missing(plan, progress, out, places):
         device = build_ops(config).describe()
         write_json(out / FILE, {"device": device, "turns": TURNS, "curves": there})
     return {}
+
+
+def _this_machine(plan):
+    config = plan.configure(next(iter(plan.curves.values())))
+    return machine_of(build_ops(config, "cpu").describe())
 
 
 def measure(config, places):
@@ -195,9 +204,10 @@ def found(plan, runs, out):
 
     runs: {curve: its final runs}.
     """
-    measured, methods = read(out).get("curves", {}), {}
-    if not measured:
+    record, methods = read(out), {}
+    if not record:
         return None
+    measured = record["curves"]
     cost = fitted([pair for curve in measured.values() for pair in curve["sums"]])
     for name in plan.shows("scaling"):
         if name not in measured or not runs.get(name):
@@ -207,7 +217,7 @@ def found(plan, runs, out):
             reached(run, "train_error", plan.errors.updates, "updates") for run in runs[name]
         ]
         methods[name] = Method(
-            runs[name][0],
+            runs[name][0]._replace(clock=record["device"]),
             middle(updates),
             {int(count): seconds for count, seconds in curve["measured"].items()},
             {

@@ -66,6 +66,17 @@ def run_key(config):
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def machine_of(device):
+    """What runs have in common whose seconds can be compared, as a text: processor or GPU, and
+    whether they have the C extension.
+
+    device: the entry of that name in `run.json`.
+    """
+    parts = [device["device"], device.get("processor") or device.get("name")]
+    parts += ["without the C extension"] if device.get("native") is False else []
+    return ", ".join(filter(None, parts))
+
+
 def changed_setting(before, now):
     """(key, its value before, its value now) of the first setting that may not change but differs.
 
@@ -104,23 +115,22 @@ def _identifying(layers):
     ]
 
 
-def group_by_seed(runs):
+def group_by_seed(runs, timed=True):
     """Lists of the Runs that differ in nothing but their seed, in order.
 
-    Runs in a list are on one device, all with the C extension or all without, by the same number of
-    processes, and on the same images. A run whose seed its list already has begins another list.
+    Runs in a list are on a CPU or on a GPU, and on the same images. With `timed` their seconds are
+    also of one processor, with the C extension or without, and of the same number of processes. A
+    run whose seed its list already has begins another list.
     """
     groups, seen = {}, Counter()
     for run in runs:
-        device = run.record["device"]
+        clock = run.clock or run.record["device"]
         identity = json.dumps(
             [
                 identifying_settings(run.config),
-                device["device"],
-                device.get("processor") or device.get("name"),
-                device.get("native"),
-                device.get("processes"),
+                run.record["device"]["device"],
                 run.record.get("data", {}).get("sha256"),
+                [machine_of(clock), clock.get("processes")] if timed else None,
             ]
         )
         seed = identity, run.config.get("seed")

@@ -59,8 +59,6 @@ class RunIndex:
         """Raises ConfigError or RecordError for a record that cannot be read."""
         self.root, self.folders = Path(root), defaultdict(list)  # {run_key: folders}
         self.devices = defaultdict(set)  # {name of a data set: devices of its runs}
-        self.machines = {}  # {folder: what machine_of its record says}
-        self.machine = None  # the one whose runs are used, None for all
         self.checksums = defaultdict(dict)  # {DataConfig: {SHA-256 of the images: a folder}}
         for path in sorted(self.root.rglob("config.yaml")):
             if not any((folder / "runs").is_dir() for folder in self._between(path.parent)):
@@ -80,23 +78,16 @@ class RunIndex:
             if folder not in folders:
                 folders.append(folder)
             self.devices[config.data.name].add(device)
-            content = read_json(record)
-            self.machines[folder] = machine_of(content["device"])
-            checksum = content.get("data", {}).get("sha256")
+            checksum = read_json(record).get("data", {}).get("sha256")
             self.checksums[images_of(config.data)].setdefault(checksum, folder)
 
     def status(self, config):
         """The RunStatus of the run to use for `config`, whose device is "cpu" or "cuda"; or None.
 
         Of the runs with its settings that have come to its end this is the shortest, so that the
-        table of a sweep shows the sweep's own runs; without any, the longest that can go on. Where
-        `machine` is set, runs of other machines are left aside.
+        table of a sweep shows the sweep's own runs; without any, the longest that can go on.
         """
-        found = [
-            _read_status(folder)
-            for folder in self.folders[run_key(config)]
-            if self.machine in (None, self.machines[folder])
-        ]
+        found = [_read_status(folder) for folder in self.folders[run_key(config)]]
         over = [status for status in found if status.is_over(config)]
         if over:
             return min(over, key=lambda status: (status.failed, status.iteration))
@@ -129,16 +120,6 @@ class RunIndex:
     def relative(self, folder):
         """The path of a folder below the root, as text that holds on any machine."""
         return Path(folder).relative_to(self.root).as_posix()
-
-
-def machine_of(device):
-    """What runs of one reproduction have in common, as a text: processor or GPU, and the extension.
-
-    device: the entry of that name in `run.json`.
-    """
-    parts = [device["device"], device.get("processor") or device.get("name")]
-    parts += ["without the C extension"] if device.get("native") is False else []
-    return ", ".join(filter(None, parts))
 
 
 def _read_status(folder):

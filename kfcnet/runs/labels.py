@@ -38,12 +38,13 @@ WHOLE = {
 """Number of a data set's images, training and test; SVHN without and with the extra part."""
 
 
-def titles_and_labels(runs, ignored=()):
+def titles_and_labels(runs, ignored=(), timed=True):
     """(phrases that are true of all runs, a label for each run).
 
     Runs with the same label are told apart by the settings in which they differ, except `ignored`.
+    timed: whether it matters whose seconds they are; else a device is a CPU or a GPU.
     """
-    facts = [_facts(run) for run in runs]
+    facts = [_facts(run, timed) for run in runs]
     common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
     titles = [facts[0][name] for name in common if facts[0][name]]
     labels = []
@@ -91,7 +92,15 @@ def _images(run):
 
 def device(run):
     """ "CPU (name of the processor)" or "CUDA (name of the GPU)", from `run.json`."""
-    described = run.record["device"]
+    return _in_words(run.record["device"])
+
+
+def clock(run):
+    """The same of the device on which the run's seconds were measured."""
+    return _in_words(run.clock or run.record["device"])
+
+
+def _in_words(described):
     name = described.get("processor") or described.get("name")
     return described["device"].upper() + (f" ({name})" if name else "")
 
@@ -116,7 +125,7 @@ def key_in_words(key):
     return key.rpartition(".")[2].replace("_", " ")
 
 
-def _facts(run):
+def _facts(run, timed=True):
     """Data set, network, batch and device of a run, each as a phrase."""
     layers = run.config["network"]
     is_normalised = any(layer["layer"] == "batch_norm" for layer in layers)
@@ -125,7 +134,7 @@ def _facts(run):
         "network": layer_sizes(layers),
         "normalisation": "batch norm" if is_normalised else "",
         "batch": f"batch {run.config['optimizer']['batch_size']}",
-        "device": device(run),
+        "device": clock(run) if timed else run.record["device"]["device"].upper(),
     }
 
 

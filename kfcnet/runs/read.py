@@ -13,11 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 class Run(NamedTuple):
-    """The content of a run's `metrics.csv`, `config.yaml` and `run.json`."""
+    """The content of a run's `metrics.csv`, `config.yaml` and `run.json`.
+
+    clock: the device on which its seconds were measured, an entry like the record's `device`; None
+    for that of the record.
+    """
 
     metrics: dict
     config: dict
     record: dict
+    clock: dict | None = None
 
 
 def read_run(folder):
