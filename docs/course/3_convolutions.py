@@ -207,7 +207,8 @@ for name, matrix in (("Theorem 1 with estimates", plugged), ("Theorem 2", by_pat
 
 # %% [markdown]
 # A negative eigenvalue means: a direction in which the "natural gradient" goes uphill. The paper
-# reports that this diverges, so the project computes Theorem 2 only.
+# warns that training may then diverge. KFC takes Theorem 2; `optimizer.structure=autocovariance`
+# shows what Theorem 1 does.
 #
 # ## The exact block beside KFC's
 #

@@ -355,7 +355,7 @@ axes.set(xlabel="updates", ylabel="damping of the model")
 axes.legend()
 
 # %% [markdown]
-# From 10 the damping falls as fast as the rule allows. From 0.001 it waits now and then. All three
+# From 10 the damping falls nearly as fast as it may. From 0.001 it waits now and then. All three
 # come to a small loss, so the start matters little for the result, although the dampings are still
 # apart after 40 updates.
 #

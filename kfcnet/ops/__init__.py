@@ -69,7 +69,7 @@ def which_device(ops: Primitives) -> str:
     line = f"device: {ops.name}, {ops.describe()['processor']}"
     if isinstance(ops, CpuOps) and not has_extension():
         line += (
-            "; without the C extension, which takes about a third of the time: install kfcnet "
+            "; without the C extension, which takes about half of the time: install kfcnet "
             "again where there is a C compiler"
         )
     return line

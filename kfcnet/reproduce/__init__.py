@@ -63,10 +63,10 @@ def reproduce(
     planned one; places: {data set: where it is stored}; overrides: `key=value` for every run;
     only_draw: train nothing; at_a_time: how many runs, each in a process of its own.
 
-    Writes `figures/`, `numbers.csv` and `README.md`. Returns {run: reason} of what failed. Raises
-    ConfigError or RecordError for a record that cannot be read, RunFolderError for a folder that
-    holds runs on another device or that another process trains in, WriteError for a full disk,
-    TrainingInterrupted after a signal.
+    Writes `figures/`, `sweeps/`, `numbers.csv`, `headline.md`, `README.md` and `report.html`.
+    Returns {run: reason} of what failed. Raises ConfigError or RecordError for a record that cannot
+    be read, RunFolderError for a folder that holds runs on another device or that another process
+    trains in, WriteError for a full disk, TrainingInterrupted after a signal.
     """
     out, places = Path(out), places or {}
     index, failures = RunIndex(out), {}
