@@ -95,7 +95,7 @@ def seeds(name, *runs):
     }
     return [
         Run(metrics, {**config, "seed": seed}, {"device": {"device": "cpu"}})
-        for seed, (metrics, _, _) in enumerate(runs)
+        for seed, (metrics, *_) in enumerate(runs)
     ]
 
 

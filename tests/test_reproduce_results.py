@@ -83,7 +83,7 @@ def test_a_claim_that_fails_is_given_its_measured_reason(evidence):
     assert row.here == Value(0.25) and row.verdict == FAILED
     assert row.reason == (
         "an epoch of digits_kfc takes 2 times as long as one of digits_sgd "
-        "(gradient 50%), and it needed 1 of them, digits_sgd 0.5"
+        "(gradient 50%); epochs needed: digits_kfc 1, digits_sgd 0.5"
     )
 
 
@@ -211,7 +211,7 @@ def test_no_seconds_are_given_of_runs_that_updates_are_counted_of(evidence):
     rows = claims.rows(evidence._replace(runs=large))
     (row,) = [row for row in rows if row.claim.endswith("updates of SGD over those of KFC-pre")]
     assert row.verdict == FAILED
-    assert row.reason == "digits_kfc_large needed 1 epochs, digits_sgd_large 0.5"
+    assert row.reason == "epochs needed: digits_kfc_large 1, digits_sgd_large 0.5"
 
 
 def test_every_claim_that_fails_has_a_reason(evidence):

@@ -24,6 +24,7 @@ from kfcnet.runs.files import write_bytes
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import (
     data_set,
+    devices_apart,
     is_part,
     key_in_words,
     method,
@@ -137,6 +138,8 @@ def draw_runs(runs, x="seconds"):
     """A Figure: the loss on the left, the error on the right, both on logarithmic axes."""
     figure = draw_panels([Panel(runs, "loss", x), Panel(runs, "error", x)])
     titles, _ = titles_and_labels(runs)
+    if x != "seconds":  # over seconds a label says whose they are
+        titles += devices_apart(runs)
     figure.suptitle(", ".join(titles), fontsize=8)
     return figure
 
@@ -170,16 +173,8 @@ def _draw_panel(axes, panel, seeds):
         again = labels[:number].count(label)
         label += f" ({again + 1})" if again else ""
         seeds.setdefault(label, set()).add(len(group))
-        look = list(seeds).index(label)
-        _draw_curves(
-            axes,
-            group,
-            COLUMN_OF[panel.x],
-            scale,
-            panel.quantity,
-            COLOURS[look % len(COLOURS)],
-            MARKERS[look % len(MARKERS)],
-        )
+        look = look_of(list(seeds).index(label))
+        _draw_curves(axes, group, COLUMN_OF[panel.x], scale, panel.quantity, **look)
     axes.set(xlabel=X_AXES[panel.x] + unit, title=panel.title, ylabel=LABELS[panel.quantity])
     if panel.is_logarithmic:
         axes.set_xscale("log", nonpositive="mask")  # without the row before the first update
@@ -235,16 +230,13 @@ def draw_grid(axes, lines):
     lines: {label: [(value, training error or None for a diverged run), ...]}.
     """
     values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
-    for (name, line), colour, marker in zip(
-        lines.items(), _cycle(COLOURS), _cycle(MARKERS), strict=False
-    ):
+    for number, (name, line) in enumerate(lines.items()):
+        look = look_of(number)
         measured = sorted((values.index(x), error) for x, error in line if error is not None)
         diverged = [values.index(x) for x, error in line if error is None]
-        axes.plot(
-            *np.array(measured or np.empty((0, 2))).T, color=colour, marker=marker, label=name
-        )
+        axes.plot(*np.array(measured or np.empty((0, 2))).T, label=name, **look)
         if diverged:
-            axes.plot(diverged, np.ones(len(diverged)), "x", color=colour, clip_on=False)
+            axes.plot(diverged, np.ones(len(diverged)), "x", color=look["color"], clip_on=False)
     if any(error is None for line in lines.values() for _, error in line):
         axes.plot([], np.ones(0), "xk", label="diverged")
     axes.set(ylabel="training error (%)")
@@ -257,7 +249,7 @@ def _order(value):
     return (0, value, "") if isinstance(value, (int, float)) else (1, 0, str(value))
 
 
-def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
+def _draw_curves(axes, runs, column, scale, quantity, color, marker):
     """Training dashed with open markers, test solid with full ones; about eight markers a line.
 
     Behind the end of the shortest run, the others are thin lines of their own.
@@ -265,7 +257,7 @@ def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
     iterations = _common_iterations(runs)
     positions = np.median(_at(runs, column, iterations), axis=0) / scale
     every = max(1, len(positions) // 8)
-    for part, line, face in (("train", "--", "white"), ("test", "-", colour)):
+    for part, line, face in (("train", "--", "white"), ("test", "-", color)):
         values = _at(runs, f"{part}_{quantity}", iterations)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a row of diverged runs is all NaN
@@ -273,12 +265,12 @@ def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
                 pick(values, axis=0) for pick in (np.nanmin, np.nanmedian, np.nanmax)
             )
         if len(runs) > 1:
-            axes.fill_between(positions, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.fill_between(positions, low, high, color=color, alpha=0.2, linewidth=0)
         axes.plot(
             positions,
             middle,
             line,
-            color=colour,
+            color=color,
             marker=marker,
             markevery=every,
             markerfacecolor=face,
@@ -291,7 +283,7 @@ def _draw_curves(axes, runs, column, scale, quantity, colour, marker):
                     run.metrics[column][rest] / scale,
                     run.metrics[f"{part}_{quantity}"][rest],
                     line,
-                    color=colour,
+                    color=color,
                     linewidth=0.6,
                     label="_nolegend_",
                 )
@@ -353,10 +345,7 @@ def _draw_published_error(axes, runs):
 def _add_legend(figure, seeds):
     """Add a legend below the panels: the curves' looks, and what dashed and solid lines mean."""
     labels = [label + _seeds_in_words(numbers) for label, numbers in seeds.items()]
-    curves = [
-        Line2D([], [], color=colour, marker=marker, label=label)
-        for label, colour, marker in zip(labels, _cycle(COLOURS), _cycle(MARKERS), strict=False)
-    ]
+    curves = [Line2D([], [], label=label, **look_of(number)) for number, label in enumerate(labels)]
     parts = [
         Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face, label=part)
         for part, line, face in (("training", "--", "white"), ("test", "-", "black"))
@@ -393,6 +382,7 @@ def _scale(runs, x):
     )
 
 
-def _cycle(values):
-    while True:
-        yield from values
+def look_of(number):
+    """Colour and marker of a curve; a second round of the colours has other markers."""
+    again, at = divmod(number, len(COLOURS))
+    return {"color": COLOURS[at], "marker": MARKERS[(at + again) % len(MARKERS)]}

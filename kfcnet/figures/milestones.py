@@ -35,14 +35,14 @@ def compare(folders, out, milestones=None, by=BY):
     drawn = with_rows(runs, folders)
     for x in by:
         curves.save_figure(partial(curves.draw_runs, drawn, x), out / f"curves_by_{x}.png")
-    _, labels = titles_and_labels(runs, ignored=("epochs",))
+    _, labels = titles_and_labels(runs, ignored=("epochs",), timed="seconds" in by)
     milestones = milestones_of(drawn) if milestones is None else milestones
     rows = milestone_rows(runs, labels, milestones, by)
     tables = {"runs.md": ends(runs, labels, by)}
     if rows:
         write_csv(out / "milestones.csv", [rows[0], *(row.values() for row in rows)])
         tables["milestones.md"] = markdown(rows)
-    groups = group_by_seed(runs)
+    groups = group_by_seed(runs, timed="seconds" in by)
     if rows and len(groups) < len(runs):
         tables["medians.md"] = medians(groups, milestones, by)
     for name, table in tables.items():
@@ -156,7 +156,8 @@ def medians(groups, milestones=MILESTONES, by=BY):
     of the ratios of two runs with the same seed, which may have shared a slow or a fast machine.
     Where a median is over a run that never got there, it says so or has no ratio.
     """
-    _, labels = titles_and_labels([group[0] for group in groups], NOT_IDENTIFYING)
+    first = [group[0] for group in groups]
+    _, labels = titles_and_labels(first, NOT_IDENTIFYING, timed="seconds" in by)
     header = ["milestone"]
     for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
         label += f", {len(group)} run{'s' * (len(group) > 1)}"

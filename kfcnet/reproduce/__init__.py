@@ -69,7 +69,7 @@ def reproduce(
     trains in, WriteError for a full disk, TrainingInterrupted after a signal.
     """
     out, places = Path(out), places or {}
-    index, failures = RunIndex(out), {}
+    index, failures = RunIndex(out, to_go_on=not only_draw), {}
     plan = _plan(index, device, only_draw, quick, seeds, overrides)
     if figure not in (*plan.figures, "all"):
         raise ConfigError(f"{figure}: there is no such figure of the embedded digits (--quick)")
@@ -86,7 +86,7 @@ def reproduce(
             failures |= costs.measure_missing(plan, progress_of(plan, index), out, places)
             if measures_updates:
                 failures |= scaling.measure_missing(plan, progress_of(plan, index), out, places)
-    draw(plan, index, out, failures)
+    draw(plan, RunIndex(out, to_go_on=False), out, failures)
     return failures
 
 
@@ -151,7 +151,7 @@ def draw(plan, index, out, failures):
         elif figure_plan.kind == "starts":
             if found := starts.measure(plan, progress, name):
                 draw_one = functools.partial(starts.draw, found)
-                tables[name] = starts.page(found)
+                tables[name] = starts.page(found, starts.missing(plan, progress, name))
         elif figure_plan.kind == "scaling":
             if shared := scaling.found(plan, runs, out):
                 draw_one = functools.partial(scaling.draw, shared)
@@ -164,7 +164,8 @@ def draw(plan, index, out, failures):
             _save(draw_one, out, name)
         drawn[name] = [f"{name}.png"] if draw_one else []
     measured = {measurement.curve: record for measurement, record in records}
-    evidence = claims.Evidence(plan, runs, measured, frozenset(measured_costs))
+    unfinished = frozenset(name for name in runs if not progress[name].is_complete)
+    evidence = claims.Evidence(plan, runs, measured, frozenset(measured_costs), unfinished)
     rows = claims.rows(evidence)
     report.write_numbers(rows, out / "numbers.csv")
     report.write_headline(claims.headline(evidence), out / "headline.md")

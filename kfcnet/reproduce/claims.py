@@ -4,6 +4,7 @@ The paper's numbers are in `kfcnet.figures.paper`; all others are computed from 
 without runs says so.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ from kfcnet.figures.paper import (
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.assumptions import neighbours
 from kfcnet.reproduce.plan import COMPARED
-from kfcnet.reproduce.values import Value, middle, ratio, reached
-from kfcnet.reproduce.verdicts import Interval
+from kfcnet.reproduce.values import Value, has_failed, middle, ratio, reached
+from kfcnet.reproduce.verdicts import OPEN, Interval
 from kfcnet.runs.labels import METHODS, PARTS, STRUCTURES, data_set, method
 from kfcnet.runs.metrics import PHASES
 
@@ -32,6 +33,8 @@ WEAK, STRONGER = 0.5, 2
 """Correlations of derivatives are weak below this share of the activations' correlations, and
 stronger above this many times those with max pooling."""
 
+
+NO_PAIRS = "no seed in common"
 
 SLACK = 1.02
 """A run is out of hand where its training loss rises above its start by more than this factor: the
@@ -59,13 +62,15 @@ class Evidence(NamedTuple):
     """The Plan and all that was measured.
 
     runs: {curve: its final runs}; records: {curve: its record of the assumptions}; costs: names of
-    the curves whose epochs were timed for all alike, None where the runs' own seconds are taken.
+    the curves whose epochs were timed for all alike, None where the runs' own seconds are taken;
+    unfinished: names of the curves of which a planned run is missing or under way.
     """
 
     plan: object
     runs: dict
     records: dict
     costs: frozenset | None = None
+    unfinished: frozenset = frozenset()
 
     def absence(self, *names, unit=None):
         """Why some of these curves have no runs, or no minutes (a unit); "" if all of them have."""
@@ -77,6 +82,10 @@ class Evidence(NamedTuple):
             if unit == "minutes" and self.costs is not None and name not in self.costs:
                 return "not run: the cost of an epoch is not measured yet"
         return ""
+
+    def final(self, verdict, *names):
+        """A verdict on where curves end, or OPEN as long as one of them is not at its end."""
+        return OPEN if verdict and self.unfinished.intersection(names) else verdict
 
     def name(self, curve, default):
         """Method and mini-batch of a curve as run here; `default` without runs."""
@@ -264,7 +273,7 @@ def cost_rows(evidence):
             lambda ratios: verdicts.of_comparison(float(np.median(ratios)) < EPOCH_COST),
             unit="minutes",
         )
-        result.append(row._replace(interval=""))  # the cost is one measurement, whatever the seed
+        result.append(row._replace(interval="", note=""))  # one measurement, whatever the seed
     return result
 
 
@@ -286,11 +295,11 @@ def svhn_rows(evidence):
         )
         for name, title in (("kfc", "KFC-pre"), ("sgd", "SGD"))
     )
-    if isinstance(kfc.here, Value) and kfc.here.is_bound:
-        run = evidence.runs["svhn_kfc"][0]
-        lowest, images = np.nanmin(run.metrics["test_error"]), run.record["data"]["train_examples"]
+    if isinstance(kfc.here, Value) and not kfc.here.is_known:
+        run = _typical(evidence.runs["svhn_kfc"], _lowest_test_error)
+        lowest, images = _lowest_test_error(run), run.record["data"]["train_examples"]
         kfc = kfc._replace(
-            verdict=verdicts.FAILED,
+            verdict=evidence.final(verdicts.FAILED, "svhn_kfc"),
             reason=f"its lowest test error on {images:,} training "
             f"images was {lowest:.2%}; {_fit(run)}",
         )
@@ -311,11 +320,15 @@ def error_rows(evidence):
             f"{evidence.data}: lowest test error (%), {evidence.name(curve, default)}",
             Value(100 * LOWEST_TEST_ERROR[name]),
             curve,
-            lambda run: Value(100 * float(np.nanmin(run.metrics["test_error"]))),
+            lambda run: Value(100 * _lowest_test_error(run)),
         )
         if row.ratio != "":
-            verdict = verdicts.of_comparison(row.ratio.number <= TOLERANCE)
-            row = row._replace(verdict=verdict, reason=_fit(evidence.runs[curve][0]))
+            holds = row.ratio.number <= TOLERANCE  # a lowest error can only fall
+            verdict = verdicts.of_comparison(holds)
+            row = row._replace(
+                verdict=verdict if holds else evidence.final(verdict, curve),
+                reason=_fit(_typical(evidence.runs[curve], _lowest_test_error)),
+            )
         result.append(row)
     small, large = (
         evidence.name(f"{main}_{name}", default)
@@ -354,14 +367,14 @@ def _gain_of_averaging(run):
     """The ratio of the errors, the mean over the second half of a run."""
     half = len(run.metrics["epoch"]) // 2
     latest, averaged = (run.metrics[name][half:] for name in ("raw_train_error", "train_error"))
-    return float(latest.mean() / averaged.mean()) if averaged.all() else np.nan
+    return float(latest.mean() / averaged.mean()) if averaged.any() else np.nan
 
 
 def clip_row(evidence):
     """ "Clipping was not needed for SGD" (footnote 1): no run gets out of hand without it."""
     curve = f"{evidence.plan.main}_sgd"
     claim = f"{evidence.data}: runs of SGD, none clipped, with a training loss above that of chance"
-    return _out_of_hand(evidence, claim, "needs no clip: none", curve, lambda count: not count)
+    return _out_of_hand(evidence, claim, "needs no clip: none", curve, wanted=False)
 
 
 def autocovariance_rows(evidence):
@@ -373,7 +386,7 @@ def autocovariance_rows(evidence):
         f"{evidence.data}: runs of KFC-pre with plugged-in autocovariances with a training loss "
         "above that of chance"
     )
-    return [_out_of_hand(evidence, claim, "could diverge: some", curve, bool)]
+    return [_out_of_hand(evidence, claim, "could diverge: some", curve, wanted=True)]
 
 
 def autoencoder_rows(evidence):
@@ -382,39 +395,53 @@ def autoencoder_rows(evidence):
     if kfac not in evidence.plan.curves:
         return []
     return [
-        _compared_runs(
+        _compared(
             evidence,
-            "UCI digits, dense autoencoder: training loss at the end, K-FAC over SGD",
+            "training loss, K-FAC over SGD",
             "lower (2015): below 1",
             kfac,
             sgd,
-            lambda run: float(run.metrics["train_loss"][-1]),
             lambda ratios: verdicts.of_side(ratios, is_above=False),
+            column="train_loss",
+            data="UCI digits, dense autoencoder",
         )
     ]
 
 
-def _out_of_hand(evidence, claim, paper, curve, judge):
-    """A Row: how many runs of a curve failed or rose above the loss that they began with."""
+def _out_of_hand(evidence, claim, paper, curve, wanted):
+    """A Row: how many runs of a curve failed or rose above the loss that they began with.
+
+    wanted: whether the paper says that some do.
+    """
     if absent := evidence.absence(curve):
         return Row(claim, paper, absent)
     runs = evidence.runs[curve]
     count = sum(
-        run.record["outcome"]["state"] == "failed"
+        has_failed(run)
         or np.nanmax(run.metrics["train_loss"]) > SLACK * run.metrics["train_loss"][0]
         for run in runs
     )
+    verdict = verdicts.of_comparison(bool(count) == wanted)
     return Row(
         claim,
         paper,
         f"{count} of {len(runs)}",
-        verdict=verdicts.of_comparison(judge(count)),
+        verdict=verdict if count else evidence.final(verdict, curve),
         reason=f"training errors at the end {_spread(_last_errors(runs)) or _last_errors(runs)[0]}",
     )
 
 
 def _last_errors(runs):
     return [f"{error:.2%}" for error in sorted(run.metrics["train_error"][-1] for run in runs)]
+
+
+def _lowest_test_error(run):
+    return float(np.nanmin(run.metrics["test_error"]))
+
+
+def _typical(runs, measure):
+    """The run in the middle by measure(run); of an even number the lower one."""
+    return sorted(runs, key=measure)[(len(runs) - 1) // 2]
 
 
 def _fit(run):
@@ -474,7 +501,7 @@ def large_batch_rows(evidence):
                 "slightly worse: above 1",
                 large,
                 small,
-                lambda run: float(np.nanmin(run.metrics["test_error"])),
+                _lowest_test_error,
                 lambda ratios: verdicts.of_side(ratios, is_above=True),
             )
             for large, small, title in (
@@ -639,6 +666,8 @@ def _row(evidence, claim, paper, curve, measure, unit=None):
 
 def _between(low, high):
     """A ratio of which its bounds are known, in words."""
+    if math.isinf(low) or not high:
+        return "infinite" if high else "0"
     return f"< {Value(high)}" if not low else str(Value(low, is_bound=high > low))
 
 
@@ -651,7 +680,8 @@ def _within(evidence, claim, paper, curve, measure, judge):
     """A Row: the median over a curve's runs of measure(run), with its interval."""
     if absent := evidence.absence(curve):
         return Row(claim, paper, absent)
-    return _judged(claim, paper, np.array([measure(run) for run in evidence.runs[curve]]), judge)
+    row = _judged(claim, paper, np.array([measure(run) for run in evidence.runs[curve]]), judge)
+    return row._replace(verdict=evidence.final(row.verdict, curve))
 
 
 def _compared_runs(evidence, claim, paper, curve, other, measure, judge, unit=None):
@@ -659,21 +689,26 @@ def _compared_runs(evidence, claim, paper, curve, other, measure, judge, unit=No
     if absent := evidence.absence(curve, other, unit=unit):
         return Row(claim, paper, absent)
     pairs = [tuple(map(measure, pair)) for pair in _pairs(evidence, curve, other)]
+    if not pairs:
+        return Row(claim, paper, NO_PAIRS)
     over, under = np.median(pairs, axis=0)
     row = _judged(claim, paper, np.array([pair[0] / pair[1] for pair in pairs]), judge)
-    return row._replace(reason=f"{Value(float(over))} and {Value(float(under))}")
+    return row._replace(
+        verdict=row.verdict if unit else evidence.final(row.verdict, curve, other),
+        reason=f"{Value(float(over))} and {Value(float(under))}",
+    )
 
 
 def _judged(claim, paper, ratios, judge):
-    """A Row of ratios (n,), one a seed."""
-    if not np.isfinite(ratios).all():
+    """A Row of ratios (n,), one a seed; infinite over runs that diverged."""
+    if np.isnan(ratios).any():
         return Row(claim, paper, "no ratio")
     return Row(
         claim,
         paper,
         Value(float(np.median(ratios))),
         interval=verdicts.interval(verdicts.exact_bounds(ratios)),
-        note=_spread([Value(float(each)) for each in sorted(ratios)]),
+        note=_spread([_between(float(each), float(each)) for each in sorted(ratios)]),
         verdict=judge(ratios),
     )
 
@@ -696,15 +731,18 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
         tuple(reached(run, column, threshold, unit) for run in pair)
         for pair in _pairs(evidence, slow, fast)
     ]
+    if not pairs:
+        return Row(claim, paper, NO_PAIRS)
     reason = _cost(evidence, slow, fast, column, threshold, unit)
     if not all(under.number for _, under in pairs):
         return Row(claim, paper, f"{fast} began there")
     bounds = verdicts.ratio_bounds(pairs)
     verdict = verdicts.of_speed_up(bounds, getattr(paper, "number", None))
     least, most = map(float, np.median(bounds, axis=0))
-    if least == 0:
+    if least == 0 or math.isinf(least):
         over = middle([over for over, _ in pairs])
-        here = "neither got there" if over.is_bound else f"{fast} did not get there"
+        here = f"{fast} did not get there" if over.is_known else "neither got there"
+        here = f"{slow} diverged" if least else here
         return Row(claim, paper, here, verdict=verdict, reason=reason)
     here = Value(least, is_bound=most > least)
     note = _spread([_between(*pair) for pair in sorted(bounds.tolist())])
@@ -713,12 +751,13 @@ def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
 
 
 def _pairs(evidence, *curves):
-    """Tuples of runs with the same seed, one of each curve; of the first runs if none is shared."""
-    by_seed = [{run.config["seed"]: run for run in evidence.runs[name]} for name in curves]
-    shared = sorted(set.intersection(*map(set, by_seed)))
-    return [tuple(runs[seed] for runs in by_seed) for seed in shared] or [
-        tuple(evidence.runs[name][0] for name in curves)
+    """Tuples of runs with the same seed and the same images, one of each curve."""
+    runs = [
+        {(run.config["seed"], run.record["data"].get("sha256", "")): run for run in group}
+        for group in map(evidence.runs.get, curves)
     ]
+    shared = sorted(set.intersection(*map(set, runs)))
+    return [tuple(group[key] for group in runs) for key in shared]
 
 
 def _sorted(values):
@@ -739,18 +778,18 @@ def _cost(evidence, slow, fast, column, threshold, unit):
     ends = "".join(
         f"; {name} ended at {_last(evidence.runs[name], column):.2%}"
         for name in (fast, slow)
-        if needed[name].is_bound
+        if not needed[name].is_known
     )
     if unit != "minutes":
-        return f"{fast} needed {needed[fast]} epochs, {slow} {needed[slow]}{ends}"
+        return f"epochs needed: {fast} {needed[fast]}, {slow} {needed[slow]}{ends}"
     pairs = _pairs(evidence, fast, slow)
     cost = np.median([_epoch_seconds(run) / _epoch_seconds(other) for run, other in pairs])
     metrics = pairs[0][0].metrics
     shares = {phase: metrics[f"seconds_{phase}"][-1] / metrics["seconds"][-1] for phase in PHASES}
     parts = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= 0.005)
     return (
-        f"an epoch of {fast} takes {cost:.2g} times as long as one of {slow} ({parts}), and it "
-        f"needed {needed[fast]} of them, {slow} {needed[slow]}{ends}"
+        f"an epoch of {fast} takes {cost:.2g} times as long as one of {slow} ({parts}); epochs "
+        f"needed: {fast} {needed[fast]}, {slow} {needed[slow]}{ends}"
     )
 
 
@@ -759,37 +798,53 @@ def _last(runs, column):
 
 
 def _epoch_seconds(run):
-    return run.metrics["seconds"][-1] / run.metrics["epoch"][-1]
+    """Seconds of an epoch, NaN of a run without one."""
+    epochs = run.metrics["epoch"][-1]
+    return run.metrics["seconds"][-1] / epochs if epochs else np.nan
 
 
-def _compared(evidence, claim, paper, curve, other, judge):
+def _compared(evidence, claim, paper, curve, other, judge, column="train_error", data=""):
     """A Row: the ratio of two curves' training errors at the last epoch that both have reached.
 
-    judge: from the ratios (n,) of pairs of seeds to a verdict.
+    The error of a run that diverged is infinite. judge: from the ratios (n,) of pairs of seeds to a
+    verdict; column: of the metrics that is compared; data: the data set, by default the main one.
     """
-    claim = f"{evidence.data}: {claim}"
+    claim = f"{data or evidence.data}: {claim}"
     if absent := evidence.absence(curve, other):
         return Row(claim, paper, absent)
     pairs = _pairs(evidence, curve, other)
-    epoch = min(run.metrics["epoch"][-1] for pair in pairs for run in pair)
+    ends = [run.metrics["epoch"][-1] for pair in pairs for run in pair if not has_failed(run)]
+    if not ends:
+        return Row(claim, paper, "all diverged" if pairs else NO_PAIRS)
+    epoch = min(ends)
 
-    def at_epoch(column):  # (pairs, 2)
+    def at_epoch(name):  # (pairs, 2)
         return np.array(
             [
-                [np.interp(epoch, run.metrics["epoch"], run.metrics[column]) for run in pair]
+                [
+                    np.interp(epoch, run.metrics["epoch"], run.metrics[name])
+                    if not has_failed(run)
+                    else np.inf
+                    for run in pair
+                ]
                 for pair in pairs
             ]
         )
 
-    errors = at_epoch("train_error")
-    above, below = np.median(errors, axis=0)
-    note = f"after {epoch:.3g} epochs: {above:.2%} and {below:.2%}"
-    if not (errors[:, 1].all() and np.isfinite(errors).all()):
+    errors, updates = at_epoch(column), np.median(at_epoch("iteration"), axis=0)
+    form = ".2%" if column == "train_error" else ".3g"
+    shown = ["diverged" if np.isinf(each) else f"{each:{form}}" for each in np.median(errors, 0)]
+    note = f"after {epoch:.3g} epochs: {' and '.join(shown)}"
+    if not errors[:, 1].all() or np.isinf(errors).all(axis=1).any():
         return Row(claim, paper, "no ratio", note=note)
-    ratios = errors[:, 0] / errors[:, 1]
     efforts = [
-        f"{Value(float(updates))} updates of {name}"
-        for name, updates in zip((curve, other), np.median(at_epoch("iteration"), 0), strict=True)
+        f"{Value(float(each))} updates of {name}"
+        for name, each in zip((curve, other), updates, strict=True)
+        if np.isfinite(each)
     ]
-    row = _judged(claim, paper, ratios, judge)
-    return row._replace(note=note, reason=f"{note}, with {' and '.join(efforts)}")
+    row = _judged(claim, paper, errors[:, 0] / errors[:, 1], judge)
+    return row._replace(
+        note=note,
+        verdict=evidence.final(row.verdict, curve, other),
+        reason=f"{note}, with {' and '.join(efforts)}",
+    )

@@ -14,6 +14,7 @@ from kfcnet.batches import Loader
 from kfcnet.benchmarks.cpu import period
 from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.files import read_json, write_json
+from kfcnet.runs.identity import work_key
 from kfcnet.training.build import build_for, build_ops, captured_step, examples_of, resolved
 from kfcnet.training.clock import Stopwatch
 
@@ -24,7 +25,8 @@ EXAMPLES = 2560
 
 
 def measure_missing(plan, progress, out, places):
-    """Measure the curves that are drawn over time and have runs, all again if one is missing.
+    """Measure the curves that are drawn over time and have runs, all again if one is missing or has
+    other settings by now.
 
     Writes FILE to the folder `out`. Nothing else should run on the machine. Returns {"costs":
     reason} where the data are missing, else {}.
@@ -34,7 +36,8 @@ def measure_missing(plan, progress, out, places):
         for name in timed(plan)
         if name in progress and progress[name].finals
     }
-    if not configs or configs.keys() <= read(out).keys():
+    there = read(out)
+    if all(name in there and is_of(there[name], config) for name, config in configs.items()):
         return {}
     say(f"measuring what an epoch of {', '.join(configs)} costs; nothing else should run")
     try:
@@ -60,7 +63,9 @@ def timed(plan):
 
 
 def measure(configs, places):
-    """{name: {"seconds": of an epoch, one a turn; "phases": {phase: share of the time}}}."""
+    """{name: {"seconds": of an epoch, one a turn; "phases": {phase: share of the time}; "work": the
+    work_key of its Config}}.
+    """
     datasets = {config.data: None for config in configs.values()}
     for each in datasets:
         datasets[each] = data.load(placed(each, places))
@@ -76,7 +81,15 @@ def measure(configs, places):
     for _ in range(TURNS):
         for contestant in contestants.values():
             contestant.turn()
-    return {name: contestant.result() for name, contestant in contestants.items()}
+    return {
+        name: {**contestant.result(), "work": work_key(configs[name])}
+        for name, contestant in contestants.items()
+    }
+
+
+def is_of(record, config):
+    """Whether what was measured of a curve was measured with a Config; older records do not say."""
+    return record.get("work", work_key(config)) == work_key(config)
 
 
 def quick_cost(config, places):

@@ -98,7 +98,10 @@ def draw_sensitivity(tunings):
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
-    figure.suptitle(_data_network_and_device(runs[0]), fontsize=8)
+    what = [data_set(runs[0]), layer_sizes(runs[0].config["network"])]
+    tried = {result.point.folder for results, _ in tunings for result in results}
+    what += dict.fromkeys(device(read_run(folder)) for folder in sorted(tried))
+    figure.suptitle(", ".join(what), fontsize=8)
     return figure
 
 

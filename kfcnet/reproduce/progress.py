@@ -12,7 +12,8 @@ from kfcnet.training.tuning import Point, Tuning, find_task
 RATE, CLIP = "optimizer.learning_rate", "optimizer.clip"
 
 CLIPPED_AFTER, CLIPPED_SHARE = 2.0, 0.5
-"""The clip is the step size where, after so many epochs, more than this share is clipped."""
+"""The clip is the step size where, after so many epochs of tuning, more than this share is clipped;
+after half of them where the tuning is shorter than twice that."""
 
 
 class CurveProgress(NamedTuple):
@@ -36,6 +37,11 @@ class CurveProgress(NamedTuple):
     def runs(self):
         """The final Runs, read from their records, in the order of their seeds."""
         return [read_run(status.folder) for status in self.finals.values()]
+
+    @property
+    def is_complete(self):
+        """Whether all final runs are at their ends."""
+        return bool(self.finals) and not self.pending
 
     @property
     def rate(self):
@@ -77,7 +83,7 @@ def _progress(plan, curve, index, tuned):
         if not task.is_over:
             pending.append(task)
             epochs_left += task.epochs_to_go
-        if task.status and task.status.iteration > 0:
+        if task.status and (task.status.iteration > 0 or task.status.has_diverged):
             finals[seed] = task.status
     return CurveProgress(curve, results, clips, settings, finals, pending, epochs_left)
 
@@ -106,13 +112,16 @@ def _tune_rates(plan, curve, index):
 def _is_clipped(results):
     """Whether the best run of the last stage was clipped so often that the clip is its step size.
 
-    The updates before CLIPPED_AFTER do not count: at first every step is clipped.
+    The updates before CLIPPED_AFTER do not count: at first every step is clipped. Nor do those of
+    the final run, which may have gone on in the same folder.
     """
-    last = [result for result in results if result.stage == results[-1].stage]
-    metrics = read_metrics(last[0].point.folder / "metrics.csv")
-    is_counted = metrics["epoch"][1:] > CLIPPED_AFTER
-    updates = np.diff(metrics["iteration"]) * is_counted
-    return bool(updates @ metrics["clipped"][1:] > CLIPPED_SHARE * updates.sum())
+    best = next(result for result in results if result.stage == results[-1].stage)
+    metrics = read_metrics(best.point.folder / "metrics.csv", cut_short=True)
+    tuned = metrics["iteration"] <= best.row["iteration"]
+    epoch, clipped = (metrics[name][tuned] for name in ("epoch", "clipped"))
+    is_counted = epoch[:-1] >= min(CLIPPED_AFTER, epoch[-1] / 2)
+    updates = np.diff(metrics["iteration"][tuned]) * is_counted
+    return bool(updates @ clipped[1:] > CLIPPED_SHARE * updates.sum())
 
 
 def _tune_clips(plan, curve, index, best):

@@ -272,7 +272,6 @@ def _provenance(begun, root):
                 for name in ("kfcnet", "numpy")
                 if record.get("versions", {}).get(name)
             ]
-            commit, _, dirty = (record.get("commit") or "unknown").partition("-")
             lines.append(
                 [
                     state.curve.name,
@@ -281,7 +280,7 @@ def _provenance(begun, root):
                     data_set(run),
                     record["data"].get("sha256", "")[:12],
                     device(run),
-                    commit[:10] + (" with changes" if dirty else ""),
+                    ", ".join(_commits(record)),
                     ", ".join(versions),
                     f"`{status.folder.relative_to(root).as_posix()}`",
                 ]
@@ -294,6 +293,13 @@ def _provenance(begun, root):
         + _table(header, lines, "l" * len(header))
         + _unpublished(begun)
     )
+
+
+def _commits(record):
+    """The commits that a run was trained with, in words."""
+    texts = [each.get("commit") or "unknown" for each in (record, *record.get("resumed", []))]
+    parts = [text.partition("-") for text in dict.fromkeys(texts)]
+    return [commit[:10] + (" with changes" if dirty else "") for commit, _, dirty in parts]
 
 
 def _unpublished(begun):

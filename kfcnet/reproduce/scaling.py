@@ -19,10 +19,11 @@ from kfcnet.benchmarks.scaling import OwnWork, fitted
 from kfcnet.config import ConfigError, dump_config
 from kfcnet.figures import curves
 from kfcnet.ranks import RanksError, cores
+from kfcnet.reproduce import costs
 from kfcnet.reproduce.places import placed, say
 from kfcnet.reproduce.values import Value, middle, reached
 from kfcnet.runs.files import markdown_table, read_json, write_json
-from kfcnet.runs.identity import machine_of
+from kfcnet.runs.identity import machine_of, work_key
 from kfcnet.runs.labels import data_set, method, network_and_device
 from kfcnet.training.build import build_ops, check_shares
 
@@ -88,19 +89,26 @@ def obstacle(plan):
 
 
 def measure_missing(plan, progress, out, places):
-    """Measure the updates of the figure's curves that have runs and are not in FILE yet; of all of
-    them where FILE is of another machine.
+    """Measure the updates of the figure's curves that have runs and are not in FILE yet, or are
+    there with other settings; of all of them where FILE is of another machine.
 
-    Writes FILE to the folder `out` after each curve. Nothing else should run on the machine.
+    Writes FILE to the folder `out` after each curve; one of another machine is replaced by a whole
+    one only. Nothing else should run on the machine.
     Returns {"scaling": reason} where it cannot be measured, else {}.
     """
     record, there = read(out), {}
-    if record and machine_of(record["device"]) == _this_machine(plan):
+    is_of_another = bool(record) and machine_of(record["device"]) != _this_machine(plan)
+    if record and not is_of_another:
         there = record["curves"]
     configs = {
         name: plan.configure(progress[name].curve, progress[name].settings)
         for name in plan.shows("scaling")
-        if name in progress and progress[name].finals and name not in there
+        if name in progress and progress[name].finals
+    }
+    configs = {
+        name: config
+        for name, config in configs.items()
+        if name not in there or not costs.is_of(there[name], config)
     }
     if not configs:
         return {}
@@ -109,11 +117,12 @@ def measure_missing(plan, progress, out, places):
     say(f"measuring updates of {', '.join(configs)} over processes; nothing else should run")
     for name, config in configs.items():
         try:
-            there = {**there, name: measure(config, places)}
+            there = {**there, name: {**measure(config, places), "work": work_key(config)}}
         except (data.DataError, RanksError, OSError) as error:  # OSError: of a temporary folder
             return {"scaling": str(error)}
         device = build_ops(config).describe()
-        write_json(out / FILE, {"device": device, "turns": TURNS, "curves": there})
+        if not is_of_another or there.keys() >= configs.keys():
+            write_json(out / FILE, {"device": device, "turns": TURNS, "curves": there})
     return {}
 
 
@@ -234,7 +243,7 @@ def draw(scaling):
     figure = Figure(figsize=(7.2, 4.6))
     panels = figure.subplots(1, 2, sharey=True, width_ratios=(1, 2.4))
     for number, each in enumerate(scaling.methods.values()):
-        if each.updates.is_bound:
+        if not each.updates.is_known:
             continue
         look = dict(color=curves.COLOURS[number], marker=curves.MARKERS[number])
         for axes, seconds, line in (
@@ -277,12 +286,11 @@ def _notes(scaling):
     """Sentences on methods that did not come to the error, ends of curves, and a busy machine."""
     methods = scaling.methods.values()
     notes = [
-        f"{method(each.run)} did not come to {scaling.error:.0%} training error within "
-        f"{each.updates.number:.0f} updates and is not drawn."
+        f"{method(each.run)} {_short_of(each.updates, scaling.error)} and is not drawn."
         for each in methods
-        if each.updates.is_bound
+        if not each.updates.is_known
     ]
-    if any(max(each.modelled) < COUNTS[-1] for each in methods if not each.updates.is_bound):
+    if any(max(each.modelled) < COUNTS[-1] for each in methods if each.updates.is_known):
         notes.append(
             "A curve ends where its mini-batch, or the part of it for statistics or the clip, "
             "cannot be shared equally."
@@ -293,6 +301,12 @@ def _notes(scaling):
             "else ran, and the times of (a) are too long."
         )
     return notes
+
+
+def _short_of(updates, error):
+    if updates.is_bound:
+        return f"did not come to {error:.0%} training error within {updates.number:.0f} updates"
+    return f"diverged before it came to {error:.0%} training error"
 
 
 def page(scaling):
@@ -309,7 +323,7 @@ def page(scaling):
         ["---", *["---:"] * 8],
     ]
     for each in scaling.methods.values():
-        is_there = not each.updates.is_bound
+        is_there = each.updates.is_known
         fastest = min(each.modelled, key=each.modelled.get)
         gain = Value(each.modelled[1] / each.modelled[fastest])
         lines.append(

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kfcnet.figures import curves
+from kfcnet.reproduce.values import has_failed
 from kfcnet.runs.files import markdown_table
 from kfcnet.runs.labels import data_set, method, network_and_device
 from kfcnet.runs.metrics import COUNTS, read_metrics
@@ -47,12 +48,29 @@ def measure(plan, progress, figure="starts"):
     return {name: pair for name, pair in found.items() if pair[1]}
 
 
+def missing(plan, progress, figure="starts"):
+    """Which starts are not compared at all seeds yet, in words: without that none is chosen."""
+    there = [
+        name
+        for name, state in progress.items()
+        if state.is_complete and all(map(_is_diagnosed, state.finals.values()))
+    ]
+    return [name for name in plan.shows(figure) if name not in there]
+
+
+def _is_diagnosed(status):
+    """Whether dead maps were counted in the run of a RunStatus, as far as it got."""
+    return status.failed or (status.folder / "diagnostics.csv").exists()
+
+
 def _read(folder, epochs):
     """The Begun of a run's first epochs; None without diagnostics."""
     path = folder / "diagnostics.csv"
     if not path.exists():
         return None
     run, diagnostics = read_run(folder), read_metrics(path, columns=COUNTS)
+    if not len(diagnostics["examples"]):
+        return None
     # An update straddles the end of the last epoch.
     whole = run.metrics["examples"] < epochs * run.record["data"]["train_examples"]
     last = run.metrics["examples"][min(whole.sum(), len(whole) - 1)]
@@ -127,22 +145,31 @@ def chosen(found):
         words: np.median([each.metrics["train_error"][-1] for each in begun])
         for words, begun in found.values()
         if method(begun[0].run) == first
+        and not any(has_failed(each.run) for each in begun)
         and max(sum(each.dead().values())[-1] for each in begun) <= MOST_DEAD
     }
     return min(errors, key=errors.get, default=None)
 
 
-def page(found):
-    """What stands below the figure, in Markdown."""
-    choice = chosen(found)
+def page(found, missing=()):
+    """What stands below the figure, in Markdown. missing: what `missing` returned."""
+    choice = f"the choice is: {chosen(found) or 'none of these'}"
+    if missing:
+        choice = f"nothing is chosen yet, for want of runs of {', '.join(missing)}"
+    counted = sorted(
+        each.diagnostics["examples"][-1] / each.run.record["data"]["train_examples"]
+        for _, begun in found.values()
+        for each in begun
+    )
+    at = " to ".join(dict.fromkeys(f"{each:.2g}" for each in (counted[0], counted[-1])))
     return (
         "No source tells how the authors of the paper began. *Warm-up* is a linear rise of the "
         "learning rate from a hundredth of it; a clip that counts momentum bounds nu by C (1 - "
         "mu)^2 in place of C, because momentum mu lets 1/(1 - mu) steps add up. A map is dead that "
-        "is active on less than 1% of the pixels of 1,000 training images. Errors and h are of the "
-        "averaged parameters where the column does not say otherwise; a cell has every seed's "
-        f"number. By the rules (`docs/rules.md`) the choice is: {choice or 'none of these'}.\n\n"
-        + table(found)
+        "is active on less than 1% of the pixels of 1,000 training images, when they were last "
+        f"counted, at epoch {at}. Errors and h are of the averaged parameters where the column "
+        "does not say otherwise; a cell has every seed's number. By the rules (`docs/rules.md`) "
+        f"{choice}.\n\n" + table(found)
     )
 
 
@@ -191,7 +218,7 @@ def table(found):
 def _clipped(metrics):
     """The share of clipped updates."""
     updates = np.diff(metrics["iteration"])
-    return (metrics["clipped"][1:] * updates).sum() / updates.sum()
+    return (metrics["clipped"][1:] * updates).sum() / max(updates.sum(), 1)
 
 
 def _largest(values):

@@ -1,4 +1,4 @@
-"""Arithmetic on numbers of which some are only known to lie above a bound."""
+"""Arithmetic on numbers of which some are infinite or only known to lie above a bound."""
 
 import math
 from typing import NamedTuple
@@ -15,19 +15,33 @@ UNITS = {
 
 
 class Value(NamedTuple):
-    """A number, or a lower bound."""
+    """A number, or a lower bound; what a diverged run never reaches is infinite."""
 
     number: float
     is_bound: bool = False
 
+    @property
+    def is_known(self):
+        """Whether it is a finite number, and not only bounded."""
+        return not self.is_bound and math.isfinite(self.number)
+
     def __str__(self):
+        if math.isinf(self.number):
+            return "never"
         text = f"{self.number:.3g}" if abs(self.number) < 1000 else f"{self.number:.0f}"
         return f"> {text}" if self.is_bound else text
 
 
+def has_failed(run):
+    """Whether a run diverged."""
+    return run.record.get("outcome", {}).get("state") == "failed"
+
+
 def ratio(here, paper):
-    """here / paper as a Value; "" for texts and if the paper gives a bound."""
+    """here / paper as a Value; "" for texts, for never, and if the paper gives a bound."""
     if not (isinstance(here, Value) and isinstance(paper, Value)) or paper.is_bound:
+        return ""
+    if math.isinf(here.number):
         return ""
     return Value(here.number / paper.number, here.is_bound)
 
@@ -42,10 +56,13 @@ def middle(values):
 def reached(run, column, threshold, unit):
     """When a column of a run's metrics first was at or below a threshold, as a Value.
 
-    unit: "minutes", "updates" or "epochs". If it never was, the run's end is a lower bound.
+    unit: "minutes", "updates" or "epochs". If it was not, the run's end is a lower bound; a run
+    that diverged never gets there.
     """
     name, field, size = UNITS[unit]
     crossing = first_crossing(run.metrics, column, threshold)
+    if crossing is None and has_failed(run):
+        return Value(math.inf)
     if crossing is None:
         return Value(float(run.metrics[name][-1]) / size, is_bound=True)
     return Value(getattr(crossing, field) / size)

@@ -32,22 +32,24 @@ class Interval(NamedTuple):
         low, high = (
             "any" if math.isinf(end) else str(Value(float(end))) for end in (self.low, self.high)
         )
-        return f"{low} to {high}"
+        return "infinite" if math.isinf(self.low) else f"{low} to {high}"
 
 
 def ratio_bounds(pairs):
     """(n, 2): the least and the greatest that each ratio over / under can be.
 
-    pairs: of Values, (over, under), of which one that was not reached is a lower bound.
+    pairs: of Values, (over, under), of which one that was not reached is a lower bound, and one
+    that never can be is infinite. Where neither is known to be finite the ratio can be anything.
     """
-    return np.array(
-        [
-            (
-                0.0 if under.is_bound else over.number / under.number,
-                math.inf if over.is_bound else over.number / under.number,
-            )
-            for over, under in pairs
-        ]
+    return np.array([_bounds(over, under) for over, under in pairs])
+
+
+def _bounds(over, under):
+    if math.isinf(under.number):
+        return 0.0, 0.0 if over.is_known else math.inf
+    return (
+        0.0 if under.is_bound else over.number / under.number,
+        math.inf if over.is_bound else over.number / under.number,
     )
 
 

@@ -216,7 +216,7 @@ def _recorded_cost(state):
     folders += [result.point.folder for result in state.tuning if result.row]
     if not folders:
         return None
-    metrics = read_metrics(folders[0] / "metrics.csv")
+    metrics = read_metrics(folders[0] / "metrics.csv", cut_short=True)
     return metrics["seconds"][-1] / metrics["epoch"][-1]
 
 

@@ -57,13 +57,27 @@ def identifying_settings(config):
 
 def run_key(config):
     """12 hexadecimal digits: a hash of a Config's identifying settings and its seed."""
+    settings, seed = _settings_and_seed(config)
+    return _hashed([settings, seed])
+
+
+def work_key(config):
+    """The same for runs whose updates take the same work: whatever seed and learning rate."""
+    settings, _ = _settings_and_seed(config)
+    return _hashed({key: settings[key] for key in settings if key != "optimizer.learning_rate"})
+
+
+def _settings_and_seed(config):
     described = config.model_dump(mode="json")
     settings = identifying_settings(described)
     for key, value in LATER_SETTINGS.get(config.optimizer.name, {}).items():
         if settings[key] == value:
             del settings[key]
-    text = json.dumps([settings, described["seed"]], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return settings, described["seed"]
+
+
+def _hashed(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def machine_of(device):
@@ -115,6 +129,13 @@ def _identifying(layers):
     ]
 
 
+def devices(run):
+    """The entries `device` of a run's record: where it began, and where it went on."""
+    return [run.record["device"]] + [
+        again["device"] for again in run.record.get("resumed", []) if "device" in again
+    ]
+
+
 def group_by_seed(runs, timed=True):
     """Lists of the Runs that differ in nothing but their seed, in order.
 
@@ -124,13 +145,14 @@ def group_by_seed(runs, timed=True):
     """
     groups, seen = {}, Counter()
     for run in runs:
-        clock = run.clock or run.record["device"]
+        clocks = [run.clock] if run.clock else devices(run)
+        machines = sorted({f"{machine_of(each)}, {each.get('processes')}" for each in clocks})
         identity = json.dumps(
             [
                 identifying_settings(run.config),
                 run.record["device"]["device"],
                 run.record.get("data", {}).get("sha256"),
-                [machine_of(clock), clock.get("processes")] if timed else None,
+                machines if timed else None,
             ]
         )
         seed = identity, run.config.get("seed")

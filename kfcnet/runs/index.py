@@ -26,6 +26,11 @@ class RunStatus(NamedTuple):
         """Whether there is nothing left to train up to the end of `config`."""
         return self.failed or self.iteration >= self.steps(config)
 
+    @property
+    def has_diverged(self):
+        """Whether it failed and has a row that says where it began."""
+        return self.failed and self.iteration >= 0
+
     def can_go_on(self):
         return (self.folder / CHECKPOINT).exists()
 
@@ -55,8 +60,13 @@ class RunIndex:
     out.
     """
 
-    def __init__(self, root):
-        """Raises ConfigError or RecordError for a record that cannot be read."""
+    def __init__(self, root, to_go_on=True):
+        """to_go_on: whether unfinished runs without a checkpoint are left out; for what is drawn
+        from the records alone they count.
+
+        Raises ConfigError or RecordError for a record that cannot be read.
+        """
+        self.to_go_on = to_go_on
         self.root, self.folders = Path(root), defaultdict(list)  # {run_key: folders}
         self.devices = defaultdict(set)  # {name of a data set: devices of its runs}
         self.checksums = defaultdict(dict)  # {DataConfig: {SHA-256 of the images: a folder}}
@@ -92,7 +102,7 @@ class RunIndex:
         if over:
             return min(over, key=lambda status: (status.failed, status.iteration))
         return max(
-            (status for status in found if status.can_go_on()),
+            (status for status in found if status.can_go_on() or not self.to_go_on),
             default=None,
             key=lambda status: status.iteration,
         )

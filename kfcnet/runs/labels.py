@@ -1,6 +1,6 @@
 """Names of runs in figures and tables, made of phrases from their records."""
 
-from kfcnet.runs.identity import flat
+from kfcnet.runs.identity import devices, flat
 
 METHODS = {
     "kfc_pre": "KFC-pre",
@@ -91,13 +91,21 @@ def _images(run):
 
 
 def device(run):
-    """ "CPU (name of the processor)" or "CUDA (name of the GPU)", from `run.json`."""
-    return _in_words(run.record["device"])
+    """ "CPU (name of the processor)" or "CUDA (name of the GPU)"; several of a run that went on on
+    another.
+    """
+    return ", then ".join(dict.fromkeys(map(_in_words, devices(run))))
 
 
 def clock(run):
     """The same of the device on which the run's seconds were measured."""
-    return _in_words(run.clock or run.record["device"])
+    return _in_words(run.clock) if run.clock else device(run)
+
+
+def devices_apart(runs):
+    """The devices of runs that are not of the same one, else nothing: they are in no title."""
+    names = list(dict.fromkeys(map(clock, runs)))
+    return names if len(names) > 1 else []
 
 
 def _in_words(described):

@@ -91,13 +91,14 @@ def append_metrics(path, row, columns=COLUMNS):
     append_line(path, ",".join(_text(name, row[name]) for name in columns))
 
 
-def read_metrics(path, columns=COLUMNS):
+def read_metrics(path, columns=COLUMNS, cut_short=False):
     """{column: array (rows,)} of all columns of a table: int64 for counts, float64 for the rest.
 
-    Raises RecordError, with file and line, for a table without one of `columns` and for anything
-    but complete rows of numbers in the order of their iterations.
+    cut_short: ignore a last line without a line end, which a kill may have left. Raises
+    RecordError, with file and line, for a table without one of `columns` and for anything but
+    complete rows of numbers in the order of their iterations.
     """
-    header, rows = _parse(path, columns)
+    header, rows = _parse(path, columns, cut_short)
     types = {name: np.int64 if name in COUNTS else np.float64 for name in header}
     return {name: np.array([row[i] for row in rows], types[name]) for i, name in enumerate(header)}
 

@@ -49,7 +49,8 @@ def read_run(folder):
                 raise missing_entry(folder / name, key)
     with contextlib.suppress(ConfigError):
         config = parse_config(text).model_dump(mode="json")
-    return Run(read_metrics(folder / "metrics.csv"), config, record)
+    is_over = record.get("outcome", {}).get("state") in ("finished", "failed")
+    return Run(read_metrics(folder / "metrics.csv", cut_short=not is_over), config, record)
 
 
 def with_rows(runs, folders):
