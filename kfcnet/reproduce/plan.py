@@ -249,7 +249,6 @@ def _published():
             ("optimizer.structure=autocovariance", "evaluation.every=0.5"),
             rate_of="cifar_kfc",
             epochs=3,
-            words="plugged-in autocovariances",
         ),
         Curve("autoencoder_kfac", "digits_autoencoder_kfac", rates=()),
         Curve(
@@ -614,7 +613,7 @@ def _figures(main, *others):
         for quantity in ("loss", "error")
     )
     fig2 = tuple(
-        PanelPlan(letter, "error", (f"{prefix}_kfc_large", f"{prefix}_sgd_large"), "updates")
+        PanelPlan(letter, "error", (f"{prefix}_kfc_large", f"{prefix}_sgd_large"), "updates", True)
         for letter, prefix in zip("ab", prefixes, strict=False)
     )
     normalised = tuple(f"{main}_{name}" for name in ("kfc", "sgd", "kfc_bn", "sgd_bn"))
@@ -646,15 +645,15 @@ def _figures(main, *others):
             ),
             "autocovariance": FigurePlan(
                 "Autocovariances plugged into Theorem 1 (section 3.1)",
-                _loss_and_error(("cifar_kfc", "cifar_autocovariance"), "updates"),
+                _loss_and_error(("cifar_kfc", "cifar_autocovariance"), "updates", "ab", True),
             ),
             "invariance": FigurePlan(
                 "Inputs as they are and divided by 64 (section 4.1)",
-                _loss_and_error((*pair, *scaled), "epochs"),
+                _loss_and_error((*pair, *scaled), "epochs", "ab", True),
             ),
             "choices": FigurePlan(
                 "What the paper leaves open: response normalisation and pooling",
-                _loss_and_error((*pair, *choices), "epochs"),
+                _loss_and_error((*pair, *choices), "epochs", "ab", True),
             ),
         }
     return {
