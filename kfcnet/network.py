@@ -100,7 +100,14 @@ def _custom(layer_class, ops):
             "device=cpu"
         )
     passes = {name: _as_primitives_take(getattr(layer_class, name)) for name in PASSES}
-    return type(layer_class.__name__, (layer_class,), passes)
+    # A subclass of a layer of the package computes something else, which no other layer's pass has.
+    alone = {"is_custom": True, "can_apply_relu": False}
+    return type(layer_class.__name__, (layer_class,), passes | alone)
+
+
+def _is(layer, kind):
+    """Whether a layer computes what the package's layers of a kind do."""
+    return isinstance(layer, kind) and not layer.is_custom
 
 
 def _as_primitives_take(function):
@@ -149,10 +156,10 @@ class Network:
         they can.
         """
         for layer, following in itertools.pairwise(self.layers):
-            if isinstance(following, ReLU) and layer.can_apply_relu:
+            if _is(following, ReLU) and layer.can_apply_relu:
                 layer.applies_relu = following.fused = True
                 following.derivative_fused = isinstance(layer, MaxPool)
-            if isinstance(layer, ReLU) and isinstance(following, AvgPool):
+            if _is(layer, ReLU) and _is(following, AvgPool):
                 if not layer.derivative_fused:
                     following.takes_relu_derivative = layer.derivative_fused = True
 
@@ -177,7 +184,7 @@ class Network:
     def _in_a_row(self, *kinds):
         """The layers of these kinds that follow one another, as tuples."""
         rows = zip(*(self.layers[place:] for place in range(len(kinds))), strict=False)
-        return [row for row in rows if all(map(isinstance, row, kinds))]
+        return [row for row in rows if all(map(_is, row, kinds))]
 
     def _initial(self, seed):
         flat = np.zeros(self._slices[-1].stop)

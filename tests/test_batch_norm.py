@@ -211,13 +211,13 @@ def test_the_config_names_scale_and_shift():
 
 
 def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(tmp_path, no_figures):
-    """Measured anew on the first training examples of those that losses are measured on."""
+    """Measured anew on training examples drawn at random, the same for every run."""
     config = small("network.2.affine=true", "dtype=float64", text=SGD)
     trainer.train(config, tmp_path / "run")
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.h5")
     fresh = Trainer(config, RunFolder("unused"), trainer.data.load(config.data))
     net = fresh.network
-    x = fresh.train_set.batch(fresh.measured[: trainer.STATISTICS_EXAMPLES]).inputs
+    x = fresh.train_set.batch(fresh.sample[: trainer.STATISTICS_EXAMPLES]).inputs
     with net.using(saved["optimizer"]["average"]):
         convolved = net.weighted[0].forward(x, Mode())  # dropout is the identity when measuring
     assert len(x) == 1024

@@ -95,7 +95,7 @@ def test_arrays_are_read_without_locks_which_a_file_system_may_not_have(tmp_path
 
 
 def test_a_label_that_is_no_number_is_refused_with_what_it_should_be(arrays):
-    with pytest.raises(DataError, match="image 0 is 0, not one of 0 to 999. Number the classes"):
+    with pytest.raises(DataError, match="image 0 is '0', not one of 0 to 999. Number the classes"):
         data.from_arrays(arrays["train_images"], arrays["train_labels"].astype(str))
 
 
@@ -176,7 +176,7 @@ BAD_ARRAYS = {
     ),
     "labels that are names": (
         {"train_labels": np.array(["a", "b", "c"])[np.arange(24) % 3]},
-        "label of image 0 is a, not one of 0 to 999. Number the classes from 0, as numpy.unique(",
+        "label of image 0 is 'a', not one of 0 to 999. Number the classes from 0, as numpy.unique(",
     ),
     "labels from one": (
         {"train_labels": 1 + np.arange(24) % 3},

@@ -178,7 +178,7 @@ def test_raw_errors_of_a_network_with_batch_statistics_are_measured_with_its_own
     state = load_checkpoint(tmp_path / "checkpoint.h5")["optimizer"]
     other = Trainer(small(text=SGD_TEXT), RunFolder("unused"), dataset)
     other.network.theta[...] = state["theta"]
-    other.network.measure_statistics(other.train_set.batch(other.measured[:1024]).inputs)
+    other.network.measure_statistics(other.train_set.batch(other.sample[:1024]).inputs)
     raw = read_metrics(tmp_path / "metrics.csv")["raw_test_error"][-1]
     assert raw == evaluate(other.network, other.loss, other.test_set)[1]
 

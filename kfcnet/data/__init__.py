@@ -75,7 +75,10 @@ def _load_published(config, source, download):
 def _load_own(config):
     """A user's own images; the cache is made anew when a file has changed."""
     if config.path is None:
-        raise DataError(f"data.path: missing; name the {config.name} of images")
+        raise DataError(
+            f"data.path: missing; name the {config.name} of images (of a run that is evaluated by "
+            "--data PATH: no record has the path)"
+        )
     path = files.expanded(config.path, "data.path")
     if not os.path.exists(path):
         raise DataError(f"data.path: {path} does not exist")
@@ -118,13 +121,15 @@ def _identified(files):
 
 
 def _changes(root, listed):
-    """What tells whether the files of a folder have changed: path, size and time of each."""
-    found = []
+    """What tells whether the files of a folder have changed: its path, and of each file name, size
+    and times. The time of writing alone is that of an archive, or of a layer of a container.
+    """
+    found = [str(root.resolve())]
     for part, pairs in listed.items():
         for path, _ in pairs:
             status = path.stat()
             name = path.relative_to(root).as_posix()
-            found.append([part, name, status.st_size, status.st_mtime_ns])
+            found.append([part, name, status.st_size, status.st_mtime_ns, status.st_ctime_ns])
     return found
 
 

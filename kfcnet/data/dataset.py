@@ -112,9 +112,17 @@ def check_labels(
     way_out: str = "The file is damaged: fetch it again.",
 ) -> None:
     """Raise DataError naming the first label outside lowest..highest; `source` names the file."""
+    if reason := why_no_classes(labels, lowest, highest):
+        raise DataError(f"{source}: {reason}. {way_out}")
+
+
+def why_no_classes(labels: NDArray[Any], lowest: int, highest: int) -> str:
+    """Why labels (N,) are not whole numbers from lowest to highest, or ""; in words."""
+    if labels.dtype.kind == "O":
+        return "labels are of dtype object; labels.astype(int) makes numbers of them"
     wrong = wrong_label(labels, lowest, highest)
-    if wrong is not None:
-        raise DataError(
-            f"{source}: the label of image {wrong} is {labels[wrong]}, "
-            f"not one of {lowest} to {highest}. {way_out}"
-        )
+    if wrong is None:
+        return ""
+    return (
+        f"the label of image {wrong} is {labels[wrong].item()!r}, not one of {lowest} to {highest}"
+    )

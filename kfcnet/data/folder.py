@@ -1,4 +1,7 @@
-"""Images in folders, one a class: `train/CLASS/*.png` and `test/CLASS/...`, or `CLASS/...`."""
+"""Images in folders, one a class: `train/CLASS/*.png` and `test/CLASS/...`, or `CLASS/...`.
+
+The test part may also be called `val`, `valid` or `validation`.
+"""
 
 import logging
 import warnings
@@ -11,6 +14,9 @@ from kfcnet.data.own import MOST_CLASSES, Images, reading
 
 TYPES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 GREY = ("1", "L")
+TEST_PARTS = ("test", "val", "valid", "validation")
+"""Names of the folder of the test part, the first one that is there."""
+
 TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 
 logger = logging.getLogger(__name__)
@@ -24,10 +30,7 @@ def listing(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
     """
     if not root.is_dir():
         raise DataError(f"data.path: {root} is no folder; name one of images in a folder a class")
-    has_parts = (root / "train").is_dir()
-    parts = {"train": root / "train" if has_parts else root}
-    if has_parts and (root / "test").is_dir():
-        parts["test"] = root / "test"
+    parts = _parts(root)
     folders = {name: _folders(place) for name, place in parts.items()}
     classes = sorted({folder.name for of_part in folders.values() for folder in of_part})
     if len(classes) < 2:
@@ -51,6 +54,20 @@ def listing(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
         raise DataError(f"{parts['test']}: holds no image in a folder of a class")
     _tell_left_aside(root, folders.values())
     return classes, files
+
+
+def _parts(root):
+    """{"train": folder, "test": the same if it is there}; all is for training without `train/`,
+    and where that is a class like the others beside it.
+    """
+    train = root / "train"
+    if not train.is_dir() or (_images(train) and not _folders(train)):
+        return {"train": root}
+    found = [root / name for name in TEST_PARTS if (root / name).is_dir()]
+    unread = [folder.name for folder in _folders(root) if folder not in (train, *found[:1])]
+    if unread:
+        logger.warning("%s: not read, beside train: %s", root, ", ".join(unread))
+    return {"train": train} | ({"test": found[0]} if found else {})
 
 
 def _why_empty(folder):

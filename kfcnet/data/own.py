@@ -79,7 +79,8 @@ def checked(images: NDArray, labels: NDArray, source: object) -> Images:
         images, wrong = as_float32(images)
         if wrong is not None:
             raise DataError(f"{source}: a pixel of image {wrong} is not finite in float32")
-    check_labels(labels, 0, MOST_CLASSES - 1, source, f"Number the classes from 0{NUMBERED}.")
+    way_out = f"Number the classes from 0{NUMBERED}; there may be {MOST_CLASSES:,} of them."
+    check_labels(labels, 0, MOST_CLASSES - 1, source, way_out)
     return Images(np.ascontiguousarray(images), labels.astype(np.int32))
 
 

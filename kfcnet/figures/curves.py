@@ -7,6 +7,7 @@ and on its own font, and on nothing else.
 """
 
 import io
+import threading
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,9 @@ def plot_runs(folders, out, x="seconds"):
     save_figure(lambda: draw_runs(runs, x), out)
 
 
+_one_style = threading.Lock()  # a style is that of the process: contexts must not overlap
+
+
 def save_figure(draw, out):
     """Write the Figure that `draw()` returns to the file `out`, in the project's style."""
     kind = Path(out).suffix.lstrip(".").lower()
@@ -97,7 +101,7 @@ def save_figure(draw, out):
             f"{out}: a figure is written as one of {', '.join('.' + name for name in DATELESS)}"
         )
     memory = io.BytesIO()
-    with style.context(["default", STYLE]):
+    with _one_style, style.context(["default", STYLE]):
         figure = draw()
         FigureCanvasAgg(figure)
         _lay_out(figure)

@@ -43,6 +43,7 @@ class Layer:
     saved = None
     can_apply_relu = False  # whether it can apply the ReLU behind it in its own pass
     applies_relu = False
+    is_custom = False  # a user's, whatever class it is derived from
 
     def __init__(self, ops, input_shape, name):
         self.ops, self.input_shape, self.name = ops, tuple(input_shape), name

@@ -64,8 +64,17 @@ def outputs(config, dataset):
 
 
 def with_classes(config, layers):
-    """The Config whose custom layers that are known by name have their classes, of `layers`."""
-    classes = {layer.__name__: layer for layer in layers}
+    """The Config whose custom layers that are known by name have their classes, of `layers`.
+
+    Raises ConfigError where two classes have one name.
+    """
+    classes = {}
+    for layer in layers:
+        if classes.setdefault(layer.__name__, layer) is not layer:
+            raise ConfigError(
+                f"network: two classes of layers are called {layer.__name__}; give each a name of "
+                "its own"
+            )
     network = tuple(
         layer.model_copy(update={"type": classes.get(layer.type, layer.type)})
         if isinstance(layer, CustomConfig)

@@ -12,7 +12,7 @@ from kfcnet.batches import Examples
 from kfcnet.config import ConfigError, parse_config
 from kfcnet.config.schema import Config
 from kfcnet.data import DataError, Dataset
-from kfcnet.data.dataset import as_float32, wrong_label
+from kfcnet.data.dataset import as_float32, why_no_classes
 from kfcnet.layers import Layer
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
@@ -68,6 +68,12 @@ class TrainedNetwork:
             if layer.name in checkpoint["statistics"]:
                 saved = checkpoint["statistics"][layer.name]
                 layer.population = ops.asarray(saved["mean"]), ops.asarray(saved["inv_std"])
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a trained network holds functions of its device, and is neither pickled nor copied: "
+            "keep it by run.save(path), or its run's folder, and read it by kfcnet.load(path)"
+        )
 
     @classmethod
     def of_run(
@@ -208,13 +214,18 @@ class TrainedNetwork:
             )
 
     def examples(self, images: ArrayLike, labels: ArrayLike) -> Examples:
-        """Raw images uint8 (M, H, W, C) and labels (M,), which an autoencoder does not look at, as
-        the network takes them.
+        """Raw images uint8 (M, H, W, C) and labels (M,) or (M, 1) as the network takes them; an
+        autoencoder does not look at labels, which may be None.
 
         Raises ValueError for images of another shape or kind than the network was trained on, and
         for labels that are not its classes.
         """
-        images, labels = np.asarray(images), np.asarray(labels)
+        images = np.asarray(images)
+        if labels is None and reconstructs(self.config):
+            labels = np.zeros(images.shape[:1], np.int32)
+        labels = np.asarray(labels)
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
         if images.ndim == 3 and self.mean.shape[-1] == 1:  # grey images without a channel
             images = images[..., None]
         if images.shape[1:] != self.mean.shape or images.ndim != 4:
@@ -238,11 +249,9 @@ class TrainedNetwork:
         if labels.shape != images.shape[:1]:
             raise ValueError(f"labels of shape {labels.shape} given for {len(images)} images")
         (classes,) = self.network.layers[-1].output_shape
-        wrong = wrong_label(labels, 0, classes - 1)
-        if wrong is not None and not reconstructs(self.config):
-            raise ValueError(
-                f"the label of image {wrong} is {labels[wrong]}, not one of 0 to {classes - 1}"
-            )
+        reason = why_no_classes(labels, 0, classes - 1)
+        if reason and not reconstructs(self.config):
+            raise ValueError(reason)
         return Examples(
             self.network.ops,
             images,

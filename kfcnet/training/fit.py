@@ -1,5 +1,7 @@
 """Training on arrays in memory, from one call."""
 
+import contextlib
+import itertools
 import json
 import numbers
 import os
@@ -23,7 +25,7 @@ from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.build import with_classes
 from kfcnet.training.evaluation import TrainedNetwork
-from kfcnet.training.trainer import train
+from kfcnet.training.trainer import TrainingInterrupted, train
 
 MOST_EXAMPLES = 50000
 """Timescales and the rise of the learning rate are an epoch, and at most so many examples."""
@@ -40,7 +42,7 @@ class FittedNetwork(TrainedNetwork):
     def of_run(cls, folder, device="cpu", layers=(), temporary=None):
         """That of the run in a folder, which `temporary`, if given, keeps in being."""
         network = super().of_run(folder, device, layers)
-        network.folder, network._temporary = Path(folder), temporary
+        network.folder, network._temporary = Path(folder).resolve(), temporary
         network.history = read_metrics(network.folder / "metrics.csv")
         return network
 
@@ -76,7 +78,7 @@ def load(
 
 def fit(
     images: ArrayLike,
-    labels: ArrayLike,
+    labels: ArrayLike | None,
     network: Iterable[Any],
     optimizer: Mapping[str, Any] | BaseModel | str | None = None,
     epochs: float = 10,
@@ -86,6 +88,8 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     out: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     **settings: Any,
 ) -> FittedNetwork:
     """Train a network on images (M, H, W, C) or (M, H, W), uint8 or floating, and labels (M,).
@@ -96,20 +100,27 @@ def fit(
     of the last layer may be left out. optimizer: its name, its settings, of which those left out
     are chosen for the number of images, or a model such as `kfcnet.config.schema.SgdConfig`;
     KFC-pre by default. validation: (images, labels) to measure; without them a fifth of the images
-    is drawn. out: the run's folder. settings: further sections of a configuration.
+    is drawn. out: the run's folder; resume: go on with the run in it, as if it had never stopped;
+    overwrite: replace it. settings: further sections of a configuration. With
+    `loss="squared_error"` the network is an autoencoder, and labels may be None.
 
     Raises DataError naming the index of a wrong image or label, ConfigError naming a wrong setting,
-    TrainingFailed, RunFolderError where `out` holds a run, and WriteError where a file or a
-    temporary folder cannot be written.
+    TrainingFailed, RunFolderError where `out` holds a run, WriteError where a file or a temporary
+    folder cannot be written, and TrainingInterrupted after SIGINT or SIGTERM.
     """
     layers, own = _described(network)
-    dataset = data.from_arrays(images, labels, *_held_out(validation))
+    section = _data_section(settings.pop("data", {}), input_scale)
+    parts = [(images, labels), *([_held_out(validation)] if validation is not None else [])]
+    if settings.get("loss") == "squared_error":
+        parts = [(each, _unread(each) if given is None else given) for each, given in parts]
+    split = {key: section[key] for key in ("test_share", "split_seed") if key in section}
+    dataset = data.from_arrays(*itertools.chain(*parts), **split)
     if own and device == "auto":
         device = "cpu"
     document = {
-        "data": {"name": "arrays", "input_scale": input_scale},
+        "data": section,
         "network": layers,
-        "optimizer": settings_for(optimizer, len(dataset.train_labels)),
+        "optimizer": settings_for(optimizer, len(dataset.train_labels), epochs),
         "epochs": epochs,
         "seed": seed,
         "device": device,
@@ -118,8 +129,44 @@ def fit(
     config = with_classes(parse_config(json.dumps(document, default=_plain), "fit"), own)
     temporary = None if out else _temporary_folder()
     folder = Path(out or temporary.name) / ("" if out else "run")
-    train(config, folder, dataset=dataset)
+    with _in_words_of_python(out):
+        train(config, folder, resume, overwrite, dataset=dataset)
     return FittedNetwork.of_run(folder, layers=own, temporary=temporary)
+
+
+def _data_section(given, input_scale):
+    """The section `data` of a configuration of arrays; ConfigError for what says otherwise."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"fit: data: expected settings, got {show(given)}")
+    section = {"name": "arrays", "input_scale": input_scale, **given}
+    if section["name"] != "arrays" or section.get("path") is not None:
+        raise ConfigError(
+            "fit: data: the images are those that fit is given: of its keys test_share, split_seed "
+            "and input_scale can be set; kfcnet.train trains on a file"
+        )
+    optimizer = {"name": "sgd", "learning_rate": 1}
+    smallest = {"network": [{"layer": "dense"}], "optimizer": optimizer, "epochs": 1}
+    parse_config(json.dumps(smallest | {"data": section}, default=_plain), "fit")
+    return section
+
+
+def _unread(images):
+    """Labels that an autoencoder does not look at: of two classes, as data sets have at least."""
+    return np.arange(len(images)) % 2
+
+
+@contextlib.contextmanager
+def _in_words_of_python(out):
+    """Within the context, errors speak of arguments of `fit` in place of a command's options."""
+    try:
+        yield
+    except TrainingInterrupted as stop:
+        kept = str(stop).replace("the same command and --resume", "the same call and resume=True")
+        lost = "stopped, and nothing is kept: a run with out= goes on by the same call, resume=True"
+        raise TrainingInterrupted(stop.number, kept if out else lost) from None
+    except RunFolderError as error:
+        text = str(error).replace("--resume", "resume=True").replace("--out", "out=")
+        raise RunFolderError(text.replace("--overwrite", "overwrite=True")) from None
 
 
 def _temporary_folder():
@@ -132,9 +179,7 @@ def _temporary_folder():
 
 
 def _held_out(validation):
-    """The (images, labels) of `validation`, () without it; ConfigError where they are no pair."""
-    if validation is None:
-        return ()
+    """The (images, labels) of `validation`; ConfigError where they are no pair."""
     if not isinstance(validation, (tuple, list)) or len(validation) != 2:
         raise ConfigError(
             "fit: validation: expected a pair (images, labels), got "
@@ -151,20 +196,24 @@ def _plain(value):
 
 
 def settings_for(
-    optimizer: Mapping[str, Any] | BaseModel | str | None, examples: int
+    optimizer: Mapping[str, Any] | BaseModel | str | None, examples: int, epochs: float = 10
 ) -> dict[str, Any]:
-    """An optimizer's settings, of which those that are left out suit the number of examples.
+    """An optimizer's settings, of which those that are left out suit the number of examples and of
+    epochs.
 
-    The learning rate rises over the first epoch. KFC-pre gets `damping: auto`, which trained at
-    every rate that was tried (docs/settings.md); where a damping is given, it gets a clip that
-    counts momentum, C (1 - mu)^2, and a lower rate, which save most runs.
+    The learning rate rises over the first epoch, or the first quarter of a shorter run. At the end
+    the average has a share of exp(-5) of the initial parameters at most. KFC-pre gets
+    `damping: auto`, which trained at every rate that was tried (docs/settings.md); where a damping
+    is given, it gets a clip that counts momentum, C (1 - mu)^2, and a lower rate, which save most
+    runs.
     """
     given = _given(optimizer)
     name = given.setdefault("name", "kfc_pre")
     span = min(examples, MOST_EXAMPLES)
-    chosen = {"averaging_timescale": 2 * span}
+    whole = _number({"epochs": epochs}, "epochs", 10) * examples or span
+    chosen = {"averaging_timescale": min(2 * span, whole / 5)}
     if name not in ("kfac", "hessian_free"):
-        chosen["schedule"] = {"name": "constant", "warm_up": span}
+        chosen["schedule"] = {"name": "constant", "warm_up": min(span, whole / 4)}
     if name == "kfc_pre":
         batch = max(1, _number(given, "batch_size", min(512, examples // 8)))
         is_auto = given.get("damping", "auto") == "auto"

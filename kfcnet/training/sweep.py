@@ -12,6 +12,7 @@ from kfcnet import data
 from kfcnet.config import ConfigError, load_config, yaml_text
 from kfcnet.figures import curves
 from kfcnet.runs.files import WriteError, make_folder, markdown_table, write_csv, write_text
+from kfcnet.runs.identity import NOT_IDENTIFYING
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import read_run
 from kfcnet.training.build import is_open, resolved
@@ -41,6 +42,13 @@ def parse_grid(texts):
             raise ValueError(f"--grid {text}: {error}") from None
         if not (key and equals and grid[key]):
             raise ValueError(f"--grid {text}: expected key.key=value,value,...")
+        if key == "epochs":
+            raise ValueError(f"--grid {text}: --stage says how many epochs runs are trained")
+        if key in NOT_IDENTIFYING and key != "seed":
+            raise ValueError(
+                f"--grid {text}: runs that differ in {key} alone are one run to a sweep; train "
+                "each with an --out of its own"
+            )
     return grid
 
 
@@ -82,6 +90,7 @@ def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
             f"stage {tuning.number} of {len(stages)}: {len(configs)} runs to {epochs:g} epochs",
             file=sys.stderr,
         )
+        _check_images(index, configs, load)
         tasks = _find_tasks(index, tuning.points, configs)
         failures = _train_all([task for task in tasks if not task.is_over], at_a_time)
         if len(failures) == len(tasks) and len(set(failures.values())) == 1:
@@ -91,6 +100,17 @@ def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
         tuning.complete(_find_tasks(index, tuning.points, configs), failures)
         write_tables(out, list(grid), stages, tuning.results)
     return tuning.results
+
+
+def _check_images(index, configs, load):
+    """Raise SweepError where runs in the index were trained on other images than are here now."""
+    for config in {each.data: each for each in configs}.values():
+        try:
+            checksum = load(config.data).provenance["sha256"]
+        except data.DataError:
+            continue  # training says so, of each run
+        if reason := index.why_not_with(config.data, checksum):
+            raise SweepError(reason)
 
 
 def grid_points(grid, out):

@@ -219,7 +219,8 @@ class Trainer:
         # leaves them alone.
         self.evaluated = self.network.copy()
         self.schedule = EvaluationSchedule(config, len(self.train_set))
-        self.measured = _measured_examples(config, self.ops, len(self.train_set))
+        self.sample = _shuffled(len(self.train_set))
+        self.measured = _measured_examples(config, self.ops, self.sample)
         self.sums = self.optimizer.running_sums.read()  # of the steps since the latest row, as read
         self.read_steps = self.steps_since_row = 0
         self.warm = False
@@ -354,7 +355,7 @@ class Trainer:
         if isinstance(self.optimizer, KroneckerOptimizer):
             row |= diagnostics.measure(self.optimizer, before, batch)
         self._bind_evaluated(self.network.theta)
-        images = self.measured[:ACTIVITY_EXAMPLES]
+        images = self.sample[:ACTIVITY_EXAMPLES]
         return row | diagnostics.activity(self.evaluated, self.train_set, images)
 
     @contextlib.contextmanager
@@ -482,7 +483,7 @@ class Trainer:
         """Let the network that is evaluated use `theta`, batch normalisation its own statistics."""
         self.evaluated.bind(theta)
         if self.evaluated.has_batch_statistics:
-            batch = self.train_set.batch(self.measured[:STATISTICS_EXAMPLES])
+            batch = self.train_set.batch(self.sample[:STATISTICS_EXAMPLES])
             self.evaluated.measure_statistics(batch.inputs)
 
     def _epoch(self):
@@ -676,9 +677,13 @@ class Trainer:
         )
 
 
-def _measured_examples(config, ops, examples):
+def _shuffled(examples):
+    """Indices (n,) of all examples in the same random order for every run: data may be sorted."""
+    return np.argsort(words(0, SHUFFLE, 0, examples, stream=1), kind="stable")
+
+
+def _measured_examples(config, ops, sample):
     """Indices (n,) of what train_* are measured on: on the CPU a part, the same in all runs."""
-    if ops.name != "cpu" or config.evaluation.train_examples >= examples:
-        return np.arange(examples)
-    order = np.argsort(words(0, SHUFFLE, 0, examples, stream=1), kind="stable")
-    return order[: config.evaluation.train_examples]
+    if ops.name != "cpu" or config.evaluation.train_examples >= len(sample):
+        return np.arange(len(sample))
+    return sample[: config.evaluation.train_examples]
