@@ -29,6 +29,7 @@ from kfcnet.reproduce.plan import FigurePlan, PanelPlan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.files import write_json
 from kfcnet.runs.index import RunIndex
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.build import build
 
 SHAPE = (8, 8, 1)
@@ -350,5 +351,13 @@ def test_the_page_on_scaling_has_the_numbers_of_the_record():
     }.items():
         for number in numbers:
             assert re.search(rf"\b{number}\b", rows[method]) and re.search(rf"\b{number}\b", said)
+    (lost,) = re.findall(r"\(\.\./(results/paper/again/[^)]+)\)", said)
+    metrics = read_metrics(root / lost)
+    update = int(re.search(r"lost after update (\d+)", said)[1])
+    before, after = (float(number) for number in re.findall(r"([\d.]+)% to ([\d.]+)%", said)[-1])
+    at = metrics["iteration"].tolist().index(update)
+    assert 100 * metrics["train_error"][at] == pytest.approx(before, abs=0.06)
+    soon = metrics["epoch"] <= metrics["epoch"][at] + 4
+    assert 100 * metrics["train_error"][soon].max() == pytest.approx(after, abs=0.06)
     tables = root / "results/benchmark/processes.md"
     assert tables.read_text(encoding="utf-8") in (root / "docs/scaling.md").read_text("utf-8")
