@@ -41,6 +41,7 @@ epochs: 1
 def ops(monkeypatch):
     monkeypatch.setattr(cuda_benchmark, "CACHE", 0)
     monkeypatch.setattr(cuda_benchmark, "REPLAYS", 1)
+    monkeypatch.setattr(cuda_benchmark, "WARM_UP", 0)
     return CudaOps(cuda_on_cpu.CpuRuntime())
 
 
@@ -298,8 +299,11 @@ def verified(monkeypatch):
         ],
     }
     replaced = {
-        "get_ops": lambda device: SimpleNamespace(describe=lambda: report["device"]),
-        "run_tests": lambda file: ({"passed": 3}, ""),
+        "get_ops": lambda device: SimpleNamespace(
+            describe=lambda: report["device"], runtime=SimpleNamespace(synchronize=lambda: None)
+        ),
+        "_files_with_tests": lambda: [verification.ROOT / "tests" / "test_cuda.py"],
+        "run_tests": lambda file, seconds: ({"passed": 3}, ""),
         "parts": lambda ops: {
             "device": lambda seen: {"device": report["device"]},
             "compilation": lambda seen: {},
@@ -344,8 +348,80 @@ def test_verification_trains_on_synthetic_images_where_cifar10_is_absent(
 
 
 def test_a_part_of_tests_ends_within_its_minutes(monkeypatch):
-    monkeypatch.setattr(verification, "MINUTES_OF_A_PART", 0.001)
-    assert verification.run_tests() == ({"error": 1}, "not done within 0.001 minutes")
+    assert verification.run_tests(seconds=0.06) == ({"error": 1}, "not done within 0.001 minutes")
+
+
+def test_what_tests_said_before_they_were_stopped_is_kept(tmp_path):
+    file = tmp_path / "test_slow.py"
+    file.write_text(
+        "import pytest, time\n\n@pytest.mark.gpu\ndef test_that_hangs():\n    time.sleep(60)\n"
+    )
+    outcomes, said = verification.run_tests(file, seconds=4)
+    assert outcomes == {"error": 1} and "test_that_hangs" in said
+
+
+def test_tests_that_the_end_of_a_call_cut_short_run_again(verified, tmp_path, monkeypatch):
+    asked = []
+
+    def run_tests(file, seconds):
+        asked.append(seconds)
+        return (
+            ({"error": 1}, "not done within 1 minutes") if len(asked) < 2 else ({"passed": 3}, "")
+        )
+
+    monkeypatch.setattr(verification, "run_tests", run_tests)
+    with pytest.raises(verification.Unfinished, match="test_cuda.py was cut short: the same comm"):
+        verification.verify(tmp_path, minutes=1)
+    assert "tests" not in report_in(tmp_path)
+    verification.verify(tmp_path)
+    assert report_in(tmp_path)["tests"]["test_cuda.py"] == [{"passed": 3}, ""]
+    assert asked[0] <= 60 < asked[1] == 60 * verification.MINUTES_OF_A_PART
+
+
+def test_only_files_with_tests_for_a_gpu_are_begun(monkeypatch):
+    listed = "tests/test_ops.py::test_a[cuda]\ntests/test_cuda.py::test_b\n2/9 tests collected\n"
+    for status, names in ((0, {"test_ops.py", "test_cuda.py"}), (2, None)):
+        done = SimpleNamespace(stdout=listed, returncode=status)
+        monkeypatch.setattr(verification.subprocess, "run", lambda *_, done=done, **__: done)
+        found = {file.name for file in verification._files_with_tests()}
+        assert found == names if names else "test_readme.py" in found  # each says what is wrong
+
+
+@pytest.mark.parametrize("error", [TypeError("no array"), KeyError("ceilings"), MemoryError()])
+def test_a_part_that_fails_in_any_way_is_reported(verified, tmp_path, monkeypatch, error):
+    def failing(ops):
+        raise error
+
+    monkeypatch.setattr(verification, "step_errors", failing)
+    with pytest.raises(verification.VerificationFailed, match=f"real step: {type(error).__name__}"):
+        verification.verify(tmp_path)
+    assert "ceilings" in report_in(tmp_path)
+
+
+def test_a_failure_that_takes_the_device_away_fails_nothing_else(verified, tmp_path, monkeypatch):
+    """A context whose kernel met an illegal address answers every later call with that error."""
+
+    def lost():
+        raise DeviceError("an illegal memory access was encountered")
+
+    there = verification.get_ops("cuda")
+    gone = SimpleNamespace(describe=there.describe, runtime=SimpleNamespace(synchronize=lost))
+    with monkeypatch.context() as patch:
+        patch.setattr(verification, "get_ops", lambda device: gone)
+        patch.setattr(verification, "step_errors", lambda ops: lost())
+        with pytest.raises(verification.Unfinished, match="real step took the device away"):
+            verification.verify(tmp_path)
+    assert report_in(tmp_path)["done"] == ["device", "compilation", "real step"]
+    with pytest.raises(verification.VerificationFailed, match="real step: DeviceError: an illegal"):
+        verification.verify(tmp_path)
+    assert list(report_in(tmp_path)["failed"]) == ["real step"]
+
+
+def test_without_ceilings_no_figure_is_drawn(verified, tmp_path, monkeypatch):
+    parts = verification.parts(None)
+    del parts["ceilings"]
+    monkeypatch.setattr(verification, "parts", lambda ops: dict(parts))
+    assert not verification.verify(tmp_path).with_suffix(".png").exists()
 
 
 def test_verification_that_was_cut_goes_on_behind_the_last_part(verified, tmp_path, monkeypatch):
@@ -423,7 +499,9 @@ def test_verification_counts_the_tests_by_outcome(monkeypatch, status, text, out
 def test_verification_measures_all_and_then_says_that_tests_failed(
     verified, tmp_path, monkeypatch, outcomes
 ):
-    monkeypatch.setattr(verification, "run_tests", lambda file: (outcomes, "test_a FAILED"))
+    monkeypatch.setattr(
+        verification, "run_tests", lambda file, seconds: (outcomes, "test_a FAILED")
+    )
     said = "none has passed" if "passed" not in outcomes else "test_a FAILED"
     with pytest.raises(verification.VerificationFailed, match=said):
         verification.verify(tmp_path)

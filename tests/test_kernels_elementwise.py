@@ -14,6 +14,7 @@ from cuda_on_cpu import launch_in_all_orders
 
 from kfcnet import philox
 from kfcnet.ops.cpu import CpuOps
+from kfcnet.ops.cuda.elementwise import literal
 from kfcnet.ops.shapes import pooled_size
 
 pytestmark = pytest.mark.usefixtures("device")
@@ -644,3 +645,17 @@ def test_gather_normalises_the_images_of_a_step_in_the_ring(
     expected, _ = reference.gather(images, labels, chosen, mean.astype(np.float64), 1 / 64)
     assert_close(x, expected, 1e-6)
     assert np.array_equal(targets, labels[chosen])
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0.75, "0.75f"),
+        (5e-324, "0.0f"),
+        (0.1, "0.10000000149011612f"),
+        (1e-45, "1.401298464324817e-45f"),
+    ],
+)
+def test_a_number_in_a_kernel_is_one_that_fp32_has(number, text):
+    """NVRTC refuses a constant that fp32 rounds to zero or infinity; g++ takes it."""
+    assert literal(number) == text and np.float32(literal(number)[:-1]) == np.float32(number)

@@ -7,8 +7,10 @@ timed in the same way. Mini-batches lie on the device throughout.
 """
 
 import contextlib
+import gc
 import math
 import statistics
+import time
 from collections import Counter
 from functools import partial
 
@@ -28,6 +30,7 @@ from kfcnet.training.build import build, captured_step
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
+WARM_UP = 0.1  # seconds of work before anything is timed: an idle device's clock is low
 NOT_TIMED = {
     "beside",
     "join",
@@ -210,10 +213,14 @@ def operations(name, args, kwargs, result):
 
 
 def timed(ops, function, repeats):
-    """Median seconds of a call, between events on the device; two calls go before."""
+    """Median seconds of a call, between events on the device, whose clock has risen by then."""
     runtime = ops.runtime
-    for _ in range(2):
+    begun = time.monotonic()
+    while True:
         function()
+        runtime.synchronize()
+        if time.monotonic() - begun >= WARM_UP:
+            break
     marks = [runtime.event()]
     for _ in range(repeats):
         function()
@@ -318,6 +325,7 @@ def torch_rows(ops, config, device="cuda"):
         return [], {}
     from kfcnet.benchmarks import torch_gpu
 
+    gc.collect()  # memory that is given back within PyTorch's capture would cut it short
     M, batch = config.optimizer.batch_size, example_batch(ops, config.optimizer.batch_size)
     network, inputs = build(config, ops, INPUT_SHAPE).network, ops.to_numpy(batch.inputs)
     steps = torch_gpu.StepOnDevice(config, network, inputs, batch.targets, device)
@@ -469,11 +477,20 @@ def empty_report():
     return {"steps": [], "phases": {}, "primitives": [], "ratios": {}}
 
 
+class Unfinished(Exception):
+    """Parts are left for another call."""
+
+
 def add_part(report, name, function):
-    """Let a part add what it finds to the report, or its failure; either way it is done."""
+    """Let a part add what it finds to the report, or its failure; either way it is done.
+
+    Raises Unfinished where the part does, which is then not done.
+    """
     try:
         found = function(report)
-    except (DeviceError, RuntimeError, ValueError) as error:
+    except Unfinished:
+        raise
+    except Exception as error:  # whatever a library raises, the other parts are measured
         report.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"
         found = {}
     for key, value in found.items():

@@ -10,6 +10,7 @@ import time
 import torch
 from torch.nn import functional
 
+from kfcnet.benchmarks.cuda import WARM_UP
 from kfcnet.benchmarks.torch_peer import TorchPeer
 
 
@@ -19,10 +20,14 @@ def set_precision(tf32):
     torch.backends.cudnn.benchmark = True
 
 
-def seconds(function, device, repeats=30, warm_up=5):
-    """Median time of a call, the device's own where it is a GPU."""
-    for _ in range(warm_up):
+def seconds(function, device, repeats=30, warm_up=WARM_UP):
+    """Median time of a call, the device's own where it is a GPU, after `warm_up` seconds."""
+    begun = time.monotonic()
+    for _ in range(5):
         function()
+    while device != "cpu" and time.monotonic() - begun < warm_up:
+        function()
+        torch.cuda.synchronize()
     if device == "cpu":
         taken = []
         for _ in range(repeats):

@@ -14,12 +14,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-from kfcnet.benchmarks.cuda import add_part, empty_report, measured, parts
+from kfcnet.benchmarks.cuda import Unfinished, add_part, empty_report, measured, parts
 from kfcnet.benchmarks.reference import step_errors
 from kfcnet.config import load_config
 from kfcnet.data import DataError, load
 from kfcnet.figures.curves import Figure, save_figure
 from kfcnet.ops import get_ops
+from kfcnet.ops.errors import DeviceError
 from kfcnet.runs.files import make_folder, read_json, write_json
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.trainer import train
@@ -33,27 +34,26 @@ RESULTS = ("epoch", "seconds", "train_loss", "train_error", "test_loss", "test_e
 
 
 MINUTES_OF_A_PART = 9
+NOT_DONE = "not done within"
 NO_TESTS = 5  # pytest's exit status where a file has none that were asked for
-
-
-class Unfinished(RuntimeError):
-    """Parts are left for another call."""
 
 
 class VerificationFailed(RuntimeError):
     """Parts or tests fail; the rest was measured all the same, and is in the report."""
 
 
-def verify(out, data=None, path=None, minutes=math.inf, say=print):
+def verify(out, data=None, path=None, minutes=math.inf, say=None):
     """Check, test, time and train on the GPU; returns the JSON file written into the folder `out`.
 
     In parts of a few minutes each: the file is there after every part, and a later call goes on
-    behind the last one that is in it. None begins once `minutes` have passed. data, path: the data
-    set of the short trainings and where it lies; by default CIFAR-10, and synthetic images where
-    that is not found. Raises DeviceError without a GPU, Unfinished where parts are left, and at the
-    end VerificationFailed with what tests said where some failed.
+    behind the last one that is in it. None begins once `minutes` have passed, and tests are cut
+    short then. After a failure that takes the device away, the next call goes on. data, path: the
+    data set of the short trainings and where it lies; by default CIFAR-10, and synthetic images
+    where that is not found. Raises DeviceError without a GPU, Unfinished where parts are left, and
+    at the end VerificationFailed with what tests said where some failed.
     """
     ops, begun = get_ops("cuda"), time.monotonic()
+    say = say or partial(print, flush=True)  # a call that is killed has said what it did
     name = re.sub(r"[^A-Za-z0-9]+", "-", ops.describe()["processor"]).strip("-").lower()
     make_folder(out)
     target = out / f"{name}.json"
@@ -62,21 +62,40 @@ def verify(out, data=None, path=None, minutes=math.inf, say=print):
         if target.exists()
         else {"python": platform.python_version(), **empty_report(), "done": []}
     )
-    todo = verification_parts(ops, data, path, say)
+    end = begun + 60 * minutes
+    todo = verification_parts(ops, data, path, say, lambda: end - time.monotonic())
     for part, function in todo.items():
         if part in report["done"]:
             continue
-        if time.monotonic() - begun > 60 * minutes:
+        if time.monotonic() > end:
             left = len(set(todo) - set(report["done"]))
             raise Unfinished(f"{left} of {len(todo)} parts are left: the same command goes on")
         say(f"{part} ...")
         add_part(report, part, function)
         write_json(target, report)
-    if measured(report["primitives"]):
+        if part in report.get("failed", {}):
+            _check_device(ops, part)
+    if _has_ceilings(report):
         save_figure(lambda: ceiling_figure(report), target.with_suffix(".png"))
     if failed := failures(report):
         raise VerificationFailed("\n".join(f"{key}: {said}" for key, said in failed.items()))
     return target
+
+
+def _check_device(ops, part):
+    """Raise Unfinished where the device answers no more: it does to another process."""
+    try:
+        ops.runtime.synchronize()
+    except DeviceError as error:
+        raise Unfinished(
+            f"{part} took the device away ({error}): the same command goes on behind it"
+        ) from error
+
+
+def _has_ceilings(report):
+    """Whether there is what `ceiling_figure` draws."""
+    rows = measured(report["primitives"])
+    return "ceilings" in report and any(row["step"].startswith("KFC-pre") for row in rows)
 
 
 def _data_at_hand(path, say):
@@ -102,15 +121,16 @@ def failures(report):
     return report.get("failed", {}) | failed
 
 
-def verification_parts(ops, data, path, say):
-    """{name: function(report) -> what it adds}, the quickest answers first."""
+def verification_parts(ops, data, path, say, left=lambda: math.inf):
+    """{name: function(report) -> what it adds}, the quickest answers first.
+
+    left: gives the seconds that tests may still take.
+    """
     found = parts(ops)
     first = {name: found.pop(name) for name in ("device", "compilation")}
     first["real step"] = lambda report: {"real_step": step_errors(ops)}
     tests = {
-        f"tests in {file.name}": partial(_tests_part, file)
-        for file in sorted((ROOT / "tests").glob("test_*.py"))
-        if "ops" in (text := file.read_text(encoding="utf-8")) or "cuda" in text
+        f"tests in {file.name}": partial(_tests_part, file, left) for file in _files_with_tests()
     }
     trainings = {
         f"training of {name}": partial(_training_part, name, data, path, say) for name in TRAININGS
@@ -118,8 +138,23 @@ def verification_parts(ops, data, path, say):
     return first | tests | found | trainings
 
 
-def _tests_part(file, report):
-    return {"tests": {file.name: run_tests(file)}}
+def _files_with_tests():
+    """The files that have tests for a GPU, as pytest collects them."""
+    asked = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", "tests"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
+    names = re.findall(r"^tests/(test_\w+\.py)::", done.stdout, flags=re.MULTILINE)
+    # Where collecting fails, each file says so itself.
+    every = sorted((ROOT / "tests").glob("test_*.py"))
+    return [file for file in every if file.name in names or done.returncode]
+
+
+def _tests_part(file, left, report):
+    longest = 60 * MINUTES_OF_A_PART
+    seconds = min(longest, max(1, left()))
+    outcomes, said = run_tests(file, seconds)
+    if seconds < longest and said.startswith(NOT_DONE):
+        raise Unfinished(f"{file.name} was cut short: the same command goes on")
+    return {"tests": {file.name: (outcomes, said)}}
 
 
 def _training_part(name, data, path, say, report):
@@ -127,19 +162,21 @@ def _training_part(name, data, path, say, report):
     return {"trainings": [short_training(name, data, path)]}
 
 
-def run_tests(file="tests"):
+def run_tests(file="tests", seconds=60 * MINUTES_OF_A_PART):
     """({outcome: number of tests}, the end of what pytest said)."""
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(file)],
+            [sys.executable, "-m", "pytest", "-v", "-m", "gpu", str(file)],
             cwd=ROOT,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=60 * MINUTES_OF_A_PART,
+            timeout=seconds,
         )
-    except subprocess.TimeoutExpired:
-        return {"error": 1}, f"not done within {MINUTES_OF_A_PART} minutes"
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout or ""
+        said = said.decode(errors="replace") if isinstance(said, bytes) else said
+        return {"error": 1}, f"{NOT_DONE} {seconds / 60:.3g} minutes\n{said[-2000:]}".rstrip()
     lines = done.stdout.strip().splitlines() or [""]
     counts = re.findall(r"(\d+) (passed|failed|skipped|error|deselected)", lines[-1])
     outcomes = {outcome: int(number) for number, outcome in counts}

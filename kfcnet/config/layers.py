@@ -113,7 +113,7 @@ class ResponseNormConfig(_LayerConfig):
     layer: Literal["response_norm"] = "response_norm"
     size: PositiveInt
     scale: PositiveFloat = 5e-5
-    power: PositiveFloat = 0.75
+    power: Annotated[PositiveFloat, Field(le=100)] = 0.75
     across: bool = False
 
 

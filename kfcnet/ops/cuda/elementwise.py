@@ -10,6 +10,11 @@ POOL_NORM_SHARED = 48 * 1024  # bytes of a block's two tiles of pooled pixels
 POOL_NORM_GROUPS = 2  # of maps, that it has at most: smaller blocks, more of them
 
 
+def literal(number):
+    """A number as a constant of a kernel: the nearest fp32, others are refused by the compiler."""
+    return f"{float(np.float32(number))!r}f"
+
+
 class Elementwise(Launcher):
     """The primitives of a pass that are no matrix product: memory limits them."""
 
@@ -110,7 +115,7 @@ class Elementwise(Launcher):
             OUT_HEIGHT=Ho,
             OUT_WIDTH=Wo,
             NORM_SIZE=norm_size,
-            POWER=f"{float(power)!r}f",
+            POWER=literal(power),
             TILE_GROUPS=groups,
         )
 
@@ -133,7 +138,7 @@ class Elementwise(Launcher):
 
     def _response_norm(self, which, across, arrays, size, alpha, power):
         M, H, W, J = arrays[0].shape
-        constants = {"MAPS": J, "SIZE": size, "POWER": f"{float(power)!r}f"}
+        constants = {"MAPS": J, "SIZE": size, "POWER": literal(power)}
         if across:
             tile = max(1, 1024 // J)
             self.launch(

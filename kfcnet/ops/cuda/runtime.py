@@ -85,8 +85,12 @@ def _libraries():
 
 @cache
 def _streams():
-    """(main, side): the same for all of a process, so that whatever it queues comes in order."""
-    return tuple(_cupy().cuda.Stream(non_blocking=True) for _ in range(2))
+    """(main, side, fetching): the same for all of a process, so that whatever it queues comes in
+    order.
+
+    A capture takes the side stream in; what another thread copies meanwhile needs one of its own.
+    """
+    return tuple(_cupy().cuda.Stream(non_blocking=True) for _ in range(3))
 
 
 def _nccl():
@@ -167,7 +171,7 @@ class CupyRuntime:
         self.tensor_cores = self.capability >= TENSOR_CORES_FROM
         self.shared_limit = (99 if self.tensor_cores else 48) * 1024
         with self._errors():
-            self._stream, self._side = _streams()
+            self._stream, self._side, self._fetching = _streams()
             self._stream.use()
             self._kernel("training_state", "advance_step", ())  # better here than in a run
 
@@ -465,7 +469,7 @@ class CupyRuntime:
             event = self._stream.record()
 
         def fetch():
-            with self._errors(), self.device, self._side:
+            with self._errors(), self.device, self._fetching:
                 event.synchronize()
                 return [self._cupy.asnumpy(array) for array in arrays]
 
