@@ -272,6 +272,45 @@ def flowers(tmp_path):
     return root
 
 
+def test_pixels_of_a_picture_are_its_own_in_rows_columns_and_channels(tmp_path, rng):
+    pixels = rng.integers(0, 256, (8, 5, 4, 3), np.uint8)
+    for number, each in enumerate(pixels):
+        path = tmp_path / "set" / "train" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(each).save(path)
+    found = data.load(config(tmp_path / "set", name="folder").data)
+    there = np.concatenate([found.train_images, found.test_images])
+    assert {each.tobytes() for each in there} == {each.tobytes() for each in pixels}
+
+
+def test_a_photograph_is_read_upright(tmp_path, rng):
+    """EXIF orientation 6: the camera was turned by 90 degrees, counter-clockwise as seen."""
+    pixels = rng.integers(0, 256, (5, 4, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    for label in "ab":
+        for number in range(2):
+            path = tmp_path / "set" / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, exif=turned)
+    found = data.load(config(tmp_path / "set", name="folder").data)
+    np.testing.assert_array_equal(found.train_images[0], np.rot90(pixels, -1))
+
+
+def test_a_matlab_file_of_version_7_3_is_read_as_matlab_means_it(tmp_path, arrays):
+    """It is HDF5 behind 512 bytes, with the last axis first."""
+    path = tmp_path / "a.mat"
+    with h5py.File(path, "w", userblock_size=512) as file:
+        for name, array in arrays.items():
+            file[name] = np.atleast_2d(array).T if array.ndim == 1 else array.T
+    content = bytearray(path.read_bytes())
+    content[:19] = b"MATLAB 7.3 MAT-file"
+    path.write_bytes(content)
+    found = data.load(config(path).data)
+    np.testing.assert_array_equal(found.train_images, arrays["train_images"])
+    np.testing.assert_array_equal(found.test_labels, arrays["test_labels"])
+
+
 def test_folders_are_classes_in_the_order_of_their_names(flowers):
     dataset = data.load(config(flowers, name="folder").data)
     assert dataset.class_names == ("daisy", "rose") and dataset.classes == 2

@@ -1,6 +1,7 @@
 """What a run that diverged, was cut or is still under way does to the evidence."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,17 @@ def speed_up(plan, index, threshold=0.5):
         threshold,
         "updates",
     )
+
+
+def test_the_published_tables_are_those_of_the_records(tmp_path):
+    root = Path(__file__).parents[1] / "results" / "paper"
+    plan = make_plan("cpu")
+    progress = progress_of(plan, RunIndex(root, to_go_on=False))
+    evidence = reproduce.evidence_in(plan, progress, root)
+    report.write_numbers(claims.rows(evidence), tmp_path / "numbers.csv")
+    report.write_headline(claims.headline(evidence), tmp_path / "headline.md")
+    for name in ("numbers.csv", "headline.md"):
+        assert (tmp_path / name).read_bytes() == (root / name).read_bytes(), name
 
 
 # Diverged

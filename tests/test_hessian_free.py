@@ -12,7 +12,7 @@ from scipy.sparse.linalg import cg
 from kfcnet.batches import Batch
 from kfcnet.config import load_config
 from kfcnet.config.schema import HessianFreeConfig
-from kfcnet.curvature import FisherOperator, KroneckerFisher
+from kfcnet.curvature import FisherOperator, KroneckerFisher, input_factor
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
@@ -68,6 +68,51 @@ def test_the_preconditioner_is_the_inverse_of_kfcs_damped_matrix(ops64, rng, tik
     fisher = KroneckerFisher.of(opt.blocks)
     expected = fisher.solve(v, c) if tikhonov == "exact" else fisher.damped(c).inverse() @ v
     assert_close(opt.preconditioner() @ v, expected, 1e-10)
+
+
+def test_the_preconditioner_is_kept_up_to_date(ops64, rng):
+    """Its factors are averages over first halves of mini-batches; its damping is the step's."""
+    periods = dict(statistics_period=1, inverse_period=1)
+    opt = hessian_free(ops64, tikhonov="factored", damping_decay=0.5, **periods)
+    first, *rest = batches(ops64, rng, 4)
+    opt.prepare([first])
+    for step, batch in enumerate(rest):
+        before, damping = [block.Omega.copy() for block in opt.blocks], opt.damping
+        opt.network.forward(batch.inputs[:4], training=True, step=step)
+        decay = math.exp(-8 / 100)
+        expected = [
+            decay * Omega + (1 - decay) * input_factor_of(block.layer)
+            for Omega, block in zip(before, opt.blocks, strict=True)
+        ]
+        opt.step(batch)
+        for block, Omega in zip(opt.blocks, expected, strict=True):
+            assert_close(block.Omega, Omega, 1e-12)
+        v = rng.standard_normal(len(opt.network.theta))
+        damped = KroneckerFisher.of(opt.blocks).damped(damping + 0.01)
+        assert_close(opt.preconditioner() @ v, damped.inverse() @ v, 1e-10)
+        assert opt.damping != damping
+
+
+def input_factor_of(layer):
+    """Omega of the layer's latest inputs."""
+    if layer.locations == 1:
+        rows = layer.inputs.reshape(len(layer.inputs), -1)
+        rows = np.hstack([np.ones((len(rows), 1)), rows])
+        return rows.T @ rows / len(rows)
+    return input_factor(layer.inputs, *layer.window)
+
+
+def test_conjugate_gradients_end_at_their_tolerance(ops64, rng):
+    residuals = []
+    for tolerance in (0.5, 1e-5):
+        opt = hessian_free(ops64, cg_tolerance=tolerance, warm_start=0.0)
+        opt.prepare(batches(ops64, np.random.default_rng(0), 1))
+        (batch,) = batches(ops64, np.random.default_rng(2), 1)
+        g, C = dense_model(opt, batch, 0)
+        d, _ = solved(opt, batch)
+        residuals.append(np.linalg.norm(C @ d + g) / np.linalg.norm(g))
+        assert residuals[-1] <= tolerance
+    assert residuals[0] > 100 * residuals[1]
 
 
 def test_conjugate_gradients_start_from_a_part_of_the_previous_update(ops64, rng):

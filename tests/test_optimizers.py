@@ -120,6 +120,57 @@ def test_nesterov_takes_the_gradient_where_momentum_is_about_to_lead(ops64, rng)
         assert_close(opt.average, average)
 
 
+def published_step(name, theta, g, decay, state, step, decoupled):
+    """One step of a method as published, with a penalty's gradient or decay beside it: theta."""
+    mu, rho, epsilon, rate = 0.8, 0.95, 1e-3, 0.1
+    if not decoupled:
+        g = g + decay * theta
+    beside = rate * decay * theta if decoupled else 0
+    if name == "nesterov":
+        state["v"] = mu * state["v"] - rate * g
+        return theta + mu * state["v"] - rate * g
+    if name == "adagrad":
+        state["s"] = state["s"] + g**2
+        return theta - rate * g / (np.sqrt(state["s"]) + epsilon) - beside
+    state["s"] = rho * state["s"] + (1 - rho) * g**2
+    if name == "rmsprop":
+        return theta - rate * g / (np.sqrt(state["s"]) + epsilon) - beside
+    state["v"] = mu * state["v"] + (1 - mu) * g
+    mean, square = state["v"] / (1 - mu**step), state["s"] / (1 - rho**step)
+    return theta - rate * mean / (np.sqrt(square) + epsilon) - beside
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, {"conv2": 0.3, "dense2": 0.7}])
+@pytest.mark.parametrize(
+    "name, decoupled",
+    [
+        ("nesterov", False),
+        ("adagrad", False),
+        ("rmsprop", False),
+        ("rmsprop", True),
+        ("adam", False),
+        ("adam", True),
+    ],
+)
+def test_a_method_takes_its_settings_as_published(ops64, rng, name, decoupled, weight_decay):
+    """Every setting unlike its default and unlike the others; weights of some layers decay."""
+    own = {"nesterov": True} if name == "nesterov" else {"square_decay": 0.95, "epsilon": 1e-3}
+    own |= {"decoupled_decay": True} if decoupled else {}
+    kind = "sgd" if name == "nesterov" else name
+    opt = optimizer(ops64, kind, EVERY_LAYER[1:], momentum=0.8, weight_decay=weight_decay, **own)
+    theta, state = opt.network.theta.copy(), {"v": 0.0, "s": 0.0}
+    average, xi = theta.copy(), math.exp(-8 / 100)
+    for step, batch in enumerate(batches(ops64, rng, 5)):
+        with opt.network.using(theta):
+            gradient = loss_gradient(opt, batch, step)
+        theta = published_step(name, theta, gradient, opt.decay_vector, state, step + 1, decoupled)
+        average = xi * average + (1 - xi) * theta
+        opt.step(batch)
+        assert_close(opt.network.theta, theta, 1e-11)
+        assert_close(opt.average, average, 1e-11)
+    assert bool(opt.decay_vector.any()) == bool(weight_decay)
+
+
 @pytest.mark.parametrize(
     "name, arguments",
     [

@@ -122,16 +122,13 @@ def draw(plan, index, out, failures):
             if results:
                 folder = make_folder(out / "sweeps" / what)
                 write_tables(folder, list(results[0].point.settings), state.curve.stages, results)
-    runs = {name: state.runs() for name, state in progress.items() if state.finals}
-    measured_costs = costs.read(out)
-    for name in measured_costs.keys() & runs.keys():
-        runs[name] = [costs.with_cost(run, measured_costs[name]) for run in runs[name]]
-    plan = plan._replace(measurements=named(plan.measurements, runs))
+    evidence = evidence_in(plan, progress, out)
+    plan, runs, measured_costs = evidence.plan, evidence.runs, evidence.costs
     records = [
-        (measurement, assumptions.read(plan, progress, out, measurement))
+        (measurement, evidence.records[measurement.curve])
         for measurement in plan.measurements
+        if measurement.curve in evidence.records
     ]
-    records = [(measurement, record) for measurement, record in records if record]
     make_folder(out / "figures")
     drawn, tables = {}, {}
     words = {each.name: each.words for each in plan.curves.values() if each.words}
@@ -157,19 +154,33 @@ def draw(plan, index, out, failures):
                 draw_one = functools.partial(scaling.draw, shared)
                 tables[name] = scaling.page(shared)
         elif any(curve in runs for curve in plan.own(name)):
-            figure_plan, note = _without_times(figure_plan, runs.keys() - measured_costs.keys())
+            figure_plan, note = _without_times(figure_plan, runs.keys() - measured_costs)
             tables |= {name: note} if note else {}
             draw_one = functools.partial(figures.draw_figure, figure_plan, runs, words)
         if draw_one:
             _save(draw_one, out, name)
         drawn[name] = [f"{name}.png"] if draw_one else []
-    measured = {measurement.curve: record for measurement, record in records}
-    unfinished = frozenset(name for name in runs if not progress[name].is_complete)
-    evidence = claims.Evidence(plan, runs, measured, frozenset(measured_costs), unfinished)
     rows = claims.rows(evidence)
     report.write_numbers(rows, out / "numbers.csv")
     report.write_headline(claims.headline(evidence), out / "headline.md")
     report.write_readme(evidence, progress, rows, drawn, tables, failures, out / "README.md")
+
+
+def evidence_in(plan, progress, out):
+    """The claims.Evidence of the records in the folder `out`."""
+    runs = {name: state.runs() for name, state in progress.items() if state.finals}
+    measured = costs.read(out)
+    for name in measured.keys() & runs.keys():
+        runs[name] = [costs.with_cost(run, measured[name]) for run in runs[name]]
+    plan = plan._replace(measurements=named(plan.measurements, runs))
+    found = {each.curve: assumptions.read(plan, progress, out, each) for each in plan.measurements}
+    return claims.Evidence(
+        plan,
+        runs,
+        {curve: record for curve, record in found.items() if record},
+        frozenset(measured),
+        frozenset(name for name in runs if not progress[name].is_complete),
+    )
 
 
 def _without_times(figure_plan, untimed):
