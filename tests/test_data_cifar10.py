@@ -166,7 +166,7 @@ def test_a_label_that_is_no_whole_number_is_named_and_not_cut(tmp_path, wrong):
     files = cifar_files(python3_batch)
     batch = pickle.loads(files["data_batch_2"])
     files["data_batch_2"] = pickle.dumps({**batch, "labels": [wrong, 3, 1]})
-    with pytest.raises(DataError, match=f"the label of image 0 is {wrong}, not one of 0 to 9"):
+    with pytest.raises(DataError, match=f"the label of image 0 is {wrong!r}, not one of 0 to 9"):
         load(data_config("cifar10", put(tmp_path / "set", files)))
 
 

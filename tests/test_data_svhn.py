@@ -81,7 +81,7 @@ LABELS = np.ones((4, 1), np.uint8)
         (variables(X=IMAGES, y=LABELS * 0), "label of image 0 is 0, not one of 1 to 10"),
         (variables(X=IMAGES, y=[[1], [2], [np.nan], [1]]), "label of image 2 is nan, not one of"),
         (variables(X=IMAGES, y=[[1], [2.5], [3], [1]]), "label of image 1 is 2.5, not one of"),
-        (variables(X=IMAGES, y=list("1234")), "label of image 0 is 1, not one of"),
+        (variables(X=IMAGES, y=list("1234")), "label of image 0 is '1', not one of"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -319,6 +319,7 @@ def test_figures_drawn_in_threads_leave_the_style_alone(images, labels):
     ("given", "message"),
     [
         (np.array([0, 1], object), r"dtype object; labels.astype\(int\)"),
+        (np.array([None, 1], object), "the label of image 0 is None, not one of 0 to 9"),
         (np.array(["cat", "dog"]), "the label of image 0 is 'cat', not one of 0 to 9"),
         (np.array([0.0, 1.5]), "the label of image 1 is 1.5"),
         (np.array([0, np.nan]), "the label of image 1 is nan"),

@@ -118,11 +118,10 @@ def check_labels(
 
 def why_no_classes(labels: NDArray[Any], lowest: int, highest: int) -> str:
     """Why labels (N,) are not whole numbers from lowest to highest, or ""; in words."""
-    if labels.dtype.kind == "O":
+    if labels.dtype.kind == "O" and all(isinstance(label, int | np.integer) for label in labels):
         return "labels are of dtype object; labels.astype(int) makes numbers of them"
     wrong = wrong_label(labels, lowest, highest)
     if wrong is None:
         return ""
-    return (
-        f"the label of image {wrong} is {labels[wrong].item()!r}, not one of {lowest} to {highest}"
-    )
+    label = labels[wrong : wrong + 1].tolist()[0]
+    return f"the label of image {wrong} is {label!r}, not one of {lowest} to {highest}"
