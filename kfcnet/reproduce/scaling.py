@@ -96,10 +96,9 @@ def measure_missing(plan, progress, out, places):
     one only. Nothing else should run on the machine.
     Returns {"scaling": reason} where it cannot be measured, else {}.
     """
-    record, there = read(out), {}
+    record = read(out)
     is_of_another = bool(record) and machine_of(record["device"]) != _this_machine(plan)
-    if record and not is_of_another:
-        there = record["curves"]
+    there = {} if is_of_another else record.get("curves", {})
     configs = {
         name: plan.configure(progress[name].curve, progress[name].settings)
         for name in plan.shows("scaling")
@@ -245,7 +244,7 @@ def draw(scaling):
     for number, each in enumerate(scaling.methods.values()):
         if not each.updates.is_known:
             continue
-        look = dict(color=curves.COLOURS[number], marker=curves.MARKERS[number])
+        look = curves.look_of(number)
         for axes, seconds, line in (
             (panels[0], each.measured, dict(linestyle="-")),
             (panels[1], each.modelled, dict(linestyle="--", markerfacecolor="white")),

@@ -57,23 +57,23 @@ def identifying_settings(config):
 
 def run_key(config):
     """12 hexadecimal digits: a hash of a Config's identifying settings and its seed."""
-    settings, seed = _settings_and_seed(config)
-    return _hashed([settings, seed])
+    return _hashed([_settings(config), config.seed])
 
 
 def work_key(config):
     """The same for runs whose updates take the same work: whatever seed and learning rate."""
-    settings, _ = _settings_and_seed(config)
-    return _hashed({key: settings[key] for key in settings if key != "optimizer.learning_rate"})
+    settings = _settings(config)
+    settings.pop("optimizer.learning_rate", None)
+    return _hashed(settings)
 
 
-def _settings_and_seed(config):
-    described = config.model_dump(mode="json")
-    settings = identifying_settings(described)
+def _settings(config):
+    """The identifying settings of a Config, without later ones that have their first value."""
+    settings = identifying_settings(config.model_dump(mode="json"))
     for key, value in LATER_SETTINGS.get(config.optimizer.name, {}).items():
         if settings[key] == value:
             del settings[key]
-    return settings, described["seed"]
+    return settings
 
 
 def _hashed(content):

@@ -107,6 +107,10 @@ class RunIndex:
             key=lambda status: status.iteration,
         )
 
+    def has_runs_on(self, config):
+        """Whether runs were trained on what a DataConfig describes."""
+        return bool(self.checksums.get(images_of(config)))
+
     def why_not_with(self, config, checksum):
         """Why the images of a DataConfig may not be used beside the runs that there are, in words.
 

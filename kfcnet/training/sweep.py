@@ -90,7 +90,8 @@ def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
             f"stage {tuning.number} of {len(stages)}: {len(configs)} runs to {epochs:g} epochs",
             file=sys.stderr,
         )
-        _check_images(index, configs, load)
+        if tuning.number == 1:
+            _check_images(index, configs, load)
         tasks = _find_tasks(index, tuning.points, configs)
         failures = _train_all([task for task in tasks if not task.is_over], at_a_time)
         if len(failures) == len(tasks) and len(set(failures.values())) == 1:
@@ -104,12 +105,14 @@ def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
 
 def _check_images(index, configs, load):
     """Raise SweepError where runs in the index were trained on other images than are here now."""
-    for config in {each.data: each for each in configs}.values():
+    for images in {config.data for config in configs}:
+        if not index.has_runs_on(images):
+            continue
         try:
-            checksum = load(config.data).provenance["sha256"]
+            checksum = load(images).provenance["sha256"]
         except data.DataError:
             continue  # training says so, of each run
-        if reason := index.why_not_with(config.data, checksum):
+        if reason := index.why_not_with(images, checksum):
             raise SweepError(reason)
 
 
