@@ -264,7 +264,7 @@ def test_a_clip_is_tuned_where_the_second_half_of_a_short_tuning_is_clipped(plan
         write_run(index, plan, "digits_kfc", rate(value), [0.9, 0.5, error], clipped=shares)
     _, settings, _ = reproduce.progress._tune_rates(plan, curve, index)
     results, *_ = reproduce.progress._tune_rates(plan, curve, index)
-    assert settings == rate(0.03) and reproduce.progress._is_clipped(results)
+    assert settings == rate(0.03) and reproduce.progress._is_clipped(results, settings)
 
 
 def test_no_start_is_chosen_before_every_seed_has_been_looked_into(plan, index):

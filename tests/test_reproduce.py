@@ -219,6 +219,21 @@ def test_rates_grow_until_the_best_one_is_inside(plan, tmp_path):
     assert progress_of(plan, index)["digits_kfc"].settings == rate(1.0)
 
 
+def test_a_rate_whose_final_run_was_lost_is_tuned_but_not_chosen(plan, tmp_path):
+    curve = plan.curves["digits_kfc"]._replace(lost=(0.03,), seeds=1, epochs=1.5)
+    plan = plan._replace(curves={"digits_kfc": curve})
+    index = RunIndex(tmp_path)
+    for value, errors in {0.003: [0.9, 0.8], 0.3: [0.9, 0.5, 0.4], 0.03: [0.9, 0.6, 0.3]}.items():
+        write_run(index, plan, "digits_kfc", rate(value), errors)
+    state = progress_of(plan, index)["digits_kfc"]
+    assert state.rate == 0.3
+    assert [result.point.settings for result in state.tuning][-2:] == [rate(0.03), rate(0.3)]
+    (task,) = state.pending
+    assert (task.config.optimizer.learning_rate, task.purpose) == (0.3, "final run")
+    (line,) = re.findall(r".*sweep\.md.*", reproduce.report._tuning(plan, {"digits_kfc": state}))
+    assert line.endswith("| 0.3 (edge) | 40.00% |")
+
+
 @pytest.mark.parametrize("clipped", [0.49, 0.51])
 def test_the_clip_is_tuned_where_it_decides_the_step(clipped, plan, tmp_path):
     """After the first two epochs; before them every step is clipped. An update is a sixth of one.

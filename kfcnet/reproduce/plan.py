@@ -28,7 +28,8 @@ class Curve(NamedTuple):
 
     rates: learning rates that are tuned in `stages`; without any the configured one is used, or the
     best one of the curve `rate_of`. grows: whether further rates are tried until the best one lies
-    between others. clips: values of C that are tuned where the run at the best rate is clipped.
+    between others. lost: rates that are tuned but not chosen, since a final run at them was lost.
+    clips: values of C that are tuned where the run at the best rate is clipped.
     epochs: length of the final runs, None for the configured one.
     shortened: what this plan leaves out and why, in words; words: what sets it apart in its figure.
     """
@@ -39,6 +40,7 @@ class Curve(NamedTuple):
     rates: tuple = paper.LEARNING_RATES
     rate_of: str = ""
     grows: bool = False
+    lost: tuple = ()
     clips: tuple = ()
     stages: tuple = (Stage(2.0, None), Stage(8.0, 3), Stage(20.0, 2))
     epochs: float | None = None

@@ -21,8 +21,8 @@ class CurveProgress(NamedTuple):
 
     tuning: Results of the complete stages of the learning rates, best first within each;
     clip_tuning: likewise of the clips at the best rate, empty where that is not clipped;
-    settings: {key: value} of the best run, None before the tuning is complete or if every run
-    diverged; finals: {seed: RunStatus} of the final runs; pending: Tasks that can be done now;
+    settings: {key: value} of the best run at a rate that is not one of the curve's `lost`, None
+    before the tuning is complete or if every run diverged; finals: {seed: RunStatus} of the final runs; pending: Tasks that can be done now;
     epochs_left: an estimate of the epochs that are still to be trained.
     """
 
@@ -69,7 +69,7 @@ def _progress(plan, curve, index, tuned):
     if curve.rates and not tuned:
         results, settings, pending = _tune_rates(plan, curve, index)
         epochs_left = _epochs_of_tuning_left(curve, results, pending, len(curve.rates))
-        if settings and curve.clips and _is_clipped(results):
+        if settings and curve.clips and _is_clipped(results, settings):
             clips, settings, pending = _tune_clips(plan, curve, index, settings)
             epochs_left = _epochs_of_tuning_left(curve, clips, pending, len(curve.clips))
     epochs, finals = plan.final_epochs(curve), {}
@@ -109,15 +109,15 @@ def _tune_rates(plan, curve, index):
             return results, settings, pending
 
 
-def _is_clipped(results):
-    """Whether the best run of the last stage was clipped so often that the clip is its step size.
+def _is_clipped(results, chosen):
+    """Whether the run with the chosen settings was clipped so often that the clip is its step size.
 
     The updates before CLIPPED_AFTER do not count: at first every step is clipped. Nor do those of
     the final run, which may have gone on in the same folder.
     """
-    best = next(result for result in results if result.stage == results[-1].stage)
-    metrics = read_metrics(best.point.folder / "metrics.csv", cut_short=True)
-    tuned = metrics["iteration"] <= best.row["iteration"]
+    last = next(result for result in reversed(results) if result.point.settings == chosen)
+    metrics = read_metrics(last.point.folder / "metrics.csv", cut_short=True)
+    tuned = metrics["iteration"] <= last.row["iteration"]
     epoch, clipped = (metrics[name][tuned] for name in ("epoch", "clipped"))
     is_counted = epoch[:-1] >= min(CLIPPED_AFTER, epoch[-1] / 2)
     updates = np.diff(metrics["iteration"][tuned]) * is_counted
@@ -150,8 +150,8 @@ def _tune_among(plan, curve, index, settings, purpose):
         if pending := [task for task in tasks if not task.is_over]:
             return tuning.results, None, pending
         tuning.complete(tasks)
-    best = next(iter(tuning.points), None)
-    return tuning.results, best and best.settings, []
+    best = (each.settings for each in tuning.points if each.settings[RATE] not in curve.lost)
+    return tuning.results, next(best, None), []
 
 
 def _task(plan, curve, index, settings, seed, epochs, purpose):

@@ -187,7 +187,11 @@ def _tuned(what, stages, results, key, chosen):
     """A line of the table: what was tried of a setting `key`, and what was chosen, or None."""
     last = results[-1].stage
     tried = sorted({result.point.settings[key] for result in results})
-    best = next(result.row for result in results if result.stage == last)
+    best = next(
+        result.row
+        for result in results
+        if result.stage == last and chosen in (None, result.point.settings[key])
+    )
     text = f"{chosen:g}" if chosen else f"after {last} of {len(stages)} stages"
     return [
         f"[{what}](sweeps/{what}/sweep.md)",
