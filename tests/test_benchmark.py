@@ -1,5 +1,8 @@
 """The benchmark: that it times what it says, and compares only what computes the same."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,8 @@ from kfcnet.config import load_config
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.training.build import build
+
+BENCHMARKS = Path(__file__).parents[1] / "results" / "benchmark"
 
 
 @pytest.mark.slow
@@ -25,6 +30,18 @@ def test_the_report_has_both_steps_all_phases_and_the_epoch_ratio():
     }
     assert report["ratios"]["KFC-pre epoch / SGD epoch"] > 0
     assert "images/s" in cpu_benchmark.format_report(report)
+
+
+@pytest.mark.parametrize("name", ["cpu_native", "cpu_numpy"])
+def test_the_epoch_ratio_of_the_table_follows_from_its_milliseconds(name):
+    record = json.loads((BENCHMARKS / f"{name}.json").read_text(encoding="utf-8"))
+    table = (BENCHMARKS / f"{name}.md").read_text(encoding="utf-8")
+    assert table == cpu_benchmark.markdown(record)
+    rows = {line.split("|")[1].strip(): line.split("|")[2:] for line in table.splitlines()}
+    (batch, ms, *_), (kfc_batch, kfc_ms, *_) = rows["SGD"], rows["KFC-pre, mean"]
+    ratio = float(kfc_ms) / float(kfc_batch) / (float(ms) / float(batch))
+    recorded = float(rows["ratio: KFC-pre epoch / SGD epoch"][1])
+    assert ratio == pytest.approx(recorded, rel=0.03)
 
 
 def test_a_period_holds_every_kind_of_step_a_whole_number_of_times():
