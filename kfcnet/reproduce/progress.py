@@ -22,7 +22,8 @@ class CurveProgress(NamedTuple):
     tuning: Results of the complete stages of the learning rates, best first within each;
     clip_tuning: likewise of the clips at the best rate, empty where that is not clipped;
     settings: {key: value} of the best run at a rate that is not one of the curve's `lost`, None
-    before the tuning is complete or if every run diverged; finals: {seed: RunStatus} of the final runs; pending: Tasks that can be done now;
+    before the tuning is complete or if every run diverged; finals: {seed: RunStatus} of the final
+    runs; pending: Tasks that can be done now;
     epochs_left: an estimate of the epochs that are still to be trained.
     """
 
