@@ -8,11 +8,13 @@ from notebooks import DOCS, cells, images, printed_in_notebook, printed_in_page,
 
 from kfcnet.course import EXERCISES
 from kfcnet.optimizers.kfc_pre import KfcPre
+from kfcnet.runs.read import read_run
 
-COURSE = DOCS / "course"
+ROOT, COURSE = DOCS.parent, DOCS / "course"
 CHAPTERS = sorted(COURSE.glob("[0-9]_*.py"))
 NAMES = [path.stem for path in CHAPTERS]
 RECORD = "record: "  # lines about recorded runs, of which there may be more by now
+PHASES = ("gradient", "statistics", "inverses", "preconditioning", "clip")
 
 
 def page_of(chapter):
@@ -54,6 +56,19 @@ def test_a_chapter_prints_what_its_page_and_its_notebook_say(chapter):
     assert_same_lines(lines_of(ran.printed), lines_of(printed_in_page(page_of(chapter))))
     assert len(ran.figures) == len(images(page_of(chapter)))
     assert ran.seconds < 240, "two minutes on two cores"
+
+
+def test_chapter_5_draws_the_two_methods_and_takes_its_shares_from_a_run_that_it_draws():
+    printed = printed_in_page(page_of(COURSE / "5_training.py")).split("\n")
+    records = [line.removeprefix(RECORD) for line in printed if line.startswith(RECORD)]
+    assert {line.split(": ")[0] for line in records} == {"KFC-pre, M = 512", "SGD, M = 128"}
+    rate = re.search(r"KFC-pre, M = 512: drawn are .* at rate ([\d.]+)", "\n".join(records))[1]
+    said = [int(share) for share in re.findall(r"(\d+)%", records[-1])]
+    shares = []
+    for folder in (ROOT / "results/paper/runs").glob(f"cifar_kfc_{rate}_seed*"):
+        end = {name: column[-1] for name, column in read_run(folder).metrics.items()}
+        shares.append([round(100 * end[f"seconds_{name}"] / end["seconds"]) for name in PHASES])
+    assert said in shares and len(said) == len(PHASES)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=NAMES)

@@ -179,7 +179,8 @@ axes[1].set_title("15 steps")
 # $g \to \mathbf{U} g$ and $\mathbf{F} \to \mathbf{U} \mathbf{F} \mathbf{U}$, so
 # $\mathbf{F}^{-1} g \to \mathbf{U}^{-1} \mathbf{F}^{-1} g$: the step changes as $\theta$ does, and
 # the predictions after it are the same. For the gradient alone, $\mathbf{U} g$, they are not.
-# Theorem 3 of the paper says the same of KFC's step, layer by layer.
+# Theorem 3 of the paper says the same of KFC's step, layer by layer. Both hold without damping:
+# $\mathbf{F} + c \, \mathbf{I}$ does not scale as $\mathbf{F}$ does.
 
 # %%
 for unit in (1, 10):

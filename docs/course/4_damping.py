@@ -355,9 +355,9 @@ axes.set(xlabel="updates", ylabel="damping of the model")
 axes.legend()
 
 # %% [markdown]
-# From 10 the damping falls nearly as fast as it may. From 0.001 it waits now and then. All three
-# come to a small loss, so the start matters little for the result, although the dampings are still
-# apart after 40 updates.
+# From 10 the damping falls nearly as fast as it may. From 0.001 it falls for half of the way, then
+# goes up and down. All three come to a small loss, so the start matters little for the result,
+# although the dampings are still apart after 40 updates.
 #
 # **Where the rule fails.** $\rho$, $\alpha$ and $\mu$ are all taken from **one** mini-batch. A step
 # can fit that mini-batch and harm the objective, and $\rho$ does not see it. So the last sweep goes

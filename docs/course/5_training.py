@@ -136,7 +136,7 @@ panels[0].legend()
 #
 # ## Batch size
 #
-# A better direction pays where the gradient is little noisy: with large mini-batches. Section 5.3
+# A better direction pays where the gradient has little noise: with large mini-batches. Section 5.3
 # of the paper predicts it, Figure 2 shows it. Each point below has its own best rate.
 # Differences of a few updates mean nothing: there is one seed, and an evaluation every two updates.
 
@@ -165,21 +165,16 @@ axes.legend()
 
 # %% alt="CIFAR-10 errors, seed by seed: KFC-pre is far ahead, SGD's test error ends a little lower"
 folders = sorted((ROOT / "results" / "paper" / "runs").glob("cifar_*"))
-sizes = {"kfc_pre": 512, "sgd": 128}  # the mini-batches of Figure 1
-runs = [
-    run
-    for run in map(read_run, folders)
-    if run.config["optimizer"]["batch_size"] == sizes.get(run.config["optimizer"]["name"])
-]
+names = ("KFC-pre, M = 512", "SGD, M = 128")  # Figure 1
+runs, drawn = [run for run in map(read_run, folders) if method(run) in names], {}
 if not runs:
     print("record: none is here; this chapter needs a checkout of the repository")
 figure, panels = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
-for index, name in enumerate(sorted(set(map(method, runs)))):
-    of_method = [run for run in runs if method(run) == name]
-    settings = group_by_seed(of_method)
+for index, name in enumerate(names if runs else ()):
+    settings = group_by_seed([run for run in runs if method(run) == name])
     seeds = max(settings, key=lambda runs: (runs[0].metrics["epoch"][-1], len(runs)))
+    drawn[name] = seeds
     rate, epochs = seeds[0].config["optimizer"]["learning_rate"], seeds[0].metrics["epoch"][-1]
-    print(f"record: {name}: {len(of_method)} runs of {len(settings)} settings")
     print(f"record: {name}: drawn are {len(seeds)} seeds of {epochs:.0f} epochs at rate {rate}")
     crossings = [first_crossing(run.metrics, "test_error", 0.19) for run in seeds]
     if all(crossings):
@@ -207,14 +202,12 @@ panels[0].legend()
 # has the times of the paper's milestones. What costs how much stands in the records, too.
 
 # %%
-for run in runs:
-    if run.config["optimizer"]["name"] == "kfc_pre":
-        phases = ("gradient", "statistics", "inverses", "preconditioning", "clip")
-        total = run.metrics["seconds"][-1]
-        shares = {phase: run.metrics[f"seconds_{phase}"][-1] / total for phase in phases}
-        words = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
-        print(f"record: KFC-pre, M = {run.config['optimizer']['batch_size']}: {words}")
-        break
+for run in drawn.get(names[0], [])[:1]:
+    phases = ("gradient", "statistics", "inverses", "preconditioning", "clip")
+    total = run.metrics["seconds"][-1]
+    shares = {phase: run.metrics[f"seconds_{phase}"][-1] / total for phase in phases}
+    words = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items())
+    print(f"record: {method(run)}: {words}")
 
 # %% [markdown]
 # Statistics and inverses are done every $T_s$ and $T_f$ updates: that is how the overhead is kept

@@ -1,5 +1,7 @@
 """Chapter 3: counts of overlapping offsets, the two factors of a convolution, autocorrelations."""
 
+import math
+
 import numpy as np
 
 from kfcnet.course.checking import Exercise
@@ -7,7 +9,7 @@ from kfcnet.curvature import derivative_factor, input_factor
 
 
 def _side(T, d, d2):
-    return T - max(d, d2, 0) + min(d, d2, 0)
+    return max(0, T - max(d, d2, 0) + min(d, d2, 0))
 
 
 def _beta(T1, T2, d, d2):
@@ -15,10 +17,9 @@ def _beta(T1, T2, d, d2):
 
 
 def _beta_cases(rng):
-    return [
-        {"T1": 5, "T2": 7, "d": d, "d2": d2}
-        for d, d2 in (((1, 2), (-1, 1)), ((0, 0), (2, -1)), ((-2, -2), (-1, 1)), ((2, 1), (1, 2)))
-    ]
+    offsets = (((1, 2), (-1, 1)), ((0, 0), (2, -1)), ((-2, -2), (-1, 1)), ((2, 1), (1, 2)))
+    cases = [{"T1": 5, "T2": 7, "d": d, "d2": d2} for d, d2 in offsets]
+    return [*cases, {"T1": 3, "T2": 7, "d": (-2, 0), "d2": (2, 0)}]
 
 
 def _overlap_of_difference(T1, T2, d, d2):
@@ -35,6 +36,14 @@ def _product_of_both(T1, T2, d, d2):
 
 def _without_the_upper_border(T1, T2, d, d2):
     return (T1 - max(d[0], d2[0], 0)) * (T2 - max(d[1], d2[1], 0))
+
+
+def _negative_where_they_span(T1, T2, d, d2):
+    sides = (
+        T - max(one, other, 0) + min(one, other, 0)
+        for T, one, other in zip((T1, T2), d, d2, strict=True)
+    )
+    return math.prod(sides)
 
 
 def _seen_by_either(T1, T2, d, d2):
@@ -111,6 +120,8 @@ EXERCISES = {
             "This counts the locations from which one of the two is inside; both have to be.": (
                 _seen_by_either
             ),
+            "No location has both offsets inside where they span the image: the count is zero "
+            "then, not negative.": _negative_where_they_span,
             "Rows and columns are exchanged: d[0] goes with T1, d[1] with T2.": (
                 lambda T1, T2, d, d2: _beta(T2, T1, d, d2)
             ),

@@ -6,7 +6,7 @@ import numpy as np
 def beta(T1, T2, d, d2):
     count = 1
     for T, one, other in zip((T1, T2), d, d2, strict=True):
-        count *= T - max(one, other, 0) + min(one, other, 0)
+        count *= max(0, T - max(one, other, 0) + min(one, other, 0))
     return count
 
 
