@@ -176,10 +176,10 @@ def factors(W, x, step):
     return pairs
 
 
-xi = np.exp(-M / config.optimizer.statistics_timescale)
+kept = np.exp(-M / config.optimizer.statistics_timescale)
 initial, fresh = factors(W, first.inputs, step=2**63 - 1), factors(W, second.inputs, step=0)
 running = [
-    tuple(xi * old + (1 - xi) * new for old, new in zip(*pairs, strict=True))
+    tuple(kept * old + (1 - kept) * new for old, new in zip(*pairs, strict=True))
     for pairs in zip(initial, fresh, strict=True)
 ]
 same(initial[0][0], input_factor(first.inputs, kernel_size=3, padding=1))

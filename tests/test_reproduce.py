@@ -219,6 +219,14 @@ def test_rates_grow_until_the_best_one_is_inside(plan, tmp_path):
     assert progress_of(plan, index)["digits_kfc"].settings == rate(1.0)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_runs_of_figure_2_are_as_long_as_the_referee_was_told(device):
+    plan = make_plan(device)
+    kfc, sgd = (plan.final_epochs(plan.curves[f"cifar_{name}_large"]) for name in ("kfc", "sgd"))
+    text = (Path(__file__).parents[1] / "docs/referee.md").read_text(encoding="utf-8")
+    assert sgd >= 7 * kfc and "at least seven times as long as KFC-pre's" in " ".join(text.split())
+
+
 def test_a_rate_whose_final_run_was_lost_is_tuned_but_not_chosen(plan, tmp_path):
     curve = plan.curves["digits_kfc"]._replace(lost=(0.03,), seeds=1, epochs=1.5)
     plan = plan._replace(curves={"digits_kfc": curve})

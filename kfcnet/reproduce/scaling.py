@@ -41,8 +41,7 @@ ENOUGH = 0.9
 ASSUMPTIONS = (
     "every process has one core to itself and is as fast as the one that was measured, which does "
     "its share of the work alone",
-    "the process that inverts the dearest layer is the last one everywhere, and nobody waits for "
-    "anything else",
+    "all wait for the process that inverts the most expensive layer, and for nothing else",
     "a message takes as long between any two processes as between two of this machine: latency "
     "{latency:.3g} microseconds, {rate:.3g} GB/s, fitted to sums over two processes",
     "a sum takes min(2 (R - 1) (a + n b / R), 2 ceil(log2 R) a + 2 n b) for a latency a and n "
