@@ -93,7 +93,8 @@ class Ranks(ABC):
         """At the end of this process end the others with it, with this exit status."""
 
     def of_first_process(self, function):
-        """What function() returns on the first process, the only one that calls it.
+        """What function() returns on the first process, the only one that calls it; there it
+        waits for no other.
 
         Where it raises there, all raise the same.
         """
@@ -103,6 +104,9 @@ class Ranks(ABC):
     def agreed(self, function):
         """function() of every process; where it raises on some, all raise what the first of them
         did.
+
+        It is what a process does alone: where it waited for the others, one that failed before
+        would answer them with its error.
         """
         value, error = _outcome(function)
         for number, failure in enumerate(self.exchange(error), 1):

@@ -10,11 +10,14 @@ import os
 import sys
 import time
 
+import fake_cupy
 import numpy as np
 from pytest import MonkeyPatch
 
 from kfcnet import cli, ranks
 from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.ops.cuda import runtime
+from kfcnet.ops.errors import DeviceError
 from kfcnet.runs import folder
 from kfcnet.runs.files import WriteError
 from kfcnet.training import trainer
@@ -126,6 +129,17 @@ def no_data(patch):
         return original(config)
 
     patch.setattr(trainer.data, "load", load)
+
+
+def no_gpu(patch):
+    """The second process finds no GPU; the first one does, and comes to no use of it."""
+
+    def cupy():
+        if ranks.world().rank == 1:
+            raise DeviceError("no GPU here")
+        return fake_cupy.modules()["cupy"]
+
+    patch.setattr(runtime, "_cupy", cupy)
 
 
 def full_disk(patch):

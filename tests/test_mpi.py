@@ -183,6 +183,7 @@ def test_what_all_processes_find_is_told_once(tmp_path, config):
     often = ["--set", "checkpoint_minutes=1e-9", "--out", str(tmp_path / "run"), "--overwrite"]
     unequal = "optimizer.batch_size: 121 examples cannot be shared equally by 2 processes: take 120"
     part = "optimizer.clip_fraction: 0.375 of 120 are 45 examples, which cannot be shared equally"
+    on_gpu = config("dtype=float32", "device=cuda")
     expected = [
         (["none", *config("optimizer.batch_size=121"), *often], 2, unequal),
         (["none", *config("optimizer.clip_fraction=0.375"), *often], 2, part),
@@ -192,6 +193,7 @@ def test_what_all_processes_find_is_told_once(tmp_path, config):
         (["none", "sweep", "--config", "digits_kfc", "--grid", "seed=1,2"], 2, "sweep runs in one"),
         (["other_arguments", *config(), *often], 2, "all processes need the same arguments"),
         (["no_data", *config(), *often], 2, "process 2 of 2: error: no data set here"),
+        (["no_gpu", *on_gpu, *often], 2, "process 2 of 2: error: no GPU here"),
         (["other_data", *config(), *often], 2, "checksum of the data of process 2 of 2 is 000"),
         (["full_disk", *config(), *often], 1, "cannot write checkpoint.h5: no space left"),
         (["drift", *config(), *often], 2, "after update 10 the parameters of process 2 of 2 are"),

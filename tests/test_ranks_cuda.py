@@ -1,6 +1,7 @@
 """Processes with a GPU each: the launchers under two ranks, and what the runtime asks of NCCL."""
 
 import sys
+import threading
 
 import cuda_on_cpu
 import fake_cupy
@@ -11,16 +12,18 @@ from test_cuda_runtime import fake  # noqa: F401  a fixture
 from test_ranks import NORMALISED, OPTIMIZERS, M, batches
 from thread_ranks import on_ranks
 
+from kfcnet import ops as ops_package
 from kfcnet import philox
 from kfcnet.batches import Examples, Loader
 from kfcnet.curvature import block
 from kfcnet.losses import SoftmaxCrossEntropy
+from kfcnet.ops import get_ops
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda import runtime as cuda_runtime
 from kfcnet.ops.errors import DeviceError
 from kfcnet.optimizers import build_optimizer
-from kfcnet.ranks import Alone, is_of_all
+from kfcnet.ranks import Alone, is_of_all, process_of
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())
@@ -184,6 +187,71 @@ def test_two_processes_on_one_gpu_are_refused(nccl):
     with pytest.raises(DeviceError, match="processes 1 and 2 of 2 have the same GPU") as caught:
         CudaOps(ranks=Stub())
     assert is_of_all(caught.value)
+
+
+@pytest.fixture(params=["none", "too old a one"])
+def lacking(request, fake, monkeypatch):  # noqa: F811
+    """lacking(number, ranks): let the process of that number have no GPU, or one of no use."""
+    here = threading.local()  # .lacks, in the thread of each process
+
+    def cupy():
+        if here.lacks and request.param == "none":
+            raise DeviceError("no GPU here")
+        return fake
+
+    def of_each(lacks, has):
+        return property(lambda _: lacks if here.lacks else has)
+
+    monkeypatch.setattr(cuda_runtime, "_cupy", cupy)
+    monkeypatch.setattr(fake_cupy.Device, "pci_bus_id", of_each("0000:01:00.0", "0000:02:00.0"))
+    monkeypatch.setattr(fake_cupy.Device, "compute_capability", of_each("61", "90"))
+    return lambda number, ranks: setattr(here, "lacks", ranks.rank == number)
+
+
+@pytest.mark.parametrize("number, told", [(0, ""), (1, "process 2 of 2: ")])
+def test_a_gpu_that_one_process_lacks_is_told_as_its_own_and_ends_all_whichever_process_it_is(
+    lacking, number, told
+):
+    def failure(ranks):
+        lacking(number, ranks)
+        with pytest.raises(DeviceError, match="no GPU here|capability 6.1") as caught:
+            get_ops("cuda", ranks=ranks)
+        return is_of_all(caught.value), process_of(caught.value)
+
+    assert on_ranks(2, failure) == [(True, told)] * 2
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_where_one_process_lacks_a_gpu_auto_is_the_cpu_for_all_and_says_which(
+    lacking, number, caplog
+):
+    ops_package._say_fallback.cache_clear()
+
+    def name(ranks):
+        lacking(number, ranks)
+        return get_ops("auto", ranks=ranks).name
+
+    assert on_ranks(2, name) == ["cpu", "cpu"]
+    said = "process 2 of 2: " * number
+    assert f"the GPU cannot be used. {said}" in caplog.text
+
+
+def test_a_process_that_nccl_fails_alone_takes_no_other_device_than_the_others(
+    lacking, nccl, monkeypatch
+):
+    def fail(count, identifier, rank):
+        raise RuntimeError("NCCL_ERROR_SYSTEM_ERROR")
+
+    monkeypatch.setattr(nccl, "NcclCommunicator", fail)
+    monkeypatch.setattr(cuda_runtime, "machine", lambda: f"machine {threading.get_ident()}")
+
+    def failure(ranks):
+        lacking(None, ranks)
+        with pytest.raises(DeviceError, match="NCCL_ERROR_SYSTEM_ERROR") as caught:
+            get_ops("auto", ranks=ranks)
+        return is_of_all(caught.value)
+
+    assert on_ranks(2, failure) == [False, False]
 
 
 def test_without_nccl_the_way_out_is_said(nccl, monkeypatch):

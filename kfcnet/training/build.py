@@ -14,6 +14,7 @@ from kfcnet.ops import get_ops
 from kfcnet.ops.cpu.eager import as_generator
 from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.base import ScheduledOptimizer
+from kfcnet.ranks import of_all
 
 
 def build_ops(config, device=None, ranks=None):
@@ -33,7 +34,7 @@ def build_ops(config, device=None, ranks=None):
             ranks=ranks,
         )
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise of_all(ConfigError(str(error))) from None  # all have the settings and the device
 
 
 def is_open(config):

@@ -203,7 +203,7 @@ class Trainer:
         self.ranks = ranks = ranks or Alone()
         shown = (rows or sys.stdout, sys.stderr) if ranks.is_first else (None, None)
         self.rows, self.errors = (stream and Output(stream) for stream in shown)
-        self.ops = ranks.agreed(lambda: build_ops(config, ranks=ranks))
+        self.ops = build_ops(config, ranks=ranks)
         self._check_alike()
         self._check_cores()
         self.train_set, self.test_set = (

@@ -13,7 +13,7 @@ import numpy as np
 
 from kfcnet.ops.cuda import kernels
 from kfcnet.ops.errors import DeviceError
-from kfcnet.ranks import machine, of_all
+from kfcnet.ranks import Alone, machine, of_all
 
 OLDEST = 75  # compute capability 7.5
 TENSOR_CORES_FROM = 80  # TF32, and 99 KB of shared memory at least
@@ -109,26 +109,6 @@ def _nccl():
     return nccl
 
 
-def _take_own_gpu(cupy, ranks):
-    """Use the GPU that is this process's among those of its machine.
-
-    Raises DeviceError on all where two have the same.
-    """
-    machines = ranks.exchange(machine())
-    index = machines[: ranks.rank].count(machine())
-    cupy.cuda.Device(index % cupy.cuda.runtime.getDeviceCount()).use()
-    places = ranks.exchange((machine(), cupy.cuda.Device().pci_bus_id))
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            first = places.index(place)
-            raise of_all(
-                DeviceError(
-                    f"processes {first + 1} and {number + 1} of {ranks.count} have the same GPU: "
-                    "start one process for each GPU of a machine"
-                )
-            )
-
-
 def is_available():
     """Whether CuPy is installed and sees a GPU."""
     try:
@@ -148,18 +128,48 @@ class CupyRuntime:
         """ranks: the processes that share a mini-batch; each takes a GPU of its own.
 
         Raises DeviceError where there is no CuPy, no GPU, too old a one, or one that is busy, and
-        where CuPy cannot compile for it.
+        where CuPy cannot compile for it; on all where one of them finds that.
         """
-        self._cupy = cupy = _cupy()
+        ranks = ranks or Alone()
+        self._cupy = ranks.agreed(_cupy)
         self._modules, self._kernels, self._launched, self.capturing = {}, {}, {}, False
         self._pools = []  # of each the memory that it has taken
         self._is_forked, self._capture_events = False, []  # a branch is open; those of a capture
         self._nccl = self._communicator = None  # where several processes share a mini-batch
-        self.name = "the GPU"
+        self.name, self.array_type = "the GPU", self._cupy.ndarray
+        if ranks.count > 1:
+            self._take_own_gpu(ranks)
+        ranks.agreed(self._open)
+
+    def _take_own_gpu(self, ranks):
+        """Use the GPU that is this process's among those of its machine.
+
+        Raises DeviceError on all where two have the same.
+        """
+        machines = ranks.exchange(machine())
+        index = machines[: ranks.rank].count(machine())
+        places = ranks.exchange(ranks.agreed(lambda: self._use(index)))
+        for number, place in enumerate(places):
+            if place in places[:number]:
+                first = places.index(place)
+                raise of_all(
+                    DeviceError(
+                        f"processes {first + 1} and {number + 1} of {ranks.count} have the same "
+                        "GPU: start one process for each GPU of a machine"
+                    )
+                )
+
+    def _use(self, index):
+        """(machine, PCI address) of a GPU by its number, which is the current one from now on."""
+        cupy = self._cupy
         with self._errors():
-            self.array_type = cupy.ndarray
-            if ranks is not None and ranks.count > 1:
-                _take_own_gpu(cupy, ranks)
+            cupy.cuda.Device(index % cupy.cuda.runtime.getDeviceCount()).use()
+            return machine(), cupy.cuda.Device().pci_bus_id
+
+    def _open(self):
+        """Find out what the current GPU is, and whether it can be used. Raises DeviceError."""
+        cupy = self._cupy
+        with self._errors():
             self.device = cupy.cuda.Device()
             self.name = cupy.cuda.runtime.getDeviceProperties(self.device.id)["name"].decode()
             self.capability = int(self.device.compute_capability)
@@ -314,12 +324,17 @@ class CupyRuntime:
 
         All of them call it. Raises DeviceError where NCCL is missing or does not find them.
         """
+
+        def identifier():
+            with self._errors():
+                return nccl.get_unique_id()
+
         for name, value in NCCL_SETTINGS.items():
             os.environ.setdefault(name, value)
         self._nccl = nccl = ranks.agreed(_nccl)
+        shared = ranks.of_first_process(identifier)
         with self._errors():
-            identifier = ranks.of_first_process(nccl.get_unique_id)
-            self._communicator = nccl.NcclCommunicator(ranks.count, identifier, ranks.rank)
+            self._communicator = nccl.NcclCommunicator(ranks.count, shared, ranks.rank)
 
     @contextlib.contextmanager
     def _group(self):
