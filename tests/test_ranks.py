@@ -11,7 +11,7 @@ from networks import EVERY_LAYER, INPUT_SHAPE, network
 from runs import SGD, assert_same_bits, small
 from thread_ranks import ThreadRanks, on_ranks
 
-from kfcnet import philox
+from kfcnet import data, philox
 from kfcnet.batches import Batch
 from kfcnet.config import ConfigError
 from kfcnet.config.schema import (
@@ -396,6 +396,41 @@ def test_on_a_cpu_processes_ask_each_other_once_between_two_updates(tmp_path, no
     between = found[gradients[2] + 1 : gradients[3]]
     asked = [call for call in between if not call.startswith("sum of ")]
     assert asked == ["largest"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_arrays_that_one_process_alone_is_given_are_refused_by_all(tmp_path, number):
+    dataset, config = data.load(small().data), small("ops.shards=1", text=SGD)
+
+    def refusal(ranks):
+        given = dataset if ranks.rank == number else None
+        with pytest.raises(RanksError, match="given to some processes only: give them") as caught:
+            train(config, tmp_path / "run", dataset=given, ranks=ranks)
+        return is_of_all(caught.value)
+
+    assert on_ranks(2, refusal) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "other, error, message",
+    [
+        ({"epochs": 1}, ConfigError, "expected a Config, got"),
+        (small("data.input_scale=auto", text=SGD), RanksError, "configuration of process 2 of 2"),
+        (small("device=cuda", text=SGD), RanksError, "configuration of process 2 of 2"),
+    ],
+)
+def test_a_configuration_that_one_process_has_alone_is_refused_by_all(
+    tmp_path, other, error, message
+):
+    """Others load the data earlier, or ask each other about their GPUs."""
+
+    def refusal(ranks):
+        own = other if ranks.rank == 1 else small(text=SGD)
+        with pytest.raises(error, match=message) as caught:
+            train(own, tmp_path / "run", ranks=ranks)
+        return is_of_all(caught.value)
+
+    assert on_ranks(2, refusal) == [True, True]
 
 
 # What every process does of its own

@@ -138,24 +138,53 @@ def train(
     where the numbers fail, and TrainingInterrupted, once the state is saved, after SIGINT or
     SIGTERM.
     """
-    if not isinstance(config, Config):
-        raise ConfigError(
-            f"train: expected a Config, got {show(config)}; kfcnet.load_config(name) reads one, "
-            "and kfcnet.fit trains on arrays"
-        )
     if ranks is None and is_started_among_others() and is_first_started():
         logger.warning(
             "mpiexec started several processes, each of which trains a network of its own: "
             "kfcnet.train(config, out, ranks=kfcnet.ranks.world()) lets them share one"
         )
-    ranks, folder = ranks or Alone(), RunFolder(out, resume, overwrite)
+    ranks = ranks or Alone()
     try:
+        _check_given(config, dataset, ranks)
+        folder = RunFolder(out, resume, overwrite)
         with SharedFolder(folder, ranks) if ranks.count > 1 else folder as folder:
             _train(config, folder, rows, dataset, ranks)
     except BaseException as error:
         if not is_of_all(error):
             ranks.abort(1)  # the others wait for this process
         raise
+
+
+def _check_given(config, dataset, ranks):
+    """Raise ConfigError for what is no Config, RanksError where processes are given unlike things:
+    what they do next depends on them.
+    """
+    ranks.agreed(lambda: _check_config(config))
+    _check_alike({"the configuration": portable_config(config)}, ranks)
+    if len(set(ranks.exchange(dataset is not None))) > 1:
+        raise of_all(
+            RanksError("the data were given to some processes only: give them to all, or to none")
+        )
+
+
+def _check_config(config):
+    if not isinstance(config, Config):
+        raise ConfigError(
+            f"train: expected a Config, got {show(config)}; kfcnet.load_config(name) reads one, "
+            "and kfcnet.fit trains on arrays"
+        )
+
+
+def _check_alike(own, ranks):
+    """Raise RanksError unless all processes have the same {what it is called: value}."""
+    first, *others = ranks.exchange(own)
+    for number, other in enumerate(others, 2):
+        for key in (key for key in first if other[key] != first[key]):
+            values = f"is {other[key]}, not {first[key]}"
+            if key == "the configuration":
+                values = "is not that of process 1"
+            text = f"{key} of process {number} of {ranks.count} {values}"
+            raise of_all(RanksError(f"{text}: all processes need the same"))
 
 
 def _train(config, folder, rows, dataset, ranks):
@@ -204,7 +233,7 @@ class Trainer:
         shown = (rows or sys.stdout, sys.stderr) if ranks.is_first else (None, None)
         self.rows, self.errors = (stream and Output(stream) for stream in shown)
         self.ops = build_ops(config, ranks=ranks)
-        self._check_alike()
+        _check_alike(self._origin(), ranks)
         self._check_cores()
         self.train_set, self.test_set = (
             examples_of(dataset, part, config, self.ops) for part in ("train", "test")
@@ -607,18 +636,6 @@ class Trainer:
                 "" if before == 1 else "es",
                 self.ranks.count,
             )
-
-    def _check_alike(self):
-        """Raise RanksError unless all processes have the same configuration, device and data."""
-        own = {"the configuration": portable_config(self.config), **self._origin()}
-        first, *others = self.ranks.exchange(own)
-        for number, other in enumerate(others, 2):
-            for key in (key for key in first if other[key] != first[key]):
-                values = f"is {other[key]}, not {first[key]}"
-                if key == "the configuration":
-                    values = "is not that of process 1"
-                text = f"{key} of process {number} of {self.ranks.count} {values}"
-                raise of_all(RanksError(f"{text}: all processes need the same"))
 
     def _check_cores(self):
         """Warn where the processes of one machine have more threads than it has cores for them."""
