@@ -24,6 +24,7 @@ from kfcnet.runs.folder import RunFolderError
 from kfcnet.training import fit
 from kfcnet.training.fit import settings_for
 from kfcnet.training.sweep import sweep
+from kfcnet.training.trainer import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
 
@@ -513,6 +514,24 @@ def test_fit_trains_on_arrays_and_gives_a_network_that_can_be_kept(arrays, tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="cannot write .*name another folder"):
         run.save(tmp_path / "file" / "kept")
+
+
+def test_data_that_have_changed_are_named_before_the_settings_that_follow_from_them(
+    arrays, tmp_path
+):
+    images, labels = arrays["train_images"], arrays["train_labels"]
+    again = {"epochs": 1, "device": "cpu", "out": tmp_path / "fitted", "resume": True}
+    kfcnet.fit(images, labels, NETWORK, "sgd", **again)
+    changed = r"checksum of the data is \w+ now and was \w+ when the run in .* was saved: .* out="
+    for other in (images[:-3], labels[:-3]), (images, np.roll(labels, 1)):
+        with pytest.raises(RunFolderError, match=changed):
+            kfcnet.fit(*other, NETWORK, "sgd", **again)
+    save(tmp_path / "a.npz", arrays)
+    own = config(tmp_path / "a.npz", "data.input_scale=auto")
+    train(own, tmp_path / "run")
+    save(tmp_path / "a.npz", arrays | {"train_images": images // 2})
+    with pytest.raises(RunFolderError, match="checksum of the data is"):
+        train(own, tmp_path / "run", resume=True)
 
 
 def test_a_run_that_cannot_be_kept_whole_is_not_kept(arrays, tmp_path, monkeypatch):

@@ -279,6 +279,17 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
         train(small(ALWAYS), tmp_path / "run", resume=True)
 
 
+def test_a_finished_run_is_not_gone_on_with_on_other_arrays(uninterrupted, text, tmp_path):
+    run = shutil.copytree(uninterrupted, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    dataset = trainer.data.load(small().data)
+    other = dataclasses.replace(dataset, provenance={**dataset.provenance, "sha256": "0" * 64})
+    with pytest.raises(RunFolderError, match="checksum of the data is 000"):
+        train(small(ALWAYS, text=text), run, resume=True, dataset=other)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    train(small(ALWAYS, text=text), run, resume=True, dataset=dataset)
+
+
 def test_a_damaged_checkpoint_is_an_error_and_nothing_is_touched(uninterrupted, text, tmp_path):
     run = shutil.copytree(uninterrupted, tmp_path / "run")
     content = bytearray((run / "checkpoint.h5").read_bytes())

@@ -21,6 +21,9 @@ FILES = (
 )
 """In the order in which they are removed: without its checkpoint a run cannot go on by mistake."""
 
+DATA = "checksum of the data"
+"""What a checkpoint calls it, among the conditions of a run."""
+
 
 class RunFolderError(RuntimeError):
     """A run folder cannot be used as asked; the text says what to do."""
@@ -74,12 +77,15 @@ class RunFolder:
                 "replace it by --overwrite, or choose another folder with --out"
             )
 
-    def saved_state(self, config):
+    def saved_state(self, config, checksum=None):
         """The content of the checkpoint to go on from; None without one, or if the run starts anew.
 
-        Raises RunFolderError naming the first setting that may not change but differs in `config`,
-        and for the records of a run whose checkpoint is gone: to start anew would lose them.
-        Raises CheckpointError for a damaged checkpoint.
+        checksum: of the data, where they are at hand. They come first: settings may follow from
+        them.
+
+        Raises RunFolderError for other data, naming the first setting that may not change but
+        differs in `config`, and for the records of a run whose checkpoint is gone: to start anew
+        would lose them. Raises CheckpointError for a damaged checkpoint.
         """
         if not self.resume:
             return None
@@ -87,6 +93,8 @@ class RunFolder:
             self._check_nothing_is_lost()
             return None
         state = load_checkpoint(self.checkpoint)
+        if checksum is not None:
+            check_origin({DATA: state["origin"][DATA]}, {DATA: checksum}, self.path)
         changed = changed_setting(parse_config(state["config"], str(self.checkpoint)), config)
         if changed:
             key, before, now = changed
@@ -174,6 +182,20 @@ class RunFolder:
     @property
     def diagnostics(self):
         return self.path / "diagnostics.csv"
+
+
+def check_origin(saved, now, path):
+    """Raise RunFolderError unless all conditions `saved` of the run in a folder are the same `now`.
+
+    Both are {what it is called: value}.
+    """
+    for key, before in saved.items():
+        if now.get(key, "unknown") != before:
+            raise RunFolderError(
+                f"{key} is {now.get(key, 'unknown')} now and was {before} when the run in "
+                f"{path} was saved: go on with it where it was begun, or choose another folder "
+                "with --out"
+            )
 
 
 class SharedFolder:

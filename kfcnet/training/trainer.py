@@ -38,7 +38,14 @@ from kfcnet.ranks import (
 )
 from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.files import RecordError
-from kfcnet.runs.folder import RunFolder, RunFolderError, SharedFolder, portable_config
+from kfcnet.runs.folder import (
+    DATA,
+    RunFolder,
+    RunFolderError,
+    SharedFolder,
+    check_origin,
+    portable_config,
+)
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.provenance import describe_run
 from kfcnet.runs.schedule import EvaluationSchedule
@@ -191,7 +198,7 @@ def _train(config, folder, rows, dataset, ranks):
     if is_open(config):
         dataset = dataset or _load(config, ranks)
         config = resolved(config, dataset)
-    state = folder.saved_state(config)
+    state = folder.saved_state(config, dataset and dataset.provenance["sha256"])
     if state is not None and _is_finished(config, state, folder):
         # It may have been killed between its last checkpoint and saying how it ended.
         folder.finish("finished", state["optimizer"]["steps"])
@@ -610,14 +617,7 @@ class Trainer:
         Raises RunFolderError for another device or other data, CheckpointError for the contents of
         another version.
         """
-        now = self._origin()
-        for key, before in state["origin"].items():
-            if now.get(key, "unknown") != before:
-                raise RunFolderError(
-                    f"{key} is {now.get(key, 'unknown')} now and was {before} when the run in "
-                    f"{self.folder.path} was saved: go on with it where it was "
-                    "begun, or choose another folder with --out"
-                )
+        check_origin(state["origin"], self._origin(), self.folder.path)
         self._say_if_shared_otherwise(state.get("processes", 1))
         self.optimizer.load_state(state["optimizer"])
         self.clock.seconds = state["clock"]["seconds"]
@@ -681,7 +681,7 @@ class Trainer:
             "device": device["device"],
             "use of the C extension": device.get("native", False),
             "use of tensor cores": device.get("tensor_cores", False),
-            "checksum of the data": self.dataset.provenance["sha256"],
+            DATA: self.dataset.provenance["sha256"],
         }
 
     def _farewell(self, stop):
