@@ -142,6 +142,18 @@ def no_gpu(patch):
     patch.setattr(runtime, "_cupy", cupy)
 
 
+def device_of_before(patch):
+    """The run that the processes go on with was begun on another device."""
+    original = folder.load_checkpoint
+
+    def load(path):
+        state = original(path)
+        state["origin"]["device"] = "cuda"
+        return state
+
+    patch.setattr(folder, "load_checkpoint", load)
+
+
 def full_disk(patch):
     def fail(path, state):
         raise WriteError(f"cannot write {path.name}: no space left")

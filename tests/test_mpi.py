@@ -197,6 +197,7 @@ def test_what_all_processes_find_is_told_once(tmp_path, config):
         (["other_data", *config(), *often], 2, "checksum of the data of process 2 of 2 is 000"),
         (["full_disk", *config(), *often], 1, "cannot write checkpoint.h5: no space left"),
         (["drift", *config(), *often], 2, "after update 10 the parameters of process 2 of 2 are"),
+        (["device_of_before", *config(), *often[:-1], "--resume"], 2, "device is cpu now and was"),
         (["average_of_one", *config(), *often], 1, "after update 8 the parameters are not finite"),
     ]
     status, _, lines = run(*(command for command, _, _ in expected))

@@ -31,7 +31,9 @@ from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.ranks import Alone, RanksError, balanced, is_of_all, process_of, traceback_of, world
+from kfcnet.runs.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from kfcnet.runs.files import read_json
+from kfcnet.runs.folder import RunFolderError
 from kfcnet.training import trainer
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
@@ -431,6 +433,31 @@ def test_a_configuration_that_one_process_has_alone_is_refused_by_all(
         return is_of_all(caught.value)
 
     assert on_ranks(2, refusal) == [True, True]
+
+
+@pytest.mark.parametrize(
+    "change, error",
+    [
+        (lambda state: state["origin"].update(device="cuda"), RunFolderError),
+        (lambda state: state["row"].pop("steps"), CheckpointError),
+        (lambda state: state["data"].pop("examples"), CheckpointError),
+    ],
+    ids=["another device", "no steps", "no examples"],
+)
+def test_what_a_checkpoint_forbids_all_processes_refuse_as_one(tmp_path, no_figures, change, error):
+    config, run = small("ops.shards=1", text=SGD), tmp_path / "run"
+    train(config, run)
+    state = load_checkpoint(run / "checkpoint.h5")
+    change(state)
+    save_checkpoint(run / "checkpoint.h5", state)
+
+    def refusal(ranks):
+        more = small("ops.shards=1", "epochs=2", text=SGD)
+        with pytest.raises(error) as caught:
+            train(more, run, resume=True, ranks=ranks)
+        return is_of_all(caught.value), process_of(caught.value)
+
+    assert on_ranks(2, refusal) == [(True, "")] * 2
 
 
 # What every process does of its own

@@ -199,7 +199,7 @@ def _train(config, folder, rows, dataset, ranks):
         dataset = dataset or _load(config, ranks)
         config = resolved(config, dataset)
     state = folder.saved_state(config, dataset and dataset.provenance["sha256"])
-    if state is not None and _is_finished(config, state, folder):
+    if state is not None and _is_finished(config, state, folder, ranks):
         # It may have been killed between its last checkpoint and saying how it ended.
         folder.finish("finished", state["optimizer"]["steps"])
     else:
@@ -224,9 +224,9 @@ def _draw(path):
         diagnostic_figures.plot_diagnostics(path, path / "diagnostics.png")
 
 
-def _is_finished(config, state, folder):
-    steps = state["optimizer"]["steps"]
-    wanted = EvaluationSchedule(config, state["data"]["examples"]).steps
+def _is_finished(config, state, folder, ranks):
+    steps, examples = ranks.agreed(lambda: (state["optimizer"]["steps"], state["data"]["examples"]))
+    wanted = EvaluationSchedule(config, examples).steps
     return steps >= wanted and folder.last_row() == steps
 
 
@@ -272,7 +272,7 @@ class Trainer:
         if state is None:
             self.folder.start(self.config, record)
         else:
-            self._restore(state)
+            self.ranks.agreed(lambda: self._restore(state))
             self.folder.go_on(self.config, record, self.optimizer.steps)
         self.last_row = self.folder.last_row()
         if self.last_row == self.optimizer.steps:
