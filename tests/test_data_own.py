@@ -516,6 +516,27 @@ def test_fit_trains_on_arrays_and_gives_a_network_that_can_be_kept(arrays, tmp_p
         run.save(tmp_path / "file" / "kept")
 
 
+@pytest.mark.parametrize("optimizer", [None, {"name": "adam", "batch_size": 6}])
+def test_a_fit_goes_on_for_more_epochs_with_the_timescales_that_it_began_with(
+    arrays, tmp_path, optimizer
+):
+    def fitted(epochs, given=optimizer, resume=True):
+        data = arrays["train_images"], arrays["train_labels"]
+        settings = {"epochs": epochs, "device": "cpu", "out": tmp_path / "run", "resume": resume}
+        return kfcnet.fit(*data, NETWORK, given, **settings)
+
+    begun = fitted(1, resume=False).config.optimizer
+    for epochs in (3, 6):
+        more = fitted(epochs)
+        assert more.history["epoch"][-1] >= epochs and more.config.optimizer == begun
+    with pytest.raises(RunFolderError, match="averaging_timescale is 9.0 now and was 3.8"):
+        fitted(6, {**(optimizer or {}), "averaging_timescale": 9})
+    with pytest.raises(RunFolderError, match=" is .* now and was "):
+        fitted(6, "sgd")
+    with pytest.raises(ConfigError, match="optimizer.dampingg: "):
+        fitted(6, {"dampingg": 0.1})
+
+
 def test_data_that_have_changed_are_named_before_the_settings_that_follow_from_them(
     arrays, tmp_path
 ):

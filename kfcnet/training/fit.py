@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from pydantic import BaseModel
 
 from kfcnet import data
-from kfcnet.config import ConfigError, parse_config
+from kfcnet.config import ConfigError, parse_config, read_config
 from kfcnet.config.errors import show
 from kfcnet.layers import Layer
 from kfcnet.network import CUSTOM, LAYERS
@@ -100,9 +100,10 @@ def fit(
     of the last layer may be left out. optimizer: its name, its settings, of which those left out
     are chosen for the number of images, or a model such as `kfcnet.config.schema.SgdConfig`;
     KFC-pre by default. validation: (images, labels) to measure; without them a fifth of the images
-    is drawn. out: the run's folder; resume: go on with the run in it, as if it had never stopped;
-    overwrite: replace it. settings: further sections of a configuration. With
-    `loss="squared_error"` the network is an autoencoder, and labels may be None.
+    is drawn. out: the run's folder; resume: go on with the run in it, as if it had never stopped,
+    with what was chosen for it then; overwrite: replace it. settings: further sections of a
+    configuration. With `loss="squared_error"` the network is an autoencoder, and labels may be
+    None.
 
     Raises DataError naming the index of a wrong image or label, ConfigError naming a wrong setting,
     TrainingFailed, RunFolderError where `out` holds a run, WriteError where a file or a temporary
@@ -117,10 +118,11 @@ def fit(
     dataset = data.from_arrays(*itertools.chain(*parts), **split)
     if own and device == "auto":
         device = "cpu"
+    chosen = settings_for(optimizer, len(dataset.train_labels), epochs)
     document = {
         "data": section,
         "network": layers,
-        "optimizer": settings_for(optimizer, len(dataset.train_labels), epochs),
+        "optimizer": _as_begun(chosen, optimizer, out) if resume and out else chosen,
         "epochs": epochs,
         "seed": seed,
         "device": device,
@@ -235,6 +237,18 @@ def settings_for(
         chosen["batch_size"] = min(512, max(1, examples // 8))
         chosen["initial_examples"] = min(5000, examples)
     return {**chosen, **given}
+
+
+def _as_begun(chosen, optimizer, out):
+    """`chosen` with what is not given in `optimizer` as the run in the folder `out` has it.
+
+    That was chosen for the epochs which the run was to have at first.
+    """
+    record = Path(out) / "config.yaml"
+    begun = read_config(record).optimizer.model_dump(mode="json") if record.exists() else {}
+    if begun.get("name") != chosen["name"]:
+        return chosen
+    return {key: begun.get(key, value) for key, value in chosen.items()} | _given(optimizer)
 
 
 def _given(optimizer):
