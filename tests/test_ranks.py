@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import math
+import re
 import signal
 import sys
 
@@ -35,6 +37,7 @@ from kfcnet.runs.checkpoint import CheckpointError, load_checkpoint, save_checkp
 from kfcnet.runs.files import read_json
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.training import trainer
+from kfcnet.training.build import check_shares
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 
 M, UPDATES = 16, 40
@@ -458,6 +461,23 @@ def test_what_a_checkpoint_forbids_all_processes_refuse_as_one(tmp_path, no_figu
         return is_of_all(caught.value), process_of(caught.value)
 
     assert on_ranks(2, refusal) == [(True, "")] * 2
+
+
+def test_the_fraction_that_a_refusal_names_is_taken():
+    refused = 0
+    for count, size in itertools.product((2, 3, 5), range(30, 210, 30)):
+        for fraction in np.linspace(0.01, 0.99, 99).round(2):
+            optimizer = KfcPreConfig(**KFC | {"batch_size": size, "statistics_fraction": fraction})
+            optimizer = optimizer.model_copy(update={"clip_fraction": 1.0})
+            try:
+                check_shares(optimizer, count)
+            except ConfigError as error:
+                named = re.search(r"processes: (\S+) makes them (\d+)", str(error))
+                taken = {"statistics_fraction": float(named[1])}
+                check_shares(optimizer.model_copy(update=taken), count)
+                assert math.ceil(float(named[1]) * size) == int(named[2])
+                refused += 1
+    assert refused > 500
 
 
 # What every process does of its own

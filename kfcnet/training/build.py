@@ -152,8 +152,16 @@ def check_shares(optimizer, count):
             wanted = -(-part // count) * count
             raise ConfigError(
                 f"optimizer.{key}: {fraction:g} of {size} are {part} examples, which cannot be "
-                f"shared equally by {count} processes: {wanted / size:.6g} makes them {wanted}"
+                f"shared equally by {count} processes: {_fraction(wanted, size):.6g} makes them "
+                f"{wanted}"
             )
+
+
+def _fraction(part, size):
+    """A fraction of six digits whose part of `size` examples, rounded up, is `part`."""
+    millionths = 10**6 * part // size
+    is_above = math.ceil(millionths / 10**6 * size) > part  # by the rounding of the product alone
+    return (millionths - is_above) / 10**6
 
 
 def examples_of(dataset, part, config, ops):
