@@ -1,12 +1,14 @@
 """Periods picked by their cost: what is timed, which pair it gives, and that a run keeps it."""
 
+import dataclasses
 import logging
 
 import numpy as np
 import pytest
-from runs import SGD, assert_same_run, small
+from runs import SGD, SMALL, assert_same_run, small
 
 from kfcnet import data
+from kfcnet.cli import main
 from kfcnet.config import ConfigError, load_config
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import SGD as Sgd
@@ -110,6 +112,26 @@ def test_a_factor_that_cannot_be_inverted_meanwhile_ends_it_with_a_reason(monkey
     monkeypatch.setattr(KfcPre, "_update_inverses", fail)
     with pytest.raises(TrainingFailed, match="not positive definite.*optimizer.damping"):
         measure(small(), data.load(small().data), sgd_batch_size=128)
+
+
+def test_updates_that_diverge_while_they_are_timed_end_the_command_with_one_line(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text(SMALL)
+    wild = ["optimizer.learning_rate=1e30", "optimizer.clip=null"]
+    timed = ["--pick-periods", "--print-config"]
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), *timed, "--set", *wild]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: while updates were timed they diverged: the loss of update ")
+    assert line.endswith("A smaller learning_rate or a larger damping may help")
+
+
+def test_the_sgds_batch_is_refused_by_its_own_option():
+    few = data.load(small().data)
+    few = dataclasses.replace(
+        few, train_images=few.train_images[:125], train_labels=few.train_labels[:125]
+    )
+    message = "--sgd-batch-size: 128 is above the 125 training examples of digits: take a smaller"
+    with pytest.raises(ConfigError, match=message):
+        measure(small(), few, sgd_batch_size=128)
 
 
 @pytest.fixture

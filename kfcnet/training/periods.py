@@ -63,7 +63,8 @@ def pick(config, limit=2.0, sgd_batch_size=128):
     """`config` with the shortest periods by which an epoch costs less than `limit` times SGD's.
 
     What it is picked from goes to the log. Raises ConfigError where the optimizer is not kfc_pre or
-    no periods will do, DataError and DeviceError, TrainingFailed where a factor has no inverse.
+    no periods will do or a mini-batch is larger than the data, DataError and DeviceError,
+    TrainingFailed where updates diverge or a factor has no inverse.
     """
     if not isinstance(config.optimizer, KfcPreConfig):
         raise ConfigError(
@@ -121,8 +122,14 @@ def measure(config, dataset, sgd_batch_size):
     Medians over turns of updates on the training set, one kind of update after the other: SGD's,
     and KFC-pre's with neither statistics nor inverses, with statistics, with both. There are no
     shares where a device is given an update as a whole. Inverses are made in turn: with an
-    inverse_delay they cost no more than here.
+    inverse_delay they cost no more than here. Raises ConfigError and TrainingFailed like `pick`.
     """
+    examples = len(dataset.train_labels)
+    if sgd_batch_size > examples:
+        raise ConfigError(
+            f"--sgd-batch-size: {sgd_batch_size:,} is above the {examples:,} training examples of "
+            f"{config.data.name}: take a smaller one"
+        )
     config = resolved(config, dataset)
     shared = ("learning_rate", "momentum", "weight_decay", "max_norm")
     sgd_settings = SgdConfig(
@@ -149,6 +156,8 @@ def measure(config, dataset, sgd_batch_size):
             f"while updates were timed a factor could not be inverted ({error})",
             "; a larger optimizer.damping may help",
         ) from None
+    except FloatingPointError as error:  # its text has what may help
+        raise TrainingFailed(f"while updates were timed they diverged: {error}") from None
     sgd_update, statistics_update, full_update, update = map(median, zip(*seconds, strict=True))
     costs = Costs(
         config.optimizer.batch_size,
