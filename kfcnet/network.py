@@ -232,7 +232,7 @@ class Network:
 
         Raises TypeError for another type, ValueError for another shape.
         """
-        self._check_inputs(x)
+        x = self._checked(x)
         mode = Mode(training, step, self._weights(self._bound, len(x), training))
         self.ops.join()  # where x was queued beside
         for layer in self.layers:
@@ -257,7 +257,8 @@ class Network:
         names = [layer.name for layer in placed]
         return dict(zip(names, self.ops.weights(flat, list(placed.values()), down), strict=True))
 
-    def _check_inputs(self, x):
+    def _checked(self, x):
+        """The inputs, C-contiguous as the primitives take them; raises as `forward` says."""
         expected = self.ops.dtype.name
         if not hasattr(x, "dtype") or x.dtype != self.ops.dtype:
             found = getattr(x, "dtype", type(x).__name__)
@@ -270,6 +271,7 @@ class Network:
                 f"inputs have shape {tuple(x.shape)}; the network takes "
                 f"(M, {', '.join(map(str, self.input_shape))})"
             )
+        return self.ops.asarray(x)
 
     def backward(self, dz: Any, per_example: bool = False) -> None:
         """Send dz (m, classes) down through the layers; m <= M, the first of the forward pass.
@@ -353,6 +355,7 @@ class Network:
 
     def measure_statistics(self, x: Any) -> None:
         """Set every batch normalisation's statistics for evaluation to those of x (M, H, W, C)."""
+        x = self._checked(x)
         normalisations = [layer for layer in self.layers if isinstance(layer, BatchNorm)]
         for layer in normalisations:
             layer.measuring = True
@@ -363,6 +366,7 @@ class Network:
 
     def first_nonfinite(self, x: Any) -> str | None:
         """Name of the first layer whose parameters or outputs on x are not finite, or None."""
+        x = self._checked(x)
         for layer in self.layers:
             x = layer.forward(x, Mode())
             if not np.isfinite(self.ops.to_numpy(x)).all():

@@ -285,6 +285,37 @@ def test_the_estimate_has_the_factors_of_the_batch(classifier):
     assert_close(K.factors[0][1], Gamma, 1e-12)
 
 
+def permuted(x):
+    """The same images, in memory map by map."""
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1)
+
+
+def grey(x):
+    """The same images of one map, whose axis NumPy gave a stride of no meaning."""
+    return np.ascontiguousarray(x[..., 0])[..., None]
+
+
+@pytest.mark.parametrize("native", ["off", "auto"])
+@pytest.mark.parametrize("maps, placed", [(2, permuted), (2, np.asfortranarray), (1, grey)])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_factors_do_not_depend_on_how_the_inputs_lie_in_memory(rng, native, maps, placed, padding):
+    ops = CpuOps("float64", shards=1, native=native)
+    layers = [dict(layer="conv", filters=2, kernel=3, padding=padding, std=0.5), *SMALL[1:]]
+    net, loss = network(ops, layers, (6, 5, maps)), SoftmaxCrossEntropy(ops, seed=2)
+    x = rng.standard_normal((4, 6, 5, maps))
+    elsewhere = placed(x)
+    assert np.array_equal(elsewhere, x) and elsewhere.strides != x.strides
+    expected = KroneckerFisher.estimate(net, loss, x).factors
+    found = KroneckerFisher.estimate(net, loss, elsewhere).factors
+    for pair, same in zip(found, expected, strict=True):
+        assert np.isfinite(pair[0]).all() and np.isfinite(pair[1]).all()
+        np.testing.assert_array_equal(pair[0], same[0])
+        np.testing.assert_array_equal(pair[1], same[1])
+    assert_close(input_factor(elsewhere, 3, 1, padding), expected[0][0], 1e-12)
+    rows = ops.patches(x, 3, 1, padding)
+    np.testing.assert_array_equal(ops.patches(elsewhere, 3, 1, padding), rows)
+
+
 def test_an_optimizers_blocks_give_the_structure_that_they_keep(ops64, rng):
     """Learned scales have an exact block, which stands in Omega's place."""
     layers = [SMALL[0], dict(layer="batch_norm", affine=True), *SMALL[1:]]

@@ -27,11 +27,12 @@ def fill_patches(x, rows, kernel, stride, padding):
     Ho, Wo = output_sides(x.shape, kernel, stride, padding)
     if padding:
         x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    x = np.ascontiguousarray(x)  # a kernel row is then one run
     s = x.strides
     windows = np.lib.stride_tricks.as_strided(
         x,
         (M, Ho, Wo, kernel, kernel * J),
-        (s[0], stride * s[1], stride * s[2], s[1], s[3]),
+        (s[0], stride * s[1], stride * s[2], s[1], x.itemsize),  # s[3] says nothing where J = 1
         writeable=False,
     )
     rows[:, 0] = 1
