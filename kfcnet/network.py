@@ -208,14 +208,16 @@ class Network:
             layer.weight = view
 
     def copy(self) -> "Network":
-        """A copy with its own buffers: a pass through it leaves this network's layers alone.
+        """A copy with its own buffers: nothing that is done with it changes this network.
 
-        It begins with the same parameters; `bind` changes those of the copy alone.
+        Its theta begins with the parameters in use here, which `using` may have bound.
         """
         other = copy.copy(self)
         other.layers = [copy.copy(layer) for layer in self.layers]
         pairs = zip(other.layers, self.layers, strict=True)
         other.weighted = [own for own, layer in pairs if layer in self.weighted]
+        other.theta, other.gradient = map(self.ops.copy, (self._bound, self.gradient))
+        other.bind(other.theta)
         return other
 
     @contextlib.contextmanager

@@ -225,6 +225,23 @@ def test_a_copy_leaves_what_the_layers_remember_alone(ops64, rng, inputs):
     assert np.array_equal(net.tangent(direction, 3), expected)
 
 
+def test_training_a_copy_leaves_the_network_alone(ops64, inputs):
+    net, loss = network(ops64), SoftmaxCrossEntropy(ops64)
+    with net.using(2 * net.theta):
+        other = net.copy()
+    theta, gradient, expected = net.theta.copy(), net.gradient.copy(), net.forward(inputs)
+    np.testing.assert_array_equal(other.theta, 2 * theta)
+    _, dz, _ = loss.evaluate(other.forward(inputs), np.zeros(5, np.int32))
+    other.backward(dz)
+    other.compute_gradient()
+    assert other.gradient.any()
+    other.theta -= 0.1 * other.gradient
+    assert not np.allclose(other.forward(inputs), expected)
+    np.testing.assert_array_equal(net.theta, theta)
+    np.testing.assert_array_equal(net.gradient, gradient)
+    np.testing.assert_array_equal(net.forward(inputs), expected)
+
+
 def unfused(net):
     """The network, its ReLUs and normalisations in passes of their own."""
     for layer in net.layers:

@@ -144,6 +144,14 @@ def test_the_operator_keeps_its_parameters_and_batch_whatever_the_network_does(c
     assert_close(operator @ v, expected, 1e-13)
 
 
+def test_the_fisher_operator_belongs_to_the_parameters_in_use(classifier):
+    net, loss, x = classifier
+    with net.using(2 * net.theta):
+        expected = enumerated_fisher(net, loss, x)
+        operator = FisherOperator(net, loss, x)
+    assert_close(dense(operator), expected, 1e-11)
+
+
 def test_dropout_is_the_mask_of_the_step_that_was_asked_for(ops64, rng):
     net, loss = network(ops64), SoftmaxCrossEntropy(ops64)
     x, v = rng.standard_normal((3, *INPUT_SHAPE)), rng.standard_normal(len(net.theta))

@@ -31,7 +31,7 @@ class FisherOperator(LinearOperator):
 
     with F_R the Fisher matrix of the predictive distribution, so that F is also the generalised
     Gauss-Newton matrix. A product is a tangent pass, F_R, and a backward pass. It belongs to the
-    parameters that the network has when the operator is made, and works on a copy of it. Batch
+    parameters that the network uses when the operator is made, and works on a copy of it. Batch
     normalisation's statistics count as constants (kfcnet/layers/normalization.py).
     """
 
@@ -52,7 +52,6 @@ class FisherOperator(LinearOperator):
         n = len(network.theta)
         super().__init__(network.ops.dtype, (n, n))
         self.network, self.loss, self.inputs, self.step = network.copy(), loss, inputs, step
-        self.network.bind(network.ops.copy(network.theta))
         if np.ndim(weight_decay) == 0:
             weight_decay = np.full(n, float(weight_decay))
         self.weight_decay, self.damping = network.ops.asarray(weight_decay), damping

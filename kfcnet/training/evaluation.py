@@ -149,8 +149,6 @@ class TrainedNetwork:
         for name in ("config", "steps", "mean", "pixels", "class_names", "data_checksum", "loss"):
             setattr(other, name, getattr(self, name))
         other.network = self.network.copy()
-        other.network.theta = self.network.ops.copy(self.network.theta)
-        other.network.bind(other.network.theta)
         from_arrays(other.network, arrays)
         return other
 
