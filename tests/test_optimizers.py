@@ -6,16 +6,18 @@ import math
 import numpy as np
 import pytest
 from checks import assert_close
-from networks import EVERY_LAYER, INPUT_SHAPE, batches, network, optimizer, settings
+from networks import CONFIGS, EVERY_LAYER, INPUT_SHAPE, batches, network, optimizer, settings
 
 from kfcnet.batches import Batch
+from kfcnet.config.schema import HessianFreeConfig, KfacConfig
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
 from kfcnet.curvature.inversion import InversionWarning
 from kfcnet.layers import Layer, ReLU
-from kfcnet.losses import SquaredError
+from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import Network, build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
+from kfcnet.ranks import is_of_all
 
 
 def loss_gradient(opt, batch, step):
@@ -40,6 +42,27 @@ def test_nothing_moves_from_the_first_loss_that_is_not_finite_on(ops64, rng, nam
     assert reading.nonfinite_step == 1 and np.isnan(reading.losses)
     for key, array in before.items():
         np.testing.assert_array_equal(getattr(opt, key, opt.network.theta), array)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "kfac", "hessian_free"])
+def test_every_optimizer_refuses_all_steps_after_a_loss_that_is_not_finite(ops64, rng, name):
+    if name in CONFIGS:
+        opt = optimizer(ops64, name)
+    else:
+        config = {"kfac": KfacConfig, "hessian_free": HessianFreeConfig}[name]()
+        opt = build_optimizer(config, network(ops64), SoftmaxCrossEntropy(ops64, 3))
+    data = batches(ops64, rng, 6)
+    opt.prepare(data[:1])
+    data[2].inputs[0, 0, 0, 0] = np.nan
+    opt.step(data[1])
+    before = {key: opt.state()[key] for key in ("theta", "velocity", "average")}
+    for batch in data[2:]:
+        with pytest.raises(FloatingPointError, match="loss of update 2 is not finite") as raised:
+            opt.step(batch)
+        assert is_of_all(raised.value)
+    for key, array in before.items():
+        assert np.isfinite(array).all()
+        np.testing.assert_array_equal(opt.state()[key], array)
 
 
 def test_a_reading_is_what_the_steps_since_the_latest_restart_add_up_to(ops64, rng):

@@ -10,6 +10,7 @@ import numpy as np
 from kfcnet.batches import Batch
 from kfcnet.optimizers import schedules
 from kfcnet.optimizers.running_sums import RunningSums
+from kfcnet.ranks import of_all
 
 
 class Step(NamedTuple):
@@ -154,6 +155,20 @@ class Optimizer:
                     weight, average, limit, averaging_decay, self.running_sums.nonfinite_step
                 )
 
+    def _require_finite(self):
+        """Raise FloatingPointError where the loss of a step was not finite; waits for the device.
+
+        Processes that share a mini-batch all do: the loss is that of all of it.
+        """
+        first = self.read_sums().nonfinite_step
+        if first is not None:
+            raise of_all(
+                FloatingPointError(
+                    f"the loss of update {first + 1} is not finite; the parameters are as they "
+                    "were before it. A smaller learning_rate or a larger damping may help"
+                )
+            )
+
     def read_sums(self):
         """The Reading of `running_sums`; waits for the device, and tells what it met since."""
         return self.running_sums.read()
@@ -204,12 +219,7 @@ class ScheduledOptimizer(Optimizer):
             kind = type(batch).__name__
             raise TypeError(f"step: expected a kfcnet.batches.Batch(inputs, targets), got a {kind}")
         step = self.advance(self.ops.ranks.whole(batch.size), self._captured_update, batch)
-        first = self.read_sums().nonfinite_step
-        if first is not None:
-            raise FloatingPointError(
-                f"the loss of update {first + 1} is not finite; the parameters are as they were "
-                "before it. A smaller learning_rate or a larger damping may help"
-            )
+        self._require_finite()
         return step
 
     def advance(self, examples, update, *inputs):

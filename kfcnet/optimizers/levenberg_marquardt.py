@@ -57,6 +57,15 @@ class LevenbergMarquardt(KroneckerOptimizer):
         """That of the latest update."""
         return self.learning_rate
 
+    def _backward(self, dz, totals):
+        """As always; raises what `step` does where the loss is not finite: what follows decides by
+        numbers, and would take a NaN for a step that is not worth taking.
+        """
+        super()._backward(dz, totals)
+        if not np.isfinite(self._read(totals)).all():
+            self.ops.write(self.running_sums.nonfinite_step, self.steps)
+        self._require_finite()
+
     def _read(self, *scalars):
         """Device scalars as a float64 array."""
         return np.array([self.ops.to_numpy(scalar)[0] for scalar in scalars], np.float64)
