@@ -165,6 +165,27 @@ def test_a_step_that_never_lowers_the_objective_is_not_taken(ops64, rng, monkeyp
     assert (opt.steps, opt.examples) == (1, 8)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_hessian_free_raises_where_conjugate_gradients_overflow_and_moves_nothing(rng):
+    ops = CpuOps("float32", shards=1)
+    layers = [
+        dict(layer="dense", units=5, std=1e-20),
+        dict(layer="relu"),
+        dict(layer="dense", units=4),
+    ]
+    config = HessianFreeConfig(preconditioner="none")
+    net = build_network(layers, SHAPE, ops, seed=3)
+    opt = build_optimizer(config, net, SoftmaxCrossEntropy(ops, 3))
+    before = opt.state()
+    inputs = ops.asarray(1e15 * rng.standard_normal((64, *SHAPE)))
+    with pytest.raises(FloatingPointError, match="the quadratic model of the step is not finite"):
+        opt.step(Batch(inputs, rng.integers(0, 4, 64).astype(np.int32)))
+    after = opt.state()
+    for name in ("theta", "velocity", "average"):
+        assert np.isfinite(after[name]).all(), name
+        np.testing.assert_array_equal(after[name], before[name])
+
+
 def test_without_a_preconditioner_there_is_nothing_to_prepare(ops64, rng):
     opt = hessian_free(ops64, preconditioner="none")
     assert not opt.needs_preparation

@@ -6,6 +6,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 from kfcnet.curvature.operators import FisherOperator
 from kfcnet.optimizers.base import Step
 from kfcnet.optimizers.levenberg_marquardt import LevenbergMarquardt
+from kfcnet.ranks import of_all
 
 HALVINGS = 5  # of a step that raises the objective, before it is given up
 
@@ -49,7 +50,10 @@ class HessianFree(LevenbergMarquardt):
                 self._update_inverses()
 
     def _solve(self, batch):
-        """(d (n,), M(d) - M(0)) where conjugate gradients come to in the number of their steps."""
+        """(d (n,), M(d) - M(0)) where conjugate gradients come to in the number of their steps.
+
+        Raises FloatingPointError where a number is not finite.
+        """
         c = self.config
         m = self.ops.ranks.part(c.fisher_fraction, batch.size)
         curvature = FisherOperator(
@@ -70,7 +74,10 @@ class HessianFree(LevenbergMarquardt):
             atol=c.cg_tolerance * np.linalg.norm(gradient),
             M=self.preconditioner() if c.preconditioner == "kfc" else None,
         )
-        return d, float(gradient @ d + d @ (curvature @ d) / 2)
+        change = float(gradient @ d + d @ (curvature @ d) / 2)
+        if not np.isfinite(change):  # no share of such a step, not even none of it, is a number
+            raise of_all(FloatingPointError("the quadratic model of the step is not finite"))
+        return d, change
 
     def preconditioner(self):
         """The inverse of KFC's damped matrix as a LinearOperator, for SciPy's solvers."""
