@@ -68,8 +68,13 @@ class SquaredError:
     def evaluate(self, z, targets):
         """z (M, C), targets (M, C) -> Evaluated: z, z - y, and |z - y|^2 / C as an error.
 
-        For targets of variance one that is the share of their variance that is missed.
+        For targets of variance one that is the share of their variance that is missed. Raises
+        ValueError for targets of another shape.
         """
+        if np.shape(targets) != z.shape:
+            raise ValueError(
+                f"targets have shape {np.shape(targets)}; there is one for each output, {z.shape}"
+            )
         dz = self.ops.copy(z)
         self.ops.axpy(-1.0, targets, dz)
         squares, totals = self.ops.dot(dz, dz), self.ops.zeros((2,))

@@ -1,5 +1,7 @@
 """Squared error: a network that learns to give its inputs back."""
 
+import re
+
 import numpy as np
 import pytest
 from checks import assert_close
@@ -42,6 +44,12 @@ def test_the_error_is_the_mean_square_of_what_the_outputs_miss(ops, rng):
     squares = np.square(z - y).sum()
     assert_close(ops.to_numpy(found.totals), [squares / 2, squares / 3], 1e-5)
     assert_close(ops.to_numpy(found.dz), z - y, 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (3,), (4,), (1, 3), (4, 3, 1)])
+def test_squared_error_refuses_targets_of_another_shape_than_the_outputs(ops, shape):
+    with pytest.raises(ValueError, match=re.escape(f"targets have shape {shape}; ") + ".*4, 3"):
+        SquaredError(ops).evaluate(ops.zeros((4, 3)), ops.zeros(shape))
 
 
 def test_an_autoencoder_learns_to_give_the_digits_back(tmp_path):
