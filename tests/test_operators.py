@@ -324,6 +324,13 @@ def test_factors_do_not_depend_on_how_the_inputs_lie_in_memory(rng, native, maps
     np.testing.assert_array_equal(ops.patches(elsewhere, 3, 1, padding), rows)
 
 
+def test_an_estimate_without_a_draw_is_refused(classifier):
+    net, loss, x = classifier
+    for draws in (0, -1):
+        with pytest.raises(ValueError, match=f"draws: {draws} is below 1"):
+            KroneckerFisher.estimate(net, loss, x, draws)
+
+
 def test_an_optimizers_blocks_give_the_structure_that_they_keep(ops64, rng):
     """Learned scales have an exact block, which stands in Omega's place."""
     layers = [SMALL[0], dict(layer="batch_norm", affine=True), *SMALL[1:]]

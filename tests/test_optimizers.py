@@ -459,6 +459,14 @@ def test_a_step_before_the_preparation_is_refused(ops64, rng):
     np.testing.assert_equal(states[1], states[0])
 
 
+def test_prepare_without_a_batch_raises(ops64):
+    """The factors would be zero, and inverses of the damping alone taken for an estimate."""
+    opt = optimizer(ops64, "kfc_pre")
+    with pytest.raises(ValueError, match="batches: none given; the factors need at least one"):
+        opt.prepare(iter([]))
+    assert opt.needs_preparation
+
+
 def test_preparation_averages_over_all_of_its_batches(ops64, rng):
     """Batches of unequal size count by their examples: the estimate is that of their union."""
     opt = optimizer(ops64, "kfc_pre", layers=EVERY_LAYER[1:])

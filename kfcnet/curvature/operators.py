@@ -192,8 +192,10 @@ class KroneckerFisher(LinearOperator):
         """From a mini-batch (M, H, W, C), the mean over `draws` sampled targets of each example.
 
         draws: None for the expectation over the targets, without sampling: one backward pass a
-        class.
+        class. Raises ValueError where there is no draw.
         """
+        if draws is not None and draws < 1:
+            raise ValueError(f"draws: {draws} is below 1; None takes the expectation")
         blocks = [build_block("kfc", layer, network.ops) for layer in network.weighted]
         predictive = loss.predictive(network.forward(inputs))
         if draws is None:

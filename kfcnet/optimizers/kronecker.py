@@ -39,7 +39,10 @@ class KroneckerOptimizer(Optimizer):
         return build_block("kfc", layer, self.ops, weight_decay, self.config.tikhonov)
 
     def prepare(self, batches):
-        """Factors and inverses at the initial parameters: the mean over all of the batches."""
+        """Factors and inverses at the initial parameters: the mean over all of the batches.
+
+        Raises ValueError where there is none.
+        """
         seen = 0
         for index, batch in enumerate(batches):
             M = len(batch.inputs)
@@ -49,6 +52,8 @@ class KroneckerOptimizer(Optimizer):
                 # Counted down from the top of the range: no step will ever draw these uniforms.
                 self._sample_factors(predictive, 2**63 - 1 - index, decay=seen / (seen + M))
             seen += M
+        if not seen:
+            raise ValueError("batches: none given; the factors need at least one")
         with self.phase("inverses"):
             self._update_inverses()
         self.factors_at, self.needs_preparation = self.examples, False
