@@ -133,8 +133,8 @@ class Network:
         Raises ValueError where no layer has weights or two layers share a name.
         """
         self.layers, self.ops = list(layers), ops
-        self.weighted = [layer for layer in layers if isinstance(layer, Weighted)]
-        names = [layer.name for layer in layers]
+        self.weighted = [layer for layer in self.layers if isinstance(layer, Weighted)]
+        names = [layer.name for layer in self.layers]
         if not self.weighted:
             raise ValueError("network: no layer has weights")
         if len(set(names)) < len(names):

@@ -7,7 +7,7 @@ from networks import EVERY_LAYER, INPUT_SHAPE, network
 
 from kfcnet.layers import AvgPool, Mode, ReLU, ResponseNorm
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
-from kfcnet.network import build_network
+from kfcnet.network import Network, build_network
 
 BATCH_NORM = [layer for layer in EVERY_LAYER if layer["layer"] != "response_norm"]
 BATCH_NORM = BATCH_NORM[:2] + [dict(layer="batch_norm", epsilon=0.1)] + BATCH_NORM[2:]
@@ -203,6 +203,13 @@ def test_the_paper_network_has_its_89578_parameters(ops64):
 def test_impossible_networks_are_refused_by_name(ops64, layers, message):
     with pytest.raises(ValueError, match=message):
         build_network(layers, (7, 6, 2), ops64)
+
+
+def test_layers_may_come_one_by_one(ops64, inputs):
+    built = network(ops64)
+    again = Network(iter(build_network(EVERY_LAYER, INPUT_SHAPE, ops64, seed=3).layers), ops64)
+    again.theta[...] = built.theta
+    np.testing.assert_array_equal(again.forward(inputs), built.forward(inputs))
 
 
 def test_first_nonfinite_names_the_layer(ops64, inputs):

@@ -347,6 +347,17 @@ def test_an_optimizers_blocks_give_the_structure_that_they_keep(ops64, rng):
             assert_close(K[first:last, first:last], block.matrix(), 1e-12)
 
 
+def test_blocks_may_come_one_by_one(classifier):
+    net, loss, x = classifier
+    net.backward(loss.sampled_gradient(loss.predictive(net.forward(x)), 0), per_example=True)
+    blocks = [build_block("kfc", layer, net.ops) for layer in net.weighted]
+    for block in blocks:
+        block.update_factors(decay=0)
+    expected = dense(KroneckerFisher.of(blocks))
+    assert expected.any()
+    np.testing.assert_array_equal(dense(KroneckerFisher.of(iter(blocks))), expected)
+
+
 def test_a_block_that_is_no_kronecker_product_is_refused(classifier):
     blocks = [build_block("ekfac", layer, layer.ops) for layer in classifier[0].weighted]
     with pytest.raises(ValueError, match="conv1: a block of structure ekfac"):

@@ -169,6 +169,7 @@ class KroneckerFisher(LinearOperator):
 
         Raises ValueError where a block has eigenvalues of its own, and so is no Kronecker product.
         """
+        blocks = list(blocks)
         for block in blocks:
             if isinstance(block, EigenvalueCorrectedBlock):
                 raise ValueError(
