@@ -700,10 +700,6 @@ def test_blas_is_given_back_by_the_last_of_several_threads_and_after_an_error(tw
     assert blas_threads() == {2}
 
 
-@pytest.mark.skipif(
-    "fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork"
-)
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_the_calling_thread_takes_the_last_shard_and_waits_for_the_others_after_an_error():
     ops, seen = CpuOps("float64", shards=3, native="off"), []
 
@@ -719,6 +715,24 @@ def test_the_calling_thread_takes_the_last_shard_and_waits_for_the_others_after_
     assert sorted(seen) == [0, 1]
 
 
+def test_no_shard_writes_after_map_has_raised():
+    ops, seen = CpuOps("float64", shards=3, native="off"), []
+
+    def work(x):
+        if x[0] == 0:
+            raise ZeroDivisionError
+        time.sleep(0.05 * (2 - x[0]))
+        seen.append(x[0])
+
+    with pytest.raises(ZeroDivisionError):
+        ops._run(work, np.arange(3))
+    assert sorted(seen) == [1, 2]
+
+
+@pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="the system has no fork"
+)
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_forked_process_computes_though_its_parents_threads_are_gone():
     ops = CpuOps(shards=2)
     x = ops.asarray(np.arange(-4, 4).reshape(4, 2))

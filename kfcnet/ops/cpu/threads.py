@@ -26,9 +26,8 @@ class Threads:
         begun = [self.submit(function, argument) for argument in others]
         try:
             result = function(last)
-        except BaseException:
-            wait(begun)  # they still write into arrays of the caller
-            raise
+        finally:
+            wait(begun)  # whichever fails, they still write into arrays of the caller
         return [*(future.result() for future in begun), result]
 
     def submit(self, function, *arguments):
