@@ -247,6 +247,19 @@ def test_max_pooling_passes_nan_on(ops):
     assert np.isnan(ops.to_numpy(ops.max_pool(ops.asarray(x), 3, 2)[0])).all()
 
 
+def test_derivative_and_tangent_of_a_nan_are_those_of_a_pixel_of_its_clipped_window(ops):
+    x = np.zeros((1, 4, 4, 1))
+    x[0, 2, 3] = np.nan  # of both clipped windows on the right
+    rx = 1 + np.arange(16.0).reshape(x.shape)
+    y, argmax = ops.max_pool(ops.asarray(x), 3, 2)
+    assert np.array_equal(np.isnan(ops.to_numpy(y))[0, ..., 0], [[False, True], [False, True]])
+    ry = ops.to_numpy(ops.max_pool_tangent(ops.asarray(rx), argmax, 3, 2))
+    assert ry[0, 0, 1, 0] in rx[0, :, 2:] and ry[0, 1, 1, 0] in rx[0, 2:, 2:]
+    dy = np.array([1.0, 2.0, 4.0, 8.0]).reshape(1, 2, 2, 1)
+    dx = ops.to_numpy(ops.max_pool_backward(ops.asarray(dy), argmax, x.shape, 3, 2))
+    assert dx.sum() == 15 and dx[0, :, 2:].sum() >= 10 and dx[0, 2:, 2:].sum() >= 8
+
+
 def test_max_pooling_backward_and_tangent_are_adjoint_and_follow_the_maximum(ops, pooling, rng):
     shape, size, stride, clipped = pooling
     x, rx = (ops.asarray(rng.standard_normal(shape)) for _ in range(2))

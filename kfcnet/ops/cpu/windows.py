@@ -27,7 +27,7 @@ def _offsets(x_shape, y_shape, size, stride):
 def max_pool(x, y, argmax, size, stride):
     """y (M, Ho, Wo, J) = maximum of each window; argmax uint8 its offset, the first where tied.
 
-    A NaN is passed on, at an offset of no meaning.
+    A NaN is passed on, at the window's first pixel.
     """
     offsets = list(_offsets(x.shape, y.shape, size, stride))
     y[...] = -np.inf
@@ -36,7 +36,8 @@ def max_pool(x, y, argmax, size, stride):
     argmax[...] = 0
     last = size * size - 1  # 255 at most
     for offset, pixels, windows in offsets:  # the first hit leaves the largest number
-        hits = (x[pixels] == y[windows]).view(np.uint8)
+        # Not "equal": where the maximum is a NaN some pixel of the window has to be it.
+        hits = (~(x[pixels] < y[windows])).view(np.uint8)
         hits *= np.uint8(last - offset)
         np.maximum(argmax[windows], hits, out=argmax[windows])
     np.subtract(last, argmax, out=argmax, casting="unsafe")
