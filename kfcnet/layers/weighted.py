@@ -10,10 +10,11 @@ from kfcnet.ops.shapes import output_sides
 class WeightedPass(NamedTuple):
     """What a pass leaves in a layer with parameters.
 
-    inputs (M, H, W, J); weight: as the forward pass met it, in the form that the device reads;
-    derivatives (m, Ho, Wo, I): of the pre-activations, after a backward pass. Where a convolution
-    pools in its own pass, argmax (M, Po, Qo, I) is that of its windows, and after a backward pass
-    there are pooled_derivatives (m, Po, Qo, I), of its result.
+    inputs (M, H, W, J); weight: in the form that the device reads, which on the CPU is a view of
+    the parameters, so that a backward pass has to come before they move; derivatives
+    (m, Ho, Wo, I): of the pre-activations, after a backward pass. Where a convolution pools in its
+    own pass, argmax (M, Po, Qo, I) is that of its windows, and after a backward pass there are
+    pooled_derivatives (m, Po, Qo, I), of its result.
     """
 
     inputs: Any
