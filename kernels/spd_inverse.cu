@@ -146,8 +146,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) spd_damp(
     const float other_mean =
         mean_diagonal(is_gamma ? matrix - other * other : matrix + part.side * part.side, other);
     if (threadIdx.x == 0) {
-        const float ratio = own_mean > 0.0f && other_mean > 0.0f ? own_mean / other_mean : 1.0f;
-        shift = sqrtf(ratio) * sqrtf(damping[part.matrix / 2]);  // for Gamma pi is the inverse
+        // The roots come first: the ratio of the means may overflow. For Gamma pi is the inverse.
+        const bool defined = own_mean > 0.0f && other_mean > 0.0f;
+        const float pi = defined ? sqrtf(own_mean) / sqrtf(other_mean) : 1.0f;
+        shift = pi * sqrtf(damping[part.matrix / 2]);
     }
     __syncthreads();  // the shift is there
     for (int i = part.first + threadIdx.x; i < part.end; i += THREADS)

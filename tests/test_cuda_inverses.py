@@ -60,6 +60,16 @@ def test_a_factor_that_vanishes_is_damped_with_the_root_alone(cuda):
     assert_close(gamma, np.eye(2) / (1 + C**0.5), 1e-6)
 
 
+@pytest.mark.parametrize("scales", [(1e3, 1e-36), (1e-36, 1e3)])
+def test_pi_is_finite_where_the_ratio_of_the_traces_is_not_within_a_graph(cuda, scales):
+    matrices = [np.diag([2.0, 1.5, 1.0]) * scales[0], np.diag([2.0, 1.0]) * scales[1]]
+    inverses, failures = adopt(cuda, matrices)
+    assert failures == [0]
+    exact = damped_inverses(CpuOps("float64", shards=1), *matrices, C)
+    for inverse, expected in zip(inverses, exact, strict=True):
+        assert_close(inverse, expected, 1e-5)
+
+
 @pytest.mark.parametrize("spoil", [-50.0, np.nan, np.inf])
 @pytest.mark.parametrize("row, column", [(0, 0), (31, 31), (40, 40), (3, 39)])
 def test_a_layer_with_a_factor_that_is_not_positive_definite_keeps_its_inverses(

@@ -10,6 +10,7 @@ from networks import network, settings
 from kfcnet.batches import Batch
 from kfcnet.curvature import damped_inverses, damping_floor
 from kfcnet.curvature.block import KroneckerBlock
+from kfcnet.curvature.damping import damping_shifts
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
 from kfcnet.curvature.inversion import InversionWarning, all_finite, inverted
 from kfcnet.curvature.structures import STRUCTURES
@@ -39,6 +40,15 @@ def ill_conditioned(n=10, seed=1):
 
 def plain_inverse(ops, matrix):
     return [ops.spd_inverse(matrix, ops.zeros(1))]
+
+
+@pytest.mark.parametrize("scales", [(1e3, 1e-36), (1e-36, 1e3)])
+def test_pi_is_finite_where_the_ratio_of_the_traces_is_not(ops, scales):
+    Omega, Gamma = np.diag([2.0, 1.5, 1.0]) * scales[0], np.diag([2.0, 1.0]) * scales[1]
+    shifts = damping_shifts(ops, ops.asarray(Omega), ops.asarray(Gamma), 1e-3)
+    pi = np.sqrt(Omega.trace() / 3) / np.sqrt(Gamma.trace() / 2)
+    for shift, expected in zip(shifts, (pi * 1e-3**0.5, 1e-3**0.5 / pi), strict=True):
+        assert np.isclose(ops.to_numpy(shift)[0], expected, rtol=1e-5)
 
 
 def test_what_float32_cannot_factorize_is_inverted_in_float64():

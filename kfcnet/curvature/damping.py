@@ -12,7 +12,9 @@ def trace_norm_pi(ops, Omega, Gamma):
     input_scale = ops.trace(Omega) / len(Omega)
     derivative_scale = ops.trace(Gamma) / len(Gamma)
     defined = (input_scale > 0) & (derivative_scale > 0)
-    return ((input_scale * defined + ~defined) / (derivative_scale * defined + ~defined)) ** 0.5
+    # The roots come first: the ratio of the scales may overflow where that of their roots does not.
+    input_root = (input_scale * defined + ~defined) ** 0.5
+    return input_root / (derivative_scale * defined + ~defined) ** 0.5
 
 
 def damping_shifts(ops, Omega, Gamma, c):
