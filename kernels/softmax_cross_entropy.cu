@@ -3,7 +3,8 @@
 //   softmax_cross_entropy  z (M, CLASSES), labels (M) -> p = softmax(z), dz = p - onehot(label),
 //                          totals (2) = [sum over examples of -log p[label], how many are wrong]
 //   sampled_gradient       dz = p - onehot(class), the first class whose cumulative p exceeds the
-//                          example's uniform number (the last class where rounding leaves none)
+//                          example's uniform number (where rounding leaves none, the last class that
+//                          adds anything to it)
 //   softmax_fisher         result (1) = scale * sum over examples of r^T (diag(p) - p p^T) s, the
 //                          exact Fisher matrix of the outputs between tangents r, s (M, CLASSES)
 //   softmax_fisher_product product (M, CLASSES) = (diag(p) - p p^T) r of every example
@@ -77,8 +78,11 @@ extern "C" __global__ void sampled_gradient(
     const float u = uniforms[example], *row = p + example * CLASSES;
     float before = 0.0f;
     for (int c = 0; c < own; ++c) before += row[c];
-    const bool reached = own == 0 || before <= u;
-    const bool drawn = reached && (own == CLASSES - 1 || before + row[own] > u);
+    const float through = before + row[own];
+    int next = own + 1;  // the first class behind it that adds anything
+#pragma unroll 1
+    while (next < CLASSES && through + row[next] == through) ++next;
+    const bool drawn = before <= u && before < through && (through > u || next == CLASSES);
     dz[i] = row[own] - drawn;
 }
 

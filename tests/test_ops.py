@@ -399,6 +399,19 @@ def test_sampled_gradient_never_draws_beyond_the_last_class(ops):
     assert_close(dz, [[0.5, 0.25, 0.2499 - 1]], 1e-6)
 
 
+def test_no_class_of_probability_zero_is_ever_drawn(ops, rng):
+    p = np.zeros((60, 6))
+    p[:, 1:4] = ops.to_numpy(ops.asarray(rng.dirichlet(np.ones(3), 60))) * np.float32(0.99)
+    p[::2, 3] = 0
+    uniforms = np.tile([0.0, 0.25, 0.5, 0.75, 1 - 2.0**-24], 12)
+    dz = ops.to_numpy(ops.sampled_gradient(ops.asarray(p), ops.asarray(uniforms)))
+    drawn = np.rint(p - dz)
+    assert np.isfinite(dz).all() and np.array_equal(drawn.sum(axis=1), np.ones(60))
+    assert (p[drawn == 1] > 0).all()
+    last = drawn[4::5].argmax(axis=1)
+    assert np.array_equal(last, 2 + np.arange(4, 60, 5) % 2)
+
+
 def test_softmax_fisher_is_the_bilinear_form(ops, rng):
     p, r, s = rng.dirichlet(np.ones(4), 6), *rng.standard_normal((2, 6, 4))
     matrices = [np.diag(q) - np.outer(q, q) for q in p]

@@ -390,7 +390,10 @@ class Primitives(ABC):
 
     @abstractmethod
     def sampled_gradient(self, p, uniforms):
-        """p - onehot(class drawn from p): the first whose cumulative probability exceeds u."""
+        """p - onehot(class drawn from p): the first whose cumulative probability exceeds u.
+
+        It never has probability zero, also where rounding leaves the whole sum below u.
+        """
 
     @abstractmethod
     def softmax_fisher(self, p, r, s, scale):

@@ -385,9 +385,11 @@ class CpuOps(PooledConvolutions):
         return p, dz, np.array([nats, (z.argmax(axis=1) != labels).sum()])
 
     def sampled_gradient(self, p, uniforms):
-        below = np.cumsum(p, axis=1) <= uniforms[:, None]
+        sums = np.cumsum(p, axis=1)
+        # Rounding may leave their end below the number: the class is then the first to come to it.
+        reached = (sums > uniforms[:, None]) | (sums == sums[:, -1:])
         dz = p.copy()
-        dz[np.arange(len(p)), np.minimum(below.sum(axis=1), p.shape[1] - 1)] -= 1
+        dz[np.arange(len(p)), reached.argmax(axis=1)] -= 1
         return dz
 
     def softmax_fisher(self, p, r, s, scale):
