@@ -404,6 +404,29 @@ def test_impossible_sizes_are_refused(sizes, message):
         forward(**sizes)
 
 
+@pytest.mark.parametrize(
+    "function", ["conv_forward", "conv_backward_data", "conv_backward_weights"]
+)
+@pytest.mark.parametrize("maps, outputs", [(2**19, 1), (2, 2**19)])
+def test_a_padded_image_beyond_all_memory_is_refused(function, maps, outputs):
+    x, y = np.zeros((1, 1, 1, maps)), np.zeros((1, 3, 3, outputs))
+    weight = np.zeros((outputs, 1 + maps))
+    given = {
+        "conv_forward": (x, weight, y),
+        "conv_backward_data": (y, weight, x),
+        "conv_backward_weights": (x, y, weight),
+    }
+    with pytest.raises(ValueError, match=f"{function}: an image of 1 x 1 x {2**19} with padding"):
+        getattr(native, function)(*given[function], 1, 2**20, 2**20)
+
+
+def test_a_kernel_whose_size_is_no_number_is_refused():
+    """2^20 * 2^20 * 2^24 is zero in 64 bits, which would go with a weight of no taps."""
+    x, weight, y = np.zeros((1, 1, 1, 2**24), np.float32), *np.zeros((2, 1, 1), np.float32)
+    with pytest.raises(ValueError, match="conv_forward: an image of 1 x 1 x 16777216 with padding"):
+        native.conv_forward(x, weight, y.reshape(1, 1, 1, 1), 2**20, 2**20, 2**19)
+
+
 def test_other_bad_arguments_are_refused():
     a = arrays()
     with pytest.raises(TypeError, match="takes 6 arguments"):
@@ -481,3 +504,12 @@ def test_fill_uniforms_refuses_what_is_no_word_of_a_key_or_counter(place, value)
     arguments[place] = value
     with pytest.raises((ValueError, OverflowError)):
         native.fill_uniforms(*arguments)
+
+
+def test_uniforms_from_the_end_of_their_range_are_refused():
+    """They come in blocks, the last of which would end beyond all numbers."""
+    out = np.zeros(3)
+    with pytest.raises(ValueError, match="first must be between 0 and 4611686018427387903, not"):
+        native.fill_uniforms(out, 0, 0, 0, 0, 2**63 - 1 - len(out))
+    native.fill_uniforms(out, 0, 0, 0, 0, 2**62 - 1)
+    assert np.isfinite(out).all() and out.any()

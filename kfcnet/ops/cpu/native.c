@@ -267,7 +267,8 @@ static int runs_here(const target *t)
 
 enum { READ = 0, WRITTEN = 1, BYTES = 2 };
 #define MAX_ARRAYS 4
-#define MAX_SIDE ((size)1 << 20) /* of kernels and images: products of sizes stay exact */
+#define MAX_SIDE ((size)1 << 20) /* of kernels and windows, and of the images of a factor */
+#define MAX_BYTES 0x1p61 /* of a padded image, so that sums of sizes stay exact */
 
 typedef struct call call;
 
@@ -387,14 +388,22 @@ static int check_shape(const call *c, int array, const size *expected)
     return 0;
 }
 
-/* The output size, once images, kernel, stride and padding are known. */
-static int set_output(const call *c, conv_shape *s)
+/* The output size, once images, kernel, stride and padding are known. `maps`: the most that an image
+ * has. All that the kernels allocate is about as large as an array of the call, but for a padded
+ * image, in which the kernel may lie at any pixel. */
+static int set_output(const call *c, conv_shape *s, size maps)
 {
     size high = s->height + 2 * s->padding, wide = s->width + 2 * s->padding;
     if (high < s->kernel || wide < s->kernel) {
         PyErr_Format(PyExc_ValueError,
                      "%s: kernel %zd does not fit into an image of %zd x %zd with padding %zd",
                      c->what->function, s->kernel, s->height, s->width, s->padding);
+        return -1;
+    }
+    if ((double)(high + s->kernel) * (double)(wide + s->kernel) * (double)maps * 8 > MAX_BYTES) {
+        PyErr_Format(PyExc_ValueError,
+                     "%s: an image of %zd x %zd x %zd with padding %zd is too large",
+                     c->what->function, s->height, s->width, maps, s->padding);
         return -1;
     }
     s->out_height = (high - s->kernel) / s->stride + 1;
@@ -411,7 +420,8 @@ static int take_conv(call *c, any_shape *shape)
     s->out_maps = c->buffers[what->output].shape[3];
     if ((s->kernel = take_size(c, "kernel", 1, MAX_SIDE)) < 0 ||
         (s->stride = take_size(c, "stride", 1, MAX_SIDE)) < 0 ||
-        (s->padding = take_size(c, "padding", 0, MAX_SIDE)) < 0 || set_output(c, s) < 0)
+        (s->padding = take_size(c, "padding", 0, MAX_SIDE)) < 0 ||
+        set_output(c, s, larger(s->in_maps, s->out_maps)) < 0)
         return -1;
     size output[] = {s->images, s->out_height, s->out_width, s->out_maps};
     size weight[] = {s->out_maps, 1 + s->kernel * s->kernel * s->in_maps};
@@ -427,7 +437,7 @@ static int take_factor(call *c, conv_shape *s)
     if ((s->kernel = take_size(c, "kernel", 1, MAX_SIDE)) < 0 ||
         (s->padding = take_size(c, "padding", 0, MAX_SIDE)) < 0)
         return -1;
-    return set_output(c, s);
+    return set_output(c, s, s->in_maps);
 }
 
 static int take_sides(call *c, conv_shape *s)
@@ -531,7 +541,7 @@ static int take_draw(call *c, any_shape *shape)
         (purpose = take_size(c, "purpose", 0, UINT32_MAX)) < 0 ||
         (step = take_size(c, "step", 0, PY_SSIZE_T_MAX)) < 0 ||
         (stream = take_size(c, "stream", 0, UINT32_MAX)) < 0 ||
-        (s->first = take_size(c, "first", 0, PY_SSIZE_T_MAX - s->count)) < 0)
+        (s->first = take_size(c, "first", 0, PY_SSIZE_T_MAX / 2)) < 0) /* whole blocks fit too */
         return -1;
     s->seed = (uint32_t)seed, s->purpose = (uint32_t)purpose, s->stream = (uint32_t)stream;
     s->step = (uint64_t)step;
