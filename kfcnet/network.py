@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kfcnet import philox
+from kfcnet.config.layers import check_arguments
 from kfcnet.config.names import affine_name, layer_names
 from kfcnet.layers import (
     AvgPool,
@@ -59,13 +60,24 @@ def build_network(
             raise ValueError(f"network.{index}: has no key layer, one of {', '.join(LAYERS)}")
     names = layer_names(mappings)
     for index, (arguments, name) in enumerate(zip(mappings, names, strict=True)):
-        kind = arguments.pop("layer")
+        kind = arguments["layer"]
         if kind not in LAYERS and kind != CUSTOM:
             raise ValueError(f"network.{index}: {kind!r} is not one of {', '.join(LAYERS)}")
-        arguments.pop("name", None)
+        given = {
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in arguments.items()
+        }
+        check_arguments(given, f"network.{index} ({kind})")
+        # None, as the units of a last layer may be elsewhere, is missing here.
+        arguments = {
+            key: value
+            for key, value in given.items()
+            if key not in ("layer", "name") and value is not None
+        }
         layer_class = LAYERS.get(kind)
         if kind == CUSTOM:
-            layer_class, arguments = _custom(arguments["type"], ops), arguments["settings"]
+            layer_class = _custom(arguments["type"], ops)
+            arguments = arguments.get("settings", {})
         if kind == "dropout":
             arguments |= {"seed": seed, "stream": index}
         is_affine = kind == "batch_norm" and arguments.pop("affine", False)

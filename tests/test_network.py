@@ -205,6 +205,50 @@ def test_impossible_networks_are_refused_by_name(ops64, layers, message):
         build_network(layers, (7, 6, 2), ops64)
 
 
+CONV, POOL = dict(layer="conv", filters=2, kernel=3), dict(size=3, stride=2)
+
+
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        (CONV | dict(stride=0), "stride: must be at least 1, got 0"),
+        (CONV | dict(padding=-1), "padding: must be at least 0, got -1"),
+        (CONV | dict(kernel=0), "kernel: must be at least 1, got 0"),
+        (CONV | dict(kernel=3.0), "kernel: must be a whole number, got 3.0"),
+        (CONV | dict(filters=0), "filters: must be at least 1, got 0"),
+        (CONV | dict(std=-1.0), "std: must be above 0, got -1.0"),
+        (CONV | dict(kernl=3), "kernl: unknown key; did you mean kernel?"),
+        (dict(layer="dense", units=0), "units: must be at least 1, got 0"),
+        (dict(layer="dense", units=None), ".*missing.*'units'"),
+        (dict(layer="max_pool", **POOL) | dict(size=0), "size: must be at least 1, got 0"),
+        (dict(layer="max_pool", **POOL) | dict(size=17), "size: must be at most 16, got 17"),
+        (dict(layer="avg_pool", **POOL) | dict(stride=0), "stride: must be at least 1, got 0"),
+        (dict(layer="avg_pool", **POOL) | dict(stride=4), "stride: 4 is above the window's size"),
+        (dict(layer="response_norm", size=0), "size: must be at least 1, got 0"),
+        (dict(layer="batch_norm", epsilon=0.0), "epsilon: must be above 0, got 0.0"),
+        (dict(layer="dropout", keep=1.5), "keep: must be at most 1, got 1.5"),
+        (dict(layer="custom", type=3), "type: must be a class or its name, got 3"),
+        (dict(layer="custom"), "type: missing"),
+    ],
+)
+def test_build_network_names_the_layer_of_every_argument_out_of_bounds(ops64, layer, message):
+    layers = [dict(layer="relu"), layer, dict(layer="dense", units=2)]
+    with pytest.raises(ValueError, match=rf"^network.1 \({layer['layer']}\): {message}"):
+        build_network(layers, (7, 6, 2), ops64)
+
+
+def test_build_network_takes_numbers_of_numpy(ops64, inputs):
+    layers = [dict(layer="conv", filters=np.int64(2), kernel=np.int32(3), std=np.float32(0.5))]
+    plain = [dict(layer="conv", filters=2, kernel=3, std=0.5)]
+    last = dict(layer="dense", units=3)
+    found, expected = (
+        build_network([*first, last], INPUT_SHAPE, ops64).forward(inputs)
+        for first in (layers, plain)
+    )
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_layers_may_come_one_by_one(ops64, inputs):
     built = network(ops64)
     again = Network(iter(build_network(EVERY_LAYER, INPUT_SHAPE, ops64, seed=3).layers), ops64)

@@ -1,6 +1,6 @@
 """The layers of a network, one model for each kind."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -8,10 +8,12 @@ from pydantic import (
     Field,
     PlainSerializer,
     Tag,
+    ValidationError,
     field_validator,
     model_serializer,
 )
 
+from kfcnet.config.errors import ConfigError, explain
 from kfcnet.config.fields import LayerName, Model, PositiveFloat, PositiveInt
 from kfcnet.config.names import affine_name
 
@@ -169,3 +171,19 @@ LayerConfig = Annotated[
     | CustomConfig,
     Field(discriminator="layer"),
 ]
+
+_MODELS = {
+    model.model_fields["layer"].default: model for model in get_args(get_args(LayerConfig)[0])
+}
+
+
+def check_arguments(layer: dict[str, Any], source: str) -> None:
+    """Raise ConfigError, with `source` before it, for arguments that a layer's kind does not take.
+
+    layer: with the key `layer`, one of the kinds above.
+    """
+    model = _MODELS[layer["layer"]]
+    try:
+        model.model_validate(layer)
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, source)) from None
