@@ -582,10 +582,10 @@ def _scaled():
             words=words,
         )
         for name, overrides, words in (
-            ("kfc_scaled", divided, "inputs divided by 64"),
-            ("sgd_scaled", divided, "inputs divided by 64"),
-            ("kfc_weak", weak, "a thousandth of the damping"),
-            ("kfc_scaled_weak", (*divided, *weak), "both"),
+            ("kfc_scaled", divided, "inputs / 64"),
+            ("sgd_scaled", divided, "inputs / 64"),
+            ("kfc_weak", weak, "damping / 1000"),
+            ("kfc_scaled_weak", (*divided, *weak), "inputs / 64, damping / 1000"),
         )
     ]
 
