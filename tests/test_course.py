@@ -26,7 +26,8 @@ def lines_of(text):
 
 
 def parts(line):
-    """(the words of a line, its numbers)."""
+    """(the words of a line, its numbers but for a rate that was chosen)."""
+    line = re.sub(r"rate [\d.]+:", "rate:", line)
     number = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
     return re.sub(number, "#", " ".join(line.split())), [
         float(found) for found in re.findall(number, line)
@@ -34,15 +35,18 @@ def parts(line):
 
 
 def assert_same_lines(lines, expected):
-    """Equal words; numbers near each other, rounding errors (below 1e-4) of the same kind.
+    """Equal words; numbers near each other, rounding errors (below 1e-4) and losses
+    after some updates (below 2e-3) of the same kind.
 
-    Trainings amplify the last bits of another machine's arithmetic.
+    Trainings amplify the last bits of another machine's arithmetic: one run more may be lost, and
+    of two rates that end alike the other one may be the best.
     """
     assert len(lines) == len(expected)
     for line, other in zip(lines, expected, strict=True):
         (words, numbers), (other_words, other_numbers) = parts(line), parts(other)
         assert words == other_words
-        assert numbers == pytest.approx(other_numbers, rel=0.25, abs=1e-4), (line, other)
+        least = 1 if re.search(r"\d of \d+ are", line) else 2e-3 if "updates" in line else 1e-4
+        assert numbers == pytest.approx(other_numbers, rel=0.25, abs=least), (line, other)
 
 
 @pytest.mark.slow
@@ -119,6 +123,9 @@ def test_changed_words_and_numbers_are_noticed():
         assert_same_lines(["loss 0.9 after 3 steps"], ["loss 0.5 after 3 steps"])
     with pytest.raises(AssertionError):
         assert_same_lines(["loss 0.5 after 3 updates"], ["loss 0.5 after 3 steps"])
+    assert_same_lines(["10 of 16 are low, 3 are lost"], ["10 of 16 are low, 2 are lost"])
+    with pytest.raises(AssertionError):
+        assert_same_lines(["10 of 16 are low, 4 are lost"], ["10 of 16 are low, 2 are lost"])
 
 
 def test_the_notation_has_every_setting_of_the_algorithm():
