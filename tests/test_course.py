@@ -14,6 +14,7 @@ ROOT, COURSE = DOCS.parent, DOCS / "course"
 CHAPTERS = sorted(COURSE.glob("[0-9]_*.py"))
 NAMES = [path.stem for path in CHAPTERS]
 RECORD = "record: "  # lines about recorded runs, of which there may be more by now
+RATE = re.compile(r"rate ([\d.]+):")  # one that was chosen as the best
 PHASES = ("gradient", "statistics", "inverses", "preconditioning", "clip")
 
 
@@ -27,7 +28,7 @@ def lines_of(text):
 
 def parts(line):
     """(the words of a line, its numbers but for a rate that was chosen)."""
-    line = re.sub(r"rate [\d.]+:", "rate:", line)
+    line = RATE.sub("rate:", line)
     number = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
     return re.sub(number, "#", " ".join(line.split())), [
         float(found) for found in re.findall(number, line)
@@ -45,6 +46,11 @@ def assert_same_lines(lines, expected):
     for line, other in zip(lines, expected, strict=True):
         (words, numbers), (other_words, other_numbers) = parts(line), parts(other)
         assert words == other_words
+        rates, other_rates = (
+            [float(rate) for rate in RATE.findall(each)] for each in (line, other)
+        )
+        for rate, neighbour in zip(rates, other_rates, strict=True):
+            assert 0.29 < rate / neighbour < 3.4, (line, other)  # 0.1, 0.3, 1: neighbours
         least = 1 if re.search(r"\d of \d+ are", line) else 2e-3 if "updates" in line else 1e-4
         assert numbers == pytest.approx(other_numbers, rel=0.25, abs=least), (line, other)
 
@@ -123,6 +129,9 @@ def test_changed_words_and_numbers_are_noticed():
         assert_same_lines(["loss 0.9 after 3 steps"], ["loss 0.5 after 3 steps"])
     with pytest.raises(AssertionError):
         assert_same_lines(["loss 0.5 after 3 updates"], ["loss 0.5 after 3 steps"])
+    assert_same_lines(["SGD, rate 0.3: 4 updates"], ["SGD, rate 0.1: 4 updates"])
+    with pytest.raises(AssertionError):
+        assert_same_lines(["SGD, rate 1: 4 updates"], ["SGD, rate 0.1: 4 updates"])
     assert_same_lines(["10 of 16 are low, 3 are lost"], ["10 of 16 are low, 2 are lost"])
     with pytest.raises(AssertionError):
         assert_same_lines(["10 of 16 are low, 4 are lost"], ["10 of 16 are low, 2 are lost"])
