@@ -19,6 +19,9 @@ CLIPS = (0.03, 0.1, 0.3, 1.0)
 COMPARED = tuple(name for name in STRUCTURES if name != "autocovariance")
 """Structures that are methods; the other one shows what the paper warns of."""
 
+UNTUNED = ("optimizer.learning_rate=0.003",)
+"""Of the starts and of the weight decays, which are chosen before the learning rate is tuned."""
+
 LOW_RATES = (0.0001, 0.00003)
 """Added for co-ordinatewise methods: their steps do not shrink with the small initial weights."""
 
@@ -226,7 +229,7 @@ def _published():
     # Updates of 4096 images: twelve an epoch.
     long = dict(stages=(Stage(4.0, None), Stage(12.0, 3), Stage(40.0, 2)))
     curves = [
-        *_starts("cifar", 50000, 49, ("conv1", "conv2", "conv3", "fc10"), seeds=2),
+        *_starts("cifar", 50000, 49, UNTUNED, ("conv1", "conv2", "conv3", "fc10"), seeds=2),
         Curve("cifar_kfc", "cifar_kfc", diagnosed, epochs=20, **main, clips=CLIPS),
         Curve("cifar_sgd", "cifar_sgd", diagnosed, **main),
         *_decays(),
@@ -449,7 +452,7 @@ def _decays():
         return Curve(
             f"cifar_{method}_decay_{share:g}",
             f"cifar_{method}",
-            (f"optimizer.weight_decay={json.dumps(decay)}", "evaluation.every=0.5"),
+            (*UNTUNED, f"optimizer.weight_decay={json.dumps(decay)}", "evaluation.every=0.5"),
             rates=(),
             epochs=20,
             seeds=1,
@@ -461,11 +464,11 @@ def _decays():
     return [curve("kfc", 1), curve("kfc", 0.3), curve("kfc", 0.1), curve("sgd", 1)]
 
 
-def _starts(prefix, epoch, diagnosed, small=(), **values):
+def _starts(prefix, epoch, diagnosed, common=(), small=(), **values):
     """Curves of a few epochs that begin in different ways, without tuning.
 
-    epoch: examples of one; diagnosed: updates of KFC-pre between two rows of diagnostics; small:
-    names of the layers with initial deviations that are smaller than He's.
+    epoch: examples of one; diagnosed: updates of KFC-pre between two rows of diagnostics; common:
+    overrides of all; small: names of the layers with initial deviations that are smaller than He's.
     """
 
     def warm_up(epochs):
@@ -492,7 +495,7 @@ def _starts(prefix, epoch, diagnosed, small=(), **values):
         Curve(
             f"{prefix}_{method}_start_{name}",
             f"{prefix}_{method}",
-            (*overrides, f"diagnostics.every={every}", "evaluation.every=0.5"),
+            (*common, *overrides, f"diagnostics.every={every}", "evaluation.every=0.5"),
             rates=(),
             epochs=3,
             words=words,
@@ -636,7 +639,7 @@ def _figures(main, *others):
     )
     structures = tuple(f"{main}_{name}" for name in ("kfc", *COMPARED, "tikhonov"))
     pair = f"{main}_kfc", f"{main}_sgd"
-    starts = tuple(curve.name for curve in _starts(main, 1, 1, others))
+    starts = tuple(curve.name for curve in _starts(main, 1, 1, small=others))
     of_cifar = {}
     if main == "cifar":
         shares, free, scaled, choices = (
