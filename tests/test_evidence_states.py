@@ -69,15 +69,25 @@ def speed_up(plan, index, threshold=0.5):
     )
 
 
-def test_the_published_tables_are_those_of_the_records(tmp_path):
-    root = Path(__file__).parents[1] / "results" / "paper"
-    plan = make_plan("cpu")
-    progress = progress_of(plan, RunIndex(root, to_go_on=False))
-    evidence = reproduce.evidence_in(plan, progress, root)
+PAPER = Path(__file__).parents[1] / "results" / "paper"
+
+
+@pytest.fixture(scope="module")
+def published():
+    return progress_of(make_plan("cpu"), RunIndex(PAPER, to_go_on=False))
+
+
+def test_the_published_tables_are_those_of_the_records(published, tmp_path):
+    evidence = reproduce.evidence_in(make_plan("cpu"), published, PAPER)
     report.write_numbers(claims.rows(evidence), tmp_path / "numbers.csv")
     report.write_headline(claims.headline(evidence), tmp_path / "headline.md")
     for name in ("numbers.csv", "headline.md"):
-        assert (tmp_path / name).read_bytes() == (root / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (PAPER / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", ["cifar_kfc", "cifar_sgd"])
+def test_a_configuration_has_the_rate_that_its_tuning_chose(published, name):
+    assert published[name].rate == load_config(name).optimizer.learning_rate
 
 
 # Diverged
