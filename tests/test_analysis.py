@@ -99,16 +99,31 @@ def test_correlations_are_those_of_sampled_derivatives_and_centred_activations(o
     assert list(result) == ["conv1", "conv2"]
     conv1, conv2 = net.weighted[:2]
     got = result["conv2"]
-    assert [array.shape for array in got] == [(4, 5, 5), (4, 4), (3, 5, 5), (3, 3)]
+    assert [array.shape for array in got] == [(4, 3, 3), (4, 4), (3, 3, 3), (3, 3)]
     derivatives = conv2.derivatives
     activations = conv2.inputs - conv2.inputs.mean((0, 1, 2))
-    assert_close(got.derivatives[1, 3, 1], correlation_loops(derivatives, 1, 1, -1))
-    assert_close(got.activations[2, 2, 3], correlation_loops(activations, 2, 0, 1))
+    assert_close(got.derivatives[1, 2, 0], correlation_loops(derivatives, 1, 1, -1))
+    assert_close(got.activations[2, 1, 2], correlation_loops(activations, 2, 0, 1))
     assert_close(got.derivative_maps, map_correlation(derivatives))
     assert_close(got.activation_maps, map_correlation(activations))
     assert_close(
         result["conv1"].derivatives[2, 4, 2], correlation_loops(conv1.derivatives, 2, 2, 0)
     )
+
+
+def test_offsets_of_small_images_end_at_half_of_their_side(ops64, rng):
+    x = rng.standard_normal((5, *INPUT_SHAPE))
+    net, loss = network(ops64), SoftmaxCrossEntropy(ops64)
+    for name, values in correlations(net, loss, x, radius=3).items():
+        layer = next(each for each in net.weighted if each.name == name)
+        for shape, spatial in (
+            (layer.output_shape, values.derivatives),
+            (layer.input_shape, values.activations),
+        ):
+            largest = min(3, max(1, min(shape[:2]) // 2))
+            assert spatial.shape[1:] == 2 * (2 * largest + 1,)
+    sides = [min(layer.input_shape[:2]) for layer in net.weighted[:2]]
+    assert min(sides) < 6 <= max(sides)  # one is cut, one is not
 
 
 CONV = dict(layer="conv", name="conv1", filters=2, kernel=2, padding=1, std=0.7)

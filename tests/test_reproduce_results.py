@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from reproductions import do, rate, small_plan, write_run
 
 from kfcnet import reproduce
@@ -784,6 +785,20 @@ def test_neighbours_are_one_pixel_apart_and_the_figure_has_both_kinds(plan):
         "derivatives, max pooling": [1.0, 0.5, 0.1],
         "activations, max pooling": [0.5, 0.25, 0.05],
     }
+    assert "| digits, max pooling | conv1 | 0.50 | 0.25 | 2.00 |" in assumptions.page(
+        [(measurement, record)]
+    )
+
+
+def test_the_pictures_of_derivatives_and_activations_stand_in_the_same_rows(measured):
+    plan, out = measured
+    steps = progress_of(plan, RunIndex(out))
+    (measurement,) = plan.measurements
+    record = assumptions.read(plan, steps, out, measurement)
+    figure = figures.draw_heat_maps(measurement, record, steps[measurement.curve].runs()[0])
+    FigureCanvasAgg(figure).draw()
+    left, right = (half.axes[0].get_position() for half in figure.subfigs[:2])
+    np.testing.assert_allclose([left.y0, left.y1], [right.y0, right.y1], atol=1e-3)
 
 
 @pytest.mark.parametrize(("times", "verdict"), [(1.09, REPRODUCED), (1.11, FAILED)])

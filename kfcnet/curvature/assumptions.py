@@ -34,8 +34,9 @@ def correlations(network, loss, inputs, radius, step=0):
     """{name: Correlations} of every convolution layer on inputs (M, H, W, C), as in evaluation.
 
     Derivatives are those of the pre-activations at targets sampled from the model (`step` chooses
-    the sample), activations what the layer takes in, their means removed. radius: R, at least 0.
-    All of the inputs are in memory at once.
+    the sample), activations what the layer takes in, their means removed. radius: R, at least 0;
+    in a small image half of its side, so that a quarter of the locations or more count at every
+    offset, but no less than 1. All of the inputs are in memory at once.
     """
     to_numpy = network.ops.to_numpy
     predictive = loss.predictive(network.forward(inputs))
@@ -47,11 +48,12 @@ def correlations(network, loss, inputs, radius, step=0):
         ):  # a dense layer has no locations
             ds, a = to_numpy(layer.derivatives), to_numpy(layer.inputs)
             centred = a - a.mean(axis=(0, 1, 2), dtype=np.float64)
+            spatial_ds, spatial_a = (
+                spatial_correlation(maps, min(radius, max(1, min(maps.shape[1:3]) // 2)))
+                for maps in (ds, centred)
+            )
             result[layer.name] = Correlations(
-                spatial_correlation(ds, radius),
-                map_correlation(ds),
-                spatial_correlation(centred, radius),
-                map_correlation(centred),
+                spatial_ds, map_correlation(ds), spatial_a, map_correlation(centred)
             )
     return result
 

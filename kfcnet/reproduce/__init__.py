@@ -136,6 +136,7 @@ def draw(plan, index, out, failures):
     for name, figure_plan in plan.figures.items():
         if figure_plan.kind == "assumptions":
             drawn[name] = _draw_assumptions(records, runs, out)
+            tables |= {name: assumptions.page(records)} if records else {}
             continue
         draw_one = None
         if figure_plan.kind == "tuning":

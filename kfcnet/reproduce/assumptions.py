@@ -15,7 +15,7 @@ from kfcnet.config import dump_config, parse_config
 from kfcnet.curvature.assumptions import correlations, distances, fisher_blocks
 from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.checkpoint import load_checkpoint, save_checkpoint
-from kfcnet.runs.files import WriteError
+from kfcnet.runs.files import WriteError, markdown_table
 from kfcnet.runs.identity import run_key
 from kfcnet.runs.provenance import describe_program
 from kfcnet.training.evaluation import load_run
@@ -121,6 +121,27 @@ def by_distance(spatial):
     R = spatial.shape[1] // 2
     lines = np.abs(np.concatenate([spatial[:, R, R:], spatial[:, R:, R]]))
     return np.array([_mean(sizes) for sizes in lines.T])
+
+
+def page(records):
+    """What stands below the figure, in Markdown: how weak the correlations are in every layer.
+
+    records: pairs of a Measurement and its record.
+    """
+    header = ["network", "layer", DERIVATIVES, ACTIVATIONS, "ratio"]
+    lines = [header, ["---", "---", "---:", "---:", "---:"]]
+    for measurement, record in records:
+        for layer, values in record["correlations"].items():
+            here, there = (by_distance(values[what])[1] for what in (DERIVATIVES, ACTIVATIONS))
+            numbers = [f"{value:.2f}" for value in (here, there, here / there)]
+            lines.append([measurement.title, layer, *numbers])
+    return (
+        "KFC takes derivatives at two locations to be uncorrelated (SUD). How far that holds in a "
+        "layer: the mean absolute correlation of neighbours, of the derivatives with respect to "
+        "pre-activations and of what the layer takes in. *Ratio* is the first over the second. The "
+        "pictures by offset end at half of the image's side, where a quarter of the locations "
+        "still count.\n\n" + markdown_table(lines)
+    )
 
 
 def neighbours(record):

@@ -206,8 +206,8 @@ def draw_heat_maps(plan, record, run):
     and correlations between all maps. White is 0, black is 1.
     """
     layers = record["correlations"]
-    figure = Figure(figsize=(7.2, 0.6 + 0.95 * len(layers)))
-    halves = figure.subfigures(1, 2, width_ratios=(1, 1.15))
+    figure = Figure(figsize=(7.2, 0.6 + 1.1 * len(layers)))
+    *halves, beside = figure.subfigures(1, 3, width_ratios=(1, 1, 0.22))
     for half, what in zip(halves, HEATS, strict=True):
         cells = half.subplots(len(layers), 4, squeeze=False)
         for row, (name, values) in zip(cells, layers.items(), strict=True):
@@ -216,12 +216,14 @@ def draw_heat_maps(plan, record, run):
             ):
                 _draw_heat(axes, picture)
             row[0].set_ylabel(name)
-        half.suptitle(
-            f"{what}: three maps, up to {plan.radius} pixels apart; between maps", fontsize=7
-        )
-    halves[1].colorbar(
-        ScalarMappable(Normalize(0, 1), "Greys"), ax=cells, label="|correlation|", aspect=25
-    )
+            radius = values[what].shape[1] // 2
+            row[1].set_xlabel(f"three maps, up to {radius} pixels apart", fontsize=7)
+            row[3].set_xlabel("between maps", fontsize=7)
+        half.suptitle(what, fontsize=8)
+    bar = beside.subplots()
+    bar.grid(visible=False)
+    bar.set_box_aspect(25)
+    beside.colorbar(ScalarMappable(Normalize(0, 1), "Greys"), cax=bar, label="|correlation|")
     figure.suptitle(
         f"{_data_network_and_device(run)}; {plan.pooling_in_words}, {record['images']} images",
         fontsize=8,

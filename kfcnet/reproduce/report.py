@@ -69,7 +69,7 @@ def _figure(evidence, progress, name, pictures, table):
     missing = {curve: evidence.absence(curve) for curve in curves}
     if kind == "assumptions":
         missing = {
-            curve: why or "not measured"
+            curve: why or "not measured: that takes the checkpoint of a finished run"
             for curve, why in missing.items()
             if curve not in evidence.records
         }
