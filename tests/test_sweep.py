@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from runs import assert_same_run, small
 
@@ -118,12 +119,14 @@ def test_points_are_all_combinations_in_folders_of_their_own(tmp_path):
 def test_runs_rank_by_training_error_then_loss_and_diverged_ones_come_last():
     rows = [
         None,
-        {"train_error": 0.2, "train_loss": 3.0},
-        {"train_error": 0.1, "train_loss": 9.0},
-        {"train_error": 0.2, "train_loss": 2.0},
+        {"iteration": 6, "epoch": 0.5, "train_error": 0.2, "train_loss": 3.0},
+        {"iteration": 6, "epoch": 0.5, "train_error": 0.1, "train_loss": 9.0},
+        {"iteration": 6, "epoch": 0.5, "train_error": 0.2, "train_loss": 2.0},
     ]
     stages = Tuning([Point({"seed": seed}, None) for seed in range(4)], STAGES[:2])
-    status = SimpleNamespace(row=lambda row: row)
+    status = SimpleNamespace(
+        rows=lambda row: row and {name: np.array([value]) for name, value in row.items()}
+    )
     stages.complete([Task("", row, status, Path(str(seed))) for seed, row in enumerate(rows)])
     assert [result.row for result in stages.results] == [rows[2], rows[3], rows[1], rows[0]]
     assert [result.point for result in stages.results][0] == Point({"seed": 2}, Path("2"))
@@ -237,6 +240,41 @@ def test_a_run_that_another_folder_has_is_used_and_gone_on_with_as_it_was_begun(
     sweep(config, {"optimizer.learning_rate": [0.3]}, [Stage(1, None)], out)
     assert trained == ["by_hand"]
     assert len(read_metrics(out / "runs" / "by_hand" / "metrics.csv")["epoch"]) == 1 + 4
+
+
+def test_runs_are_ranked_at_an_epoch_that_all_have(config, tmp_path):
+    config.write_text(CONFIG.replace("{every: 0.5}", "{every: 1}"))
+    rates = [0.1, 0.03]
+    settings = {"optimizer.learning_rate": rates}
+    sweep(config, {"optimizer.learning_rate": rates[:1]}, [Stage(2, None)], tmp_path / "reused")
+    sweep(config, settings, [Stage(1.5, None)], tmp_path / "reused")
+    rows = table(tmp_path / "reused")
+    assert [row["iteration"] for row in rows] == ["12", "12"]  # not 18 of one, 12 of the other
+    sweep(config, settings, [Stage(1, None)], tmp_path / "anew")
+    columns = "optimizer.learning_rate", "train_error", "iteration"
+    assert [[row[name] for name in columns] for row in rows] == [
+        [row[name] for name in columns] for row in table(tmp_path / "anew")
+    ]
+
+
+def test_mini_batches_of_several_sizes_are_ranked_at_the_same_epoch(config, tmp_path):
+    sweep(config, {"optimizer.batch_size": [120, 500]}, [Stage(0.5, None)], tmp_path / "out")
+    assert {row["iteration"] for row in table(tmp_path / "out")} == {"6", "2"}
+
+
+def test_a_run_that_was_stopped_behind_its_stage_has_not_diverged(config, tmp_path, monkeypatch):
+    grid, step = {"optimizer.learning_rate": [0.1]}, Trainer._step
+
+    def interrupted(self):
+        if self.optimizer.steps == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(self)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(TrainingInterrupted):
+        sweep(config, grid, [Stage(2, None)], tmp_path / "out", ["evaluation.every=2"])
+    with pytest.raises(SweepError, match="is at epoch 1.17 already, behind epochs=1:"):
+        sweep(config, grid, [Stage(1, None)], tmp_path / "out", ["evaluation.every=2"])
 
 
 def test_a_sweep_whose_runs_all_diverge_says_so(config, tmp_path, monkeypatch):

@@ -4,8 +4,6 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from kfcnet.config import read_config
 from kfcnet.runs.checkpoint import CHECKPOINT
 from kfcnet.runs.files import read_entry, read_json
@@ -42,15 +40,15 @@ class RunStatus(NamedTuple):
         """Updates up to the end of `config`."""
         return EvaluationSchedule(config, self.examples).steps
 
-    def row(self, config):
-        """{column: number} of the metrics at the end of `config`, or at the evaluation before it;
-        None if the run has not got so far.
+    def rows(self, config):
+        """{column: values} of the metrics up to the end of `config`, which a longer run may have
+        passed between two evaluations; None if the run has not got so far.
         """
         if self.iteration < self.steps(config):
             return None
         metrics = read_metrics(self.folder / "metrics.csv")
-        at = np.flatnonzero(metrics["iteration"] <= self.steps(config))[-1]
-        return {name: column[at].item() for name, column in metrics.items()}
+        until = metrics["iteration"] <= self.steps(config)
+        return {name: column[until] for name, column in metrics.items()}
 
 
 class RunIndex:

@@ -225,9 +225,19 @@ def _draw(path):
 
 
 def _is_finished(config, state, folder, ranks):
+    """Raises RunFolderError where the run has passed the end of `config` and was stopped there."""
     steps, examples = ranks.agreed(lambda: (state["optimizer"]["steps"], state["data"]["examples"]))
     wanted = EvaluationSchedule(config, examples).steps
-    return steps >= wanted and folder.last_row() == steps
+    if folder.last_row() == steps:
+        return steps >= wanted
+    if steps > wanted:
+        at = steps * config.optimizer.batch_size / examples
+        raise RunFolderError(
+            f"the run in {folder.path} is at epoch {at:.3g} already, behind epochs="
+            f"{config.epochs:g}: set more to go on, move that folder away to start anew, or "
+            "choose another --out"
+        )
+    return False
 
 
 class Trainer:

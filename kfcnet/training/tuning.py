@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from kfcnet.config import read_config
 from kfcnet.config.schema import Config
 from kfcnet.ops import get_ops
@@ -55,9 +57,9 @@ class Task(NamedTuple):
             return self.config
         return resumed_config(read_config(self.folder / "config.yaml"), self.config)
 
-    def row(self):
-        """{column: number} of the metrics at the end; None if the run has not got so far."""
-        return self.status and self.status.row(self.config)
+    def rows(self):
+        """{column: values} of the metrics up to the end; None if the run has not got so far."""
+        return self.status and self.status.rows(self.config)
 
 
 def find_task(index, config, new_folder, name, purpose=""):
@@ -72,6 +74,9 @@ def find_task(index, config, new_folder, name, purpose=""):
 
 class Result(NamedTuple):
     """A run at the end of a stage; `row` of its metrics is None if it diverged or failed before.
+
+    Where a run of the stage has gone on past its end, and was not evaluated there, the rows of all
+    are those of the last evaluation that they have in common.
 
     failure: why, for a run that could not be trained.
     """
@@ -111,14 +116,35 @@ class Tuning:
         failures: {folder: why its run could not be trained}.
         """
         results = []
-        for point, task in zip(self.points, tasks, strict=True):
-            row = task.row()
+        rows = _rows_at_one_epoch([task.rows() for task in tasks])
+        for point, task, row in zip(self.points, tasks, rows, strict=True):
             failure = "" if row else (failures or {}).get(task.folder, "")
             results.append(Result(self.number, Point(point.settings, task.folder), row, failure))
         ranked = sorted(zip(results, self.points, strict=True), key=lambda pair: _rank(pair[0].row))
         self.results += [result for result, _ in ranked]
         self._left = [point for result, point in ranked if result.row]
         self.number += 1
+
+
+def _rows_at_one_epoch(tables):
+    """A row {column: number} of each table of metrics: at the last epoch that all have, where that
+    is not the start, else its last; None for None.
+    """
+    there = [table for table in tables if table]
+    # Ends of a stage are whole updates, of mini-batches that may differ in size.
+    update = max((table["epoch"][-1] / table["iteration"][-1] for table in there), default=0)
+    common = [
+        epoch
+        for epoch in (there[0]["epoch"] if there else [])
+        if epoch > 0 and all(np.abs(table["epoch"] - epoch).min() < update for table in there)
+    ]
+    return [table and _row(table, common[-1] if common else math.inf) for table in tables]
+
+
+def _row(table, epoch):
+    """The row of a table that is nearest to an epoch."""
+    at = np.abs(np.minimum(epoch, table["epoch"][-1]) - table["epoch"]).argmin()
+    return {name: column[at].item() for name, column in table.items()}
 
 
 def _rank(row):
