@@ -348,6 +348,18 @@ def test_the_schedule_in_updates(overrides, steps, due):
     assert [step for step in range(steps + 1) if schedule.due(step)] == due
 
 
+@pytest.mark.parametrize("every", [1.1, 0.07, 0.55])
+def test_periods_that_are_whole_updates_are_not_one_late(every):
+    config = small(
+        "epochs=4", "optimizer.batch_size=50", f"evaluation={{every: {every}, unit: epochs}}"
+    )
+    schedule = EvaluationSchedule(config, 5000)  # 100 updates an epoch
+    whole = round(100 * every)
+    due = [step for step in range(400) if schedule.due(step)]
+    assert due == list(range(0, 400, whole))
+    assert schedule.left(0) == len(due)
+
+
 def test_a_whole_number_of_epochs_needs_no_update_more():
     config = small("epochs=3", "optimizer.batch_size=479")
     assert EvaluationSchedule(config, 1437).steps == 9
