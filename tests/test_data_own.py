@@ -16,12 +16,13 @@ from PIL import Image
 import kfcnet
 from kfcnet import cli, data
 from kfcnet.cli import main
-from kfcnet.config import ConfigError, dump_config, parse_config
+from kfcnet.config import ConfigError, dump_config, load_config, parse_config
 from kfcnet.config.schema import SgdConfig
 from kfcnet.data import DataError, folder
 from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolderError
-from kfcnet.training import fit
+from kfcnet.training import build, fit
+from kfcnet.training.build import resolved
 from kfcnet.training.fit import settings_for
 from kfcnet.training.sweep import sweep
 from kfcnet.training.trainer import train
@@ -480,6 +481,27 @@ def test_a_network_trains_on_a_folder_and_knows_the_names_of_its_classes(
     monkeypatch.setattr(cli, "MOST_CLASSES_SHOWN", 1)
     assert main(evaluation) == 0
     assert capsys.readouterr().out.splitlines()[1] == f"error by class: {shown[0]}, ..."
+
+
+def test_timescales_of_own_data_go_with_their_number_unless_they_are_given(flowers):
+    text = TEXT.replace("NAME", "folder").replace("PATH", str(flowers))
+    text = text.replace(", averaging_timescale: 50", "")
+    kfc = "optimizer={name: kfc_pre, learning_rate: 0.1, batch_size: 4}"
+    for changes, expected in (
+        ([], (12.0, None)),
+        ([kfc], (12.0, 24.0)),
+        (["optimizer.averaging_timescale=70"], (70, None)),
+        ([kfc, "optimizer.averaging_timescale=70"], (70, 70)),
+        ([kfc, "optimizer.statistics_timescale=70"], (12.0, 70)),
+    ):
+        config = parse_config(text, "own.yaml", changes)
+        found = resolved(config, data.load(config.data)).optimizer
+        assert (
+            found.averaging_timescale,
+            getattr(found, "statistics_timescale", None),
+        ) == expected, changes
+    assert build.timescales(10**6) == dict(averaging_timescale=50000, statistics_timescale=10000)
+    assert load_config("cifar_kfc").optimizer.averaging_timescale == 50000
 
 
 @pytest.mark.parametrize("name", ["arrays", "folder", "idx", "digits"])

@@ -483,8 +483,22 @@ def test_a_run_that_ends_above_its_first_loss_says_so(tmp_path):
 def test_a_run_that_ends_at_chance_says_so(tmp_path, monkeypatch):
     losses = iter(np.linspace(2.4, 2.3, 100))
     monkeypatch.setattr(trainer, "evaluate", lambda *_: (next(losses), 0.9))
-    with pytest.warns(TrainingWarning, match="error is 90.00%.*no better than.*most frequent"):
+    said = (
+        "error is 90.00% at the end, no better than always naming the most frequent class. More "
+        "epochs or another optimizer.learning_rate or another optimizer.damping may help"
+    )
+    with pytest.warns(TrainingWarning, match=said):
         train(small(), tmp_path / "run")
+
+
+def test_an_average_of_mostly_initial_parameters_says_so(tmp_path):
+    said = (
+        r"error is 8\d\.\d\d% at the end, that of the latest parameters [123]\d\.\d\d%: 75% of "
+        "their average are initial ones. More epochs or a smaller optimizer.averaging_timescale may"
+    )
+    settings = "optimizer.learning_rate=0.1", "optimizer.averaging_timescale=5000"
+    with pytest.warns(TrainingWarning, match=said):
+        train(small(*settings), tmp_path / "run")
 
 
 def test_a_run_that_learns_has_nothing_to_say(tmp_path):

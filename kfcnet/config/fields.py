@@ -1,8 +1,8 @@
 """Base class of the models of a configuration, and the types of their values."""
 
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from kfcnet.config.errors import ConfigError, explain
 
@@ -32,3 +32,10 @@ NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 LayerName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+_Number = TypeVar("_Number")
+OrAuto = Annotated[
+    Annotated[_Number, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
+    Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
+]
+"""`OrAuto[PositiveFloat]`: a number, or "auto" for one that is chosen when a run begins."""

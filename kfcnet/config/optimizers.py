@@ -4,7 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from kfcnet.config.fields import Decay, Fraction, Model, NonNegative, PositiveFloat, PositiveInt
+from kfcnet.config.fields import (
+    Decay,
+    Fraction,
+    Model,
+    NonNegative,
+    OrAuto,
+    PositiveFloat,
+    PositiveInt,
+)
 
 WeightDecay = Annotated[
     Annotated[NonNegative, Tag("number")] | Annotated[dict[str, NonNegative], Tag("mapping")],
@@ -60,13 +68,16 @@ ScheduleConfig = Annotated[ConstantConfig | StepConfig | CosineConfig, Field(dis
 
 
 class _OptimizerConfig(Model):
-    """What all optimizers share. Timescales are in examples."""
+    """What all optimizers share.
+
+    Timescales are in examples; `auto`, the default on own images, goes with their number.
+    """
 
     name: str
     batch_size: PositiveInt = 128
     weight_decay: WeightDecay = 0.0  # one number, or layer name -> number; biases never decay
     max_norm: MaxNorm | None = None  # likewise; a layer absent from the mapping has no limit
-    averaging_timescale: PositiveFloat = 50000.0
+    averaging_timescale: OrAuto[PositiveFloat] = 50000.0
 
 
 class _RateConfig(_OptimizerConfig):
@@ -86,7 +97,9 @@ class StatisticsConfig(_OptimizerConfig):
 
     batch_size: PositiveInt = 512
     tikhonov: Literal["factored", "exact"] = "factored"
-    statistics_timescale: Annotated[PositiveFloat | None, Field(validate_default=True)] = None
+    statistics_timescale: Annotated[OrAuto[PositiveFloat] | None, Field(validate_default=True)] = (
+        None
+    )
     statistics_period: PositiveInt = 5
     statistics_fraction: Fraction = 0.25
     initial_examples: PositiveInt = 5000
@@ -144,18 +157,12 @@ class AdamConfig(_AdaptiveConfig):
     square_decay: Decay = 0.999
 
 
-# What is added to the factors, or "auto": as the rate, and a bound on each step (`KfcPre`).
-Damping = Annotated[
-    Annotated[NonNegative, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
-    Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
-]
-
-
 class KfcPreConfig(StatisticsConfig, _RateConfig):
     """SGD with momentum on the natural gradient of KFC, with clipped updates.
 
-    With `damping: auto` the damping is a third of the learning rate, but at least the paper's 1e-3,
-    and no step promises more than a share of the objective (docs/settings.md).
+    The damping is added to the factors. With `damping: auto` it is a third of the learning rate,
+    but at least the paper's 1e-3, and no step promises more than a share of the objective
+    (docs/settings.md).
 
     `structure` is the approximation of each layer's Fisher block (`kfcnet.curvature`). The clipping
     norm is computed on a share `clip_fraction` of the mini-batch; `clip: null` means no clipping.
@@ -168,7 +175,7 @@ class KfcPreConfig(StatisticsConfig, _RateConfig):
         "kfc"
     )
     momentum: Decay = 0.9
-    damping: Damping = 1e-3
+    damping: OrAuto[NonNegative] = 1e-3
     clip: PositiveFloat | None = 0.3
     clip_fraction: Fraction = 0.25
     inverse_delay: Annotated[int, Field(ge=0)] = 0

@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from kfcnet.config.errors import suggestion
-from kfcnet.config.fields import Model, PositiveFloat, PositiveInt
+from kfcnet.config.fields import Model, OrAuto, PositiveFloat, PositiveInt
 from kfcnet.config.layers import (
     AvgPoolConfig,
     BatchNormConfig,
@@ -76,10 +76,7 @@ __all__ = [
 ]
 
 
-InputScale = Annotated[
-    Annotated[PositiveFloat, Tag("number")] | Annotated[Literal["auto"], Tag("auto")],
-    Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
-]
+InputScale = OrAuto[PositiveFloat]
 """What pixels are divided by; "auto" is the deviation of the training set's."""
 
 DataPath = Annotated[Path | None, Field(strict=False)]
@@ -190,12 +187,18 @@ class Config(Model):
 
     @field_validator("optimizer")
     @classmethod
-    def _own_data_have_damping_auto(cls, optimizer, info):
-        """KFC-pre's default on a user's own images; the paper's 1e-3 was chosen for its data."""
-        is_own = isinstance(info.data.get("data"), _OwnDataConfig)
-        if is_own and optimizer.name == "kfc_pre" and "damping" not in optimizer.model_fields_set:
-            return optimizer.model_copy(update={"damping": "auto"})
-        return optimizer
+    def _own_data_have_settings_auto(cls, optimizer, info):
+        """The defaults on a user's own images; the paper's numbers were chosen for its data."""
+        if not isinstance(info.data.get("data"), _OwnDataConfig):
+            return optimizer
+        kinds = ["averaging_timescale"]
+        kinds += ["damping"] if optimizer.name == "kfc_pre" else []
+        if hasattr(optimizer, "statistics_timescale"):
+            kinds += ["statistics_timescale"]
+        given = optimizer.model_fields_set
+        if "averaging_timescale" in given:  # the other one follows it
+            given = given | {"statistics_timescale"}
+        return optimizer.model_copy(update={key: "auto" for key in kinds if key not in given})
 
     @field_validator("network")
     @classmethod

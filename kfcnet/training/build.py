@@ -37,13 +37,36 @@ def build_ops(config, device=None, ranks=None):
         raise of_all(ConfigError(str(error))) from None  # all have the settings and the device
 
 
+MOST_EXAMPLES = 50000
+"""Timescales and the rise of the learning rate are an epoch, and at most so many examples."""
+
+
 def is_open(config):
     """Whether a configuration leaves something to the data: see `resolved`."""
-    return config.data.input_scale == "auto" or getattr(config.network[-1], "units", 1) is None
+    return (
+        config.data.input_scale == "auto"
+        or getattr(config.network[-1], "units", 1) is None
+        or any(getattr(config.optimizer, key, None) == "auto" for key in timescales(1))
+    )
+
+
+def timescales(examples):
+    """{setting: examples} of `auto`, for a number of training examples.
+
+    They do not depend on the length of a run: one that is to go on has the same.
+    """
+    span = float(min(examples, MOST_EXAMPLES))
+    return {"averaging_timescale": span, "statistics_timescale": min(10000.0, 2 * span)}
 
 
 def resolved(config, dataset):
-    """The Config with what the data decide: the inputs' scale, the units of the last layer."""
+    """The Config with what the data decide: the inputs' scale, timescales, the units of the last
+    layer.
+    """
+    optimizer = config.optimizer
+    suitable = timescales(len(dataset.train_labels))
+    found = {key: suitable[key] for key in suitable if getattr(optimizer, key, None) == "auto"}
+    config = config.model_copy(update={"optimizer": optimizer.model_copy(update=found)})
     if config.data.input_scale == "auto":
         data = config.data.model_copy(update={"input_scale": deviation(dataset)})
         config = config.model_copy(update={"data": data})

@@ -23,12 +23,9 @@ from kfcnet.network import CUSTOM, LAYERS
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.build import with_classes
+from kfcnet.training.build import MOST_EXAMPLES, timescales, with_classes
 from kfcnet.training.evaluation import TrainedNetwork
 from kfcnet.training.trainer import TrainingInterrupted, train
-
-MOST_EXAMPLES = 50000
-"""Timescales and the rise of the learning rate are an epoch, and at most so many examples."""
 
 
 class FittedNetwork(TrainedNetwork):
@@ -226,7 +223,7 @@ def settings_for(
             "damping": "auto",
             "clip": 0.3 if is_auto else 0.3 * (1 - _number(given, "momentum", 0.9)) ** 2,
             "statistics_fraction": min(1.0, max(0.25, 128 / batch)),
-            "statistics_timescale": min(10000, 2 * span),
+            "statistics_timescale": timescales(examples)["statistics_timescale"],
             "initial_examples": min(5000, examples),
             "inverse_period": 5,
         }

@@ -70,6 +70,7 @@ WAYS_OUT = {
     "learning_rate": "a smaller optimizer.learning_rate",
     "damping": "a larger optimizer.damping",
 }  # of a run that fails, where it has the key
+MOST_INITIAL = 0.05  # share of the initial parameters in their average that goes without saying
 ACTIVITY_EXAMPLES = 1000  # what the share of active units is measured on
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
@@ -311,21 +312,30 @@ class Trainer:
     def _warn_if_nothing_was_learned(self):
         metrics = read_metrics(self.folder.metrics)
         first, last = metrics["train_loss"][[0, -1]]
+        error, latest = (metrics[name][-1] for name in ("train_error", "raw_train_error"))
+        initial = math.exp(-self.optimizer.examples / self.config.optimizer.averaging_timescale)
         if last > first:
             what = f"the training loss is {last:.4g} at the end and was {first:.4g} at the start"
-        elif metrics["train_error"][-1] >= self._error_of_chance(metrics):
+            ways = self._ways_out()
+        elif initial > MOST_INITIAL and error > 2 * latest:
+            what = (
+                f"the training error is {error:.2%} at the end, that of the latest parameters "
+                f"{latest:.2%}: {initial:.0%} of their average are initial ones"
+            )
+            ways = "More epochs or a smaller optimizer.averaging_timescale"
+        elif error >= self._error_of_chance(metrics):
             trivial = (
                 "the untrained network"
                 if reconstructs(self.config)
                 else "always naming the most frequent class"
             )
-            what = (
-                f"the training error is {metrics['train_error'][-1]:.2%} at the end, no better "
-                f"than {trivial}"
+            what = f"the training error is {error:.2%} at the end, no better than {trivial}"
+            ways = "More epochs" + "".join(
+                f" or another optimizer.{key}" for key in WAYS_OUT if self._has(key)
             )
         else:
             return
-        warnings.warn(f"{what}. {self._ways_out()} may help", TrainingWarning, stacklevel=2)
+        warnings.warn(f"{what}. {ways} may help", TrainingWarning, stacklevel=2)
 
     def _error_of_chance(self, metrics):
         """What an answer that ignores the input gets, about, on the measured training examples."""
@@ -336,8 +346,11 @@ class Trainer:
 
     def _ways_out(self):
         """Settings that the optimizer has and that may save a run that fails."""
-        hints = [hint for key, hint in WAYS_OUT.items() if hasattr(self.config.optimizer, key)]
+        hints = [hint for key, hint in WAYS_OUT.items() if self._has(key)]
         return " or ".join(hints).capitalize()
+
+    def _has(self, key):
+        return hasattr(self.config.optimizer, key)
 
     def _loop(self):
         """Evaluate, save, train to the next stop; a signal ends it with everything saved.
