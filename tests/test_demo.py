@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pages import blocks
+from runs import small
 
 from kfcnet import cli
 from kfcnet.reproduce import demo
+from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.read import Run
+from kfcnet.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,16 @@ def test_the_examples_of_the_pages_run_on_what_the_demo_leaves(shown, monkeypatc
     printed = re.findall(r"[-+.\de]+", capsys.readouterr().out)
     largest, estimated = np.sort(np.array(printed, float).reshape(2, 3))
     assert (0.1 < estimated / largest).all() and (estimated / largest < 10).all()
+
+
+def test_the_demo_leaves_a_run_of_other_settings_alone(tmp_path, monkeypatch):
+    train(small("epochs=0.1"), tmp_path / "sgd")
+    record = (tmp_path / "sgd" / "run.json").read_bytes()
+    short = {"SGD": ("digits_sgd", 1, ())}
+    monkeypatch.setattr(demo, "METHODS", short)
+    with pytest.raises(RunFolderError, match="sgd holds a run of other settings: choose another"):
+        demo.demo(tmp_path)
+    assert (tmp_path / "sgd" / "run.json").read_bytes() == record
 
 
 def test_the_demo_says_where_a_method_did_not_get_there():

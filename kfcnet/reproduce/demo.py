@@ -4,9 +4,11 @@ import io
 import sys
 from pathlib import Path
 
-from kfcnet.config import load_config
+from kfcnet.config import load_config, read_config
 from kfcnet.data.digits import TRAIN_EXAMPLES
 from kfcnet.figures import curves
+from kfcnet.runs.folder import RunFolderError
+from kfcnet.runs.identity import run_key
 from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run
 from kfcnet.training.trainer import train
@@ -34,7 +36,7 @@ ERROR = 0.01  # training error at which the two are compared
 def demo(out):
     """Train both in the folder `out`, draw `demo.png` there; the text of what was seen.
 
-    Raises what `train` raises.
+    Raises what `train` raises, RunFolderError where a folder holds a run of other settings.
     """
     out, runs = Path(out), {}
     for name, (config, updates, settings) in METHODS.items():
@@ -47,7 +49,7 @@ def demo(out):
             "evaluation={every: 1, unit: updates}",
             "device=cpu",
         ]
-        train(load_config(config, settings), folder, overwrite=True, rows=io.StringIO())
+        _train_anew(load_config(config, settings), folder)
         runs[name] = read_run(folder)
     panels = [
         curves.Panel(list(runs.values()), "error", x, f"over {words}")
@@ -55,6 +57,16 @@ def demo(out):
     ]
     curves.save_figure(lambda: curves.draw_panels(panels), out / "demo.png")
     return "\n".join([*seen(runs), "", "next: kfcnet reproduce fig1 --quick"])
+
+
+def _train_anew(config, folder):
+    """Train in a folder, in place of an earlier demonstration there, but of no other run."""
+    record = folder / "config.yaml"
+    if record.exists() and run_key(read_config(record)) != run_key(config):
+        raise RunFolderError(
+            f"{folder} holds a run of other settings: choose another folder with --out"
+        )
+    train(config, folder, overwrite=True, rows=io.StringIO())
 
 
 def seen(runs):
