@@ -1,5 +1,7 @@
 """The command line: what each command does, and what bad input gets."""
 
+import io
+import json
 import os
 import re
 import shlex
@@ -19,6 +21,7 @@ from kfcnet.curvature.inversion import InversionWarning
 from kfcnet.ops import get_ops, which_device
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
+from kfcnet.runs.files import write_json
 from kfcnet.runs.metrics import create_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +195,26 @@ def test_evaluate_and_plot_read_a_run(capsys):
     assert Path("figure.svg").stat().st_size > 1000
 
 
+def test_a_run_without_its_first_checkpoint_says_that_it_trains_or_was_killed(capsys):
+    cli.train(SHORT)
+    capsys.readouterr()
+    Path("results/digits_sgd/checkpoint.h5").unlink()
+    said = complaint(capsys, cli.evaluate, "results/digits_sgd", "--device", "cpu")
+    assert "restore it, or train the run again" in said
+    record = json.loads(Path("results/digits_sgd/run.json").read_text())
+    write_json("results/digits_sgd/run.json", record | {"outcome": {"state": "running"}})
+    said = complaint(capsys, cli.evaluate, "results/digits_sgd", "--device", "cpu")
+    assert "it trains and will write it soon, or was killed" in said and "--resume" in said
+
+
+def test_names_that_standard_output_cannot_encode_are_escaped(monkeypatch):
+    bytes_out = io.BytesIO()
+    narrow = io.TextIOWrapper(bytes_out, encoding="latin-1", write_through=True)
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert cli.train([*SHORT, "--set", 'data.path="\u732b"', "--print-config"]) == 0
+    assert b"path: \\u732b" in bytes_out.getvalue()
+
+
 @pytest.mark.parametrize(
     "draw", [(cli.plot, "--out", "figure.png"), (cli.compare, "--out", "compared")]
 )
@@ -233,6 +256,7 @@ def test_sweep_prints_a_table_of_its_runs(capsys):
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1", "--stage", "x"],
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1,1"],
     ["benchmark", "--rounds", "0"], ["benchmark", "--device", "cuda", "--native", "off"],
+    ["benchmark", "--json", "report.md"],
     ["benchmark", "--processes", "1"], ["benchmark", "--processes", "2", "--shards", "2"],
     ["train", "--config", "digits_kfc", "--pick-periods", "nan"],
     ["train", "--config", "digits_kfc", "--pick-periods", "--sgd-batch-size", "0"],

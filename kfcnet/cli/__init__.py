@@ -8,6 +8,7 @@ where, and what to do), 128 + n for a run that signal n interrupted.
 import argparse
 import contextlib
 import functools
+import io
 import logging
 import os
 import sys
@@ -59,6 +60,7 @@ def command(function):
     @functools.wraps(function)
     def run(argv=None, prog=None):
         _open_missing_streams()
+        _write_what_cannot_be_encoded()
         try:
             processes = ranks.world()
         except ranks.RanksError as error:
@@ -599,6 +601,12 @@ def _open_missing_streams():
             os.dup2(null, number)
             os.set_inheritable(number, True)  # no matter whether `null` is that number
         setattr(sys, name, open(null, "w", encoding="utf-8"))
+
+
+def _write_what_cannot_be_encoded():
+    r"""Let standard output have \u732b for a letter of a name that its encoding lacks."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _is_open(number):

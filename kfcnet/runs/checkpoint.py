@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kfcnet.runs.files import no_run, write_bytes
+from kfcnet.runs.files import no_run, read_json, write_bytes
 
 CHECKPOINT = "checkpoint.h5"  # its name in the folder of a run
 FORMAT = 3
@@ -101,6 +101,13 @@ def _missing(path):
     folder = path.parent
     if not (folder / "metrics.csv").exists():
         return no_run(folder, path.name)
+    record = folder / "run.json"
+    outcome = read_json(record).get("outcome", {}) if record.exists() else {}
+    if outcome.get("state") == "running":
+        return (
+            f"{folder} holds a run without {path.name} yet: it trains and will write it soon, or "
+            "was killed before that and begins anew with --resume"
+        )
     return (
         f"{folder} holds the records of a run and no {path.name}: restore it, or train the run "
         f"again, with --config {folder / 'config.yaml'} and another --out"
