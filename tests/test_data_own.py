@@ -472,6 +472,7 @@ def test_a_network_trains_on_a_folder_and_knows_the_names_of_its_classes(
     expected = {"daisy": wrong[:2].mean(), "rose": wrong[2:].mean()}
     errors = run.class_errors(dataset.test_images, dataset.test_labels)
     assert errors == expected and list(errors.values()) == sorted(expected.values(), reverse=True)
+    assert errors == run.class_errors(dataset.test_images, dataset.test_labels[:, None])
     assert not run.class_errors(dataset.test_images[:0], dataset.test_labels[:0])
     capsys.readouterr()
     evaluation = ["evaluate", str(out), "--data", str(flowers), "--device", "cpu"]

@@ -191,10 +191,11 @@ class TrainedNetwork:
         Classes without names or images are left out; an autoencoder has none. Raises ValueError
         like `examples`.
         """
-        self.examples(images, labels)  # checks both
+        examples = self.examples(images, labels)  # checks both
         if reconstructs(self.config):
             return {}
-        wrong, labels = self.predict(images) != labels, np.asarray(labels)
+        labels = self.network.ops.to_numpy(examples.labels)
+        wrong = self.predict(images) != labels
         present = [label for label in range(len(self.class_names)) if (labels == label).any()]
         errors = {
             self.class_names[label]: float(wrong[labels == label].mean()) for label in present
