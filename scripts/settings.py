@@ -21,7 +21,9 @@ def main(argv=None):
     parser.add_argument("--train", action="store_true", help="train what has no record yet")
     parser.add_argument("--sets", nargs="+", choices=settings.SETS, default=list(settings.SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--dampings", nargs="+", default=list(map(str, settings.DAMPINGS)))
+    parser.add_argument(
+        "--dampings", nargs="+", type=damping, default=list(settings.DAMPINGS), metavar="DAMPING"
+    )
     parser.add_argument("--clips", nargs="+", type=float, default=list(settings.CLIPS))
     parser.add_argument("--rates", nargs="+", type=float, default=list(settings.LEARNING_RATES))
     parser.add_argument(
@@ -39,8 +41,7 @@ def main(argv=None):
         parser.error(f"--data: {error}")
     runs = options.out / "runs.csv"
     if options.train:
-        dampings = [d if d == "auto" else float(d) for d in options.dampings]
-        grid = options.seeds, dampings, options.clips, options.rates
+        grid = options.seeds, options.dampings, options.clips, options.rates
         settings.measure(runs, options.sets, *grid, places)
     rows = settings.read(runs) if runs.exists() else []
     if not rows:
@@ -51,6 +52,11 @@ def main(argv=None):
     for name, text in tables.items():
         (options.out / f"{name}.md").write_text(text, encoding="utf-8")
     settings.draw(rows, options.out / "settings.png")
+
+
+def damping(text):
+    """A damping from text: a number, or "auto"."""
+    return text if text == "auto" else float(text)
 
 
 if __name__ == "__main__":

@@ -602,6 +602,8 @@ def test_fit_takes_grey_floating_images_and_predicts_them(rng, tmp_path):
     labels = (images.mean(axis=(1, 2)) > 0.5).astype(int)
     out = tmp_path / "out"
     run = kfcnet.fit(images, labels, NETWORK, "sgd", epochs=1, device="cpu", out=out)
+    with pytest.raises(ValueError, match=r"images of shape \(6, 5, 1\) given"):
+        run.predict(np.zeros((6, 5, 1), np.float32))
     assert run.predict(images).shape == (40,) and run.pixels == np.float32
     assert run.predict(images[:0]).shape == (0,)
     with pytest.raises(ValueError, match="a pixel of image 3 is not finite in float32"):

@@ -284,6 +284,8 @@ def test_a_run_that_was_interrupted_goes_on_by_the_same_call(images, labels, tmp
     run = train(images, labels, epochs=3, out=tmp_path / "run", resume=True)
     np.testing.assert_array_equal(run.network.theta, whole.network.theta)
     other = train(images, labels, out=tmp_path / "run", overwrite=True, seed=1)
+    with pytest.raises(ConfigError, match="a run is gone on with or replaced, not both"):
+        train(images, labels, out=tmp_path / "run", overwrite=True, resume=True, seed=1)
     assert other.steps < run.steps
 
 

@@ -247,6 +247,10 @@ def test_more_epochs_go_on_as_if_they_had_been_asked_for_at_once(text, tmp_path)
         ("network.0.filters=4", "network.0.filters is 4 now and was 3 in"),
         ("network=[{layer: dense, units: 10}]", "network.0.layer is dense now and was conv in"),
         ("evaluation.every=4", "evaluation.every is 4.0 now and was 5.0 in"),
+        (
+            "optimizer.weight_decay={conv1: 0.1}",
+            "optimizer.weight_decay is {'conv1': 0.1} now and was 0.001 in",
+        ),
     ],
 )
 def test_a_changed_setting_is_refused_by_name(override, key, tmp_path):

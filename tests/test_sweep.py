@@ -91,7 +91,7 @@ def test_stages_have_epochs_and_a_number_of_runs_to_keep():
     ]
 
 
-@pytest.mark.parametrize("texts", [["2"], ["2:0"], ["2:some"], ["8:all", "2:3"], ["x:1"]])
+@pytest.mark.parametrize("texts", [["2"], ["2:0"], ["2:some"], ["8:all", "2:3"], ["x:1"], [".:1"]])
 def test_stages_of_another_form_are_errors(texts):
     with pytest.raises(ValueError, match="--stage"):
         parse_stages(texts)

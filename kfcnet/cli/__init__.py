@@ -405,6 +405,8 @@ def benchmark(argv=None, prog=None):
         for key in ("rounds", "shards", "native", "processes")
         if (value := getattr(options, key)) is not None
     }
+    if options.json and options.json.suffix == ".md":
+        parser.error(f"--json {options.json}: the table gets that name; take one in .json")
     if min(chosen.get("rounds", 1), chosen.get("shards", 1)) < 1:
         parser.error("--rounds and --shards: at least one is needed")
     if chosen and options.device == "cuda":

@@ -100,8 +100,21 @@ def changed_setting(before, now):
     before, now = map(_by_layer, (before, now))
     for key in before | now:
         if key not in MAY_CHANGE and before.get(key) != now.get(key):
-            return key, before.get(key), now.get(key)
+            outer = key.rpartition(".")[0]
+            key = outer if outer in before or outer in now else key
+            return key, _whole(before, key), _whole(now, key)
     return None
+
+
+def _whole(settings, key):
+    """Of flat settings the one of a key, or the mapping of those below it."""
+    inner = f"{key}."
+    below = {
+        name.removeprefix(inner): value
+        for name, value in settings.items()
+        if name.startswith(inner)
+    }
+    return below or settings.get(key)
 
 
 def resumed_config(begun, now):

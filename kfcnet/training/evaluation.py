@@ -220,6 +220,7 @@ class TrainedNetwork:
         for labels that are not its classes.
         """
         images = np.asarray(images)
+        given = images.shape
         if labels is None and reconstructs(self.config):
             labels = np.zeros(images.shape[:1], np.int32)
         labels = np.asarray(labels)
@@ -229,7 +230,7 @@ class TrainedNetwork:
             images = images[..., None]
         if images.shape[1:] != self.mean.shape or images.ndim != 4:
             raise ValueError(
-                f"images of shape {images.shape} given; the network takes "
+                f"images of shape {given} given; the network takes "
                 f"(M, {', '.join(map(str, self.mean.shape))})"
             )
         if self.pixels == np.uint8 and images.dtype != np.uint8:

@@ -106,6 +106,8 @@ def fit(
     TrainingFailed, RunFolderError where `out` holds a run, WriteError where a file or a temporary
     folder cannot be written, and TrainingInterrupted after SIGINT or SIGTERM.
     """
+    if resume and overwrite:
+        raise ConfigError("fit: resume and overwrite: a run is gone on with or replaced, not both")
     layers, own = _described(network)
     section = _data_section(settings.pop("data", {}), input_scale)
     parts = [(images, labels), *([_held_out(validation)] if validation is not None else [])]

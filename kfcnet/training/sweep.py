@@ -56,7 +56,7 @@ def parse_stages(texts):
     """Stages from texts `EPOCHS:KEEP`, KEEP a number or "all". Raises ValueError."""
     stages = []
     for text in texts:
-        match = re.fullmatch(r"([0-9.]+):(all|[1-9][0-9]*)", text)
+        match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+):(all|[1-9][0-9]*)", text)
         if not match:
             raise ValueError(f"--stage {text}: expected EPOCHS:KEEP, such as 8:3 or 2:all")
         stages.append(Stage(float(match[1]), None if match[2] == "all" else int(match[2])))
