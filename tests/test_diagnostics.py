@@ -335,6 +335,15 @@ def test_the_figure_has_eight_panels_with_every_layer_in_them(finished):
     assert "KFC-pre" in figure.texts[0].get_text()
 
 
+def test_every_layer_has_a_look_of_its_own(finished):
+    rows = np.arange(1.0, 4.0)
+    table = {"iteration": rows} | {f"conv{n}_active": rows for n in range(13)}
+    table |= {f"conv{n}_dead": rows for n in range(13)}
+    figure = diagnostic_figures.draw_diagnostics(table, read_run(finished))
+    looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
+    assert len(looks) == 13 and "#000000" not in dict(looks)
+
+
 def test_no_tick_of_the_reductions_runs_into_that_of_zero(finished):
     table = read_metrics(finished / "diagnostics.csv", columns=DIAGNOSTICS)
     table["predicted_reduction"] = np.linspace(-0.27, 0.3, len(table["iteration"]))

@@ -386,7 +386,7 @@ def _scale(runs, x):
     )
 
 
-def look_of(number):
+def look_of(number, colours=COLOURS):
     """Colour and marker of a curve; a second round of the colours has other markers."""
-    again, at = divmod(number, len(COLOURS))
-    return {"color": COLOURS[at], "marker": MARKERS[(at + again) % len(MARKERS)]}
+    again, at = divmod(number, len(colours))
+    return {"color": colours[at], "marker": MARKERS[(at + again) % len(MARKERS)]}

@@ -64,12 +64,11 @@ def _layers(table, column):
 def _looks(table):
     """{layer: the look of its lines}; black stands for all layers together."""
     every = max(1, len(table["iteration"]) // 8)
-    looks = [
-        dict(color=colour, marker=marker, markevery=every)
-        for colour, marker in zip(curves.COLOURS[:-1], curves.MARKERS, strict=False)
-    ]
     names = dict.fromkeys([*_layers(table, "pi"), *_layers(table, "active")])
-    return dict(zip(names, looks * len(names), strict=False))
+    return {
+        name: curves.look_of(number, curves.COLOURS[:-1]) | {"markevery": every}
+        for number, name in enumerate(names)
+    }
 
 
 def _draw_curvature(panels, table, looks, clip):
