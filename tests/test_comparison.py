@@ -170,6 +170,61 @@ def folders(tmp_path):
     return made
 
 
+def labels_of(optimizers, networks=None):
+    """Labels of runs of SGD, with these settings and networks, without their common beginning."""
+    runs = [
+        Run(
+            None,
+            {
+                "data": {"name": "digits"},
+                "network": network,
+                "optimizer": {"name": "sgd", "batch_size": 7, **settings},
+            },
+            {"device": {"device": "cpu"}},
+        )
+        for settings, network in zip(optimizers, networks or [[]] * len(optimizers), strict=True)
+    ]
+    return [label.removeprefix("SGD, M = 7, ") for label in titles_and_labels(runs)[1]]
+
+
+def conv(**settings):
+    return {"layer": "conv", "filters": 3, **settings}
+
+
+def test_settings_of_layers_tell_runs_apart():
+    networks = [[conv(std=0.1), conv(name="last", std=std)] for std in (0.1, "he")]
+    networks.append([conv(std=0.2), conv(name="last", std=0.1)])
+    assert labels_of([{}, {}, {}], networks) == [
+        "conv1 std 0.1, last std 0.1",
+        "conv1 std 0.1, last std he",
+        "conv1 std 0.2, last std 0.1",
+    ]
+
+
+def test_a_number_differs_from_a_mapping_of_layers():
+    decays = (1e-4, {"conv1": 0.1}, {"conv2": 0.1, "fc": 1.0})
+    older_record = {}
+    assert labels_of([older_record, *({"weight_decay": decay} for decay in decays)]) == [
+        "SGD, M = 7",
+        "weight decay 0.0001",
+        "weight decay {conv1: 0.1}",
+        "weight decay {conv2: 0.1, fc: 1.0}",
+    ]
+
+
+def test_a_label_has_as_much_of_a_key_as_tells_it_from_the_others():
+    optimizers = [{"weight_decay": {"conv1": x}, "max_norm": {"conv1": 10 * x}} for x in (0.1, 0.2)]
+    assert labels_of(optimizers)[0] == "weight decay conv1 0.1, max norm conv1 1.0"
+
+
+def test_a_schedule_is_called_one():
+    schedules = ({"name": "constant"}, {"name": "cosine", "epochs": 2.0})
+    assert labels_of([{"schedule": schedule} for schedule in schedules]) == [
+        "schedule constant",
+        "schedule cosine",
+    ]
+
+
 def digits(*errors):
     """Runs on the digits, one for each list of training errors; test errors are twice as large."""
     config = {"data": {"name": "digits"}, "network": [], "optimizer": {"name": "sgd"}}

@@ -466,6 +466,14 @@ def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tm
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.03", "0.1", "0.3"]
 
 
+def test_keys_of_a_sweep_are_told_apart(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    grid = {"network.0.std": 0.1, "network.fc10.std": 0.2, "optimizer.schedule.name": "cosine"}
+    figure = curves.draw_sweep([(2.0, grid, 0.4)], run)
+    assert figure.axes[0].get_xlabel() == "0 std"
+    assert texts(figure) == ["2 epochs, fc10 std 0.2, schedule cosine"]
+
+
 USES_MATPLOTLIB = """
 import os, sys
 from kfcnet.figures import curves

@@ -27,7 +27,7 @@ from kfcnet.runs.labels import (
     data_set,
     devices_apart,
     is_part,
-    key_in_words,
+    keys_in_words,
     method,
     network_and_device,
     published_data_set,
@@ -209,15 +209,15 @@ def draw_sweep(results, run):
     and stage. Values of the grid's other keys have lines of their own. run: one of the Runs, for
     the title.
     """
-    lines, key = {}, next(iter(results[0][1]))
+    lines, words = {}, keys_in_words(list(results[0][1]))
     for epochs, settings, error in results:
-        (_, value), *others = settings.items()
-        name = ", ".join([in_epochs(epochs), *(f"{key_in_words(k)} {v}" for k, v in others)])
+        (key, value), *others = settings.items()
+        name = ", ".join([in_epochs(epochs), *(f"{words[k]} {v}" for k, v in others)])
         lines.setdefault((epochs, name), []).append((value, error))
     figure = Figure(figsize=(4.5, 3))
     axes = figure.subplots()
     draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
-    axes.set(xlabel=key_in_words(key))
+    axes.set(xlabel=words[key])
     figure.legend(loc="outside right center")
     figure.suptitle(f"{method(run)}, {data_set(run)}\n{network_and_device(run)}", fontsize=8)
     return figure

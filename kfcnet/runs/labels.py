@@ -1,5 +1,6 @@
 """Names of runs in figures and tables, made of phrases from their records."""
 
+from kfcnet.config.names import layer_names
 from kfcnet.runs.identity import devices, flat
 
 METHODS = {
@@ -36,6 +37,9 @@ WHOLE = {
     "fashion_mnist": {70000},
 }
 """Number of a data set's images, training and test; SVHN without and with the extra part."""
+
+BY_LAYER = ("weight_decay", "max_norm")
+"""Settings of optimizers that are one number, or a mapping from layers to numbers."""
 
 
 def titles_and_labels(runs, ignored=(), timed=True):
@@ -128,9 +132,28 @@ def network_and_device(run):
     return ", ".join(filter(None, map(facts.get, ("network", "normalisation", "device"))))
 
 
-def key_in_words(key):
-    """The last part of a key, in words."""
-    return key.rpartition(".")[2].replace("_", " ")
+def keys_in_words(keys):
+    """{key: its last part in words, after as many parts as tell it from the other keys}.
+
+    A name is called after what it names: "optimizer.schedule.name" is "schedule".
+    """
+    tails = _tails([tuple(key.removesuffix(".name").split(".")) for key in keys])
+    return {key: " ".join(tail).replace("_", " ") for key, tail in zip(keys, tails, strict=True)}
+
+
+def _tails(paths):
+    """Of each tuple its fewest last parts, one at least, that no different tuple ends with."""
+    return [
+        next(
+            (
+                path[-length:]
+                for length in range(1, len(path))
+                if sum(other[-length:] == path[-length:] for other in set(paths)) == 1
+            ),
+            path,
+        )
+        for path in paths
+    ]
 
 
 def _facts(run, timed=True):
@@ -151,12 +174,60 @@ def _distinct(runs, labels, ignored):
 
     A setting that is missing in a record is no difference: the record is older than the setting.
     """
-    configs = [flat({**run.config, "network": str(run.config["network"])}) for run in runs]
-    result = []
-    for label, own in zip(labels, configs, strict=True):
-        others = [other for other, name in zip(configs, labels, strict=True) if name == label]
-        keys = [key for key in own if any(other.get(key, own[key]) != own[key] for other in others)]
-        shown = [key for key in keys if key not in ("network", *ignored)]
-        extra = [f"{key_in_words(key)} {own[key]}" for key in shown]
-        result.append(", ".join([label, *extra]))
+    result = list(labels)
+    for label in dict.fromkeys(labels):
+        places = [place for place, other in enumerate(labels) if other == label]
+        settings = _settings([runs[place].config for place in places])
+        words = keys_in_words([key for key in _differing(settings) if key not in ignored])
+        for place, own in zip(places, settings, strict=True):
+            extra = [f"{words[key]} {value}" for key, value in own.items() if key in words]
+            result[place] = ", ".join([label, *extra])
     return result
+
+
+def _differing(settings):
+    """The keys of which two of the dictionaries have different values."""
+    values = {}
+    for own in settings:
+        for key, value in own.items():
+            values.setdefault(key, []).append(value)
+    return [key for key, found in values.items() if any(value != found[0] for value in found)]
+
+
+def _settings(configs):
+    """{key: value} of each configuration; that of a layer's setting is "network.conv1 std"."""
+    optimizers = _comparable([config["optimizer"] for config in configs])
+    return [
+        flat({**config, "network": _by_layer(config["network"]), "optimizer": optimizer})
+        for config, optimizer in zip(configs, optimizers, strict=True)
+    ]
+
+
+def _comparable(optimizers):
+    """The optimizers' settings; those BY_LAYER are whole texts unless all name the same layers."""
+    for key in BY_LAYER:
+        values = [settings[key] for settings in optimizers if key in settings]
+        layers = {frozenset(value) if isinstance(value, dict) else None for value in values}
+        if len(layers) > 1:
+            optimizers = [
+                settings | {key: _in_braces(settings[key])} if key in settings else settings
+                for settings in optimizers
+            ]
+    return optimizers
+
+
+def _in_braces(value):
+    """A mapping as "{conv1: 0.1}", a number as it is."""
+    if not isinstance(value, dict):
+        return value
+    return "{" + ", ".join(f"{name}: {number}" for name, number in value.items()) + "}"
+
+
+def _by_layer(layers):
+    """{"conv1 std": 0.01, ...}: the settings of a network's layers."""
+    return {
+        f"{name} {key}": value
+        for name, layer in zip(layer_names(layers), layers, strict=True)
+        for key, value in layer.items()
+        if key != "name"
+    }
