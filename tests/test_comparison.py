@@ -225,6 +225,30 @@ def test_a_schedule_is_called_one():
     ]
 
 
+def test_runs_that_no_label_tells_apart_are_called_after_their_folders(folders, tmp_path):
+    config, _ = folders
+    for name in ("a/again", "b/again", "b/longer"):
+        shutil.copytree(config, tmp_path / name)
+    again = [tmp_path / name for name in ("a/again", "b/again", "b/longer")]
+    (again[2] / "config.yaml").write_text(dump_config(load_config("cifar_kfc", ["epochs=77"])))
+    compare([*folders, *again, again[2]], tmp_path / "out", by=("updates",))
+    _, _, *lines = cells((tmp_path / "out/runs.md").read_text())
+    assert [line[0] for line in lines] == [
+        "KFC-pre, M = 512, cifar_kfc",
+        "SGD, M = 128",
+        "KFC-pre, M = 512, a/again",
+        "KFC-pre, M = 512, b/again",
+        "KFC-pre, M = 512, longer",
+        "KFC-pre, M = 512, longer (2)",
+    ]
+
+
+def test_medians_number_groups_that_no_label_tells_apart():
+    groups = [seeds("sgd", run([0.9, 0.1], 1.0, 6)) for _ in range(2)]
+    header, *_ = cells(medians(groups, [("test_error", 0.19)], ("updates",)))
+    assert header[1:3] == ["SGD, M = 7, 1 run: updates", "SGD, M = 7 (2), 1 run: updates"]
+
+
 def digits(*errors):
     """Runs on the digits, one for each list of training errors; test errors are twice as large."""
     config = {"data": {"name": "digits"}, "network": [], "optimizer": {"name": "sgd"}}

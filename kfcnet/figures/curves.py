@@ -30,6 +30,7 @@ from kfcnet.runs.labels import (
     keys_in_words,
     method,
     network_and_device,
+    numbered,
     published_data_set,
     titles_and_labels,
 )
@@ -171,11 +172,9 @@ def _draw_panel(axes, panel, seeds):
     is_timed = panel.x == "seconds"
     groups = group_by_seed(panel.runs, is_timed)
     words = {id(run): text for run, text in zip(panel.runs, panel.words, strict=False) if text}
-    labels = _labels([group[0] for group in groups], words, is_timed)
+    labels = numbered(_labels([group[0] for group in groups], words, is_timed))
     scale, unit = _scale(panel.runs, panel.x)
-    for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
-        again = labels[:number].count(label)
-        label += f" ({again + 1})" if again else ""
+    for group, label in zip(groups, labels, strict=True):
         seeds.setdefault(label, set()).add(len(group))
         look = look_of(list(seeds).index(label))
         _draw_curves(axes, group, COLUMN_OF[panel.x], scale, panel.quantity, **look)

@@ -9,7 +9,14 @@ from kfcnet.figures.html import write_page
 from kfcnet.figures.paper import MILESTONES
 from kfcnet.runs.files import make_folder, markdown_table, write_csv, write_text
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
-from kfcnet.runs.labels import DATA_SETS, PARTS, published_data_set, titles_and_labels
+from kfcnet.runs.labels import (
+    DATA_SETS,
+    PARTS,
+    numbered,
+    published_data_set,
+    titles_and_labels,
+    with_folders,
+)
 from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run, with_rows
 
@@ -36,6 +43,7 @@ def compare(folders, out, milestones=None, by=BY):
     for x in by:
         curves.save_figure(partial(curves.draw_runs, drawn, x), out / f"curves_by_{x}.png")
     _, labels = titles_and_labels(runs, ignored=("epochs",), timed="seconds" in by)
+    labels = numbered(with_folders(labels, folders))
     milestones = milestones_of(drawn) if milestones is None else milestones
     rows = milestone_rows(runs, labels, milestones, by)
     tables = {"runs.md": ends(runs, labels, by)}
@@ -159,7 +167,7 @@ def medians(groups, milestones=MILESTONES, by=BY):
     first = [group[0] for group in groups]
     _, labels = titles_and_labels(first, NOT_IDENTIFYING, timed="seconds" in by)
     header = ["milestone"]
-    for number, (group, label) in enumerate(zip(groups, labels, strict=True)):
+    for number, (group, label) in enumerate(zip(groups, numbered(labels), strict=True)):
         label += f", {len(group)} run{'s' * (len(group) > 1)}"
         header += [f"{label}: {name}" for name in by]
         header += [f"{name}, ratio" for name in by if number]

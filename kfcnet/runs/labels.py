@@ -1,5 +1,7 @@
 """Names of runs in figures and tables, made of phrases from their records."""
 
+from pathlib import Path
+
 from kfcnet.config.names import layer_names
 from kfcnet.runs.identity import devices, flat
 
@@ -139,6 +141,24 @@ def keys_in_words(keys):
     """
     tails = _tails([tuple(key.removesuffix(".name").split(".")) for key in keys])
     return {key: " ".join(tail).replace("_", " ") for key, tail in zip(keys, tails, strict=True)}
+
+
+def with_folders(labels, folders):
+    """The labels of the runs in `folders`, of which equal ones are extended by their folders."""
+    tails = _tails([Path(folder).resolve().parts for folder in folders])
+    return [
+        f"{label}, {Path(*tail).as_posix()}" if labels.count(label) > 1 else label
+        for label, tail in zip(labels, tails, strict=True)
+    ]
+
+
+def numbered(labels):
+    """The labels, of which the second of equal ones is "SGD, M = 128 (2)"."""
+    counts = [labels[: number + 1].count(label) for number, label in enumerate(labels)]
+    return [
+        f"{label} ({count})" if count > 1 else label
+        for label, count in zip(labels, counts, strict=True)
+    ]
 
 
 def _tails(paths):
