@@ -79,6 +79,29 @@ def test_milestones_in_updates_alone_say_nothing_of_seconds(folders, tmp_path):
     assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
+@pytest.mark.parametrize(
+    "seconds, text", [(123.4, "123"), (99.7, "100"), (99.4, "99"), (9.97, "10"), (0.083, "0.083")]
+)
+def test_seconds_have_two_digits_and_no_exponent(seconds, text):
+    one = run([0.9, 0.1], seconds, 1)
+    assert cells(ends([one], ["one"]))[2][3] == text
+    rows = milestone_rows([one], ["one"], [("test_error", 0.19)])
+    assert cells(markdown(rows))[2][4] == text
+    table = medians([seeds("sgd", one)], [("test_error", 0.19)], ("seconds",))
+    assert cells(table)[2][1] == text
+
+
+@pytest.mark.parametrize(
+    "updates, text", [(1234, "1.23"), (500, "0.50"), (36, "0.036"), (4, "0.004")]
+)
+def test_small_ratios_have_two_digits(updates, text):
+    base, fast = run([0.9, 0.1], 1.0, 1000), run([0.9, 0.1], 1.0, updates)
+    rows = milestone_rows([base, fast], ["base", "fast"], [("test_error", 0.19)], ("updates",))
+    assert cells(markdown(rows))[3][4] == text
+    groups = [seeds("sgd", base), seeds("kfc_pre", fast)]
+    assert cells(medians(groups, [("test_error", 0.19)], ("updates",)))[2][3] == text
+
+
 def test_a_milestone_that_only_the_other_run_reached_has_no_ratio():
     rows = milestone_rows(
         [run([0.9, 0.8], 1.0, 1), run([0.9, 0.1], 1.0, 1)], ["a", "b"], [("test_error", 0.19)]
@@ -112,7 +135,7 @@ def test_medians_are_over_the_seeds_and_their_ratios_over_pairs():
     header, _, line = cells(medians([fast, slow], [("test_error", 0.19)]))
     assert dict(zip(header, line, strict=True)) == {
         "milestone": "19% test error",
-        "KFC-pre, M = 7, 2 runs: updates": "8",  # 7.5
+        "KFC-pre, M = 7, 2 runs: updates": "7.5",
         "KFC-pre, M = 7, 2 runs: seconds": "105",
         "SGD, M = 7, 2 runs: updates": "25",
         "SGD, M = 7, 2 runs: seconds": "160",

@@ -145,16 +145,20 @@ def markdown(rows):
             lines.append([row["milestone"], row["run"], "not reached", *[""] * (len(header) - 3)])
             continue
         places = [_number(row[name]) for name in by]
-        ratios = [
-            f"{row[f'{name}_ratio']:.2f}" if row[f"{name}_ratio"] != "" else "" for name in by
-        ]
+        ratios = [row[f"{name}_ratio"] for name in by]
+        ratios = [_ratio_as_text(ratio) if ratio != "" else "" for ratio in ratios]
         lines.append([row["milestone"], row["run"], f"{row['epoch']:.1f}", *places, *ratios])
     return markdown_table(lines)
 
 
 def _number(value):
     """A number of updates or seconds as text: whole from 100 on, else of two digits at least."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.2g}"  # 99.7 would be "1e+02"
+
+
+def _ratio_as_text(value):
+    """A ratio as text: of two decimal places, or of two digits where it is small."""
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def medians(groups, milestones=MILESTONES, by=BY):
@@ -175,11 +179,11 @@ def medians(groups, milestones=MILESTONES, by=BY):
     for column, threshold in milestones:
         line = [f"{100 * threshold:g}% {PARTS[column]}"]
         base, *others = [_crossings(group, column, threshold, by) for group in groups]
-        line += _medians(base.values(), ".0f", "not reached")
+        line += _medians(base.values(), _number, "not reached")
         for here in others:
-            line += _medians(here.values(), ".0f", "not reached")
+            line += _medians(here.values(), _number, "not reached")
             ratios = [_ratio(here[seed], base[seed]) for seed in here if seed in base]
-            line += _medians(ratios or [np.full(len(by), np.nan)], ".2f", "")
+            line += _medians(ratios or [np.full(len(by), np.nan)], _ratio_as_text, "")
         lines.append(line)
     return markdown_table(lines)
 
@@ -198,7 +202,7 @@ def _ratio(here, base):
     return here / np.where(np.isfinite(base) & (base > 0), base, np.nan)
 
 
-def _medians(values, form, otherwise):
+def _medians(values, as_text, otherwise):
     """The medians of arrays (len(by),) as texts; `otherwise` in place of one that is not finite."""
     middle = np.median(list(values), axis=0)
-    return [format(value, form) if np.isfinite(value) else otherwise for value in middle]
+    return [as_text(value) if np.isfinite(value) else otherwise for value in middle]
