@@ -376,6 +376,19 @@ def test_compare_leaves_both_figures_and_the_table(folders, tmp_path):
     assert labels == ["SGD, M = 7"]
 
 
+def test_files_of_an_earlier_comparison_do_not_stay(folders, tmp_path):
+    out = tmp_path / "out"
+    again = tmp_path / "again"
+    shutil.copytree(folders[0], again)
+    (again / "config.yaml").write_text(dump_config(load_config("cifar_kfc", ["seed=1"])))
+    compare([*folders, again], out)
+    (out / "notes.md").write_text("mine")
+    assert (out / "medians.md").exists()
+    compare(folders, out, milestones=(), by=("updates",))
+    names = {path.name for path in out.iterdir()}
+    assert names == {"curves_by_updates.png", "runs.md", "report.html", "notes.md"}
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="cannot make the folder .*name another place with --out"):

@@ -23,6 +23,9 @@ from kfcnet.runs.read import read_run, with_rows
 BY = ("updates", "seconds")
 """Units of milestones; seconds are meaningful only for runs that had the machine to themselves."""
 
+OPTIONAL = {*(f"curves_by_{x}.png" for x in BY), "milestones.csv", "milestones.md", "medians.md"}
+"""Files that a comparison may have or not."""
+
 ROUND = (0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005, 0.002, 0.001)
 """Errors at which runs are compared where the paper has none."""
 
@@ -34,14 +37,15 @@ def compare(folders, out, milestones=None, by=BY):
     `medians.md` the medians where runs differ in their seed alone. folders: run folders, the first
     of which the others are compared with; milestones: pairs of a column and its value, by default
     those of `milestones_of`; by: one of BY or both. A run without rows has reached nothing and is
-    in no figure. Returns the rows of the milestones. Raises RecordError for a run that cannot be
-    read, and where none has rows.
+    in no figure. Files of an earlier comparison do not stay in `out`. Returns the rows of the
+    milestones. Raises RecordError for a run that cannot be read, and where none has rows.
     """
     out = make_folder(out)
     runs = [read_run(folder) for folder in folders]
     drawn = with_rows(runs, folders)
-    for x in by:
-        curves.save_figure(partial(curves.draw_runs, drawn, x), out / f"curves_by_{x}.png")
+    pictures = {x: f"curves_by_{x}.png" for x in by}
+    for x, name in pictures.items():
+        curves.save_figure(partial(curves.draw_runs, drawn, x), out / name)
     _, labels = titles_and_labels(runs, ignored=("epochs",), timed="seconds" in by)
     labels = numbered(with_folders(labels, folders))
     milestones = milestones_of(drawn) if milestones is None else milestones
@@ -55,7 +59,10 @@ def compare(folders, out, milestones=None, by=BY):
         tables["medians.md"] = medians(groups, milestones, by)
     for name, table in tables.items():
         write_text(out / name, table)
-    write_page(_page(runs, tables, by), out / "report.html")
+    write_page(_page(runs, tables, pictures), out / "report.html")
+    written = {*pictures.values(), *tables, *(["milestones.csv"] if rows else [])}
+    for name in OPTIONAL - written:
+        (out / name).unlink(missing_ok=True)
     return rows
 
 
@@ -103,7 +110,7 @@ def ends(runs, labels, by=BY):
     return markdown_table(lines)
 
 
-def _page(runs, tables, by):
+def _page(runs, tables, pictures):
     titles, _ = titles_and_labels(runs)
     titles_of = {
         "runs.md": "Where the runs ended",
@@ -112,7 +119,10 @@ def _page(runs, tables, by):
     }
     parts = [f"# {', '.join(titles) or 'Runs'}"]
     parts += [f"## {titles_of[name]}\n\n{table}" for name, table in tables.items()]
-    parts += [f"## Curves over {x}\n\n![Losses and errors over {x}](curves_by_{x}.png)" for x in by]
+    parts += [
+        f"## Curves over {x}\n\n![Losses and errors over {x}]({name})"
+        for x, name in pictures.items()
+    ]
     return "\n\n".join(parts) + "\n"
 
 
