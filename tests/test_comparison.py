@@ -19,7 +19,7 @@ from kfcnet.figures.milestones import (
     milestones_of,
 )
 from kfcnet.figures.paper import MILESTONES
-from kfcnet.runs.files import WriteError, write_json
+from kfcnet.runs.files import WriteError, markdown_table, write_json
 from kfcnet.runs.labels import titles_and_labels
 from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics
 from kfcnet.runs.read import Run
@@ -335,6 +335,15 @@ def test_a_figure_of_a_page_has_its_caption_and_a_wide_table_scrolls(tmp_path):
     assert '<figure><img alt="Errors &lt; 1" src="data:image/svg+xml;base64,PHN2Zy8+">' in page
     assert "<figcaption>Errors &lt; 1</figcaption>" in page
     assert '<div class="table"><table>' in page and "</table></div>" in page
+
+
+def test_a_name_is_text_in_a_table_and_on_a_page(tmp_path):
+    name = "a|b <b>c.npz"
+    table = markdown_table([["run", "updates"], ["---", "---:"], [name, "7"]])
+    write_page(f"# {name}\n\n{table}", tmp_path / "p.html")
+    page = (tmp_path / "p.html").read_text()
+    assert "<h1>a|b &lt;b&gt;c.npz</h1>" in page
+    assert '<td>a|b &lt;b&gt;c.npz</td>\n<td style="text-align: right;">7</td>' in page
 
 
 def test_compare_reads_each_run_once(folders, tmp_path, monkeypatch):

@@ -36,9 +36,13 @@ th { background: var(--soft); text-align: left; }
 def write_page(text, path):
     """Write Markdown as the file `path`, with the pictures that it names beside it inlined.
 
-    An image becomes a figure with its text as caption. Raises WriteError.
+    An image becomes a figure with its text as caption; HTML in the Markdown is text. Raises
+    WriteError.
     """
-    body = markdown.markdown(text, extensions=["tables", "sane_lists"], output_format="html")
+    converter = markdown.Markdown(extensions=["tables", "sane_lists"], output_format="html")
+    converter.preprocessors.deregister("html_block")  # names of runs and data sets may have a "<"
+    converter.inlinePatterns.deregister("html")
+    body = converter.convert(text)
     title = re.search(r"<h1>(.*?)</h1>", body)
     body = re.sub(r"(<table>.*?</table>)", r'<div class="table">\1</div>', body, flags=re.DOTALL)
     body = re.sub(

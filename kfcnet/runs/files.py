@@ -97,8 +97,12 @@ def write_csv(path, rows):
 
 
 def markdown_table(rows):
-    """A table in Markdown. rows: lists of texts, the header and the rule below it first."""
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    """A table in Markdown. rows: lists of texts, the header and the rule below it first.
+
+    A `|` in a text is escaped: it would begin a column.
+    """
+    escaped = ([text.replace("|", r"\|") for text in row] for row in rows)
+    return "".join(f"| {' | '.join(row)} |\n" for row in escaped)
 
 
 def write_json(path, value):
