@@ -466,6 +466,14 @@ def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tm
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.03", "0.1", "0.3"]
 
 
+@pytest.mark.parametrize("highest, top", [(0.9, 1.0), (2.0, 2.6)])
+def test_every_error_of_a_sweep_lies_within_the_axes_and_crosses_on_their_edge(highest, top):
+    axes = Figure().subplots()
+    curves.draw_grid(axes, {"2 epochs": [(0.1, highest), (0.3, 0.5), (0.9, None)]})
+    assert axes.get_ylim()[0] < 0.5 and axes.get_ylim()[1] == pytest.approx(top)
+    assert axes.lines[1].get_xydata().tolist() == [[2, axes.get_ylim()[1]]]
+
+
 def test_keys_of_a_sweep_are_told_apart(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
     grid = {"network.0.std": 0.1, "network.fc10.std": 0.2, "optimizer.schedule.name": "cosine"}

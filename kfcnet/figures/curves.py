@@ -233,19 +233,24 @@ def draw_grid(axes, lines):
     lines: {label: [(value, training error or None for a diverged run), ...]}.
     """
     values = sorted({value for line in lines.values() for value, _ in line}, key=_order)
+    errors = [error for line in lines.values() for _, error in line]
+    highest = max((error for error in errors if error is not None), default=0)
+    top = 1.3 * highest if highest > 1 else 1  # an autoencoder's error may be above 100%
     for number, (name, line) in enumerate(lines.items()):
         look = look_of(number)
         measured = sorted((values.index(x), error) for x, error in line if error is not None)
         diverged = [values.index(x) for x, error in line if error is None]
         axes.plot(*np.array(measured or np.empty((0, 2))).T, label=name, **look)
         if diverged:
-            axes.plot(diverged, np.ones(len(diverged)), "x", color=look["color"], clip_on=False)
-    if any(error is None for line in lines.values() for _, error in line):
+            axes.plot(
+                diverged, np.full(len(diverged), top), "x", color=look["color"], clip_on=False
+            )
+    if None in errors:
         axes.plot([], np.ones(0), "xk", label="diverged")
     axes.set(ylabel="training error (%)")
     axes.set_xticks(range(len(values)), [str(value) for value in values])
     _set_log_axis(axes, 100)
-    axes.set_ylim(top=1)
+    axes.set_ylim(top=top)
 
 
 def _order(value):
