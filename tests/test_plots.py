@@ -453,9 +453,9 @@ def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tm
     normalised = {**run.config, "network": [*run.config["network"], {"layer": "batch_norm"}]}
     assert (
         ", batch norm, CPU"
-        in curves.draw_sweep(results, run._replace(config=normalised)).get_suptitle()
+        in curves.draw_sweep(results, [run._replace(config=normalised)]).get_suptitle()
     )
-    figure = curves.draw_sweep(results, run)
+    figure = curves.draw_sweep(results, [run])
     assert "batch norm" not in figure.get_suptitle()
     axes = figure.axes[0]
     lines = {line.get_label(): line for line in axes.lines}
@@ -474,10 +474,26 @@ def test_every_error_of_a_sweep_lies_within_the_axes_and_crosses_on_their_edge(h
     assert axes.lines[1].get_xydata().tolist() == [[2, axes.get_ylim()[1]]]
 
 
+@pytest.mark.parametrize(
+    "settings, title",
+    [
+        ({"batch": 128}, "SGD, CIFAR-10\nconv 32-64, dense 10, CPU (Some CPU)"),
+        ({"name": "adam"}, "M = 512, CIFAR-10\nconv 32-64, dense 10, CPU (Some CPU)"),
+        ({"network": LAYERS[:1]}, "SGD, M = 512, CIFAR-10\nCPU (Some CPU)"),
+        ({"rate": 1.0}, "SGD, M = 512, CIFAR-10\nconv 32-64, dense 10, CPU (Some CPU)"),
+    ],
+)
+def test_the_title_of_a_sweep_leaves_out_what_its_runs_differ_in(settings, title, tmp_path):
+    settings = [{"name": "sgd"}, {"name": "sgd"} | settings]
+    runs = [read_run(write_run(tmp_path / str(n), **own)) for n, own in enumerate(settings)]
+    results = [(2.0, {"some.key": n}, 0.4) for n in range(2)]
+    assert curves.draw_sweep(results, runs).get_suptitle() == title
+
+
 def test_keys_of_a_sweep_are_told_apart(tmp_path):
     run = read_run(write_run(tmp_path / "run"))
     grid = {"network.0.std": 0.1, "network.fc10.std": 0.2, "optimizer.schedule.name": "cosine"}
-    figure = curves.draw_sweep([(2.0, grid, 0.4)], run)
+    figure = curves.draw_sweep([(2.0, grid, 0.4)], [run])
     assert figure.axes[0].get_xlabel() == "0 std"
     assert texts(figure) == ["2 epochs, fc10 std 0.2, schedule cosine"]
 

@@ -24,14 +24,13 @@ from kfcnet.figures.paper import NETWORK_ERROR
 from kfcnet.runs.files import write_bytes
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import (
-    data_set,
     devices_apart,
     is_part,
     keys_in_words,
     method,
-    network_and_device,
     numbered,
     published_data_set,
+    title_of_all,
     titles_and_labels,
 )
 from kfcnet.runs.read import read_run, with_rows
@@ -201,12 +200,12 @@ def _labels(runs, words, is_timed):
     ]
 
 
-def draw_sweep(results, run):
+def draw_sweep(results, runs):
     """A Figure of a sweep: the training error over the grid's first key, a line for each stage.
 
     results: a tuple (epochs, {key: value}, training error or None for a diverged run) for each run
-    and stage. Values of the grid's other keys have lines of their own. run: one of the Runs, for
-    the title.
+    and stage. Values of the grid's other keys have lines of their own. runs: the Runs; the title
+    says what they have in common.
     """
     lines, words = {}, keys_in_words(list(results[0][1]))
     for epochs, settings, error in results:
@@ -218,7 +217,7 @@ def draw_sweep(results, run):
     draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
     axes.set(xlabel=words[key])
     figure.legend(loc="outside right center")
-    figure.suptitle(f"{method(run)}, {data_set(run)}\n{network_and_device(run)}", fontsize=8)
+    figure.suptitle(title_of_all(runs), fontsize=8)
     return figure
 
 

@@ -51,8 +51,8 @@ def titles_and_labels(runs, ignored=(), timed=True):
     timed: whether it matters whose seconds they are; else a device is a CPU or a GPU.
     """
     facts = [_facts(run, timed) for run in runs]
-    common = [name for name in facts[0] if len({fact[name] for fact in facts}) == 1]
-    titles = [facts[0][name] for name in common if facts[0][name]]
+    common = _common(facts)
+    titles = list(filter(None, common.values()))
     labels = []
     for run, fact in zip(runs, facts, strict=True):
         own = [fact[name] for name in fact if fact[name] and name not in common and name != "batch"]
@@ -62,13 +62,21 @@ def titles_and_labels(runs, ignored=(), timed=True):
 
 def method(run):
     """ "KFC-pre, M = 512" or "KFC-pre (SUA), M = 512"; M is the size of the mini-batch."""
+    return f"{_optimizer(run)}, {_size(run)}"
+
+
+def _optimizer(run):
     optimizer = run.config["optimizer"]
     name = METHODS.get(optimizer["name"], optimizer["name"])
     structure = optimizer.get("structure", "kfc")
     name += "" if structure == "kfc" else f" ({STRUCTURES.get(structure, structure)})"
     if optimizer["name"] == "kfc_pre" and optimizer.get("tikhonov") == "exact":
         name += " (exact Tikhonov)"
-    return f"{name}, M = {optimizer['batch_size']}"
+    return name
+
+
+def _size(run):
+    return f"M = {run.config['optimizer']['batch_size']}"
 
 
 def data_set(run):
@@ -134,6 +142,16 @@ def network_and_device(run):
     return ", ".join(filter(None, map(facts.get, ("network", "normalisation", "device"))))
 
 
+def title_of_all(runs):
+    """Method and data set, on the next line network and device, without what the runs differ in."""
+    common = _common(
+        [{"optimizer": _optimizer(run), "size": _size(run), **_facts(run)} for run in runs]
+    )
+    lines = ("optimizer", "size", "data"), ("network", "normalisation", "device")
+    texts = [", ".join(filter(None, map(common.get, line))) for line in lines]
+    return "\n".join(filter(None, texts))
+
+
 def keys_in_words(keys):
     """{key: its last part in words, after as many parts as tell it from the other keys}.
 
@@ -186,6 +204,16 @@ def _facts(run, timed=True):
         "normalisation": "batch norm" if is_normalised else "",
         "batch": f"batch {run.config['optimizer']['batch_size']}",
         "device": clock(run) if timed else run.record["device"]["device"].upper(),
+    }
+
+
+def _common(facts):
+    """The facts, {name: phrase} of each run, that are the same of all."""
+    first, *others = facts
+    return {
+        name: phrase
+        for name, phrase in first.items()
+        if all(fact[name] == phrase for fact in others)
     }
 
 

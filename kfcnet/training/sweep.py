@@ -166,8 +166,9 @@ def write_tables(out, keys, stages, results):
         for result in trained
     ]
     if drawn:
-        run = read_run(trained[0].point.folder)
-        curves.save_figure(lambda: curves.draw_sweep(drawn, run), out / "sweep.png")
+        folders = dict.fromkeys(result.point.folder for result in trained)
+        runs = [read_run(folder) for folder in folders]
+        curves.save_figure(lambda: curves.draw_sweep(drawn, runs), out / "sweep.png")
 
 
 def markdown(keys, stages, results):
