@@ -498,6 +498,34 @@ def test_keys_of_a_sweep_are_told_apart(tmp_path):
     assert texts(figure) == ["2 epochs, fc10 std 0.2, schedule cosine"]
 
 
+def saved(draw, out):
+    """The Figure that `draw()` returns, as it is saved."""
+    figures = []
+    curves.save_figure(lambda: figures.append(draw()) or figures[0], out)
+    return figures[0]
+
+
+@pytest.mark.parametrize("data", ["svhn", "w" * 300])
+def test_a_long_title_is_broken_into_lines_within_the_figure(data, tmp_path):
+    network = [{"layer": "conv", "filters": 384}] * 40
+    runs = [
+        read_run(
+            write_run(
+                tmp_path / str(n), data=data, network=network, processor=f"{n} of a long name" * 4
+            )
+        )
+        for n in range(3)
+    ]
+    for figure in (
+        saved(lambda: curves.draw_runs(runs, "updates"), tmp_path / "curves.png"),
+        saved(lambda: curves.draw_sweep([(2.0, {"a": 1}, 0.4)], runs[:1]), tmp_path / "sweep.png"),
+    ):
+        box = figure.texts[0].get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+        lines = figure.get_suptitle().splitlines()
+        assert len(lines) > 1 and "".join(lines).count("384") == 40
+
+
 USES_MATPLOTLIB = """
 import os, sys
 from kfcnet.figures import curves

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from kfcnet.figures.layout import add_title
 from kfcnet.figures.paper import NETWORK_ERROR
 from kfcnet.runs.files import write_bytes
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
@@ -144,7 +145,7 @@ def draw_runs(runs, x="seconds"):
     titles, _ = titles_and_labels(runs)
     if x != "seconds":  # over seconds a label says whose they are
         titles += devices_apart(runs)
-    figure.suptitle(", ".join(titles), fontsize=8)
+    add_title(figure, ", ".join(titles))
     return figure
 
 
@@ -217,7 +218,7 @@ def draw_sweep(results, runs):
     draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
     axes.set(xlabel=words[key])
     figure.legend(loc="outside right center")
-    figure.suptitle(title_of_all(runs), fontsize=8)
+    add_title(figure, title_of_all(runs))
     return figure
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kfcnet.figures import curves
+from kfcnet.figures.layout import add_title
 from kfcnet.runs.files import RecordError
 from kfcnet.runs.labels import titles_and_labels
 from kfcnet.runs.metrics import COUNTS, read_metrics
@@ -45,7 +46,7 @@ def draw_diagnostics(table, run):
         panel.set_xlabel("updates")
     titles, (method,) = titles_and_labels([run])
     facts = [title for title in titles if not title.startswith("batch")]  # the method has it
-    figure.suptitle(", ".join([method, *facts]), fontsize=8)
+    add_title(figure, ", ".join([method, *facts]))
     handles = {
         label: handle
         for panel in (panels[-1, 0], *(panels[-1, -1:] if has_activity else ()))

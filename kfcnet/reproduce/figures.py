@@ -8,6 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from kfcnet.figures import curves
+from kfcnet.figures.layout import add_title
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
 from kfcnet.runs.identity import NOT_IDENTIFYING
@@ -63,7 +64,7 @@ def draw_figure(figure_plan, runs, words):
         for panel in panels
         for run in panel.runs
     )
-    figure.suptitle(", ".join(devices), fontsize=8)
+    add_title(figure, ", ".join(devices))
     return figure
 
 
@@ -101,7 +102,7 @@ def draw_sensitivity(tunings):
     what = [data_set(runs[0]), layer_sizes(runs[0].config["network"])]
     tried = {result.point.folder for results, _ in tunings for result in results}
     what += dict.fromkeys(device(read_run(folder)) for folder in sorted(tried))
-    figure.suptitle(", ".join(what), fontsize=8)
+    add_title(figure, ", ".join(what))
     return figure
 
 
@@ -127,7 +128,7 @@ def draw_assumptions(records, runs):
     )[:, 0]
     for row, pairs in zip(rows, [*curves, *bars], strict=True):
         run = runs[pairs[0][0].curve][0]
-        row.suptitle(f"{_data_network_and_device(run)}; trained with {method(run)}", fontsize=8)
+        add_title(row, f"{_data_network_and_device(run)}; trained with {method(run)}")
         if "distances" in pairs[0][1]:
             _draw_distances(row, pairs)
         else:
@@ -224,9 +225,9 @@ def draw_heat_maps(plan, record, run):
     bar.grid(visible=False)
     bar.set_box_aspect(25)
     beside.colorbar(ScalarMappable(Normalize(0, 1), "Greys"), cax=bar, label="|correlation|")
-    figure.suptitle(
+    add_title(
+        figure,
         f"{_data_network_and_device(run)}; {plan.pooling_in_words}, {record['images']} images",
-        fontsize=8,
     )
     return figure
 

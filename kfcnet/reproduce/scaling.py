@@ -18,6 +18,7 @@ from kfcnet.benchmarks import processes
 from kfcnet.benchmarks.scaling import OwnWork, fitted
 from kfcnet.config import ConfigError, dump_config
 from kfcnet.figures import curves
+from kfcnet.figures.layout import add_title
 from kfcnet.ranks import RanksError, cores
 from kfcnet.reproduce import costs
 from kfcnet.reproduce.places import placed, say
@@ -263,7 +264,7 @@ def draw(scaling):
     if panels[0].lines:
         panels[1].legend(handles=panels[0].lines, loc="upper right")
     run = next(iter(scaling.methods.values())).run
-    figure.suptitle(f"{data_set(run)}, {network_and_device(run)}", fontsize=8)
+    add_title(figure, f"{data_set(run)}, {network_and_device(run)}")
     notes = [*_notes(scaling), "The model assumes:"]
     notes += [f"- {text}" for text in _assumptions(scaling)]
     figure.supxlabel("\n".join(_wrapped(notes)), fontsize=6, ha="left", x=0.02)

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kfcnet.figures import curves
+from kfcnet.figures.layout import add_title
 from kfcnet.reproduce.values import has_failed
 from kfcnet.runs.files import markdown_table
 from kfcnet.runs.labels import data_set, method, network_and_device
@@ -119,7 +120,7 @@ def draw(found):
     }
     figure.legend(handles.values(), handles, loc="outside right center")
     run = next(iter(found.values()))[1][0].run
-    figure.suptitle(f"{data_set(run)}, {network_and_device(run)}", fontsize=8)
+    add_title(figure, f"{data_set(run)}, {network_and_device(run)}")
     return figure
 
 
