@@ -495,7 +495,7 @@ def test_keys_of_a_sweep_are_told_apart(tmp_path):
     grid = {"network.0.std": 0.1, "network.fc10.std": 0.2, "optimizer.schedule.name": "cosine"}
     figure = curves.draw_sweep([(2.0, grid, 0.4)], [run])
     assert figure.axes[0].get_xlabel() == "0 std"
-    assert texts(figure) == ["2 epochs, fc10 std 0.2, schedule cosine"]
+    assert " ".join(texts(figure)[0].split()) == "2 epochs, fc10 std 0.2, schedule cosine"
 
 
 def saved(draw, out):
@@ -503,6 +503,41 @@ def saved(draw, out):
     figures = []
     curves.save_figure(lambda: figures.append(draw()) or figures[0], out)
     return figures[0]
+
+
+def assert_apart_and_inside(figure):
+    """The legend is in the figure and beside the panels, which are at least an inch high."""
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
+    assert legend.y0 >= 0 and legend.y1 <= figure.bbox.height
+    for axes in figure.axes:
+        assert not legend.overlaps(axes.get_tightbbox())
+        assert min(axes.bbox.size) > figure.dpi
+
+
+@pytest.mark.parametrize("processor", ["CPU", "Processor {} of a machine whose name is long"])
+def test_the_legend_of_many_runs_is_in_a_taller_figure(processor, tmp_path):
+    runs = [
+        read_run(write_run(tmp_path / str(n), rows=3, rate=0.01 * n, processor=processor.format(n)))
+        for n in range(1, 41)
+    ]
+    figure = saved(lambda: curves.draw_runs(runs), tmp_path / "curves.png")
+    assert_apart_and_inside(figure)
+    few = saved(lambda: curves.draw_runs(runs[:2]), tmp_path / "few.png")
+    assert few.get_size_inches() == pytest.approx([7.2, 3.4])
+
+
+def test_the_legend_of_a_large_sweep_is_in_a_larger_figure(tmp_path):
+    run = read_run(write_run(tmp_path / "run"))
+    decays = [f"{{conv1: {n}, conv2: {n}, conv3: {n}, fc10: {n}}}" for n in range(7)]
+    results = [
+        (epochs, {"optimizer.learning_rate": 0.1 * n, "optimizer.weight_decay": decay}, 0.5)
+        for epochs in (2, 8, 30)
+        for n in range(1, 5)
+        for decay in decays
+    ]
+    figure = saved(lambda: curves.draw_sweep(results, [run]), tmp_path / "sweep.png")
+    assert_apart_and_inside(figure)
 
 
 @pytest.mark.parametrize("data", ["svhn", "w" * 300])

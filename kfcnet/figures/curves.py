@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
-from kfcnet.figures.layout import add_title
+from kfcnet.figures.layout import add_legend, add_legend_beside, add_title
 from kfcnet.figures.paper import NETWORK_ERROR
 from kfcnet.runs.files import write_bytes
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
@@ -217,7 +217,7 @@ def draw_sweep(results, runs):
     axes = figure.subplots()
     draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
     axes.set(xlabel=words[key])
-    figure.legend(loc="outside right center")
+    add_legend_beside(figure, axes.get_legend_handles_labels()[0])
     add_title(figure, title_of_all(runs))
     return figure
 
@@ -365,12 +365,7 @@ def _add_legend(figure, seeds):
     longest = max(map(len, labels))
     columns = 1 if longest > 60 else 2 if longest > 30 else 4
     columns = max(1, round(columns * figure.get_figwidth() / 7.2))  # as many as fit
-    figure.legend(
-        handles=[*curves, *parts, *published.values()],
-        loc="outside lower center",
-        ncols=columns,
-        handlelength=3,
-    )
+    add_legend(figure, [*curves, *parts, *published.values()], columns, handlelength=3)
 
 
 def _seeds_in_words(numbers):

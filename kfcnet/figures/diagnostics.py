@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kfcnet.figures import curves
-from kfcnet.figures.layout import add_title
+from kfcnet.figures.layout import add_legend, add_title
 from kfcnet.runs.files import RecordError
 from kfcnet.runs.labels import titles_and_labels
 from kfcnet.runs.metrics import COUNTS, read_metrics
@@ -52,7 +52,7 @@ def draw_diagnostics(table, run):
         for panel in (panels[-1, 0], *(panels[-1, -1:] if has_activity else ()))
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=min(len(handles), 6))
+    add_legend(figure, list(handles.values()), columns=min(len(handles), 6))
     return figure
 
 

@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from kfcnet.figures import curves
-from kfcnet.figures.layout import add_title
+from kfcnet.figures.layout import add_legend, add_title
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.progress import RATE
 from kfcnet.runs.identity import NOT_IDENTIFYING
@@ -98,7 +98,7 @@ def draw_sensitivity(tunings):
         for axes in figure.axes
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    add_legend(figure, list(handles.values()), columns=4)
     what = [data_set(runs[0]), layer_sizes(runs[0].config["network"])]
     tried = {result.point.folder for results, _ in tunings for result in results}
     what += dict.fromkeys(device(read_run(folder)) for folder in sorted(tried))
