@@ -344,6 +344,24 @@ def test_every_layer_has_a_look_of_its_own(finished):
     assert len(looks) == 13 and "#000000" not in dict(looks)
 
 
+def test_every_layer_is_in_the_legend_whatever_its_name_is(finished, tmp_path):
+    rows = np.arange(1.0, 4.0)
+    names = ["_hidden", "$1{$", *(f"conv{n}" for n in range(60))]
+    table = {"iteration": rows}
+    table |= {f"{name}_{column}": rows for name in names for column in ("active", "dead")}
+    figures = []
+
+    def draw():
+        figures.append(diagnostic_figures.draw_diagnostics(table, read_run(finished)))
+        return figures[0]
+
+    curves.save_figure(draw, tmp_path / "diagnostics.png")
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    box = legend.get_window_extent()
+    assert box.y0 >= 0 and not any(box.overlaps(axes.get_tightbbox()) for axes in figures[0].axes)
+
+
 def test_no_tick_of_the_reductions_runs_into_that_of_zero(finished):
     table = read_metrics(finished / "diagnostics.csv", columns=DIAGNOSTICS)
     table["predicted_reduction"] = np.linspace(-0.27, 0.3, len(table["iteration"]))

@@ -561,6 +561,21 @@ def test_a_long_title_is_broken_into_lines_within_the_figure(data, tmp_path):
         assert len(lines) > 1 and "".join(lines).count("384") == 40
 
 
+def test_a_dollar_in_a_record_begins_no_formula(tmp_path):
+    name = "x$1{$y"
+    runs = [
+        read_run(write_run(tmp_path / name / processor, data=name, processor=processor))
+        for processor in ("$1{$", "other")
+    ]
+    figure = saved(lambda: curves.draw_runs(runs), tmp_path / "curves.png")
+    assert title(figure).startswith(name) and "$1{$" in texts(figure)[0]
+    results = [(2.0, {f"optimizer.max_norm.{name}": name, f"key.{name}": name}, 0.4)]
+    figure = saved(lambda: curves.draw_sweep(results, runs), tmp_path / "sweep.png")
+    assert name in texts(figure)[0] and name in figure.axes[0].get_xlabel()
+    panel = curves.Panel(runs, "loss", title=name)
+    saved(lambda: curves.draw_panels([panel]), tmp_path / "panel.png")
+
+
 USES_MATPLOTLIB = """
 import os, sys
 from kfcnet.figures import curves

@@ -178,7 +178,8 @@ def _draw_panel(axes, panel, seeds):
         seeds.setdefault(label, set()).add(len(group))
         look = look_of(list(seeds).index(label))
         _draw_curves(axes, group, COLUMN_OF[panel.x], scale, panel.quantity, **look)
-    axes.set(xlabel=X_AXES[panel.x] + unit, title=panel.title, ylabel=LABELS[panel.quantity])
+    axes.set(xlabel=X_AXES[panel.x] + unit, ylabel=LABELS[panel.quantity])
+    axes.set_title(panel.title, parse_math=False)
     if panel.is_logarithmic:
         axes.set_xscale("log", nonpositive="mask")  # without the row before the first update
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -216,7 +217,7 @@ def draw_sweep(results, runs):
     figure = Figure(figsize=(4.5, 3))
     axes = figure.subplots()
     draw_grid(axes, {name: line for (_, name), line in sorted(lines.items())})
-    axes.set(xlabel=words[key])
+    axes.set_xlabel(words[key], parse_math=False)
     add_legend_beside(figure, axes.get_legend_handles_labels()[0])
     add_title(figure, title_of_all(runs))
     return figure
@@ -248,7 +249,7 @@ def draw_grid(axes, lines):
     if None in errors:
         axes.plot([], np.ones(0), "xk", label="diverged")
     axes.set(ylabel="training error (%)")
-    axes.set_xticks(range(len(values)), [str(value) for value in values])
+    axes.set_xticks(range(len(values)), [str(value) for value in values], parse_math=False)
     _set_log_axis(axes, 100)
     axes.set_ylim(top=top)
 

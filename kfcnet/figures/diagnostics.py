@@ -47,12 +47,12 @@ def draw_diagnostics(table, run):
     titles, (method,) = titles_and_labels([run])
     facts = [title for title in titles if not title.startswith("batch")]  # the method has it
     add_title(figure, ", ".join([method, *facts]))
-    handles = {
-        label: handle
+    lines = {
+        line.get_label(): line  # also of a layer whose name begins with "_"
         for panel in (panels[-1, 0], *(panels[-1, -1:] if has_activity else ()))
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        for line in panel.lines
     }
-    add_legend(figure, list(handles.values()), columns=min(len(handles), 6))
+    add_legend(figure, list(lines.values()), columns=min(len(lines), 6))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Titles and legends that fit their figure.
+"""Titles and legends that fit their figure, and whose texts are literal: a `$` is that character.
 
 A text that is too wide goes on on the next line, and a large legend makes its figure larger.
 """
@@ -18,7 +18,7 @@ HEIGHT_BELOW, WIDTH_BESIDE, HEIGHT_BESIDE = 1.25, 1.6, 2.0
 def add_title(figure, text):
     """Write the title above a figure or a part of one."""
     title = _broken(text, _points(figure), TITLE_SIZE)
-    figure.suptitle(title, fontsize=TITLE_SIZE)
+    figure.suptitle(title, fontsize=TITLE_SIZE, parse_math=False)
 
 
 def add_legend(figure, handles, columns, handlelength=2.0):
@@ -42,13 +42,16 @@ def _legend(figure, handles, room, place, handlelength=2.0, columns=1):
     """A legend outside the panels, of which a column has at most `room` points."""
     size = FontProperties(size=rcParams["legend.fontsize"]).get_size_in_points()
     room -= (handlelength + 3) * size  # for the handle and the pads
-    return figure.legend(
+    legend = figure.legend(
         handles,
         [_broken(handle.get_label(), room, size) for handle in handles],
         loc=f"outside {place}",
         ncols=columns,
         handlelength=handlelength,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return legend
 
 
 def _grow(figure, width, height):
