@@ -481,6 +481,10 @@ def test_every_error_of_a_sweep_lies_within_the_axes_and_crosses_on_their_edge(h
         ({"name": "adam"}, "M = 512, CIFAR-10\nconv 32-64, dense 10, CPU (Some CPU)"),
         ({"network": LAYERS[:1]}, "SGD, M = 512, CIFAR-10\nCPU (Some CPU)"),
         ({"rate": 1.0}, "SGD, M = 512, CIFAR-10\nconv 32-64, dense 10, CPU (Some CPU)"),
+        (
+            {"processor": "A"},
+            "SGD, M = 512, CIFAR-10\nconv 32-64, dense 10, CPU (Some CPU), CPU (A)",
+        ),
     ],
 )
 def test_the_title_of_a_sweep_leaves_out_what_its_runs_differ_in(settings, title, tmp_path):

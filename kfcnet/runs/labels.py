@@ -143,11 +143,12 @@ def network_and_device(run):
 
 
 def title_of_all(runs):
-    """Method and data set, on the next line network and device, without what the runs differ in."""
+    """Method and data set, below them network and devices, without what the runs differ in."""
     common = _common(
         [{"optimizer": _optimizer(run), "size": _size(run), **_facts(run)} for run in runs]
     )
-    lines = ("optimizer", "size", "data"), ("network", "normalisation", "device")
+    common["devices"] = ", ".join(dict.fromkeys(map(clock, runs)))
+    lines = ("optimizer", "size", "data"), ("network", "normalisation", "devices")
     texts = [", ".join(filter(None, map(common.get, line))) for line in lines]
     return "\n".join(filter(None, texts))
 
