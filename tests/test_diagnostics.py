@@ -335,6 +335,14 @@ def test_the_figure_has_eight_panels_with_every_layer_in_them(finished):
     assert "KFC-pre" in figure.texts[0].get_text()
 
 
+def test_the_title_says_that_the_network_is_normalised(finished):
+    run = read_run(finished)
+    run.config["network"] = [*run.config["network"], {"layer": "batch_norm"}]
+    table = read_metrics(finished / "diagnostics.csv", columns=COUNTS)
+    title = diagnostic_figures.draw_diagnostics(table, run).get_suptitle()
+    assert "batch norm" in title and "batch 120" not in title and "M = 120" in title
+
+
 def test_every_layer_has_a_look_of_its_own(finished):
     rows = np.arange(1.0, 4.0)
     table = {"iteration": rows} | {f"conv{n}_active": rows for n in range(13)}

@@ -45,7 +45,8 @@ def draw_diagnostics(table, run):
     for panel in panels[-1]:
         panel.set_xlabel("updates")
     titles, (method,) = titles_and_labels([run])
-    facts = [title for title in titles if not title.startswith("batch")]  # the method has it
+    size = f"batch {run.config['optimizer']['batch_size']}"  # the method has it
+    facts = [title for title in titles if title != size]
     add_title(figure, ", ".join([method, *facts]))
     lines = {
         line.get_label(): line  # also of a layer whose name begins with "_"
