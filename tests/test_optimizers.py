@@ -44,13 +44,19 @@ def test_nothing_moves_from_the_first_loss_that_is_not_finite_on(ops64, rng, nam
         np.testing.assert_array_equal(getattr(opt, key, opt.network.theta), array)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "kfac", "hessian_free"])
-def test_every_optimizer_refuses_all_steps_after_a_loss_that_is_not_finite(ops64, rng, name):
+ALL = [*CONFIGS, "kfac", "hessian_free"]
+
+
+def any_optimizer(ops, name):
     if name in CONFIGS:
-        opt = optimizer(ops64, name)
-    else:
-        config = {"kfac": KfacConfig, "hessian_free": HessianFreeConfig}[name]()
-        opt = build_optimizer(config, network(ops64), SoftmaxCrossEntropy(ops64, 3))
+        return optimizer(ops, name)
+    config = {"kfac": KfacConfig, "hessian_free": HessianFreeConfig}[name]()
+    return build_optimizer(config, network(ops), SoftmaxCrossEntropy(ops, 3))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_optimizer_refuses_all_steps_after_a_loss_that_is_not_finite(ops64, rng, name):
+    opt = any_optimizer(ops64, name)
     data = batches(ops64, rng, 6)
     opt.prepare(data[:1])
     data[2].inputs[0, 0, 0, 0] = np.nan
@@ -457,6 +463,103 @@ def test_a_step_before_the_preparation_is_refused(ops64, rng):
         states.append(opt.state())
     assert np.abs(states[0]["velocity"]).max() > 0
     np.testing.assert_equal(states[1], states[0])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_good_state_is_gone_on_with_after_a_loss_that_is_not_finite(ops64, rng, name):
+    data, ends = batches(ops64, rng, 4), []
+    for is_spoiled in (False, True):
+        opt = any_optimizer(ops64, name)
+        opt.prepare(data[:1])
+        opt.step(data[1])
+        if is_spoiled:
+            good = opt.state()
+            with pytest.raises(FloatingPointError):
+                opt.step(Batch(np.full_like(data[2].inputs, np.nan), data[2].targets))
+            opt.load_state(good)
+        for batch in data[2:]:
+            opt.step(batch)
+        ends.append(opt.state())
+    np.testing.assert_equal(ends[1], ends[0])
+
+
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("kfc_pre", {}),
+        ("kfc_pre", {"tikhonov": "exact"}),
+        ("kfc_pre", {"structure": "ekfac"}),
+        ("kfac", {}),
+        ("hessian_free", {}),
+    ],
+)
+def test_a_state_from_before_the_preparation_asks_for_it(ops64, rng, name, changes):
+    def new():
+        return optimizer(ops64, name, **changes) if changes else any_optimizer(ops64, name)
+
+    first, second = batches(ops64, rng, 2)
+    ends = []
+    for detour in (False, True):
+        opt = new()
+        if detour:
+            opt.prepare([second])
+            opt.load_state(new().state())
+            with pytest.raises(RuntimeError, match=r"call prepare\(batches\)"):
+                opt.step(first)
+        opt.prepare([first])
+        opt.step(second)
+        ends.append(opt.network.theta.copy())
+    assert np.array_equal(*ends)
+
+
+def test_a_step_that_raises_leaves_the_running_average_of_the_factors_alone(ops64, rng):
+    first, second, third = batches(ops64, rng, 3)
+    states = []
+    for is_wrong in (False, True):
+        opt = optimizer(ops64, "kfc_pre", statistics_period=1, statistics_timescale=10.0)
+        opt.prepare([first])
+        if is_wrong:
+            with pytest.raises(ValueError, match="the label of example 0 is 99"):
+                opt.step(Batch(second.inputs, np.full_like(second.targets, 99)))
+        for batch in (third, Batch(second.inputs[:4], second.targets[:4])):
+            opt.step(batch)
+        states.append(opt.state())
+    np.testing.assert_equal(states[1], states[0])
+
+
+def test_a_learning_rate_that_is_assigned_is_refused(ops64):
+    opt = optimizer(ops64, "sgd")
+    with pytest.raises(AttributeError, match="learning_rate follows config.schedule"):
+        opt.learning_rate = 0.0
+    assert opt.learning_rate == 0.1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_no_mini_batch_is_refused_in_a_line(ops64, rng, name):
+    opt = any_optimizer(ops64, name)
+    (batch,) = batches(ops64, rng, 1)
+    if opt.needs_preparation:
+        with pytest.raises(TypeError, match="prepare: expected a list of batches, got one Batch"):
+            opt.prepare(batch)
+    opt.prepare([batch])
+    with pytest.raises(TypeError, match=r"expected a kfcnet.batches.Batch\(.*got a tuple"):
+        opt.step((batch.inputs, batch.targets))
+
+
+def test_the_state_of_another_network_or_method_changes_nothing(ops64, rng):
+    opt = optimizer(ops64, "kfc_pre")
+    before = opt.network.theta.copy()
+    smaller = optimizer(ops64, "kfc_pre", layers=EVERY_LAYER[-1:])
+    with pytest.raises(ValueError, match="of a network with .* parameters; this one has"):
+        opt.load_state(smaller.state())
+    with pytest.raises(KeyError, match="factors_at"):
+        opt.load_state(optimizer(ops64, "sgd", seed=9).state())
+    assert np.array_equal(opt.network.theta, before) and opt.steps == 0
+
+
+def test_a_timescale_that_is_left_to_the_data_is_refused(ops64):
+    with pytest.raises(ValueError, match="optimizer.averaging_timescale: auto is for"):
+        optimizer(ops64, "sgd", averaging_timescale="auto")
 
 
 def test_prepare_without_a_batch_raises(ops64):

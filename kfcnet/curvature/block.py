@@ -255,4 +255,5 @@ class KroneckerBlock:
     def load_state(self, state):
         for name in dict.fromkeys(self.FACTORS + self.INVERSES):
             self.ops.write(getattr(self, name), state[name])
-        self.has_inverses = True
+        # Of a state from before the first inversion they are still zero.
+        self.has_inverses = any(np.any(state[name]) for name in self.INVERSES)

@@ -42,6 +42,13 @@ def by_layer(config, key, layers, absent):
     return [setting.get(name, absent) for name in names]
 
 
+def check_batch(batch):
+    """Raise TypeError for what is no Batch."""
+    if not isinstance(batch, Batch):
+        kind = type(batch).__name__
+        raise TypeError(f"step: expected a kfcnet.batches.Batch(inputs, targets), got a {kind}")
+
+
 class Optimizer:
     """One flat vector of parameters, moved along a direction with momentum, averaged as it moves.
 
@@ -56,8 +63,15 @@ class Optimizer:
     def __init__(self, network, loss, config):
         """config: the optimizer's part of a configuration, e.g. kfcnet.config.schema.SgdConfig().
 
-        Raises ValueError where `weight_decay` or `max_norm` names a layer that is not there.
+        Raises ValueError where `weight_decay` or `max_norm` names a layer that is not there, and
+        for a timescale that is still `auto`.
         """
+        for key in ("averaging_timescale", "statistics_timescale"):
+            if getattr(config, key, None) == "auto":
+                raise ValueError(
+                    f"optimizer.{key}: auto is for kfcnet.train and a configuration's data; give a "
+                    "number of examples"
+                )
         self.network, self.loss, self.config = network, loss, config
         self.ops = network.ops
         self.velocity = self.ops.zeros(network.theta.shape)
@@ -188,9 +202,15 @@ class Optimizer:
         }
 
     def load_state(self, state: dict) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned; raises ValueError for that of another network."""
+        if np.shape(state["theta"]) != self.network.theta.shape:
+            raise ValueError(
+                f"the state is of a network with {np.size(state['theta'])} parameters; this one "
+                f"has {self.network.theta.size}"
+            )
         self.steps, self.examples = int(state["steps"]), int(state["examples"])
         self.ops.write(self.step_counter, self.steps)
+        self.running_sums.forget_nonfinite()
         for name, array in (
             ("theta", self.network.theta),
             ("velocity", self.velocity),
@@ -209,15 +229,25 @@ class ScheduledOptimizer(Optimizer):
 
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
-        self.learning_rate = self._scheduled_rate()
+        self._learning_rate = self._scheduled_rate()
         self.learning_rate_on_device = self.ops.scalar(self.learning_rate)
         self.previous_learning_rate = None  # of the latest update
         self._captured_update = self.ops.captured(self.update, *network.layers)
 
+    @property
+    def learning_rate(self):
+        """That of the next update, by the schedule; to assign it raises AttributeError."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, _):
+        raise AttributeError(
+            "learning_rate follows config.schedule: build an optimizer of another config, and "
+            "load_state what state() of this one returns"
+        )
+
     def step(self, batch):
-        if not isinstance(batch, Batch):
-            kind = type(batch).__name__
-            raise TypeError(f"step: expected a kfcnet.batches.Batch(inputs, targets), got a {kind}")
+        check_batch(batch)
         step = self.advance(self.ops.ranks.whole(batch.size), self._captured_update, batch)
         self._require_finite()
         return step
@@ -272,7 +302,7 @@ class ScheduledOptimizer(Optimizer):
 
     def _set_learning_rate(self, learning_rate):
         if learning_rate != self.learning_rate:
-            self.learning_rate = learning_rate
+            self._learning_rate = learning_rate
             self.ops.write(self.learning_rate_on_device, learning_rate)
 
     def _scheduled_rate(self):

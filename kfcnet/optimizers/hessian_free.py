@@ -4,7 +4,7 @@ import numpy as np
 from scipy.sparse.linalg import LinearOperator, cg
 
 from kfcnet.curvature.operators import FisherOperator
-from kfcnet.optimizers.base import Step
+from kfcnet.optimizers.base import Step, check_batch
 from kfcnet.optimizers.levenberg_marquardt import LevenbergMarquardt
 from kfcnet.ranks import of_all
 
@@ -23,7 +23,12 @@ class HessianFree(LevenbergMarquardt):
         super().__init__(network, loss, config)
         self.needs_preparation = config.preconditioner == "kfc"
 
+    def load_state(self, state):
+        super().load_state(state)
+        self.needs_preparation &= self.config.preconditioner == "kfc"
+
     def step(self, batch):
+        check_batch(batch)
         M, due = self.ops.ranks.whole(batch.size), self.steps + 1
         with self.phase("gradient"):
             predictive, dz, totals = self._forward(batch)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kfcnet.optimizers.base import Step
+from kfcnet.optimizers.base import Step, check_batch
 from kfcnet.optimizers.levenberg_marquardt import LevenbergMarquardt, minimise_quadratic
 
 FIRST_UPDATES = 3  # each of which inverts
@@ -33,6 +33,7 @@ class KFAC(LevenbergMarquardt):
             self.factor_damping = config.factor_damping
 
     def step(self, batch):
+        check_batch(batch)
         c, M, due = self.config, self.ops.ranks.whole(batch.size), self.steps + 1
         with self.phase("gradient"):
             predictive, dz, totals = self._forward(batch)

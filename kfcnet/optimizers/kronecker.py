@@ -2,6 +2,7 @@
 
 import math
 
+from kfcnet.batches import Batch
 from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import Optimizer
 from kfcnet.ranks import balanced
@@ -41,8 +42,10 @@ class KroneckerOptimizer(Optimizer):
     def prepare(self, batches):
         """Factors and inverses at the initial parameters: the mean over all of the batches.
 
-        Raises ValueError where there is none.
+        Raises ValueError where there is none, TypeError for what is no list of batches.
         """
+        if isinstance(batches, Batch):
+            raise TypeError("prepare: expected a list of batches, got one Batch")
         seen = 0
         for index, batch in enumerate(batches):
             M = len(batch.inputs)
@@ -77,10 +80,13 @@ class KroneckerOptimizer(Optimizer):
 
     def _factor_decay(self, M):
         """exp(-(examples since the last update) / timescale), the present batch included."""
-        seen = self.examples + M
-        decay = math.exp(-(seen - self.factors_at) / self.config.statistics_timescale)
-        self.factors_at = seen
-        return decay
+        since = self.examples + M - self.factors_at
+        return math.exp(-since / self.config.statistics_timescale)
+
+    def _count(self, examples):
+        super()._count(examples)  # a step that raised does not come here
+        if self.steps % self.config.statistics_period == 0:
+            self.factors_at = self.examples
 
     def _update_inverses(self):
         self._adopt([block.inversion(self.factor_damping) for block in self.blocks])
@@ -187,8 +193,9 @@ class KroneckerOptimizer(Optimizer):
         return {"adoption": adoption, "factors": factors}
 
     def load_state(self, state):
+        factors_at = int(state["factors_at"])  # which fails before anything is written
         super().load_state(state)
-        self.factors_at = int(state["factors_at"])
+        self.factors_at = factors_at
         for block in self.blocks:
             block.load_state(state["blocks"][block.layer.name])
         self._begun = None
@@ -201,4 +208,4 @@ class KroneckerOptimizer(Optimizer):
             self._begin_inverses(
                 int(state["begun"]["adoption"]), self.config.inverse_on == "host", factors
             )
-        self.needs_preparation = False
+        self.needs_preparation = not all(block.has_inverses for block in self.blocks)

@@ -23,10 +23,11 @@ class Reading(NamedTuple):
 class RunningSums:
     """Sums over steps, and a flag that stays set: the first step with a non-finite loss.
 
-    From then on no update moves a parameter. The flag names no layer: one forward pass of that
-    step's mini-batch on the parameters, which are still those that it met, finds it. A reading
-    waits for the device; between two readings nothing does. It changes nothing: sums are rounded
-    at every step, so that one that started again at readings would tell when they fell.
+    From then on no update moves a parameter, until `forget_nonfinite`. The flag names no layer: one
+    forward pass of that step's mini-batch on the parameters, which are still those that it met,
+    finds it. A reading waits for the device; between two readings nothing does. It changes nothing:
+    sums are rounded at every step, so that one that started again at readings would tell when they
+    fell.
     """
 
     def __init__(self, ops):
@@ -42,6 +43,10 @@ class RunningSums:
         losses, errors, clipped, nu = self.ops.to_numpy(self.sums).tolist()
         first = int(self.ops.to_numpy(self.nonfinite_step)[0])
         return Reading(losses, errors, int(clipped), nu, None if first < 0 else first)
+
+    def forget_nonfinite(self):
+        """Lower the flag: the parameters are others now."""
+        self.ops.write(self.nonfinite_step, -1)
 
     def restart(self, clipped=0, nu=0.0):
         """Let the sums start again, those of clipped steps and of nu from what is given."""
