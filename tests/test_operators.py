@@ -1,5 +1,7 @@
 """The Fisher matrix and its Kronecker form as operators, against the matrices they stand for."""
 
+import math
+
 import numpy as np
 import pytest
 from checks import assert_close
@@ -228,6 +230,53 @@ def test_solve_is_the_dense_solve_with_exact_damping(factors, rng):
         np.linalg.solve(expected[:12, :12], v[:12]),
         1e-9,
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("units", [(4, 3), (40, 30)])
+def test_factors_of_fewer_examples_than_units_are_singular(rng, dtype, units):
+    inputs, derivatives = (rng.standard_normal((2, count)).astype(dtype) for count in units)
+    K = KroneckerFisher.from_arrays([{"inputs": inputs, "derivatives": derivatives}])
+    assert K.log_determinant() == -np.inf
+    with pytest.raises(np.linalg.LinAlgError):
+        K.inverse()
+    with pytest.raises(np.linalg.LinAlgError):
+        K.solve(np.ones(K.shape[0], dtype))
+    assert np.isfinite(K.damped(0.1).inverse() @ np.ones(K.shape[0], dtype)).all()
+
+
+def test_damping_keeps_the_number_type_and_copies(rng):
+    Omega, Gamma = (spd(rng, n).astype(np.float32) for n in (4, 3))
+    K = KroneckerFisher([(Omega, Gamma)])
+    for damped in (K.damped(0.1), K.damped([0.1]), K.damped(0.1).inverse()):
+        assert damped.dtype == np.float32
+        assert {factor.dtype.name for pair in damped.factors for factor in pair} == {"float32"}
+    trace = K.trace()
+    Omega[...] = 0
+    assert K.trace() == trace == pytest.approx(K.eigenvalues().sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("scales", [(1e-30, 1e-30), (1e20, 1e-20)])
+def test_norm_and_determinant_of_very_small_and_large_factors(scales):
+    Omega, Gamma = (
+        np.float32(s) * np.eye(n, dtype=np.float32) for s, n in ((scales[0], 3), (scales[1], 2))
+    )
+    K = KroneckerFisher([(Omega, Gamma)])
+    size = math.prod(scales)
+    assert K.frobenius_norm() == pytest.approx(math.sqrt(6) * size, rel=1e-6)
+    assert K.log_determinant() == pytest.approx(6 * math.log(size), abs=1e-4)
+
+
+def test_the_decay_of_an_exact_fisher_matrix_is_one_number_or_one_for_each_parameter(ops64, rng):
+    net, loss = network(ops64, SMALL, SMALL_SHAPE), SoftmaxCrossEntropy(ops64)
+    x, n = rng.standard_normal((3, *SMALL_SHAPE)), len(net.theta)
+    decay = np.ones(n)
+    F = FisherOperator(net, loss, x, decay)
+    before = F @ np.ones(n)
+    decay[...] = 7
+    assert np.array_equal(F @ np.ones(n), before)
+    with pytest.raises(ValueError, match=r"weight_decay: shape \(2,\) given"):
+        FisherOperator(net, loss, x, [1.0, 2.0])
 
 
 def test_solve_without_damping_refuses_a_singular_matrix():

@@ -5,6 +5,7 @@ so that a layer's Kronecker block is Gamma (x) Omega. Being scipy.sparse.linalg.
 they can be handed to conjugate gradients, Lanczos or a stochastic trace estimator.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -44,7 +45,8 @@ class FisherOperator(LinearOperator):
         damping: float = 0.0,
         step: int | None = None,
     ) -> None:
-        """inputs: (M, H, W, C). weight_decay: a number for all parameters, or one for each (n,).
+        """inputs: (M, H, W, C), which are not copied. weight_decay: a number for all parameters,
+        or one for each (n,); ValueError for another shape.
 
         step: train with the dropout masks of this step and the batch's own statistics; by default
         the network is as it is in evaluation.
@@ -54,7 +56,12 @@ class FisherOperator(LinearOperator):
         self.network, self.loss, self.inputs, self.step = network.copy(), loss, inputs, step
         if np.ndim(weight_decay) == 0:
             weight_decay = np.full(n, float(weight_decay))
-        self.weight_decay, self.damping = network.ops.asarray(weight_decay), damping
+        if np.shape(weight_decay) != (n,):
+            raise ValueError(
+                f"weight_decay: shape {np.shape(weight_decay)} given; it is a number, or ({n},)"
+            )
+        self.weight_decay = network.ops.copy(network.ops.asarray(weight_decay))
+        self.damping = damping
         self._predictive = None
 
     def _matvec(self, v):
@@ -116,6 +123,13 @@ def _factors_of(number, layer):
     return factors
 
 
+def _eigen_of(factor):
+    """(values, vectors) of a factor (n, n); zero is what rounding left of it, n eps the largest."""
+    values, vectors = np.linalg.eigh(factor)
+    floor = len(values) * np.finfo(values.dtype).eps * values[-1]
+    return np.where(values > floor, values, 0), vectors
+
+
 class KroneckerFisher(LinearOperator):
     """KFC's approximation of the Fisher matrix: block-diagonal, Gamma (x) Omega for each layer.
 
@@ -127,7 +141,7 @@ class KroneckerFisher(LinearOperator):
         """Raises ValueError where a factor is not square or there is none, TypeError where it is
         not of floats.
         """
-        self.factors = [tuple(map(np.asarray, pair)) for pair in factors]
+        self.factors = [tuple(map(np.array, pair)) for pair in factors]  # copies
         if not self.factors:
             raise ValueError("factors: none given; there must be a pair for each layer")
         for factor in (factor for pair in self.factors for factor in pair):
@@ -179,7 +193,7 @@ class KroneckerFisher(LinearOperator):
         return cls(
             [
                 [
-                    block.ops.to_numpy(factor).copy()
+                    block.ops.to_numpy(factor)
                     for factor in block.project(block.ops, block.Omega, block.Gamma)
                 ]
                 for block in blocks
@@ -244,7 +258,7 @@ class KroneckerFisher(LinearOperator):
             )
         if not (np.isfinite(damping) & np.greater_equal(damping, 0)).all():
             raise ValueError(f"damping: {damping} is negative or not finite")
-        return list(np.broadcast_to(damping, count))
+        return np.broadcast_to(damping, count).tolist()  # floats, which keep a factor's dtype
 
     def damped(self, damping: ArrayLike) -> "KroneckerFisher":
         """The factored Tikhonov damping of Eq. 21, itself a KroneckerFisher.
@@ -268,6 +282,8 @@ class KroneckerFisher(LinearOperator):
 
     def inverse(self) -> "KroneckerFisher":
         """The inverse, itself a KroneckerFisher; raises numpy.linalg.LinAlgError where singular."""
+        if not all(values.all() for pair in self._eigen for values, _ in pair):
+            raise np.linalg.LinAlgError("a factor is singular; damp it first")
         return KroneckerFisher([tuple(map(np.linalg.inv, pair)) for pair in self.factors])
 
     def solve(self, v: ArrayLike, damping: ArrayLike = 0.0) -> NDArray:
@@ -289,7 +305,7 @@ class KroneckerFisher(LinearOperator):
     @cached_property
     def _eigen(self):
         """((values, vectors) of Omega, (values, vectors) of Gamma) of every layer."""
-        return [tuple(map(np.linalg.eigh, pair)) for pair in self.factors]
+        return [tuple(map(_eigen_of, pair)) for pair in self.factors]
 
     @cached_property
     def _eigenvalues(self):
@@ -309,17 +325,19 @@ class KroneckerFisher(LinearOperator):
 
         Undamped it is the sum over layers of I log det(Omega) + P log det(Gamma).
         """
+        of_layers = zip(self._eigen, self._for_each_layer(damping), strict=True)
         with np.errstate(divide="ignore"):
             return float(
                 sum(
-                    np.log(block + c).sum()
-                    for block, c in zip(
-                        self._eigenvalues, self._for_each_layer(damping), strict=True
-                    )
+                    np.log(np.multiply.outer(*map(np.float64, (d_G, d_O))) + c).sum()
+                    for ((d_O, _), (d_G, _)), c in of_layers
                 )
             )
 
     def frobenius_norm(self) -> float:
         """The root of the sum over layers of |Omega|^2 |Gamma|^2."""
-        squares = [np.square(Omega).sum() * np.square(Gamma).sum() for Omega, Gamma in self.factors]
-        return float(np.sqrt(sum(squares)))
+        norms = [
+            math.prod(float(np.linalg.norm(factor.astype(np.float64))) for factor in pair)
+            for pair in self.factors
+        ]
+        return math.hypot(*norms)
