@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kfcnet import philox
-from kfcnet.config.layers import check_arguments
+from kfcnet.config.layers import completed
 from kfcnet.config.names import affine_name, layer_names
 from kfcnet.layers import (
     AvgPool,
@@ -63,11 +63,11 @@ def build_network(
         kind = arguments["layer"]
         if kind not in LAYERS and kind != CUSTOM:
             raise ValueError(f"network.{index}: {kind!r} is not one of {', '.join(LAYERS)}")
-        given = {
+        plain = {
             key: value.item() if isinstance(value, np.generic) else value
             for key, value in arguments.items()
         }
-        check_arguments(given, f"network.{index} ({kind})")
+        given = completed(plain, f"network.{index} ({kind})")
         # None, as the units of a last layer may be elsewhere, is missing here.
         arguments = {
             key: value

@@ -1,10 +1,13 @@
 """Layers and networks: gradients and tangents against finite differences in float64."""
 
+import threading
+
 import numpy as np
 import pytest
 from checks import assert_close, derivative
 from networks import EVERY_LAYER, INPUT_SHAPE, network
 
+from kfcnet.config.schema import ConvConfig, DenseConfig, MaxPoolConfig, ResponseNormConfig
 from kfcnet.layers import AvgPool, Mode, ReLU, ResponseNorm
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import Network, build_network
@@ -291,6 +294,40 @@ def test_training_a_copy_leaves_the_network_alone(ops64, inputs):
     np.testing.assert_array_equal(net.theta, theta)
     np.testing.assert_array_equal(net.gradient, gradient)
     np.testing.assert_array_equal(net.forward(inputs), expected)
+
+
+def test_settings_left_out_are_those_of_a_configuration(ops64):
+    mappings = [
+        dict(layer="conv", filters=4, kernel=3),
+        dict(layer="response_norm", size=3),
+        dict(layer="max_pool", size=2, stride=2),
+        dict(layer="dense", units=3),
+    ]
+    models = [ConvConfig(**mappings[0]), ResponseNormConfig(**mappings[1]),
+              MaxPoolConfig(**mappings[2]), DenseConfig(**mappings[3])]  # fmt: skip
+    of_mappings, of_models = (
+        build_network(layers, (6, 5, 2), ops64) for layers in (mappings, models)
+    )
+    np.testing.assert_array_equal(of_mappings.theta, of_models.theta)
+    assert of_mappings.layers[1].parameters == of_models.layers[1].parameters
+    weight = of_mappings.layers[0].weight[:, 1:]
+    assert 0.7 < weight.std() / np.sqrt(2 / 18) < 1.3  # he
+
+
+def test_a_pass_in_another_thread_leaves_the_result_of_a_relu_alone(ops64, rng):
+    """The former array goes where the new one is kept, and another thread may run then."""
+    net = build_network([dict(layer="relu"), dict(layer="dense", units=3)], (2, 2, 1), ops64)
+    mine, others = rng.standard_normal((2, 4, 2, 2, 1))
+    expected = net.forward(mine).copy()
+
+    class Meanwhile:
+        def __del__(self):
+            thread = threading.Thread(target=net.forward, args=(others,))
+            thread.start()
+            thread.join()
+
+    net.layers[0].saved = Meanwhile()
+    np.testing.assert_array_equal(net.forward(mine), expected)
 
 
 def unfused(net):

@@ -177,13 +177,14 @@ _MODELS = {
 }
 
 
-def check_arguments(layer: dict[str, Any], source: str) -> None:
-    """Raise ConfigError, with `source` before it, for arguments that a layer's kind does not take.
+def completed(layer: dict[str, Any], source: str) -> dict[str, Any]:
+    """The arguments of a layer with the defaults of its kind in place of those left out.
 
-    layer: with the key `layer`, one of the kinds above.
+    layer: with the key `layer`, one of the kinds above. Raises ConfigError, with `source` before
+    it, for arguments that the kind does not take.
     """
     model = _MODELS[layer["layer"]]
     try:
-        model.model_validate(layer)
+        return model.model_validate(layer).model_dump()
     except ValidationError as error:
         raise ConfigError(explain(error, model, source)) from None

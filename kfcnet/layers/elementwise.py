@@ -13,8 +13,8 @@ class ReLU(Layer):
     fused = derivative_fused = False
 
     def forward(self, x, mode):
-        self.saved = x if self.fused else self.ops.relu(x)
-        return self.saved
+        y = self.saved = x if self.fused else self.ops.relu(x)
+        return y  # `saved` may be another thread's by now
 
     def backward(self, dy):
         if self.derivative_fused:

@@ -16,7 +16,7 @@ class ResponseNorm(Layer):
 
     fused = False
 
-    def __init__(self, ops, input_shape, name, size, scale, power, across=False):
+    def __init__(self, ops, input_shape, name, size, scale=5e-5, power=0.75, across=False):
         """Raises ValueError behind a dense layer."""
         super().__init__(ops, image_shape(input_shape, name), name)
         self.parameters = (size, scale / (size if across else size**2), power, across)

@@ -96,7 +96,7 @@ class Conv2d(Weighted):
     can_apply_relu = True
     pool = None
 
-    def __init__(self, ops, input_shape, name, filters, kernel, stride=1, padding=0, std=0.01):
+    def __init__(self, ops, input_shape, name, filters, kernel, stride=1, padding=0, std="he"):
         """std: deviation of the initial Gaussian weights, or "he" for sqrt(2 / inputs).
 
         Raises ValueError where the kernel does not fit into the padded image, and behind a dense
@@ -211,7 +211,7 @@ class Conv2d(Weighted):
 class Dense(Conv2d):
     """Every output sees every input: a convolution of a 1 x 1 image whose maps are the inputs."""
 
-    def __init__(self, ops, input_shape, name, units, std=0.01):
+    def __init__(self, ops, input_shape, name, units, std="he"):
         self.image_shape = tuple(input_shape)
         inputs = 1
         for side in input_shape:
