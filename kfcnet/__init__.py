@@ -30,6 +30,8 @@ _HOMES = {
     "get_ops": "ops",
 }
 
+_PACKAGES = ("config", "curvature", "data", "layers", "ops", "optimizers")
+
 __all__ = [
     "build_network",
     "build_optimizer",
@@ -44,11 +46,13 @@ __all__ = [
 
 
 def __getattr__(name):
-    """Public functions are imported when first asked for: `import kfcnet` stays light."""
+    """Functions and subpackages are imported when first asked for: `import kfcnet` stays light."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
 def __dir__():
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_HOMES, *_PACKAGES])

@@ -656,11 +656,28 @@ def test_a_wrong_optimizer_is_said_in_a_line(arrays, optimizer, message):
     assert str(error.value) == message
 
 
+@pytest.mark.parametrize("settings, message", [
+    ({"test_share": 1.5}, "test_share: 1.5 is not between 0 and 1"),
+    ({"test_share": 0}, "test_share: 0 is not between 0 and 1"),
+    ({"test_share": float("nan")}, "test_share: nan is not between 0 and 1"),
+    ({"test_share": "a"}, "test_share: 'a' is not between 0 and 1"),
+    ({"split_seed": -1}, "split_seed: -1 is no whole number from 0"),
+    ({"test_labels": [0, 1]}, "the test part: of its images and labels only one is given"),
+])  # fmt: skip
+def test_a_split_that_cannot_be_made_is_refused(arrays, settings, message):
+    with pytest.raises(DataError, match=message):
+        data.from_arrays(arrays["train_images"], arrays["train_labels"], **settings)
+
+
 def test_settings_may_be_numpy_numbers_and_a_model(arrays, tmp_path):
     model = SgdConfig(learning_rate=0.02, batch_size=4)
     images, labels = arrays["train_images"], arrays["train_labels"]
     run = kfcnet.fit(images, labels, NETWORK, model, epochs=np.float32(0.5), seed=np.int64(3))
-    assert run.config.optimizer == model and run.config.seed == 3 and run.config.epochs == 0.5
+    assert run.config.seed == 3 and run.config.epochs == 0.5
+    mapping = {"name": "sgd", "learning_rate": 0.02, "batch_size": 4}
+    same = kfcnet.fit(images, labels, NETWORK, mapping, epochs=0.5)
+    assert run.config.optimizer == same.config.optimizer
+    assert run.config.optimizer.averaging_timescale < 50  # chosen, as for a mapping
     with pytest.raises(ValueError, match="no images given"):
         run.evaluate(images[:0], labels[:0])
 

@@ -202,8 +202,12 @@ def test_a_layer_of_ones_own_trains_and_is_read_again(data, tmp_path):
     run = kfcnet.fit(*data, layers, epochs=1, out=tmp_path / "run")
     probabilities = run.predict_proba(data[0])
     assert np.isfinite(probabilities).all() and run.network.layers[1].sharpness == 2.0
-    again = kfcnet.load(tmp_path / "run", layers=[Softplus])
-    assert np.array_equal(again.predict_proba(data[0]), probabilities)
+    for given in ([Softplus], layers, [Softplus.of(sharpness=2.0)]):
+        again = kfcnet.load(tmp_path / "run", layers=given)
+        assert np.array_equal(again.predict_proba(data[0]), probabilities)
+    for given, message in ((Softplus, "a list of classes, got Softplus alone"), ([3], "3 is no c")):
+        with pytest.raises(ConfigError, match=f"layers: .*{message}"):
+            kfcnet.load(tmp_path / "run", layers=given)
     with pytest.raises(ConfigError, match=r"Softplus is a custom layer.*layers=\[Softplus\]"):
         kfcnet.load(tmp_path / "run")
 
@@ -214,6 +218,12 @@ def test_classes_of_the_package_are_the_same_as_mappings(data):
     runs = [kfcnet.fit(*data, layers, "sgd", epochs=1) for layers in (mappings, classes)]
     assert runs[0].config == runs[1].config
     assert np.array_equal(runs[0].predict_proba(data[0]), runs[1].predict_proba(data[0]))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_settings_that_are_not_finite_are_refused(data, value):
+    with pytest.raises(ConfigError, match=f"fit: network.0.sharpness: {value} is not finite"):
+        kfcnet.fit(*data, [Softplus.of(sharpness=value), Dense])
 
 
 @pytest.mark.parametrize("layer", ["relu", 3, ReLU(CpuOps(), (3,), "relu")])

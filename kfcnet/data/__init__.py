@@ -3,7 +3,10 @@
 import functools
 import hashlib
 import json
+import numbers
 import os
+
+from numpy.typing import ArrayLike
 
 from kfcnet.config.schema import ArraysDataConfig, DataConfig, FolderDataConfig, IdxDataConfig
 from kfcnet.data import arrays as array_files
@@ -134,13 +137,24 @@ def _changes(root, listed):
 
 
 def from_arrays(
-    images, labels, test_images=None, test_labels=None, test_share=0.2, split_seed=0
+    images: ArrayLike,
+    labels: ArrayLike,
+    test_images: ArrayLike | None = None,
+    test_labels: ArrayLike | None = None,
+    test_share: float = 0.2,
+    split_seed: int = 0,
 ) -> Dataset:
     """The Dataset of arrays in memory: images (N, H, W, C) or (N, H, W), labels (N,).
 
     Without a test part, `test_share` of the images is drawn as one. Raises DataError, which names
     the index of what is wrong.
     """
+    if (test_images is None) != (test_labels is None):
+        raise DataError("the test part: of its images and labels only one is given")
+    if not (isinstance(test_share, numbers.Real) and 0 < test_share < 1):
+        raise DataError(f"test_share: {test_share!r} is not between 0 and 1")
+    if not (isinstance(split_seed, numbers.Integral) and 0 <= split_seed < 2**32):
+        raise DataError(f"split_seed: {split_seed!r} is no whole number from 0 to 2**32 - 1")
     train = own.checked(images, labels, "the training part")
     test = None if test_images is None else own.checked(test_images, test_labels, "the test part")
     found = own.together(train, test, test_share, split_seed, "the data")

@@ -1,13 +1,16 @@
 """From a configuration to what trains: device, network, loss, optimizer, and its captured step."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
+from pydantic import BaseModel
 
 from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
 from kfcnet.config.layers import CustomConfig
 from kfcnet.data.dataset import deviation
+from kfcnet.layers import Layer
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
@@ -90,10 +93,17 @@ def outputs(config, dataset):
 def with_classes(config, layers):
     """The Config whose custom layers that are known by name have their classes, of `layers`.
 
-    Raises ConfigError where two classes have one name.
+    Raises ConfigError where two classes have one name, and for what is no layer.
     """
+    if isinstance(layers, type):
+        raise ConfigError(f"layers: expected a list of classes, got {layers.__name__} alone")
     classes = {}
     for layer in layers:
+        layer = getattr(layer, "func", layer)  # of `Class.of(...)`
+        if isinstance(layer, Mapping | BaseModel):  # of the package, as `fit` takes them
+            continue
+        if not (isinstance(layer, type) and issubclass(layer, Layer)):
+            raise ConfigError(f"layers: {layer!r} is no class of layers")
         if classes.setdefault(layer.__name__, layer) is not layer:
             raise ConfigError(
                 f"network: two classes of layers are called {layer.__name__}; give each a name of "

@@ -176,7 +176,7 @@ class TrainedNetwork:
         model = to_onnx(self.network, self.mean, self.config.data.input_scale)
         write_bytes(path, model.SerializeToString())
 
-    def evaluate(self, images: ArrayLike, labels: ArrayLike) -> tuple[float, float]:
+    def evaluate(self, images: ArrayLike, labels: ArrayLike | None) -> tuple[float, float]:
         """(mean loss in nats, share of wrong classes) on raw images (M, H, W, C), labels (M,).
 
         Raises ValueError like `examples`, and where there is no image.
@@ -185,7 +185,7 @@ class TrainedNetwork:
             raise ValueError("no images given: there is nothing to average")
         return evaluate(self.network, self.loss, self.examples(images, labels))
 
-    def class_errors(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+    def class_errors(self, images: ArrayLike, labels: ArrayLike | None) -> dict[str, float]:
         """{name of a class: share of its images given another one}, the highest share first.
 
         Classes without names or images are left out; an autoencoder has none. Raises ValueError
@@ -212,7 +212,7 @@ class TrainedNetwork:
                 "place of its data by --data"
             )
 
-    def examples(self, images: ArrayLike, labels: ArrayLike) -> Examples:
+    def examples(self, images: ArrayLike, labels: ArrayLike | None) -> Examples:
         """Raw images uint8 (M, H, W, C) and labels (M,) or (M, 1) as the network takes them; an
         autoencoder does not look at labels, which may be None.
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import numbers
 import os
 import shutil
@@ -65,7 +66,8 @@ def load(
 ) -> FittedNetwork:
     """The network of the run in a folder, with its history.
 
-    layers: the classes of the custom layers that it was trained with.
+    layers: the classes of the custom layers that it was trained with, or the list of layers that
+    `fit` was given.
 
     Raises CheckpointError or RecordError where the run cannot be read, ConfigError where it has a
     custom layer whose class is not given.
@@ -211,7 +213,7 @@ def settings_for(
     given = _given(optimizer)
     name = given.setdefault("name", "kfc_pre")
     span = min(examples, MOST_EXAMPLES)
-    whole = _number({"epochs": epochs}, "epochs", 10) * examples or span
+    whole = float(_number({"epochs": epochs}, "epochs", 10)) * examples or span
     chosen = {"averaging_timescale": min(2 * span, whole / 5)}
     if name not in ("kfac", "hessian_free"):
         chosen["schedule"] = {"name": "constant", "warm_up": min(span, whole / 4)}
@@ -255,7 +257,7 @@ def _given(optimizer):
     if optimizer is None or isinstance(optimizer, str):
         return {"name": optimizer} if optimizer else {}
     if isinstance(optimizer, BaseModel):
-        return optimizer.model_dump(mode="json")
+        return {"name": optimizer.name} | optimizer.model_dump(mode="json", exclude_unset=True)
     if isinstance(optimizer, Mapping):
         return dict(optimizer)
     raise ConfigError(
@@ -289,6 +291,9 @@ def _described(layers):
             mappings.append(layer.model_dump(mode="json"))
         elif isinstance(layer_class, type) and issubclass(layer_class, Layer):
             settings = dict(getattr(layer, "keywords", {}))
+            for key, value in settings.items():
+                if isinstance(value, numbers.Real) and not math.isfinite(value):
+                    raise ConfigError(f"fit: network.{index}.{key}: {value} is not finite")
             kinds = [kind for kind, known in LAYERS.items() if known is layer_class]
             if kinds:
                 mappings.append({"layer": kinds[0], **settings})
