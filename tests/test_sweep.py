@@ -257,6 +257,15 @@ def test_runs_are_ranked_at_an_epoch_that_all_have(config, tmp_path):
     ]
 
 
+def test_a_run_without_a_row_before_the_end_is_ranked_by_its_start():
+    begun, trained = (
+        {"iteration": np.array(at), "epoch": np.array(at) / 12, "train_error": np.array(errors)}
+        for at, errors in (([0], [0.9]), ([0, 12, 18], [0.9, 0.4, 0.3]))
+    )
+    rows = tuning._rows_at_one_epoch([begun, None, trained])
+    assert [row and row["train_error"] for row in rows] == [0.9, None, 0.3]
+
+
 def test_mini_batches_of_several_sizes_are_ranked_at_the_same_epoch(config, tmp_path):
     sweep(config, {"optimizer.batch_size": [120, 500]}, [Stage(0.5, None)], tmp_path / "out")
     assert {row["iteration"] for row in table(tmp_path / "out")} == {"6", "2"}

@@ -132,7 +132,8 @@ def _rows_at_one_epoch(tables):
     """
     there = [table for table in tables if table]
     # Ends of a stage are whole updates, of mini-batches that may differ in size.
-    update = max((table["epoch"][-1] / table["iteration"][-1] for table in there), default=0)
+    ends = [(table["epoch"][-1], table["iteration"][-1]) for table in there]
+    update = max((epoch / iteration for epoch, iteration in ends if iteration), default=0)
     common = [
         epoch
         for epoch in (there[0]["epoch"] if there else [])
