@@ -15,7 +15,7 @@ from kfcnet.data import DataError
 from kfcnet.figures.paper import LOWEST_TEST_ERROR
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, verdicts
 from kfcnet.reproduce.claims import Evidence
-from kfcnet.reproduce.plan import Errors, Measurement
+from kfcnet.reproduce.plan import Errors, FigurePlan, Measurement, PanelPlan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.values import Value, middle, ratio
 from kfcnet.reproduce.verdicts import DIRECTION, FAILED, OPEN, REPRODUCED, Interval
@@ -314,6 +314,18 @@ def test_minutes_wait_for_the_cost_of_an_epoch_and_updates_do_not(evidence):
     assert find(rows, "50% training error: time of SGD over that of KFC-pre").here == waiting
     assert find(rows, "time of an epoch").here == waiting
     assert find(rows, "updates of SGD over those of KFC-pre, at the mini").here == Value(2.0)
+
+
+def test_panels_whose_curves_were_not_all_timed_are_over_epochs_and_named():
+    panels = (
+        PanelPlan("a", "loss", ("timed",)),
+        PanelPlan("b", "error", ("timed", "not")),
+        PanelPlan("c", "error", ("not",), "updates"),
+    )
+    changed, note = reproduce._without_times(FigurePlan("a figure", panels), {"not"})
+    assert [panel.x for panel in changed.panels] == ["seconds", "epochs", "updates"]
+    assert note.startswith("(b) over epochs in place of time: ")
+    assert reproduce._without_times(FigurePlan("a figure", panels), set())[1] == ""
 
 
 def test_large_mini_batches_are_compared_by_their_lowest_test_errors(evidence):

@@ -198,7 +198,12 @@ def _without_times(figure_plan, untimed):
     )
     if panels == figure_plan.panels:
         return figure_plan, ""
-    note = "Over epochs in place of time: the cost of an epoch is not measured yet."
+    changed = zip(figure_plan.panels, panels, strict=True)
+    letters = ", ".join(f"({now.letter})" for before, now in changed if now != before)
+    note = (
+        f"{letters} over epochs in place of time: the cost of an epoch of one of the curves is not "
+        "measured yet."
+    )
     return figure_plan._replace(panels=panels), note
 
 
