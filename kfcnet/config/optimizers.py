@@ -67,6 +67,9 @@ class CosineConfig(_ScheduleConfig):
 ScheduleConfig = Annotated[ConstantConfig | StepConfig | CosineConfig, Field(discriminator="name")]
 
 
+TIMESCALES = ("averaging_timescale", "statistics_timescale")
+
+
 class _OptimizerConfig(Model):
     """What all optimizers share.
 
@@ -292,3 +295,8 @@ OptimizerConfig = Annotated[
     | AdamConfig,
     Field(discriminator="name"),
 ]
+
+
+def open_timescales(optimizer):
+    """The TIMESCALES of an optimizer's model that are still to be chosen."""
+    return [key for key in TIMESCALES if getattr(optimizer, key, None) == "auto"]

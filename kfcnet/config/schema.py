@@ -27,6 +27,7 @@ from kfcnet.config.layers import (
 )
 from kfcnet.config.names import layer_names
 from kfcnet.config.optimizers import (
+    TIMESCALES,
     AdagradConfig,
     AdamConfig,
     ConstantConfig,
@@ -191,14 +192,12 @@ class Config(Model):
         """The defaults on a user's own images; the paper's numbers were chosen for its data."""
         if not isinstance(info.data.get("data"), _OwnDataConfig):
             return optimizer
-        kinds = ["averaging_timescale"]
-        kinds += ["damping"] if optimizer.name == "kfc_pre" else []
-        if hasattr(optimizer, "statistics_timescale"):
-            kinds += ["statistics_timescale"]
         given = optimizer.model_fields_set
         if "averaging_timescale" in given:  # the other one follows it
-            given = given | {"statistics_timescale"}
-        return optimizer.model_copy(update={key: "auto" for key in kinds if key not in given})
+            given = given.union(TIMESCALES)
+        keys = TIMESCALES + (("damping",) if optimizer.name == "kfc_pre" else ())
+        left_out = [key for key in keys if hasattr(optimizer, key) and key not in given]
+        return optimizer.model_copy(update=dict.fromkeys(left_out, "auto"))
 
     @field_validator("network")
     @classmethod

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kfcnet.batches import Batch
+from kfcnet.config.optimizers import open_timescales
 from kfcnet.optimizers import schedules
 from kfcnet.optimizers.running_sums import RunningSums
 from kfcnet.ranks import of_all
@@ -66,12 +67,11 @@ class Optimizer:
         Raises ValueError where `weight_decay` or `max_norm` names a layer that is not there, and
         for a timescale that is still `auto`.
         """
-        for key in ("averaging_timescale", "statistics_timescale"):
-            if getattr(config, key, None) == "auto":
-                raise ValueError(
-                    f"optimizer.{key}: auto is for kfcnet.train and a configuration's data; give a "
-                    "number of examples"
-                )
+        if still_open := open_timescales(config):
+            raise ValueError(
+                f"optimizer.{still_open[0]}: auto is for kfcnet.train and a configuration's data; "
+                "give a number of examples"
+            )
         self.network, self.loss, self.config = network, loss, config
         self.ops = network.ops
         self.velocity = self.ops.zeros(network.theta.shape)

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
 from kfcnet.config.layers import CustomConfig
+from kfcnet.config.optimizers import open_timescales
 from kfcnet.data.dataset import deviation
 from kfcnet.layers import Layer
 from kfcnet.losses import LOSSES
@@ -49,7 +50,7 @@ def is_open(config):
     return (
         config.data.input_scale == "auto"
         or getattr(config.network[-1], "units", 1) is None
-        or any(getattr(config.optimizer, key, None) == "auto" for key in timescales(1))
+        or bool(open_timescales(config.optimizer))
     )
 
 
@@ -66,10 +67,10 @@ def resolved(config, dataset):
     """The Config with what the data decide: the inputs' scale, timescales, the units of the last
     layer.
     """
-    optimizer = config.optimizer
     suitable = timescales(len(dataset.train_labels))
-    found = {key: suitable[key] for key in suitable if getattr(optimizer, key, None) == "auto"}
-    config = config.model_copy(update={"optimizer": optimizer.model_copy(update=found)})
+    found = {key: suitable[key] for key in open_timescales(config.optimizer)}
+    optimizer = config.optimizer.model_copy(update=found)
+    config = config.model_copy(update={"optimizer": optimizer})
     if config.data.input_scale == "auto":
         data = config.data.model_copy(update={"input_scale": deviation(dataset)})
         config = config.model_copy(update={"data": data})
