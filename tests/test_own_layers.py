@@ -53,16 +53,45 @@ class Softplus(Layer):
     (Dropout.of(keep=0.5, seed=1, stream=0), (5, 4, 3), True),
     (Softplus, (5, 4, 3), False),
     (Softplus.of(sharpness=3.0), (5,), True),
+    (BatchNorm, (5, 4, 3), True),
 ])  # fmt: skip
 def test_every_layer_passes_the_check(layer, shape, training):
     check = check_layer(layer, shape, training=training)
     assert np.isfinite(check).all() and max(check) < 1e-8
 
 
-def test_a_layer_whose_tangent_is_not_the_derivative_by_design_is_told_so():
-    """Batch normalisation's tangent takes the batch's statistics as constants."""
-    with pytest.raises(LayerError, match="BatchNorm: tangent: differs from the differences"):
-        check_layer(BatchNorm, (5, 4, 3), training=True)
+class BatchMean(Layer):
+    """Subtracts the mini-batch's mean: in training a function of the whole of it."""
+
+    def forward(self, x, mode):
+        return x - x.mean(axis=0) if mode.training else x
+
+    def backward(self, dy):
+        return dy - dy.mean(axis=0)
+
+    def backward_per_example(self, dy):
+        return dy
+
+    def tangent(self, rx):
+        return rx
+
+
+class BatchMeanIgnored(BatchMean):
+    def backward(self, dy):
+        return dy
+
+
+class BatchMeanTangent(BatchMean):
+    def tangent(self, rx):
+        return 2 * rx
+
+
+def test_a_layer_that_mixes_the_examples_in_training_is_told_which_map_is_wrong():
+    assert max(check_layer(BatchMean, (5, 4, 3), training=True)) < 1e-8
+    with pytest.raises(LayerError, match="Ignored: backward: .* the differences of forward"):
+        check_layer(BatchMeanIgnored, (5, 4, 3), training=True)
+    with pytest.raises(LayerError, match="Tangent: backward_per_example: .* adjoint of tangent:"):
+        check_layer(BatchMeanTangent, (5, 4, 3), training=True)
 
 
 class WrongTangent(Softplus):

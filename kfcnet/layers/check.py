@@ -11,6 +11,7 @@ from kfcnet.ops.cpu import CpuOps
 
 STEP = 1e-5  # of the central differences, whose error in float64 is then about 1e-10
 EXAMPLES = 3
+PER_EXAMPLE = "backward_per_example"
 
 
 class LayerError(AssertionError):
@@ -20,6 +21,9 @@ class LayerError(AssertionError):
 class LayerCheck(NamedTuple):
     """Relative errors: of the tangent against central differences, of <dy, tangent(rx)> against
     <backward(dy), rx>, and of a layer's weights likewise (0 without weights).
+
+    Where training mixes the examples, as batch normalisation does, the tangent is compared with
+    backward_per_example, and backward with the differences.
     """
 
     tangent: float
@@ -61,6 +65,10 @@ class _Check:
         self.rng, self.mode = np.random.default_rng(seed), Mode(training, 0)
         self.layer = layer(CpuOps("float64", shards=1), tuple(input_shape), "checked")
         self.has_weights = isinstance(self.layer, Weighted)
+        # Its training pass is then a function of the whole mini-batch, and its tangent, which is
+        # that of each example's own function, not the derivative.
+        own = type(self.layer).backward_per_example is not Layer.backward_per_example
+        self.mixes_examples = training and own
         self.x = self._normal(self.layer.input_shape if not self.has_weights else input_shape)
         self.direction = None
         if self.has_weights:
@@ -84,21 +92,32 @@ class _Check:
         self._forward(self.x)
         zero = None if self.direction is None else np.zeros_like(self.direction)
         ry = self._pass("tangent", lambda v: self._tangent(v, zero), rx, y.shape)
-        tangent = _relative(ry - differences, differences)
-        self._expect(
-            tangent <= tolerance,
-            f"tangent: differs from the differences of forward by {tangent:.2g} of their norm",
-        )
         dx = self._pass("backward", self.layer.backward, dy, self.x.shape)
-        backward = abs(np.vdot(dy, ry) - np.vdot(dx, rx)) / (
+        if self.mixes_examples:
+            alone = self._pass(PER_EXAMPLE, self.layer.backward_per_example, dy, self.x.shape)
+            tangent = self._adjoint(PER_EXAMPLE, alone, "tangent(rx)", ry, rx, dy, tolerance)
+            name = "the differences of forward along rx"
+            backward = self._adjoint("backward", dx, name, differences, rx, dy, tolerance)
+        else:
+            tangent = _relative(ry - differences, differences)
+            self._expect(
+                tangent <= tolerance,
+                f"tangent: differs from the differences of forward by {tangent:.2g} of their norm",
+            )
+            backward = self._adjoint("backward", dx, "tangent(rx)", ry, rx, dy, tolerance)
+        return LayerCheck(tangent, backward, float(self._check_weights(dy, tolerance)))
+
+    def _adjoint(self, name, dx, of, ry, rx, dy, tolerance):
+        """The relative error of dx, a map of dy, as the adjoint of ry, a map of rx."""
+        error = abs(np.vdot(dy, ry) - np.vdot(dx, rx)) / (
             np.linalg.norm(dy) * np.linalg.norm(ry) or 1.0
         )
         self._expect(
-            backward <= tolerance,
-            "backward: is not the adjoint of tangent: <dy, tangent(rx)> and <backward(dy), rx> "
-            f"differ by {backward:.2g} of |dy| |tangent(rx)|",
+            error <= tolerance,
+            f"{name}: is not the adjoint of {of.partition('(')[0]}: <dy, {of}> and "
+            f"<{name}(dy), rx> differ by {error:.2g} of |dy| |{of}|",
         )
-        return LayerCheck(tangent, float(backward), float(self._check_weights(dy, tolerance)))
+        return float(error)
 
     def _check_weights(self, dy, tolerance):
         """The same of the weights: their tangent and the gradient."""
