@@ -1,9 +1,11 @@
 """A user's own images: what is read, what is refused and how, and that a network trains on them."""
 
+import gc
 import json
 import logging
 import shutil
 import tempfile
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -595,6 +597,17 @@ def test_fit_without_a_temporary_folder_asks_for_one(arrays, tmp_path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(WriteError, match="cannot make a temporary folder .* with out="):
         kfcnet.fit(arrays["train_images"], arrays["train_labels"], NETWORK)
+
+
+def test_what_fit_left_without_a_folder_goes_with_the_network(arrays, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run = kfcnet.fit(arrays["train_images"], arrays["train_labels"], NETWORK, "sgd", epochs=1)
+    assert [folder.is_dir() for folder in tmp_path.iterdir()] == [True]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        del run
+        gc.collect()
+    assert not told and not list(tmp_path.iterdir())
 
 
 def test_fit_takes_grey_floating_images_and_predicts_them(rng, tmp_path):

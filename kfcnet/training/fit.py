@@ -8,6 +8,7 @@ import numbers
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,8 @@ def fit(
         **settings,
     }
     config = with_classes(parse_config(json.dumps(document, default=_plain), "fit"), own)
-    temporary = None if out else _temporary_folder()
-    folder = Path(out or temporary.name) / ("" if out else "run")
+    temporary = None if out else _TemporaryFolder()
+    folder = Path(out) if out else temporary.path / "run"
     with _in_words_of_python(out):
         train(config, folder, resume, overwrite, dataset=dataset)
     return FittedNetwork.of_run(folder, layers=own, temporary=temporary)
@@ -172,13 +173,17 @@ def _in_words_of_python(out):
         raise RunFolderError(text.replace("--overwrite", "overwrite=True")) from None
 
 
-def _temporary_folder():
-    try:
-        return tempfile.TemporaryDirectory(prefix="kfcnet-")
-    except OSError as error:
-        raise WriteError(
-            f"fit: cannot make a temporary folder ({error}); name the run's folder with out="
-        ) from error
+class _TemporaryFolder:
+    """A folder that goes with this object, as is meant: tempfile's own would warn of that."""
+
+    def __init__(self):
+        try:
+            self.path = Path(tempfile.mkdtemp(prefix="kfcnet-"))
+        except OSError as error:
+            raise WriteError(
+                f"fit: cannot make a temporary folder ({error}); name the run's folder with out="
+            ) from error
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
 def _held_out(validation):
