@@ -66,6 +66,8 @@ def test_an_autoencoder_learns_to_give_the_digits_back(tmp_path):
     assert_close(np.square(missed).mean(), error[-1], 1e-5)
     _, again = run.evaluate(digits.test_images, np.full(len(digits.test_images), 77))
     assert_close(again, error[-1], 1e-6)
+    named = np.full(len(digits.test_images), "three")  # an autoencoder does not look at labels
+    assert run.evaluate(digits.test_images, named)[1] == again
 
 
 def test_outputs_that_are_not_one_a_pixel_are_refused(tmp_path):

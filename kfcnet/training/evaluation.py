@@ -221,9 +221,8 @@ class TrainedNetwork:
         """
         images = np.asarray(images)
         given = images.shape
-        if labels is None and reconstructs(self.config):
-            labels = np.zeros(images.shape[:1], np.int32)
-        labels = np.asarray(labels)
+        autoencoder = reconstructs(self.config)
+        labels = np.zeros(given[:1], np.int32) if autoencoder else np.asarray(labels)
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         if images.ndim == 3 and self.mean.shape[-1] == 1:  # grey images without a channel
@@ -249,8 +248,7 @@ class TrainedNetwork:
         if labels.shape != images.shape[:1]:
             raise ValueError(f"labels of shape {labels.shape} given for {len(images)} images")
         (classes,) = self.network.layers[-1].output_shape
-        reason = why_no_classes(labels, 0, classes - 1)
-        if reason and not reconstructs(self.config):
+        if reason := why_no_classes(labels, 0, classes - 1):
             raise ValueError(reason)
         return Examples(
             self.network.ops,
@@ -258,7 +256,7 @@ class TrainedNetwork:
             labels.astype(np.int32),
             self.mean,
             self.config.data.input_scale,
-            reconstructs(self.config),
+            autoencoder,
         )
 
 
