@@ -232,6 +232,9 @@ class Network:
         other.bind(other.theta)
         return other
 
+    def __deepcopy__(self, _):
+        return self.copy()
+
     @contextlib.contextmanager
     def using(self, flat):
         """Within the context the layers use the parameters in `flat`, afterwards theta again."""
@@ -244,7 +247,7 @@ class Network:
     def forward(self, x: Any, training: bool = False, step: Any = 0) -> Any:
         """x (M, H, W, C) of the primitives' number type -> z (M, classes).
 
-        Raises TypeError for another type, ValueError for another shape.
+        Raises TypeError for another type, ValueError for another shape or no example.
         """
         x = self._checked(x)
         mode = Mode(training, step, self._weights(self._bound, len(x), training))
@@ -285,6 +288,8 @@ class Network:
                 f"inputs have shape {tuple(x.shape)}; the network takes "
                 f"(M, {', '.join(map(str, self.input_shape))})"
             )
+        if len(x) == 0:
+            raise ValueError("inputs hold no example: a mini-batch has at least one")
         return self.ops.asarray(x)
 
     def backward(self, dz: Any, per_example: bool = False) -> None:
@@ -331,9 +336,16 @@ class Network:
     def compute_gradient(self, out: Any = None, *sums: Any) -> None:
         """Fill `gradient`, or `out` (n,), with the mean gradient of the latest backward pass.
 
-        sums: arrays that the processes of a run add up together with it.
+        sums: arrays that the processes of a run add up together with it. Raises ValueError for an
+        `out` of another shape or number type than `gradient`, or that is not C-contiguous.
         """
         gradient = self.gradient if out is None else out
+        same = (gradient.shape, gradient.dtype) == (self.gradient.shape, self.gradient.dtype)
+        if not (same and gradient.flags.c_contiguous):
+            raise ValueError(
+                f"out has shape {gradient.shape} of {gradient.dtype}; expected a C-contiguous "
+                f"array of shape {self.gradient.shape} of {self.gradient.dtype}"
+            )
         gradients = self._gradients(self.weighted[-1].examples, gradient)
         for layer in self.weighted:
             self._add_gradient(layer, gradients)
@@ -383,7 +395,9 @@ class Network:
         x = self._checked(x)
         for layer in self.layers:
             x = layer.forward(x, Mode())
-            if not np.isfinite(self.ops.to_numpy(x)).all():
+            # A ReLU hides what a bias of minus infinity makes.
+            arrays = [x, layer.weight] if layer in self.weighted else [x]
+            if not all(np.isfinite(self.ops.to_numpy(array)).all() for array in arrays):
                 return layer.name
         return None
 

@@ -1,5 +1,7 @@
 """Layers and networks: gradients and tangents against finite differences in float64."""
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -104,6 +106,36 @@ def test_a_part_of_the_batch_goes_backward_by_itself(ops64, inputs):
     net.backward(dz)
     net.compute_gradient()
     assert_close(net.gradient, part)
+
+
+def test_a_gradient_is_written_where_its_whole_vector_lies(ops64, inputs):
+    net = network(ops64)
+    net.backward(np.ones((5, 3)) + net.forward(inputs, training=True))
+    net.compute_gradient()
+    n = net.theta.size
+    out = np.zeros(n)
+    net.compute_gradient(out)
+    np.testing.assert_array_equal(out, net.gradient)
+    assert np.isfinite(out).all() and out.any()
+    for wrong in np.zeros(2 * n)[::2], np.zeros(n + 1), np.zeros(n, np.float32), np.zeros((1, n)):
+        with pytest.raises(ValueError, match=rf"expected a C-contiguous array of shape \({n},\)"):
+            net.compute_gradient(wrong)
+
+
+def test_a_network_is_copied_but_not_pickled(ops64, inputs):
+    net = network(ops64)
+    expected = net.forward(inputs)
+    other = copy.deepcopy(net)
+    other.theta[...] = 0
+    assert not other.forward(inputs).any()
+    np.testing.assert_array_equal(net.forward(inputs), expected)
+    with pytest.raises(TypeError, match="holds functions of its device, and is not pickled: keep"):
+        pickle.dumps(net)
+
+
+def test_a_mini_batch_without_examples_is_refused(ops64, inputs):
+    with pytest.raises(ValueError, match="inputs hold no example"):
+        network(ops64).forward(inputs[:0])
 
 
 @pytest.mark.parametrize("across, sums", [(False, [4, 6, 9]), (True, [2, 3, 3])])
@@ -263,6 +295,9 @@ def test_first_nonfinite_names_the_layer(ops64, inputs):
     net = network(ops64)
     assert net.first_nonfinite(inputs) is None
     net.views(net.theta)[1][0, 0] = np.inf
+    assert net.first_nonfinite(inputs) == "conv2"
+    net.views(net.theta)[1][0, 0] = 0
+    net.views(net.theta)[1][:, 0] = -np.inf  # of which the ReLU behind it makes zeros
     assert net.first_nonfinite(inputs) == "conv2"
 
 

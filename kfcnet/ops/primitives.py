@@ -96,6 +96,12 @@ class Primitives(ABC):
 
     ranks = Alone()
 
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a network or an optimizer holds functions of its device, and is not pickled: keep "
+            "ops.to_numpy(network.theta), or optimizer.state(); network.copy() makes a copy"
+        )
+
     # The device
 
     @abstractmethod
