@@ -345,6 +345,9 @@ def test_a_method_looks_the_same_in_all_panels(tmp_path):
         != (lines_of(first)[0].get_color())
     )
     assert texts(figure)[:2] == ["SGD, M = 128", "KFC-pre, M = 512, 1 to 2 seeds"]
+    figure = curves.draw_panels([panels[0]._replace(runs=kfc), panels[1]])
+    assert [axes.get_title() for axes in figure.axes] == ["(a), 2 seeds", "(b), 1 seed"]
+    assert texts(figure)[0] == "KFC-pre, M = 512"
 
 
 @pytest.mark.parametrize(

@@ -156,27 +156,32 @@ def draw_panels(panels):
             raise ValueError(f"x axis: {panel.x!r} is not one of {', '.join(X_AXES)}")
     rows, columns = -(-len(panels) // 2), min(len(panels), 2)
     figure = Figure(figsize=(7.2 if columns == 2 else 4.5, 0.8 + 2.6 * rows))
-    seeds = {}
-    for axes, panel in zip(
-        figure.subplots(rows, columns, squeeze=False).flat, panels, strict=False
-    ):
-        _draw_panel(axes, panel, seeds)
+    grid, looks = figure.subplots(rows, columns, squeeze=False).flat, {}
+    seeds = [_draw_panel(axes, panel, looks) for axes, panel in zip(grid, panels, strict=False)]
     for axes in figure.axes[len(panels) :]:
         axes.remove()
-    _add_legend(figure, seeds)
+    of_labels = {label: {own[label] for own in seeds if label in own} for label in looks}
+    of_panels = [set(own.values()) for own in seeds]
+    if set(map(len, of_panels)) == {1} and max(map(len, of_labels.values())) > 1:
+        for axes, (number,) in zip(figure.axes, of_panels, strict=True):
+            axes.set_title(f"{axes.get_title()}, {in_seeds(number)}", parse_math=False)
+        of_labels = dict.fromkeys(looks, {1})  # the titles have said it
+    _add_legend(figure, of_labels)
     return figure
 
 
-def _draw_panel(axes, panel, seeds):
-    """Draw a Panel. Its curves are added to seeds, {label: numbers of seeds} of all panels."""
+def _draw_panel(axes, panel, looks):
+    """Draw a Panel; {label: its number of seeds}.
+
+    looks: {label: its look} of the panels before, to which this one's are added.
+    """
     is_timed = panel.x == "seconds"
     groups = group_by_seed(panel.runs, is_timed)
     words = {id(run): text for run, text in zip(panel.runs, panel.words, strict=False) if text}
     labels = numbered(_labels([group[0] for group in groups], words, is_timed))
     scale, unit = _scale(panel.runs, panel.x)
     for group, label in zip(groups, labels, strict=True):
-        seeds.setdefault(label, set()).add(len(group))
-        look = look_of(list(seeds).index(label))
+        look = looks.setdefault(label, look_of(len(looks)))
         _draw_curves(axes, group, COLUMN_OF[panel.x], scale, panel.quantity, **look)
     axes.set(xlabel=X_AXES[panel.x] + unit, ylabel=LABELS[panel.quantity])
     axes.set_title(panel.title, parse_math=False)
@@ -190,6 +195,7 @@ def _draw_panel(axes, panel, seeds):
     _set_log_axis(axes, 100 if panel.quantity == "error" else 1)
     if panel.quantity == "error":
         _draw_published_error(axes, panel.runs)
+    return {label: len(group) for group, label in zip(groups, labels, strict=True)}
 
 
 def _labels(runs, words, is_timed):
@@ -226,6 +232,11 @@ def draw_sweep(results, runs):
 def in_epochs(number):
     """ "1 epoch", "2.5 epochs"."""
     return f"{number:g} epoch{'s' * (number != 1)}"
+
+
+def in_seeds(number):
+    """ "1 seed", "5 seeds"."""
+    return f"{number} seed{'s' * (number != 1)}"
 
 
 def draw_grid(axes, lines):
@@ -371,7 +382,7 @@ def _add_legend(figure, seeds):
 
 def _seeds_in_words(numbers):
     low, high = min(numbers), max(numbers)
-    return "" if high == 1 else f", {high} seeds" if low == high else f", {low} to {high} seeds"
+    return "" if high == 1 else f", {in_seeds(high)}" if low == high else f", {low} to {high} seeds"
 
 
 def _scale(runs, x):
