@@ -166,6 +166,17 @@ def test_the_check_says_which_map_is_wrong(layer, message):
         check_layer(layer, (5, 4, 3))
 
 
+@pytest.mark.parametrize("make, words", [
+    (ReLU, r"ReLU\(\) is a layer without a place .* makes it of ReLU, or of ReLU.of"),
+    (lambda: Conv2d(filters=4, kernel=3), r"Conv2d\(filters=4, kernel=3\) is a layer without"),
+    (lambda: Conv2d(4, 3), r"Conv2d\(4, 3\) is a layer without"),
+    (lambda: Softplus(sharpness=2.0), r"Softplus\(sharpness=2.0\) is a layer without"),
+])  # fmt: skip
+def test_a_layer_made_as_in_other_frameworks_says_what_fit_takes(make, words):
+    with pytest.raises(TypeError, match=words):
+        make()
+
+
 class NoTangent(Layer):
     def forward(self, x, mode):
         return x

@@ -28,6 +28,12 @@ def image_shape(input_shape, name):
     return input_shape
 
 
+def class_of(layer):
+    """The class of what a user gives as a layer, a class or `Class.of(...)`; None if it is none."""
+    made = getattr(layer, "func", layer)
+    return made if isinstance(made, type) and issubclass(made, Layer) else None
+
+
 class Layer:
     """A function of a mini-batch with its adjoint and its tangent.
 
@@ -45,9 +51,24 @@ class Layer:
     applies_relu = False
     is_custom = False  # a user's, whatever class it is derived from
 
+    def __new__(cls, *arguments, **settings):
+        place = [key for key in ("ops", "input_shape", "name") if key in settings]
+        if len(arguments) + len(place) < 3:
+            words = ", ".join([*map(repr, arguments), *(f"{k}={v!r}" for k, v in settings.items())])
+            raise TypeError(
+                f"{cls.__name__}({words}) is a layer without a place in a network; kfcnet.fit "
+                f"makes it of {cls.__name__}, or of {cls.__name__}.of(**settings)"
+            )
+        return super().__new__(cls)
+
     def __init__(self, ops, input_shape, name):
         self.ops, self.input_shape, self.name = ops, tuple(input_shape), name
         self.output_shape = self.input_shape
+
+    def __copy__(self):
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
 
     @classmethod
     def of(cls, **settings: Any) -> functools.partial:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kfcnet.layers.base import Layer, Mode
+from kfcnet.layers.base import Layer, Mode, class_of
 from kfcnet.layers.weighted import Weighted
 from kfcnet.ops.cpu import CpuOps
 
@@ -51,8 +51,7 @@ def check_layer(
     that fails or differs from a part of the whole, a second pass that differs from the first,
     arguments that are changed.
     """
-    made = getattr(layer, "func", layer)
-    if not (isinstance(made, type) and issubclass(made, Layer)):
+    if class_of(layer) is None:
         raise TypeError(
             "check_layer: expected a subclass of kfcnet.layers.Layer, or Class.of(...) of one, "
             f"got {layer!r}"

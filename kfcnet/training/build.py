@@ -11,7 +11,7 @@ from kfcnet.config import ConfigError
 from kfcnet.config.layers import CustomConfig
 from kfcnet.config.optimizers import open_timescales
 from kfcnet.data.dataset import deviation
-from kfcnet.layers import Layer
+from kfcnet.layers.base import class_of
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
@@ -99,12 +99,12 @@ def with_classes(config, layers):
     if isinstance(layers, type):
         raise ConfigError(f"layers: expected a list of classes, got {layers.__name__} alone")
     classes = {}
-    for layer in layers:
-        layer = getattr(layer, "func", layer)  # of `Class.of(...)`
-        if isinstance(layer, Mapping | BaseModel):  # of the package, as `fit` takes them
+    for given in layers:
+        if isinstance(given, Mapping | BaseModel):  # of the package, as `fit` takes them
             continue
-        if not (isinstance(layer, type) and issubclass(layer, Layer)):
-            raise ConfigError(f"layers: {layer!r} is no class of layers")
+        layer = class_of(given)
+        if layer is None:
+            raise ConfigError(f"layers: {given!r} is no class of layers")
         if classes.setdefault(layer.__name__, layer) is not layer:
             raise ConfigError(
                 f"network: two classes of layers are called {layer.__name__}; give each a name of "

@@ -21,6 +21,7 @@ from kfcnet import data
 from kfcnet.config import ConfigError, parse_config, read_config
 from kfcnet.config.errors import show
 from kfcnet.layers import Layer
+from kfcnet.layers.base import class_of
 from kfcnet.network import CUSTOM, LAYERS
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError
@@ -289,12 +290,12 @@ def _described(layers):
         )
     mappings, own = [], []
     for index, layer in enumerate(layers):
-        layer_class = getattr(layer, "func", layer)
+        layer_class = class_of(layer)
         if isinstance(layer, Mapping):
             mappings.append(dict(layer))
         elif isinstance(layer, BaseModel):
             mappings.append(layer.model_dump(mode="json"))
-        elif isinstance(layer_class, type) and issubclass(layer_class, Layer):
+        elif layer_class is not None:
             settings = dict(getattr(layer, "keywords", {}))
             for key, value in settings.items():
                 if isinstance(value, numbers.Real) and not math.isfinite(value):
