@@ -30,7 +30,7 @@ _HOMES = {
     "get_ops": "ops",
 }
 
-_PACKAGES = ("config", "curvature", "data", "layers", "ops", "optimizers")
+_PARTS = ("config", "curvature", "data", "layers", "ops", "optimizers", "ranks")
 
 __all__ = [
     "build_network",
@@ -46,8 +46,8 @@ __all__ = [
 
 
 def __getattr__(name):
-    """Functions and subpackages are imported when first asked for: `import kfcnet` stays light."""
-    if name in _PACKAGES:
+    """Functions and parts are imported when first asked for: `import kfcnet` stays light."""
+    if name in _PARTS:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -55,4 +55,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *_HOMES, *_PACKAGES])
+    return sorted([*globals(), *_HOMES, *_PARTS])

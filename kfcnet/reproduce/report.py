@@ -111,7 +111,7 @@ def _verdicts(rows):
     if not parts:
         return ""
     rules = (
-        "By the rules that stand in `docs/rules.md` and were written before the runs: a "
+        "By the rules of `docs/rules.md`, written before the runs but for what it names there: a "
         f"speed-up counts as reproduced if its median over pairs of seeds is at least "
         f"{verdicts.SHARE:.0%} of the paper's and its {verdicts.COVERAGE}% interval lies above 1, "
         f"as reproduced in direction if only the latter holds, and is open with fewer than "
