@@ -639,6 +639,17 @@ def test_the_settings_that_fit_chooses_are_valid_for_any_number_of_images(name, 
     assert own["batch_size"] == 2
 
 
+@pytest.mark.parametrize("batch, fraction", [(64, 1.0), (256, 0.5), (1024, 0.25)])
+def test_with_a_damping_that_is_given_fit_bounds_steps_by_the_clip_counting_momentum(
+    batch, fraction
+):
+    given = {"damping": 1e-3, "momentum": 0.8, "batch_size": batch}
+    settings = settings_for(given, 10_000)
+    assert settings["clip"] == pytest.approx(0.3 * 0.2**2) and settings["learning_rate"] == 0.01
+    assert settings["statistics_fraction"] == fraction  # 128 examples, at least a quarter
+    assert settings_for({"batch_size": batch}, 10_000)["clip"] == 0.3  # damping: auto
+
+
 def test_fit_says_what_is_wrong_with_its_arguments(arrays):
     images, labels = arrays["train_images"], arrays["train_labels"]
     with pytest.raises(DataError, match="24 images and labels of shape"):

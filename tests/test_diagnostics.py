@@ -12,6 +12,7 @@ from runs import SGD, assert_same_run, small
 
 from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
+from kfcnet.config.optimizers import ConstantConfig
 from kfcnet.curvature.structures import STRUCTURES
 from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
@@ -79,6 +80,14 @@ def test_nu_and_the_predicted_reduction_are_those_of_the_explicit_fisher_matrix(
     F = fisher_matrix(opt, before, batch, 8) + np.diag(opt.decay_vector)
     slope = opt.network.gradient @ d  # as the step left it, weight decay included
     assert_close(row["predicted_reduction"], -slope - d @ F @ d / 2, 1e-9)
+
+
+def test_nu_is_that_of_the_step_that_was_made_while_the_rate_rises(ops64, rng):
+    opt, before, batch, row = looked_at(ops64, rng, schedule=ConstantConfig(warm_up=100))
+    v = -opt.previous_learning_rate * opt.direction
+    F = fisher_matrix(opt, before, batch, 2) + np.diag(opt.decay_vector)
+    assert opt.previous_learning_rate < 0.8 * opt.learning_rate
+    assert_close(row["nu"], v @ F @ v, 1e-9)
 
 
 def test_nu_is_what_the_clip_went_by(ops64, rng):

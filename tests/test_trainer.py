@@ -480,6 +480,41 @@ def test_a_run_that_ends_above_its_first_loss_says_so(tmp_path):
         train(small("optimizer.learning_rate=30", "optimizer.clip=null"), tmp_path / "run")
 
 
+@pytest.mark.parametrize("loss, chance", [("cross_entropy", 0.4), ("squared_error", 0.495)])
+def test_the_error_of_chance_is_that_on_the_measured_examples(loss, chance):
+    labels = np.array([2, 2, 2, 2, 0, 0, 0, 1, 2])  # measured: three of five are of class 0
+    run = SimpleNamespace(
+        config=SimpleNamespace(loss=loss),
+        dataset=SimpleNamespace(train_labels=labels),
+        measured=np.array([4, 5, 6, 7, 8]),
+    )
+    found = Trainer._error_of_chance(run, {"train_error": [0.5, 0.2]})
+    assert found == pytest.approx(chance)
+
+
+def test_a_checkpoint_is_due_so_many_minutes_after_the_latest_one(tmp_path, monkeypatch):
+    """By a clock that goes on by 40 seconds an update: at every second one, of twelve."""
+    saved, save = [], RunFolder.save
+    made, begin = [], Trainer.__init__
+
+    def noting(folder, checkpoint):
+        saved.append(checkpoint["optimizer"]["steps"])
+        save(folder, checkpoint)
+
+    def beginning(self, *arguments, **settings):
+        made.append(self)
+        begin(self, *arguments, **settings)
+
+    def seconds():
+        return 40.0 * getattr(getattr(made[0], "optimizer", None), "steps", 0)
+
+    monkeypatch.setattr(RunFolder, "save", noting)
+    monkeypatch.setattr(Trainer, "__init__", beginning)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=seconds))
+    train(small("checkpoint_minutes=1", text=SGD_TEXT), tmp_path / "run")
+    assert saved == [2, 4, 6, 8, 10, 12]
+
+
 def test_a_run_that_ends_at_chance_says_so(tmp_path, monkeypatch):
     losses = iter(np.linspace(2.4, 2.3, 100))
     monkeypatch.setattr(trainer, "evaluate", lambda *_: (next(losses), 0.9))
