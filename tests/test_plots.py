@@ -132,6 +132,23 @@ def test_a_figure_does_not_show_the_last_digits_of_its_layout(parts, tmp_path, m
     assert (tmp_path / "0.svg").read_bytes() == (tmp_path / "1e-13.svg").read_bytes()
 
 
+def test_a_figure_in_several_formats_is_drawn_once_and_each_file_is_as_if_alone(tmp_path):
+    run, drawn = read_run(write_run(tmp_path / "run")), []
+
+    def draw():
+        drawn.append(curves.draw_runs([run]))
+        return drawn[-1]
+
+    for name in ("alone.png", "alone.svg", "alone.pdf"):
+        curves.save_figure(draw, tmp_path / name)
+    drawn.clear()
+    curves.save_figure(draw, *(tmp_path / f"together.{kind}" for kind in ("png", "svg", "pdf")))
+    assert len(drawn) == 1
+    for kind in ("png", "svg", "pdf"):
+        alone, together = (tmp_path / f"{name}.{kind}" for name in ("alone", "together"))
+        assert alone.read_bytes() == together.read_bytes()
+
+
 def test_a_figure_is_a_picture_with_every_curve_in_it(tmp_path):
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", "sgd", 128, final=0.3)]
     curves.plot_runs(runs, tmp_path / "two.png")

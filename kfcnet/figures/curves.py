@@ -94,20 +94,27 @@ def plot_runs(folders, out, x="seconds"):
 _one_style = threading.Lock()  # a style is that of the process: contexts must not overlap
 
 
-def save_figure(draw, out):
-    """Write the Figure that `draw()` returns to the file `out`, in the project's style."""
+def save_figure(draw, *outs):
+    """Write the Figure that `draw()` returns to all files `outs`, in the project's style."""
+    kinds = [_kind(out) for out in outs]
+    with _one_style, style.context(["default", STYLE]):
+        figure = draw()
+        FigureCanvasAgg(figure)
+        _lay_out(figure)
+        for out, kind in zip(outs, kinds, strict=True):
+            memory = io.BytesIO()
+            figure.savefig(memory, format=kind, metadata=DATELESS[kind])
+            write_bytes(out, memory.getbuffer())
+
+
+def _kind(out):
+    """The format of a figure in the file `out`, a key of DATELESS."""
     kind = Path(out).suffix.lstrip(".").lower()
     if kind not in DATELESS:
         raise ValueError(
             f"{out}: a figure is written as one of {', '.join('.' + name for name in DATELESS)}"
         )
-    memory = io.BytesIO()
-    with _one_style, style.context(["default", STYLE]):
-        figure = draw()
-        FigureCanvasAgg(figure)
-        _lay_out(figure)
-        figure.savefig(memory, format=kind, metadata=DATELESS[kind])
-    write_bytes(out, memory.getbuffer())
+    return kind
 
 
 def _lay_out(figure):

@@ -238,5 +238,4 @@ def _draw_assumptions(records, runs, out):
 
 
 def _save(draw_one, out, name):
-    for kind in KINDS:
-        curves.save_figure(draw_one, out / "figures" / f"{name}.{kind}")
+    curves.save_figure(draw_one, *(out / "figures" / f"{name}.{kind}" for kind in KINDS))
