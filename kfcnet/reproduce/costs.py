@@ -20,7 +20,7 @@ from kfcnet.training.clock import Stopwatch
 
 FILE = "costs.json"
 TURNS = 7
-EXAMPLES = 2560
+EXAMPLES, EXAMPLES_OF_AN_ESTIMATE = 2560, 512
 """At least so many are trained on in a turn, and every kind of update takes its share of it."""
 
 
@@ -94,16 +94,17 @@ def is_of(record, config):
 
 def quick_cost(config, places):
     """Seconds of an epoch, from one turn of a few updates. Raises DataError."""
-    contestant = _Contestant(config, data.load(placed(config.data, places)))
+    dataset = data.load(placed(config.data, places))
+    contestant = _Contestant(config, dataset, EXAMPLES_OF_AN_ESTIMATE)
     for _ in range(2):
         contestant.turn()
     return contestant.seconds[-1] * contestant.turns_of_an_epoch
 
 
 class _Contestant:
-    """A run of a Config that takes its updates when it is its turn."""
+    """A run of a Config that trains on `at_least` so many examples when it is its turn."""
 
-    def __init__(self, config, dataset):
+    def __init__(self, config, dataset, at_least=EXAMPLES):
         config, ops = resolved(config, dataset), build_ops(config)
         self.optimizer, self.ops = build_for(dataset, config, ops), ops
         self.clock = Stopwatch(ops)
@@ -113,7 +114,7 @@ class _Contestant:
         self.optimizer.prepare([self.loader.batch(0)])
         self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
         whole = period(config)
-        self.updates = whole * math.ceil(EXAMPLES / (whole * self.loader.size))
+        self.updates = whole * math.ceil(at_least / (whole * self.loader.size))
         self.turns_of_an_epoch = len(examples) / (self.updates * self.loader.size)
         self.seconds = []
 
