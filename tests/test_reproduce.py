@@ -415,6 +415,14 @@ def test_what_is_running_and_what_is_left_is_shown(plan, tmp_path, capsys, monke
     assert "left: 1.5 epochs of 1 curve, about" in lines[-1]
 
 
+def test_final_runs_alone_are_drawn_each_by_itself(plan, tmp_path):
+    do(plan, tmp_path / "out", "fig1")
+    progress = progress_of(plan.part("fig1"), RunIndex(tmp_path / "out"))
+    finals = {status.folder for state in progress.values() for status in state.finals.values()}
+    assert finals and finals < set((tmp_path / "out/runs").iterdir())
+    assert {path.parent for path in (tmp_path / "out/runs").glob("*/curves.png")} == finals
+
+
 def test_the_plan_has_the_time_of_a_curve_whose_learning_rate_is_still_to_be_found(
     plan, tmp_path, capsys, monkeypatch
 ):

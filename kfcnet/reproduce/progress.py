@@ -10,6 +10,8 @@ from kfcnet.runs.read import read_run
 from kfcnet.training.tuning import Point, Tuning, find_task
 
 RATE, CLIP = "optimizer.learning_rate", "optimizer.clip"
+FINAL = "final run"
+"""What a Task is for that no more is tuned with."""
 
 CLIPPED_AFTER, CLIPPED_SHARE = 2.0, 0.5
 """The clip is the step size where, after so many epochs of tuning, more than this share is clipped;
@@ -80,7 +82,7 @@ def _progress(plan, curve, index, tuned):
         epochs_left += 0 if is_lost else max(0, curve.seeds * epochs - tuning_ends)
         return CurveProgress(curve, results, clips, None, {}, pending, epochs_left)
     for seed in range(curve.seeds):
-        task = _task(plan, curve, index, settings, seed, epochs, "final run")
+        task = _task(plan, curve, index, settings, seed, epochs, FINAL)
         if not task.is_over:
             pending.append(task)
             epochs_left += task.epochs_to_go

@@ -11,7 +11,7 @@ import numpy as np
 from kfcnet import data
 from kfcnet.reproduce.costs import quick_cost
 from kfcnet.reproduce.places import placed, say
-from kfcnet.reproduce.progress import progress_of
+from kfcnet.reproduce.progress import FINAL, progress_of
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.index import images_of
 from kfcnet.runs.metrics import read_metrics
@@ -136,11 +136,11 @@ class UnusableData:
 
 
 def _train(task, places):
-    """Train a run to its end."""
+    """Train a run to its end, and draw a final one: a tuning has one figure of all its runs."""
     config = task.training_config()
     config = config.model_copy(update={"data": placed(config.data, places)})
     try:
-        train(config, task.folder, resume=True, rows=sys.stderr)
+        train(config, task.folder, resume=True, rows=sys.stderr, figures=task.purpose == FINAL)
     except TrainingInterrupted as stop:
         raise TrainingInterrupted(
             stop.number,

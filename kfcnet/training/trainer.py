@@ -124,6 +124,7 @@ def train(
     rows: TextIO | None = None,
     dataset: Dataset | None = None,
     ranks: Ranks | None = None,
+    figures: bool = True,
 ) -> None:
     """Train as `config` says, leaving a run in the folder `out`.
 
@@ -139,6 +140,8 @@ def train(
 
     rows: where a line for each row of metrics is printed, by default standard output; the progress
     bar and notices go to standard error. Nothing is shown on a stream that the process lacks.
+
+    figures: whether the curves, and the diagnostics if there are any, are drawn at the end.
 
     Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
     DataError, DeviceError and CheckpointError for what is missing or damaged, RanksError for
@@ -157,6 +160,8 @@ def train(
         folder = RunFolder(out, resume, overwrite)
         with SharedFolder(folder, ranks) if ranks.count > 1 else folder as folder:
             _train(config, folder, rows, dataset, ranks)
+            if figures:
+                ranks.of_first_process(lambda: _draw(folder.path))
     except BaseException as error:
         if not is_of_all(error):
             ranks.abort(1)  # the others wait for this process
@@ -205,7 +210,6 @@ def _train(config, folder, rows, dataset, ranks):
         folder.finish("finished", state["optimizer"]["steps"])
     else:
         Trainer(config, folder, dataset or _load(config, ranks), rows, ranks).run(state)
-    ranks.of_first_process(lambda: _draw(folder.path))
 
 
 def _load(config, ranks):
