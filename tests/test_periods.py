@@ -73,6 +73,23 @@ def test_the_parts_of_an_update_are_timed_apart(slow, overrides):
     assert costs == COSTS._replace(batch_size=120, sgd_batch_size=60)
 
 
+def test_a_part_takes_the_median_of_its_turns(slow, monkeypatch):
+    """Another program may hold up a turn."""
+    slowness, turn = [*12 * [100], *4 * [1], *4 * [7], *4 * [2], 1], periods._Method.turn
+    monkeypatch.setattr(periods, "TURNS", 3)
+    monkeypatch.setattr(
+        periods._Method, "turn", lambda method, kind: slowness.pop(0) * turn(method, kind)
+    )
+    costs, _ = measure(small(), data.load(small().data), sgd_batch_size=60)
+    assert costs == (120, 2 * COSTS.update, 2 * COSTS.statistics, 2 * COSTS.inverses, 60, 2.0)
+
+
+def test_a_limit_of_the_weights_norms_is_timed_with_both_methods(slow, takes):
+    takes(CpuOps, "max_norm", 0.25)  # of each of two layers
+    costs, _ = measure(small("optimizer.max_norm=2"), data.load(small().data), sgd_batch_size=60)
+    assert (costs.update, costs.sgd) == (COSTS.update + 0.5, COSTS.sgd + 0.5)
+
+
 def test_every_timed_update_is_of_a_kind_that_came_twice_before(monkeypatch):
     """A GPU records an update when its kind comes for the second time."""
     kinds, earlier = [], []
@@ -169,13 +186,13 @@ def test_a_run_that_goes_on_keeps_its_periods_whatever_the_clock_says(
 
     def run(name, epochs, resume):
         config = small(f"epochs={epochs}", "evaluation.every=3")
-        config = settle(config, tmp_path / name, resume, False, 2.0, 128)
+        config = settle(config, tmp_path / name, resume, False, 2.25, 128)
         train(config, tmp_path / name, resume=resume)
 
     run("in one go", 1, False)
     run("in two", 0.5, False)
     recorded = load_config(tmp_path / "in two" / "config.yaml").optimizer
-    assert (recorded.statistics_period, recorded.inverse_period) == (5, 5)
+    assert (recorded.statistics_period, recorded.inverse_period) == (1, 5)
     measured.append(COSTS._replace(statistics=0.0, inverses=0.0))
     run("in two", 1, True)
     assert_same_run(tmp_path / "in two", tmp_path / "in one go")
