@@ -18,6 +18,7 @@ from runs import assert_same_run, small
 
 from kfcnet.config import ConfigError
 from kfcnet.data import DataError
+from kfcnet.figures import curves
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training import sweep as sweeps
@@ -137,7 +138,10 @@ def test_runs_rank_by_training_error_then_loss_and_diverged_ones_come_last():
 
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")
 def test_the_best_runs_go_on_and_the_table_keeps_all(config, tmp_path, monkeypatch):
-    trained = watch_training(monkeypatch)
+    trained, drawn, draw = watch_training(monkeypatch), [], curves.draw_sweep
+    monkeypatch.setattr(
+        curves, "draw_sweep", lambda results, runs: drawn.append(results) or draw(results, runs)
+    )
     results = sweep(config, GRID, STAGES, tmp_path / "out")
     assert trained == [
         "learning_rate=0.003",
@@ -163,8 +167,15 @@ def test_the_best_runs_go_on_and_the_table_keeps_all(config, tmp_path, monkeypat
         "sweep.md",
         "sweep.png",
     }
+    assert [error for _, _, error in drawn[-1]] == [*errors[:3], None, *errors[3:]]
     text = (tmp_path / "out" / "sweep.md").read_text().splitlines()
-    assert len(text) == 2 + 7 and "diverged" in text[5] and f"{errors[0]:.2%}" in text[2]
+    assert len(text) == 2 + 7 and "diverged" in text[5]
+    cells = [
+        format(float(rows[0][f"{part}_{what}"]), form)
+        for part in ("train", "test")
+        for what, form in (("error", ".2%"), ("loss", ".4f"))
+    ]
+    assert text[2] == f"| 0.5 | 1 | 0.3 | {' | '.join(cells)} | 6 |"
     assert len({line.count("|") for line in text}) == 1 and "seconds" not in text[0]
 
 
@@ -264,6 +275,16 @@ def test_a_run_without_a_row_before_the_end_is_ranked_by_its_start():
     )
     rows = tuning._rows_at_one_epoch([begun, None, trained])
     assert [row and row["train_error"] for row in rows] == [0.9, None, 0.3]
+
+
+def test_rows_less_than_an_update_apart_are_of_one_epoch():
+    """The larger mini-batch takes a 16th of an epoch, the smaller one a third of that."""
+    large, small, behind = (
+        {"iteration": np.array(at), "epoch": np.array(at) / updates}
+        for at, updates in (([0, 8, 32], 16), ([0, 23, 94], 48), ([0, 24, 93], 48))
+    )
+    assert [row["iteration"] for row in tuning._rows_at_one_epoch([large, small])] == [32, 94]
+    assert [row["iteration"] for row in tuning._rows_at_one_epoch([large, behind])] == [8, 24]
 
 
 def test_mini_batches_of_several_sizes_are_ranked_at_the_same_epoch(config, tmp_path):
