@@ -164,6 +164,13 @@ def test_the_error_of_a_diverged_run_is_infinite_where_methods_are_compared(plan
     )
     assert row.here == Value(pytest.approx(4.0)) and row.verdict == REPRODUCED
     assert row.note == "after 1 epochs: 40.00% and 10.00%" and row.interval.high == math.inf
+    assert row.reason == f"{row.note}, with 12 updates of digits_kfc and 12 updates of digits_sgd"
+
+
+def test_the_last_error_of_a_curve_is_the_median_of_its_seeds(plan, index):
+    write_seeds(index, plan, "digits_kfc", [0.9, 0.6, 0.55], [0.9, 0.6, 0.5], [0.9, 0.6, 0.41])
+    write_seeds(index, plan, "digits_sgd", *3 * [[0.9, 0.6, 0.4]])
+    assert speed_up(plan, index, 0.4).reason.endswith("; digits_kfc ended at 50.00%")
 
 
 # Under way
@@ -314,6 +321,10 @@ def test_a_reason_is_that_of_the_run_whose_number_stands_before_it(plan, index):
     row, *_ = claims.error_rows(evidence_of(plan, index))
     assert str(row.here) == "40"  # of the third run: the test error is 10 points above
     assert row.reason == "the training error was 30.00% then, after 0.5 of 1 epochs"
+    two = evidence_of(plan, index)
+    row, *_ = claims.error_rows(two._replace(runs={"digits_kfc": two.runs["digits_kfc"][::2]}))
+    # Between both runs lies neither of them: the better one is told of.
+    assert str(row.here) == "30" and row.reason.startswith("the training error was 10.00% then")
 
 
 def test_only_runs_with_the_same_seed_and_images_are_pairs(plan, index):

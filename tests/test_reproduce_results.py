@@ -136,6 +136,7 @@ def test_the_interval_of_a_median_is_that_of_samples_of_the_pairs():
         ([(2, 2), (3, 3), (2, 2)], DIRECTION),
         ([(0.5, np.inf), (0.5, np.inf), (0.5, np.inf)], OPEN),
         ([(0.5, 0.5)] * 3, FAILED),
+        ([(1, 1)] * 3, FAILED),  # no faster
     ],
 )
 def test_the_verdict_on_ratios_that_are_known_within_bounds(bounds, verdict):
@@ -148,6 +149,7 @@ def test_the_verdicts_on_claims_without_a_number():
     assert [verdicts.of_side(x, False) for x in (above, below, both)] == [FAILED, REPRODUCED, OPEN]
     assert verdicts.of_equality(both) == REPRODUCED
     assert verdicts.of_equality(np.array([0.3, 0.4, 0.45])) == FAILED
+    assert verdicts.of_equality(np.array([2.1, 2.5, 4.0])) == FAILED
     assert verdicts.of_equality(np.array([0.4, 0.6, 0.7])) == OPEN
 
 
