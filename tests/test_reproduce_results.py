@@ -472,10 +472,14 @@ def test_the_page_gives_the_seconds_of_curves_that_are_drawn_over_time_alone(pla
     page = index.root / "README.md"
     reproduce.draw(plan, index, index.root, {})
     assert "seconds per epoch" not in page.read_text()  # the runs' own are not given
-    cost = {"seconds": [2.0], "phases": dict.fromkeys(PHASES, 0.1)}
+    shares = dict(zip(PHASES, (0.4, 0.05, 0.1, 0.2, 0.15), strict=True))
+    cost = {"seconds": [2.0], "phases": shares}
     timed = {"device": {"device": "cpu", "processor": "third"}, "curves": {"digits_kfc": cost}}
     write_json(index.root / costs.FILE, timed)
     reproduce.draw(plan, index, index.root, {})
+    # 18 updates in 1.5 epochs
+    line = "| digits_kfc | UCI digits 8x8 | 2 | 167 | 40% | 5% | 10% | 20% | 15% | 10% |"
+    assert (line in page.read_text()) == (x == "seconds")
     assert ("seconds per epoch" in page.read_text()) == (x == "seconds")
     assert ("in turns on CPU (third)" in page.read_text()) == (x == "seconds")
 
@@ -582,6 +586,30 @@ def test_the_start_is_chosen_by_training_error_among_those_that_kill_two_maps_at
     }
     assert starts.chosen(found) == "even"
     assert starts.chosen({"a": found["a"], "d": found["d"]}) is None
+
+
+def test_the_table_of_starts_has_the_ends_of_all_seeds_and_the_share_of_clipped_updates():
+    run = Run({}, {"optimizer": {"name": "kfc_pre", "batch_size": 7}}, {})
+    ends = {"train_error": 0.3, "raw_train_error": 0.4, "train_objective": 1.5, "test_error": 0.2}
+    begun = [
+        starts.Begun(
+            run,
+            {
+                "iteration": np.array([0, 6, 18]),
+                "epoch": np.array([0.0, 0.5, 1.5]),
+                "clipped": np.array([0.9, 0.6, 0.3]) - seed / 10,  # since the row before
+                "nu": np.array([np.nan, 0.25, 0.125]),
+                **{name: np.array([0.9, 0.9, end + seed / 100]) for name, end in ends.items()},
+            },
+            {"c_dead": np.array([9.0, 3.0 + seed])},
+        )
+        for seed in range(2)
+    ]
+    *_, line = starts.table({"a": ("warm-up", begun)}).splitlines()
+    assert line == (
+        "| KFC-pre, M = 7 | warm-up | 1.5 | 30.0%, 31.0% | 40.0%, 41.0% | 1.500, 1.510 | "
+        "20.0%, 21.0% | 40%, 30% | 0.25, 0.25 | c 3, 4 |"
+    )
 
 
 def test_sensitivity_shows_the_errors_of_every_stage(plan, tmp_path):
@@ -813,6 +841,35 @@ def test_the_pictures_of_derivatives_and_activations_stand_in_the_same_rows(meas
     FigureCanvasAgg(figure).draw()
     left, right = (half.axes[0].get_position() for half in figure.subfigs[:2])
     np.testing.assert_allclose([left.y0, left.y1], [right.y0, right.y1], atol=1e-3)
+
+
+def test_heat_maps_show_three_maps_spread_over_those_that_are_not_constant():
+    """Of seven maps, of which the second one is constant: the first, fourth and sixth."""
+    spatial = np.full((7, 5, 5), np.linspace(0.1, 0.7, 7)[:, None, None])
+    spatial[1] = np.nan
+    layer = {
+        "derivatives": spatial,
+        "derivative_maps": np.eye(7),
+        "activations": spatial[:2],
+        "activation_maps": np.eye(1),
+    }
+    run = Run(
+        {},
+        {"data": {"name": "digits"}, "network": [], "optimizer": {"name": "sgd", "batch_size": 7}},
+        {"device": {"device": "cpu"}},
+    )
+    figure = figures.draw_heat_maps(
+        Measurement("n", "digits", "max", 9, 2),
+        {"correlations": {"conv1": layer}, "images": 9},
+        run,
+    )
+    shown = [
+        [axes.images[0].get_array()[0, 0] if axes.images else None for axes in half.axes]
+        for half in figure.subfigs[:2]
+    ]
+    np.testing.assert_allclose(shown[0], [0.1, 0.4, 0.6, 1])
+    assert shown[1] == [pytest.approx(0.1), None, None, None]
+    assert figure.subfigs[0].axes[1].get_xlabel() == "three maps, up to 2 pixels apart"
 
 
 @pytest.mark.parametrize(("times", "verdict"), [(1.09, REPRODUCED), (1.11, FAILED)])
