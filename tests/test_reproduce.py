@@ -445,6 +445,23 @@ def test_runs_that_share_the_machine_are_no_sooner_done_by_the_plan(
     assert "left: 9 epochs of 2 curves, about 3 min" in forecast.plan(now)
 
 
+def test_the_time_that_is_left_is_told_from_the_records_and_then_from_what_was_trained(
+    plan, tmp_path
+):
+    """Half an epoch of three rates is done, in a minute each; the next one takes 100 seconds."""
+    plan = plan._replace(curves={"digits_kfc": plan.curves["digits_kfc"]})
+    index = RunIndex(tmp_path)
+    for value, error in ((0.003, 0.7), (0.3, 0.5), (0.03, 0.6)):
+        folder = write_run(index, plan, "digits_kfc", rate(value), [0.9, error], pace=60.0)
+        (folder / "checkpoint.h5").touch()
+    forecast, now = work.Forecast(), progress_of(plan, index)
+    assert forecast.left(now) == "left: 3 epochs of 1 curve, about 6 min"
+    task = now["digits_kfc"].pending[0]
+    assert (task.config.epochs, task.epochs_to_go) == (1, 0.5)
+    forecast.add(task, 100.0)
+    assert forecast.left(now) == "left: 3 epochs of 1 curve, about 10 min"
+
+
 @pytest.mark.parametrize("seconds, text", [(7.4, "7 s"), (1500, "25 min"), (7800, "2 h 10 min")])
 def test_durations_are_told_in_readable_units(seconds, text):
     assert work.duration(seconds) == text

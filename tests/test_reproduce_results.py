@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from reproductions import do, rate, small_plan, write_run
+from runs import small
 
 from kfcnet import reproduce
 from kfcnet.config import load_config
 from kfcnet.data import DataError
 from kfcnet.figures.paper import LOWEST_TEST_ERROR
+from kfcnet.optimizers import KfcPre
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, verdicts
 from kfcnet.reproduce.claims import Evidence
 from kfcnet.reproduce.plan import Errors, FigurePlan, Measurement, PanelPlan
@@ -516,6 +518,27 @@ def test_minutes_are_epochs_times_the_measured_cost_of_one(plan, tmp_path, monke
     assert f"| {minutes} |" in (out / "README.md").read_text() and minutes.number < 1
     monkeypatch.setattr(costs, "measure", None)  # what is there is not measured again
     assert costs.measure_missing(plan, progress_of(plan, index), out, {}) == {}
+
+
+def test_an_epoch_costs_its_updates_and_their_share_of_statistics_and_inverses(takes, monkeypatch):
+    """An update of 120 images takes 6 s; every second one statistics, which take 2, and every
+    fourth one inverses, which take 4. The first turn compiles.
+    """
+    takes(KfcPre, "decide", 6.0)
+    takes(KfcPre, "_sample_factors", 2.0)
+    takes(KfcPre, "_update_inverses", 4.0)
+    turn = costs._Contestant.turn
+
+    def slow_at_first(contestant):
+        turn(contestant)
+        if contestant.optimizer.steps == contestant.updates:
+            contestant.seconds[-1] += 100.0
+
+    monkeypatch.setattr(costs._Contestant, "turn", slow_at_first)
+    monkeypatch.setattr(costs, "TURNS", 2)
+    epoch = pytest.approx((6 + 2 / 2 + 4 / 4) * 1437 / 120)
+    assert costs.measure({"a": small()}, {})["a"]["seconds"] == [epoch, epoch]
+    assert costs.quick_cost(small(), {}) == epoch
 
 
 def test_costs_cannot_be_measured_without_the_data(plan, tmp_path, monkeypatch):
