@@ -145,6 +145,22 @@ def test_what_is_said_of_seeds_is_true_of_those_that_were_asked_for(seeds, kfc, 
     assert make_plan("cpu", True, seeds).curves["digits_kfc"].shortened.startswith(quick)
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_starts_are_looked_into_at_the_same_images_and_clip_the_steps_that_momentum_adds_up(name):
+    plan = PLANS[name]
+
+    def start(method, kind="none"):
+        return plan.configure(plan.curves[f"{plan.main}_{method}_start_{kind}"])
+
+    both = start("kfc"), start("sgd")
+    assert len({each.diagnostics.every * each.optimizer.batch_size for each in both}) == 1
+    # At a constant direction the steps add up to 1 / (1 - mu) of the last one, nu to its square.
+    momentum = start("kfc").optimizer.momentum
+    counted = start("kfc").optimizer.clip * (1 - momentum) ** 2
+    for kind in ("clip", "clip_fifth"):
+        assert start("kfc", kind).optimizer.clip == pytest.approx(counted)
+
+
 def test_pooling_is_exchanged_everywhere_and_nothing_else_is():
     for name, plan in PLANS.items():
         for curve in plan.curves.values():
