@@ -6,7 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kfcnet import data
 from kfcnet.reproduce import settings
+from kfcnet.training.build import examples_of
+from kfcnet.training.evaluation import evaluate
 from kfcnet.training.fit import settings_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +89,33 @@ def test_a_run_that_diverges_is_a_row_without_an_objective(short, tmp_path):
     settings.measure(path, ["digits"], seeds=[0], dampings=[1e-9], clips=[1e30], rates=[1e9])
     [row] = settings.read(path)
     assert np.isnan(row["objective"]) and row["start"] > 0
+
+
+def test_a_row_is_of_the_averaged_parameters_after_whole_epochs(monkeypatch):
+    """Three epochs of 70 images in mini-batches of 8 are 26 updates, not three times eight."""
+    built, build_for = [], settings.build_for
+
+    def watched(*args):
+        built.append((*args, build_for(*args)))
+        return built[-1][-1]
+
+    monkeypatch.setattr(settings, "build_for", watched)
+    monkeypatch.setattr(settings, "SETS", {"digits": 3})
+    digits = settings.data_set("digits")
+    parts = (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels)
+    few = data.from_arrays(*(part[:70] for part in parts))
+    row = settings.train_once(few, "digits", 0.03, 0.1, 0.3, seed=0)
+    ((_, config, ops, optimizer),) = built
+    assert (config.optimizer.batch_size, optimizer.steps) == (8, 26)
+    with optimizer.network.using(optimizer.average):
+        train, test = (
+            evaluate(optimizer.network, optimizer.loss, examples_of(few, part, config, ops))
+            for part in ("train", "test")
+        )
+    ends = row["train_loss"], row["train_error"], row["test_error"]
+    assert ends == pytest.approx((*train, test[1]), rel=1e-5)
+    penalty = optimizer.decay_vector @ optimizer.average**2 / 2
+    assert row["objective"] - row["train_loss"] == pytest.approx(penalty, rel=1e-3)
 
 
 def row(damping, rate, loss, clip=0.3, data="digits"):
