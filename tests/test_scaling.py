@@ -227,6 +227,7 @@ def test_the_figure_is_measured_drawn_and_told_from_its_record(plan, index, monk
     assert record["curves"]["digits_sgd"] == before["digits_sgd"]  # measured once
     curve = record["curves"]["digits_kfc"]
     assert curve["batch"] == 120 and curve["measured"] == {"1": 0.06, "2": 0.036}
+    assert curve["on cores"] == {"1": 59 / 60, "2": 70 / (2 * 36)}
     assert list(curve["local"]) == ["1", "2"]  # 16 cannot share 120 images equally
     assert curve["local"]["1"]["messages"] == [] != curve["local"]["2"]["messages"]
     reproduce.draw(plan, index, out, {})
@@ -269,6 +270,19 @@ def test_seconds_are_updates_times_those_of_one(index, measured):
     assert line.get_ydata().tolist() == [12 * 0.06, 12 * 0.036]
     np.testing.assert_allclose(dashed.get_ydata(), [12 * value for value in modelled.values()])
     assert dashed.get_xdata().tolist() == [1, 2, 4] and dashed.get_linestyle() == "--"
+
+
+def test_updates_are_the_median_of_the_seeds_and_cores_the_least_that_processes_had(
+    plan, index, measured
+):
+    curve = plan.curves["digits_kfc"]._replace(seeds=3)
+    more = plan._replace(curves={**plan.curves, "digits_kfc": curve})
+    for seed in (1, 2):
+        write_run(index, more, "digits_kfc", {}, [0.9, 0.3, 0.2], seed)  # 40% after 6 updates
+    runs = {name: state.runs() for name, state in progress_of(more, index).items()}
+    found = scaling.found(more, runs, index.root).methods["digits_kfc"]
+    assert found.updates == (6.0, False) and measured.methods["digits_kfc"].updates.number == 12
+    assert found.on_cores == 70 / (2 * 36)  # of the time that two processes had, less than of one's
 
 
 def test_the_assumptions_stand_on_the_figure(measured):
