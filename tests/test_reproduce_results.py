@@ -895,6 +895,26 @@ def test_heat_maps_show_three_maps_spread_over_those_that_are_not_constant():
     assert figure.subfigs[0].axes[1].get_xlabel() == "three maps, up to 2 pixels apart"
 
 
+@pytest.mark.parametrize("older", [0, 1])
+def test_distances_that_an_older_record_lacks_are_left_out_of_its_bars_alone(older):
+    distances = [{"diagonal": 0.75, "kfc": 0.5, "sua": 0.25}]
+    distances.insert(older, {"diagonal": 0.8, "kfc": 0.6})
+    pairs = [
+        (Measurement("tiny", "digits", pooling, 9, 1, "conv2"), {"distances": each})
+        for pooling, each in zip(("max", "average"), distances, strict=True)
+    ]
+    run = Run(
+        {},
+        {"data": {"name": "digits"}, "network": [], "optimizer": {"name": "sgd", "batch_size": 7}},
+        {"device": {"device": "cpu"}},
+    )
+    (axes,) = figures.draw_assumptions(pairs, {"tiny": [run]}).subfigs[0].axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["KFC, SUA", "KFC", "diagonal"]
+    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    np.testing.assert_array_equal(widths[older], [np.nan, 0.6, 0.8])
+    np.testing.assert_array_equal(widths[1 - older], [0.25, 0.5, 0.75])
+
+
 @pytest.mark.parametrize(("times", "verdict"), [(1.09, REPRODUCED), (1.11, FAILED)])
 def test_a_lowest_test_error_is_reproduced_up_to_a_tenth_above_the_papers(evidence, times, verdict):
     published = LOWEST_TEST_ERROR["kfc"]

@@ -175,11 +175,13 @@ def _draw_decay(row, pairs):
 def _draw_distances(row, pairs):
     """Bars of |F' - F| / |F|, smallest first; F' is a structure's block, F the exact one."""
     axes = row.subplots()
-    measured = pairs[0][1]["distances"]  # older records have fewer
-    names = sorted((name for name in BARS if name in measured), key=measured.get)
+    known = {}  # older records have fewer
+    for _, record in pairs:
+        known = record["distances"] | known
+    names = sorted((name for name in BARS if name in known), key=known.get)
     height = 0.8 / len(pairs)
     for number, (plan, record) in enumerate(pairs):
-        values = [record["distances"][name] for name in names]
+        values = [record["distances"].get(name, np.nan) for name in names]
         hatched = plan.pooling == "average"
         axes.barh(
             np.arange(len(names)) + number * height,
