@@ -389,6 +389,19 @@ def test_no_tick_of_the_reductions_runs_into_that_of_zero(finished):
     assert len(places) > 3 and np.diff(places).min() > 15  # pixels; the labels are 12 high
 
 
+@pytest.mark.parametrize(
+    "predicted, actual",
+    [([0.1, 0.2], [0.3, 0.1]), ([0.1, 0.2], [-0.3, 0.1]), ([-0.3, 0.2], [0.3, 0.1]),
+     ([0.1, 0.2], [-0.3, np.nan])],
+)  # fmt: skip
+def test_reductions_are_shown_from_zero_unless_one_is_below_it(finished, predicted, actual):
+    table = read_metrics(finished / "diagnostics.csv", columns=DIAGNOSTICS)
+    table["predicted_reduction"][:2], table["actual_reduction"][:2] = predicted, actual
+    table = {name: values[:2] for name, values in table.items()}
+    bottom, _ = diagnostic_figures.draw_diagnostics(table, read_run(finished)).axes[6].get_ylim()
+    assert bottom < -0.3 if -0.3 in [*predicted, *actual] else bottom == 0
+
+
 def test_the_figure_drawn_twice_is_the_same_bytes(finished, tmp_path):
     with matplotlib.rc_context({"lines.linewidth": 9}):  # a user's own settings
         diagnostic_figures.plot_diagnostics(finished, tmp_path / "again.png")

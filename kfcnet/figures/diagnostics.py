@@ -138,7 +138,7 @@ def _draw_reductions(panel, table):
     )
     panel.axhline(0, color="black", linewidth=0.5)
     panel.set_yscale("symlog", linthresh=_smallest_scale(predicted, actual))
-    if min(predicted.min(initial=0), actual.min(initial=0)) >= 0:
+    if not (np.append(predicted, actual) < 0).any():
         panel.set_ylim(bottom=0)
     panel.set_title("reduction of h on the mini-batch (nats)")
     panel.legend(loc="best")
