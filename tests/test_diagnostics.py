@@ -340,7 +340,19 @@ def test_the_figure_has_eight_panels_with_every_layer_in_them(finished):
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     clip = small().optimizer.clip
     assert legend == ["conv1", "dense1", "all layers", f"clip, {clip:g}"]
-    assert figure.axes[4].lines[0].get_ydata().tolist() == table["conv1_nu"].tolist()
+    for panel, line, column in (
+        (0, 0, "conv1_Omega_max"),
+        (1, 2, "dense1_Gamma_max"),
+        (3, 0, "conv1_active"),
+        (4, 0, "conv1_nu"),
+        (7, 0, "conv1_dead"),
+    ):
+        drawn = figure.axes[panel].lines[line]
+        assert drawn.get_ydata().tolist() == table[column].tolist() and drawn.get_linestyle() == "-"
+    smallest = figure.axes[1].lines[3]
+    assert smallest.get_ydata().tolist() == table["dense1_Gamma_min"].tolist()
+    assert smallest.get_linestyle() == "--"
+    assert figure.axes[4].lines[3].get_ydata() == [clip, clip]
     assert "KFC-pre" in figure.texts[0].get_text()
 
 
