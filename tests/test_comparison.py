@@ -130,17 +130,19 @@ def test_medians_are_over_the_seeds_and_their_ratios_over_pairs():
     """The machine was ten times as slow while the second pair ran: seconds of runs of two seeds
     are not to be divided by each other.
     """
-    fast = seeds("kfc_pre", run([0.9, 0.1], 10.0, 5), run([0.9, 0.5, 0.1], 100.0, 5))
-    slow = seeds("sgd", run([0.9, 0.1], 20.0, 30), run([0.9, 0.5, 0.1], 150.0, 10))
-    header, _, line = cells(medians([fast, slow], [("test_error", 0.19)]))
+    early, late = [0.9, 0.1], [0.9, 0.5, 0.1]
+    fast = seeds("kfc_pre", run(early, 10.0, 5), run(late, 100.0, 5), run(early, 40.0, 20))
+    slow = seeds("sgd", run(early, 20.0, 30), run(late, 150.0, 10), run(early, 36.0, 100))
+    groups = [fast, [*slow[1:], slow[0]]]
+    header, _, line = cells(medians(groups, [("test_error", 0.19)]))
     assert dict(zip(header, line, strict=True)) == {
         "milestone": "19% test error",
-        "KFC-pre, M = 7, 2 runs: updates": "7.5",
-        "KFC-pre, M = 7, 2 runs: seconds": "105",
-        "SGD, M = 7, 2 runs: updates": "25",
-        "SGD, M = 7, 2 runs: seconds": "160",
-        "updates, ratio": "4.00",  # of 6 and 2
-        "seconds, ratio": "1.75",  # of 2 and 1.5
+        "KFC-pre, M = 7, 3 runs: updates": "10",
+        "KFC-pre, M = 7, 3 runs: seconds": "40",
+        "SGD, M = 7, 3 runs: updates": "30",
+        "SGD, M = 7, 3 runs: seconds": "36",
+        "updates, ratio": "5.00",  # of 6, 2 and 5
+        "seconds, ratio": "1.50",  # of 2, 1.5 and 0.9
     }
 
 
@@ -284,7 +286,7 @@ def digits(*errors):
 def test_milestones_are_the_papers_on_cifar_and_the_data_sets_own_elsewhere(folders):
     cifar = [milestones.read_run(folder) for folder in folders]
     assert milestones_of(cifar) == MILESTONES
-    runs = digits([0.45, 0.04, 0.012], [0.45, 0.2, 0.06])
+    runs = digits([0.45, 0.012, 0.04], [0.45, 0.06, 0.2])
     assert milestones_of(runs) == (
         ("test_error", 0.15),  # all reached it
         ("test_error", 0.03),  # one did
@@ -300,6 +302,7 @@ def test_milestones_are_the_papers_on_cifar_and_the_data_sets_own_elsewhere(fold
 
 def test_where_runs_ended_is_told_with_the_lowest_test_error():
     (one,) = digits([0.45, 0.01, 0.02])
+    one.metrics["train_error"][1] = 0.03
     header, _, line = cells(ends([one], ["mine"]))
     told = dict(zip(header, line, strict=True))
     assert (told["run"], told["epochs"], told["updates"], told["seconds"]) == (
