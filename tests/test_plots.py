@@ -279,8 +279,8 @@ def test_the_legend_of_a_single_panel_is_no_wider_than_the_figure(tmp_path):
 def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_path):
     finals = (0.1, 0.2, 0.4)
     runs = [
-        write_run(tmp_path / str(seed), seed=seed, final=final, pace=10.0 * (seed + 1))
-        for seed, final in enumerate(finals)
+        write_run(tmp_path / str(seed), seed=seed, final=final, pace=pace)
+        for seed, (final, pace) in enumerate(zip(finals, (10.0, 20.0, 60.0), strict=True))
     ]
     figure, _, error = drawn(runs)
     assert texts(figure)[0] == "KFC-pre, M = 512, 3 seeds"
@@ -293,18 +293,21 @@ def test_seeds_are_one_curve_their_median_in_a_band_from_lowest_to_highest(tmp_p
     assert error.get_ylim()[1] > 0.9
 
 
-def test_behind_the_end_of_a_seed_that_was_cut_the_others_are_thin_lines(tmp_path):
+@pytest.mark.parametrize(
+    "x, column, unit", [("updates", "iteration", 1), ("seconds", "seconds", 60)]
+)
+def test_behind_the_end_of_a_seed_that_was_cut_the_others_are_thin_lines(x, column, unit, tmp_path):
     runs = [
-        write_run(tmp_path / "whole", seed=0, rows=9, final=0.1),
-        write_run(tmp_path / "cut", seed=1, rows=4, final=0.1),
+        write_run(tmp_path / "whole", seed=0, rows=9, final=0.1, pace=90.0),
+        write_run(tmp_path / "cut", seed=1, rows=4, final=0.1, pace=90.0),
     ]
-    error = drawn(runs, "updates")[2]
+    error = drawn(runs, x)[2]
     whole, cut = (read_metrics(run / "metrics.csv") for run in runs)
     _, test, _, rest = sorted(lines_of(error), key=lambda line: -line.get_linewidth())
-    np.testing.assert_array_equal(test.get_xdata(), whole["iteration"][:4])
+    np.testing.assert_array_equal(test.get_xdata(), whole[column][:4] / unit)
     middle = (whole["test_error"][:4] + cut["test_error"]) / 2
     np.testing.assert_allclose(test.get_ydata(), middle)
-    np.testing.assert_array_equal(rest.get_xdata(), whole["iteration"][3:])
+    np.testing.assert_array_equal(rest.get_xdata(), whole[column][3:] / unit)
     np.testing.assert_array_equal(rest.get_ydata(), whole["test_error"][3:])
     assert rest.get_linewidth() < test.get_linewidth()
 
@@ -319,6 +322,14 @@ def test_a_seed_evaluated_less_often_is_joined_by_straight_lines(tmp_path):
     expected = (values[1] + (values[0] + values[2]) / 2) / 2
     assert test.get_ydata()[1] == pytest.approx(expected)
     assert test.get_ydata()[2] == values[2]
+
+
+def test_a_row_without_a_number_leaves_the_rows_beside_it_as_they_are(tmp_path):
+    runs = [read_run(write_run(tmp_path / str(seed), seed=seed)) for seed in range(2)]
+    expected = runs[0].metrics["test_error"].copy()
+    runs[1].metrics["test_error"][4] = np.nan
+    _, test = lines_of(curves.draw_runs(runs).axes[1])
+    np.testing.assert_array_equal(test.get_ydata(), expected)
 
 
 @pytest.mark.parametrize("other", [{"device": {"native": False}}, {"data": {"sha256": "b"}}])

@@ -324,14 +324,9 @@ def _common_iterations(runs):
 
 def _at(runs, column, iterations):
     """A column's values (runs, iterations), interpolated linearly where a run has no row."""
-    values = []
-    for run in runs:
-        there = run.metrics["iteration"]
-        row = np.interp(iterations, there, run.metrics[column])
-        own = np.isin(iterations, there)  # np.interp spreads NaN to a row's neighbours
-        row[own] = run.metrics[column][np.isin(there, iterations)]
-        values.append(row)
-    return np.array(values)
+    return np.array(
+        [np.interp(iterations, run.metrics["iteration"], run.metrics[column]) for run in runs]
+    )
 
 
 def _set_log_axis(axes, factor):
