@@ -1,4 +1,5 @@
 import concurrent.futures
+import errno
 import os
 import subprocess
 import sys
@@ -229,3 +230,15 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_n
         assert sorted(path.name for path in tmp_path.iterdir()) == [".data.h5.alive", "data.h5"]
     cache.cached([tmp_path / "data.h5"], refuse)
     assert [path.name for path in tmp_path.iterdir()] == ["data.h5"]
+
+
+def test_where_nobody_can_tell_the_living_from_the_killed_nothing_is_removed(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse_lock(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    (tmp_path / ".data.h5.alive").mkdir()
+    monkeypatch.setattr(fcntl, "flock", refuse_lock)
+    cache.cached([tmp_path / "data.h5"], some_arrays)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".data.h5.alive", "data.h5"]

@@ -20,7 +20,7 @@ from kfcnet import cli, data
 from kfcnet.cli import main
 from kfcnet.config import ConfigError, dump_config, load_config, parse_config
 from kfcnet.config.schema import SgdConfig
-from kfcnet.data import DataError, folder
+from kfcnet.data import DataError, cache, folder, own
 from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.training import build, fit
@@ -120,6 +120,15 @@ def test_a_file_that_changes_is_read_again(tmp_path, arrays):
     after = data.load(config(path).data)
     assert np.array_equal(after.train_images, 255 - before.train_images)
     assert after.provenance["sha256"] != before.provenance["sha256"]
+
+
+@pytest.mark.parametrize("module, number", [(cache, "FORMAT"), (own, "VERSION")])
+def test_a_cache_of_an_earlier_version_is_not_read(tmp_path, arrays, monkeypatch, module, number):
+    save(tmp_path / "a.npz", arrays)
+    data.load(config(tmp_path / "a.npz").data)
+    monkeypatch.setattr(module, number, getattr(module, number) + 1)
+    data.load(config(tmp_path / "a.npz").data)
+    assert len(list((tmp_path / "home" / "cache").iterdir())) == 2
 
 
 def test_grey_and_floating_pixels_keep_their_values(tmp_path, arrays, rng):

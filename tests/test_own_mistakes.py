@@ -1,10 +1,11 @@
 """What people do with images of their own and would not notice: it works, or they are told."""
 
 import logging
-import os
 import pickle
 import re
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -166,14 +167,39 @@ def folder_of(root, *classes, grey=10, count=4):
     return root
 
 
-def test_folders_whose_files_look_alike_have_caches_of_their_own(tmp_path):
+@pytest.fixture
+def times(monkeypatch):
+    """[time of writing, time of change] that every file has, as in an image of a file system."""
+    found, stat = [1, 1], Path.stat
+
+    def with_times(path, **options):
+        real = stat(path, **options)
+        written, changed = found
+        return SimpleNamespace(
+            st_mode=real.st_mode, st_size=real.st_size, st_mtime_ns=written, st_ctime_ns=changed
+        )
+
+    monkeypatch.setattr(Path, "stat", with_times)
+    return found
+
+
+def test_folders_whose_files_look_alike_have_caches_of_their_own(tmp_path, times):
     for name, grey in (("one", 10), ("two", 200)):
-        root = folder_of(tmp_path / name, "cat", "dog", grey=grey)
-        for path in root.rglob("*.bmp"):
-            os.utime(path, (1e9, 1e9))
+        folder_of(tmp_path / name, "cat", "dog", grey=grey)
     for name, grey in (("one", 10), ("two", 200), ("one", 10)):
         found = data.load(FolderDataConfig(path=tmp_path / name))
         assert set(found.train_images.ravel()) == {grey}
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["of writing", "of change"])
+def test_files_are_read_again_where_either_of_their_times_is_another(tmp_path, times, which):
+    """An archive restores the time of writing, and Windows has no time of change."""
+    root = folder_of(tmp_path / "set", "cat", "dog", grey=10)
+    data.load(FolderDataConfig(path=root))
+    for path in root.rglob("*.bmp"):
+        Image.fromarray(np.full((5, 4), 200, np.uint8)).save(path)
+    times[which] += 1
+    assert set(data.load(FolderDataConfig(path=root)).train_images.ravel()) == {200}
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation"])
