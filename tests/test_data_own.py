@@ -179,6 +179,10 @@ BAD_ARRAYS = {
         "label of image 1 is nan",
     ),
     "a missing class": ({"train_labels": 2 * (np.arange(24) % 2)}, "no training image has label 1"),
+    "a class of the test part alone": (
+        {"test_labels": np.arange(8) % 4},
+        "no training image has label 3, though labels go up to 3",
+    ),
     "one class": (
         {"train_labels": np.zeros(24, int), "test_labels": np.zeros(8, int)},
         "there is one class only",
@@ -358,6 +362,7 @@ def test_pictures_of_other_sizes_are_resized_when_asked_to(flowers):
     picture(odd, size=(8, 6))
     with pytest.raises(DataError, match=r"odd.png: is 6 x 8, but .*0.png is 5 x 4; .*data.size"):
         data.load(config(flowers, name="folder").data)
+    picture(flowers / "test" / "rose" / "turned.png", size=(6, 8))
     dataset = data.load(config(flowers, "data.size=[6, 8]", name="folder").data)
     assert dataset.train_images.shape == (12, 6, 8, 3)
 
