@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from data_sources import data_config
 
-from kfcnet.data import DataError, digits, load, synthetic
-from kfcnet.data.dataset import pixel_mean
+from kfcnet.data import DataError, digits, from_arrays, load, synthetic
+from kfcnet.data.dataset import deviation, pixel_mean
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +68,9 @@ def test_the_provenance_is_json(name):
     assert provenance["name"] == name and len(provenance["sha256"]) == 64
 
 
-def test_the_mean_is_exact():
-    images = np.full((70_001, 1, 2, 1), 255, np.uint8)  # beyond where float32 sums stay exact
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_the_mean_is_exact(dtype):
+    images = np.full((70_001, 1, 2, 1), 255, dtype)  # beyond where float32 sums stay exact
     images[0] = 254
     np.testing.assert_array_equal(pixel_mean(images), np.float32(255 - 1 / 70_001))
 
@@ -79,6 +80,11 @@ def test_the_mean_of_a_data_set_is_that_of_its_training_images_alone():
     expected = dataset.train_images.astype(float).mean(axis=0)
     np.testing.assert_allclose(dataset.mean, expected, rtol=1e-6)
     assert np.abs(dataset.test_images.mean(axis=0) - expected).max() > 0.1
+
+
+def test_images_of_one_colour_are_divided_by_one():
+    dataset = from_arrays(np.full((6, 2, 3), 7, np.uint8), [0, 1, 1] * 2)
+    assert deviation(dataset) == 1
 
 
 def test_synthetic_images_have_the_shape_of_cifar():
@@ -132,6 +138,19 @@ def test_an_image_tells_its_class_wherever_the_pattern_moved():
     products = whitened(arrays.train_images - 128.0)[:, np.newaxis] * whitened(patterns).conj()
     matches = np.fft.irfft2(products, axes=(2, 3)).sum(axis=4).max(axis=(2, 3))  # over all shifts
     assert np.mean(matches.argmax(axis=1) == arrays.train_labels) > 0.9
+
+
+@pytest.mark.parametrize("part, stream", [("train", synthetic.TRAIN), ("test", synthetic.TEST)])
+def test_a_tenth_of_the_variance_of_a_synthetic_image_is_that_of_its_class(part, stream):
+    image = getattr(synthetic.generate(20), f"{part}_images")[1]
+    pattern, own = synthetic.fields(0, synthetic.PATTERNS)[1], synthetic.fields(0, stream)[1]
+    seen = (image > 0) & (image < 255)
+    differences = [
+        image - 128.0 - 50 * (np.sqrt(0.1) * np.roll(pattern, shift, (0, 1)) + np.sqrt(0.9) * own)
+        for shift in np.ndindex(9, 9)
+    ]
+    rounding = min(np.abs(difference[seen]).max() for difference in differences)
+    assert seen.mean() > 0.9 and rounding < 0.501
 
 
 def test_moving_is_cyclic_and_each_image_has_its_own_shift():
