@@ -174,6 +174,15 @@ def test_a_run_has_the_same_bits_with_diagnostics_and_without(tmp_path, no_figur
     assert not list((tmp_path / "without").glob("diagnostics*"))
 
 
+def test_active_pixels_are_counted_on_the_same_images_however_few_are_evaluated(
+    tmp_path, no_figures
+):
+    for name, examples in (("few", 8), ("many", 700)):
+        train(small(ON, f"evaluation.train_examples={examples}"), tmp_path / name)
+    few, many = ((tmp_path / name / "diagnostics.csv").read_text() for name in ("few", "many"))
+    assert few == many
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["before its row", "after its row"])
 def test_a_killed_run_goes_on_with_its_diagnostics(tmp_path, monkeypatch, no_figures, before):
     config = small(ON, "checkpoint_minutes=1e-9")

@@ -1,8 +1,13 @@
 """The progress bar: what time is left, and that nothing is said before it means something."""
 
-import pytest
-from runs import small
+import re
 
+import numpy as np
+import pytest
+from checks import assert_close
+from runs import SGD, small
+
+from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training.progress_bar import UPDATES_OF_AN_ESTIMATE, ProgressBar
 from kfcnet.training.trainer import Trainer, train
@@ -50,6 +55,23 @@ def test_a_run_that_goes_on_gives_no_estimate_before_its_first_evaluation(tmp_pa
     assert [seconds for _, _, seconds in shown] == pytest.approx([1.0] * 24)
     left = {n: left for n, left, _ in shown}
     assert {left[n] for n in range(13, 25)} == {"?"} and left[25] == "03:31"
+
+
+def test_the_bar_shows_means_over_the_examples_of_the_latest_mini_batches(tmp_path, monkeypatch):
+    """With steps of no length they are those of the first row, which is of all images."""
+    said = []
+    monkeypatch.setattr(ProgressBar, "set_postfix_str", lambda _, text, **__: said.append(text))
+    rate = "optimizer.learning_rate=1e-30"
+    config = small(rate, "evaluation.train_examples=1437", "evaluation.every=6", text=SGD)
+    train(config, tmp_path / "run")
+    metrics = read_metrics(tmp_path / "run" / "metrics.csv")
+    number = re.compile(r"epoch (.*); mini-batches: loss (.*), error (.*)%")
+    epochs, losses, errors = zip(
+        *(map(float, number.match(text).groups()) for text in said), strict=True
+    )
+    assert epochs[-1] == round(metrics["epoch"][-1], 2)
+    assert_close(np.mean(losses), metrics["train_loss"][0], 0.03)
+    assert_close(np.mean(errors) / 100, metrics["train_error"][0], 0.03)
 
 
 @pytest.mark.parametrize("evaluation", [

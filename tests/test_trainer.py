@@ -428,6 +428,30 @@ def test_parameters_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 4
 
 
+@pytest.mark.parametrize("is_evaluated", [False, True])
+def test_an_average_that_is_not_finite_is_neither_saved_nor_evaluated(
+    is_evaluated, tmp_path, monkeypatch
+):
+    original = SGD.advance
+
+    def spoiled(self, *arguments):
+        result = original(self, *arguments)
+        if self.steps == 5:
+            self.average[-1] = np.nan  # a bias of dense1; the latest parameters stay as they are
+        return result
+
+    monkeypatch.setattr(SGD, "advance", spoiled)
+    saved_at = (4,) if is_evaluated else (4, 5)
+    monkeypatch.setattr(Trainer, "_is_time_to_save", lambda self: self.optimizer.steps in saved_at)
+    config = small(f"evaluation.every={5 if is_evaluated else 1000}", text=SGD_TEXT)
+    what = "the loss of the averaged parameters is" if is_evaluated else "the parameters are"
+    where = "; non-finite numbers appear first in layer dense1" if is_evaluated else ""
+    with pytest.raises(TrainingFailed, match=f"after update 5 {what} not finite{where}; the last"):
+        train(config, tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 4
+    assert 5 not in read_metrics(tmp_path / "run" / "metrics.csv")["iteration"]
+
+
 @pytest.mark.parametrize("method", ["prepare", "advance"])
 def test_a_factor_that_cannot_be_inverted_ends_the_run_with_a_way_out(
     method, tmp_path, monkeypatch
