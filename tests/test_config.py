@@ -18,9 +18,16 @@ from kfcnet.config import (
     read_config,
     yaml_text,
 )
-from kfcnet.config.layers import LayerConfig
+from kfcnet.config.layers import LayerConfig, ResponseNormConfig
 from kfcnet.config.optimizers import OptimizerConfig, ScheduleConfig
-from kfcnet.config.schema import KfcPreConfig, OpsConfig
+from kfcnet.config.schema import (
+    DataConfig,
+    HessianFreeConfig,
+    KfacConfig,
+    KfcPreConfig,
+    OpsConfig,
+    SgdConfig,
+)
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 
@@ -79,11 +86,26 @@ def test_both_methods_train_the_same_network_on_the_same_data(data):
     assert kfc.optimizer.weight_decay == sgd.optimizer.weight_decay
 
 
-def test_kfc_pre_has_the_papers_settings_by_default():
-    config = KfcPreConfig(learning_rate=0.01)
-    assert (config.batch_size, config.damping) == (512, 1e-3)
-    assert (config.momentum, config.clip) == (0.9, 0.3)
-    assert config.averaging_timescale == config.statistics_timescale == 50000
+@pytest.mark.parametrize("config, published", [
+    (KfcPreConfig(learning_rate=0.01),
+     dict(batch_size=512, damping=1e-3, momentum=0.9, clip=0.3, clip_fraction=1 / 4,
+          averaging_timescale=50000, statistics_timescale=50000)),
+    (SgdConfig(learning_rate=0.01),
+     dict(batch_size=128, momentum=0.9, averaging_timescale=50000)),
+    # Martens and Grosse (2015), for autoencoders
+    (KfacConfig(),
+     dict(damping=150, damping_decay=19 / 20, damping_period=5, factor_damping_period=20,
+          inverse_period=20, statistics_fraction=1 / 8, fisher_fraction=1 / 4,
+          statistics_period=1, statistics_timescale=10000)),
+    # Martens (2010), Martens and Sutskever (2012)
+    (HessianFreeConfig(), dict(damping_decay=2 / 3, warm_start=0.95)),
+    # cuda-convnet's layers
+    (ResponseNormConfig(size=3), dict(scale=5e-5, power=0.75)),
+    # data/README.md
+    (DataConfig(name="svhn"), dict(extra=False)),
+])  # fmt: skip
+def test_what_is_left_out_is_as_published(config, published):
+    assert {name: getattr(config, name) for name in published} == published
 
 
 def test_statistics_timescale_follows_the_averaging_timescale_unless_given():
@@ -192,7 +214,7 @@ def test_overrides_reach_layers_by_their_names():
     ("network.0.filters=1.5", "network.0.filters: must be a whole number, got 1.5"),
     ("network.0.padding=-1", "network.0.padding: must be at least 0, got -1"),
     ("network.2.stride=3", "network.2.stride: 3 is above the window's size, 2"),
-    ("network.9.std=1", "--set network.9.std: network has items 0 to 5, not 9"),
+    ("network.6.std=1", "--set network.6.std: network has items 0 to 5, not 6"),
     ("network.x.std=1", "network.x.std: network has items 0 to 5, not x; known: conv1, relu1,"),
     ("network.conv2.std=1", "network has items 0 to 5, not conv2; did you mean conv"),
     ("network.max_pool1.stride=3", "network.2.stride: 3 is above the window's size, 2"),
