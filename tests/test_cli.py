@@ -366,8 +366,12 @@ def test_every_configuration_is_listed_with_a_sentence(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == config_names()
     assert all(re.fullmatch(r"\w+ {2,}[A-Z].*\.", line) for line in lines)
-    (kfc,) = [line for line in lines if line.startswith("cifar_kfc ")]
-    assert kfc.endswith("  The paper's CIFAR-10 network trained with KFC-pre (Figure 1a, 1b).")
+    said = dict(line.split(maxsplit=1) for line in lines)
+    assert said["cifar_kfc"] == "The paper's CIFAR-10 network trained with KFC-pre (Figure 1a, 1b)."
+    assert said["cifar_sgd"] == "The paper's CIFAR-10 network trained with SGD and momentum."
+    assert said["digits_sgd_bn"] == (
+        "The network of digits_kfc_bn.yaml trained with SGD and momentum."
+    )
 
 
 def test_a_missing_package_is_named_with_the_way_out(tmp_path):
