@@ -329,6 +329,18 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_resume(
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
+def test_a_second_signal_acts_at_once():
+    signals, acted = clock.Signals(), []
+    handler = signal.signal(signal.SIGINT, lambda number, _: acted.append(number))
+    try:
+        with signals:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert signals.caught == signal.SIGTERM and acted == [signal.SIGINT]
+
+
 def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(text, uninterrupted, tmp_path):
     evaluate = trainer.evaluate
 

@@ -1,6 +1,7 @@
 """The training loop: what is measured and when, what failing leaves, who may use a folder."""
 
 import contextlib
+import dataclasses
 import errno
 import io
 import json
@@ -18,6 +19,7 @@ from runs import SGD as SGD_TEXT
 from runs import assert_same_run, small
 
 import kfcnet
+from kfcnet.batches import BatchSequence
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
 from kfcnet.figures import curves
@@ -41,7 +43,8 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 def finished(tmp_path_factory):
     """A finished run, its figure included."""
     out = tmp_path_factory.mktemp("runs") / "finished"
-    train(small("epochs=3", "evaluation.train_examples=500"), out)
+    with out.with_name("lines.txt").open("w") as lines:
+        train(small("epochs=3", "evaluation.train_examples=500"), out, rows=lines)
     return out
 
 
@@ -162,6 +165,18 @@ def test_rows_are_measured_with_the_averaged_parameters_and_raw_errors_with_the_
     raw = [error for _, error in measured["theta"]]
     assert [last["raw_train_error"], last["raw_test_error"]] == raw
     assert abs(measured["theta"][1][0] - test_loss) > 1e-3 and raw != [train_error, test_error]
+
+
+def test_the_line_of_a_row_shows_what_was_measured_with_the_averaged_parameters(finished):
+    metrics = read_metrics(finished / "metrics.csv")
+    *_, line = lines = finished.with_name("lines.txt").read_text().splitlines()
+    last = {name: values[-1] for name, values in metrics.items()}
+    assert len(lines) == len(metrics["iteration"])
+    assert line == (
+        f"epoch 3.01, update 36, {last['seconds']:.1f} s; averaged parameters: "
+        f"training loss {last['train_loss']:.4f}, error {last['train_error']:.2%}; "
+        f"test loss {last['test_loss']:.4f}, error {last['test_error']:.2%}"
+    )
 
 
 def test_the_objective_is_the_loss_and_the_penalty_of_the_weights(finished):
@@ -388,10 +403,10 @@ def poison(monkeypatch, step, layer):
     monkeypatch.setattr(SGD, "advance", poisoned)
 
 
-@pytest.mark.parametrize("reads", [1, 4, 50])
+@pytest.mark.parametrize("reads, updates", [(1, 7), (4, 7), (50, 12)])
 @pytest.mark.parametrize("layer, name", [(0, "conv1"), (1, "dense1")])
 def test_a_loss_that_is_not_finite_ends_the_run_naming_step_layer_and_checkpoint(
-    layer, name, reads, tmp_path, monkeypatch
+    layer, name, reads, updates, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(clock.STEPS_BETWEEN_READS, "cpu", reads)
     poison(monkeypatch, 6, layer)
@@ -409,7 +424,30 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_step_layer_and_checkpoint
     assert load_checkpoint(tmp_path / "run" / "checkpoint.h5")["optimizer"]["steps"] == 3
     outcome = read_json(tmp_path / "run" / "run.json")["outcome"]
     assert outcome["state"] == "failed" and name in outcome["reason"]
+    assert outcome["iteration"] == updates
     assert str(tmp_path) not in (tmp_path / "run" / "run.json").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_the_layer_is_that_of_the_mini_batch_whose_loss_is_not_finite(tmp_path, dataset):
+    images = dataset.train_images.astype(np.float32)
+    images[BatchSequence(len(images), 120, 0).indices(6)[0], 2, 3] = np.inf
+    config = small(
+        "optimizer={name: sgd, learning_rate: 0.01, batch_size: 120}",
+        "evaluation={every: 1000, unit: updates, train_examples: 10}",
+    )
+    with pytest.raises(TrainingFailed, match="after update 6 the loss .* first in layer conv1"):
+        train(config, tmp_path, dataset=dataclasses.replace(dataset, train_images=images))
+
+
+def test_a_run_that_goes_on_and_fails_names_the_checkpoint_that_it_went_on_from(
+    tmp_path, monkeypatch
+):
+    settings = "checkpoint_minutes=1000", "evaluation.every=1000"
+    train(small("epochs=0.5", *settings, text=SGD_TEXT), tmp_path)
+    poison(monkeypatch, 8, 0)
+    with pytest.raises(TrainingFailed, match="after update 8 .*checkpoint.h5, of update 6[.]"):
+        train(small(*settings, text=SGD_TEXT), tmp_path, resume=True)
 
 
 def test_failing_before_the_first_checkpoint_says_that_there_is_none(tmp_path, monkeypatch):
