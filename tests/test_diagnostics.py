@@ -128,6 +128,18 @@ def test_cosines_are_those_of_gradient_and_natural_gradient(ops64, rng):
     assert 0 < row["cosine"] < 1
 
 
+def test_the_cosine_of_a_layer_without_a_gradient_is_zero(ops64, rng):
+    layers = [*EVERY_LAYER, dict(layer="relu"), dict(layer="dense", units=3, std=0.4)]
+    opt = optimizer(ops64, "kfc_pre", layers)
+    opt.network.weighted[-2].weight[:, 0] = -1e3  # no unit is ever active
+    (batch,) = batches(ops64, rng, 1)
+    opt.prepare([batch])
+    before = opt.network.theta.copy()
+    opt.step(batch)
+    row = measure(opt, before, batch)
+    assert row["dense2_cosine"] == 0 < row["dense3_cosine"] <= 1
+
+
 def test_eigenvalues_are_those_of_the_factors_that_an_inversion_would_start_from(ops64, rng):
     opt, *_, row = looked_at(ops64, rng, damping=0.02, weight_decay={"conv1": 0.03})
     opt._update_inverses()
@@ -280,6 +292,8 @@ ACTIVE_OR_NOT = [
     dict(layer="dense", units=4, std=0.5),
     dict(layer="batch_norm", affine=True),
     dict(layer="relu"),
+    dict(layer="batch_norm"),
+    dict(layer="relu"),
     dict(layer="dense", units=3),
 ]
 
@@ -297,10 +311,12 @@ def test_activity_is_the_share_of_positive_pixels_and_counts_the_maps_with_hardl
     x = np.maximum((images[chosen] - mean) / 64, 0)
     assert_close(row["relu1_active"], (x > 0).mean())  # it rectifies the input itself
     net.forward((images[chosen] - mean) / 64)
-    pooled, units = net.layers[3].saved, net.layers[7].saved
+    pooled, units, again = (net.layers[index].saved for index in (3, 7, 9))
     assert_close(row["conv1_active"], (pooled > 0).mean())
     assert_close(row["dense1_active"], (units > 0).mean())
-    assert [row[f"{name}_dead"] for name in ("relu1", "conv1", "dense1")] == [0, 1, 0]
+    assert_close(row["relu4_active"], (again > 0).mean())  # dense1 has been rectified before
+    assert abs(row["relu4_active"] - row["dense1_active"]) > 1e-3
+    assert [row[f"{name}_dead"] for name in ("relu1", "conv1", "dense1", "relu4")] == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize(("positive", "dead"), [(3, 1), (4, 0)])
@@ -354,10 +370,15 @@ def test_the_figure_has_eight_panels_with_every_layer_in_them(finished):
         (1, 2, "dense1_Gamma_max"),
         (3, 0, "conv1_active"),
         (4, 0, "conv1_nu"),
+        (6, 0, "predicted_reduction"),
         (7, 0, "conv1_dead"),
     ):
         drawn = figure.axes[panel].lines[line]
         assert drawn.get_ydata().tolist() == table[column].tolist() and drawn.get_linestyle() == "-"
+    actual = figure.axes[6].lines[1]
+    assert actual.get_ydata().tolist() == table["actual_reduction"].tolist()
+    assert (actual.get_linestyle(), actual.get_marker()) == ("None", "o")
+    assert figure.axes[6].get_legend_handles_labels()[1] == ["predicted", "actual"]
     smallest = figure.axes[1].lines[3]
     assert smallest.get_ydata().tolist() == table["dense1_Gamma_min"].tolist()
     assert smallest.get_linestyle() == "--"
@@ -380,6 +401,18 @@ def test_every_layer_has_a_look_of_its_own(finished):
     figure = diagnostic_figures.draw_diagnostics(table, read_run(finished))
     looks = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
     assert len(looks) == 13 and "#000000" not in dict(looks)
+
+
+@pytest.mark.parametrize("most, top", [(3, 10.5), (40, 42)])
+def test_any_number_of_dead_maps_is_within_the_panel_and_a_few_are_low_in_it(finished, most, top):
+    table = {
+        "iteration": np.arange(3.0),
+        **{f"conv{n}_active": np.full(3, 0.4) for n in range(2)},
+        "conv0_dead": np.array([0.0, 1.0, 2.0]),
+        "conv1_dead": np.array([1.0, most, 2.0]),
+    }
+    figure = diagnostic_figures.draw_diagnostics(table, read_run(finished))
+    assert figure.axes[1].get_ylim() == (0, pytest.approx(top))
 
 
 def test_every_layer_is_in_the_legend_whatever_its_name_is(finished, tmp_path):
