@@ -190,6 +190,13 @@ def test_time_is_shown_in_readable_units(rows, unit, tmp_path):
     assert lines_of(loss)[0].get_xdata()[-1] == 30 * (rows - 1) / divisor
 
 
+@pytest.mark.parametrize("rows, every", [(5, 1), (41, 5)])
+def test_a_curve_has_about_eight_markers(rows, every, tmp_path):
+    _, *panels = drawn([write_run(tmp_path / "run", rows=rows)])
+    marks = {line.get_markevery() for axes in panels for line in lines_of(axes)}
+    assert marks == {every}
+
+
 def test_runs_differ_in_colour_and_in_marker(tmp_path):
     runs = [write_run(tmp_path / str(batch), batch=batch) for batch in (64, 128, 256, 512)]
     lines = lines_of(drawn(runs)[1])
@@ -480,7 +487,7 @@ def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tm
         (2.0, {"optimizer.learning_rate": rate}, error)
         for rate, error in ((0.3, None), (0.1, 0.4), (0.03, 0.3))
     ]
-    results.append((8.0, {"optimizer.learning_rate": 0.03}, 0.1))
+    results.append((12.0, {"optimizer.learning_rate": 0.03}, 0.1))
     normalised = {**run.config, "network": [*run.config["network"], {"layer": "batch_norm"}]}
     assert (
         ", batch norm, CPU"
@@ -491,10 +498,46 @@ def test_a_sweep_is_drawn_with_a_line_a_stage_and_crosses_where_runs_diverged(tm
     axes = figure.axes[0]
     lines = {line.get_label(): line for line in axes.lines}
     assert lines["2 epochs"].get_xydata().tolist() == [[0, 0.3], [1, 0.4]]
-    assert lines["8 epochs"].get_xydata().tolist() == [[0, 0.1]]
+    assert lines["12 epochs"].get_xydata().tolist() == [[0, 0.1]]
+    assert texts(figure) == ["2 epochs", "12 epochs", "diverged"]
     crosses = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "x"]
     assert crosses == [[[2, 1]], []]  # the empty one is the legend's
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.03", "0.1", "0.3"]
+
+
+def test_values_of_a_sweep_that_are_words_stand_behind_the_numbers():
+    axes = Figure().subplots()
+    curves.draw_grid(axes, {"2 epochs": [("auto", 0.3), (0.1, 0.5), (0.03, 0.4)]})
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.03", "0.1", "auto"]
+    assert axes.lines[0].get_xydata().tolist() == [[0, 0.4], [1, 0.5], [2, 0.3]]
+
+
+def labels_of(axis):
+    """The labels that an axis shows within its limits."""
+    low, high = axis.get_view_interval()
+    return [
+        tick.get_text() for tick in axis.get_ticklabels() if low <= tick.get_position()[1] <= high
+    ]
+
+
+@pytest.mark.parametrize(
+    "lowest, highest, labels",
+    [
+        (0.2, 0.5, "20 30 40 50 60 70 80 90 100"),
+        (0.03, 0.5, "5 10 20 50 100"),
+        (0.0007, 0.5, "0.1 1 10 100"),
+    ],
+)
+def test_errors_are_labelled_in_percent_and_as_densely_as_fits(lowest, highest, labels):
+    axes = Figure().subplots()
+    curves.draw_grid(axes, {"2 epochs": [(0.1, highest), (0.3, lowest)]})
+    assert labels_of(axes.yaxis) == labels.split()
+
+
+def test_losses_are_labelled_as_they_are_and_errors_in_percent(tmp_path):
+    _, loss, error = drawn([write_run(tmp_path / "run")])  # from 2.3 to 0.23, from 90% to 9%
+    assert labels_of(loss.yaxis) == ["0.2", "0.5", "1", "2"]
+    assert labels_of(error.yaxis) == ["10", "20", "50", "100"]
 
 
 @pytest.mark.parametrize("highest, top", [(0.9, 1.0), (2.0, 2.6)])
