@@ -368,7 +368,7 @@ def test_milestones_in_updates_have_one_column_whatever_the_processors(plan, ind
     assert "CPU (fast), CPU (slow)" in figure.get_suptitle()
 
 
-def test_the_seconds_of_other_settings_are_measured_again(plan, index, monkeypatch):
+def test_the_seconds_of_other_settings_are_measured_again_and_not_drawn(plan, index, monkeypatch):
     write_seeds(index, plan, "digits_kfc", [0.9, 0.5, 0.3])
     curve = plan.curves["digits_kfc"]
     config = plan.configure(curve)
@@ -382,6 +382,12 @@ def test_the_seconds_of_other_settings_are_measured_again(plan, index, monkeypat
     assert costs.is_of(record, plan.configure(curve, rate(0.7), seed=2))
     smaller = plan._replace(overrides=("optimizer.batch_size=60",))
     write_seeds(index, smaller, "digits_kfc", [0.9, 0.5, 0.3, 0.3, 0.3])
+    for present, timed, seconds in ((plan, {"digits_kfc"}, 1.0), (smaller, set(), 4 * 60.0)):
+        found = reproduce.evidence_in(present, progress_of(present, index), index.root)
+        (run,) = found.runs["digits_kfc"]
+        assert found.costs == timed and run.metrics["seconds"][-1] == seconds
+    reproduce.draw(smaller, index, index.root, {})
+    assert "(a) over epochs in place of time" in (index.root / "README.md").read_text()
     costs.measure_missing(smaller, progress_of(smaller, index), index.root, {})
     assert measured and not costs.is_of(record, smaller.configure(curve))
 

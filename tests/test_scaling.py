@@ -194,8 +194,7 @@ def measured(plan, index, monkeypatch):
     monkeypatch.setattr(scaling, "TURNS", 1)
     progress = progress_of(plan, index)
     assert scaling.measure_missing(plan, progress, index.root, {}) == {}
-    runs = {name: state.runs() for name, state in progress.items()}
-    return scaling.found(plan, runs, index.root)
+    return scaling.found(plan, progress, index.root)
 
 
 def fake_start(count, settings):
@@ -250,7 +249,7 @@ def test_updates_of_two_machines_are_not_drawn_together(plan, index, monkeypatch
     elsewhere = {**record["device"], "processor": "another"}
     record["curves"]["digits_sgd"]["measured"] = {"1": 1e3, "2": 1e3}
     write_json(out / scaling.FILE, {**record, "device": elsewhere})
-    drawn = scaling.found(plan, {name: each.runs() for name, each in progress.items()}, out)
+    drawn = scaling.found(plan, progress, out)
     assert "CPU (another)" in scaling.draw(drawn).get_suptitle()
     assert scaling.measure_missing(plan, progress, out, {}) == {}
     record = scaling.read(out)
@@ -258,6 +257,23 @@ def test_updates_of_two_machines_are_not_drawn_together(plan, index, monkeypatch
     assert {name: each["measured"] for name, each in record["curves"].items()} == {
         name: {"1": 0.06, "2": 0.036} for name in ("digits_kfc", "digits_sgd")
     }
+
+
+def test_updates_of_other_settings_are_measured_again_and_not_drawn(plan, index, measured):
+    sgd = plan.curves["digits_sgd"]._replace(overrides=("optimizer.batch_size=60",))
+    plan = plan._replace(curves={**plan.curves, "digits_sgd": sgd})
+    write_run(index, plan, "digits_sgd", {}, [0.9, 0.7, 0.6, 0.5, 0.3])
+    out, progress = index.root, progress_of(plan, index)
+    found, before = scaling.found(plan, progress, out), scaling.read(out)["curves"]
+    assert list(found.methods) == ["digits_kfc"]
+    assert "SGD, M = 60 is not measured yet and is not drawn." in scaling.page(found)
+    assert scaling.measure_missing(plan, progress, out, {}) == {}
+    after = scaling.read(out)["curves"]
+    assert after["digits_kfc"] == before["digits_kfc"]
+    assert (before["digits_sgd"]["batch"], after["digits_sgd"]["batch"]) == (120, 60)
+    found = scaling.found(plan, progress, out)
+    assert found.methods["digits_sgd"].updates == (24.0, False)
+    assert "is not measured" not in scaling.page(found)
 
 
 def test_seconds_are_updates_times_those_of_one(index, measured):
@@ -279,8 +295,7 @@ def test_updates_are_the_median_of_the_seeds_and_cores_the_least_that_processes_
     more = plan._replace(curves={**plan.curves, "digits_kfc": curve})
     for seed in (1, 2):
         write_run(index, more, "digits_kfc", {}, [0.9, 0.3, 0.2], seed)  # 40% after 6 updates
-    runs = {name: state.runs() for name, state in progress_of(more, index).items()}
-    found = scaling.found(more, runs, index.root).methods["digits_kfc"]
+    found = scaling.found(more, progress_of(more, index), index.root).methods["digits_kfc"]
     assert found.updates == (6.0, False) and measured.methods["digits_kfc"].updates.number == 12
     assert found.on_cores == 70 / (2 * 36)  # of the time that two processes had, less than of one's
 

@@ -152,7 +152,7 @@ def draw(plan, index, out, failures):
                 draw_one = functools.partial(starts.draw, found)
                 tables[name] = starts.page(found, starts.missing(plan, progress, name))
         elif figure_plan.kind == "scaling":
-            if shared := scaling.found(plan, runs, out):
+            if shared := scaling.found(plan, progress, out):
                 draw_one = functools.partial(scaling.draw, shared)
                 tables[name] = scaling.page(shared)
         elif any(curve in runs for curve in plan.own(name)):
@@ -171,8 +171,8 @@ def draw(plan, index, out, failures):
 def evidence_in(plan, progress, out):
     """The claims.Evidence of the records in the folder `out`."""
     runs = {name: state.runs() for name, state in progress.items() if state.finals}
-    measured = costs.read(out)
-    for name in measured.keys() & runs.keys():
+    measured = costs.current(costs.read(out), costs.configured(plan, progress, runs))
+    for name in measured:
         runs[name] = [costs.with_cost(run, measured[name]) for run in runs[name]]
     plan = plan._replace(measurements=named(plan.measurements, runs))
     found = {each.curve: assumptions.read(plan, progress, out, each) for each in plan.measurements}

@@ -31,13 +31,8 @@ def measure_missing(plan, progress, out, places):
     Writes FILE to the folder `out`. Nothing else should run on the machine. Returns {"costs":
     reason} where the data are missing, else {}.
     """
-    configs = {
-        name: plan.configure(progress[name].curve, progress[name].settings)
-        for name in timed(plan)
-        if name in progress and progress[name].finals
-    }
-    there = read(out)
-    if all(name in there and is_of(there[name], config) for name, config in configs.items()):
+    configs = configured(plan, progress, timed(plan))
+    if current(read(out), configs).keys() == configs.keys():
         return {}
     say(f"measuring what an epoch of {', '.join(configs)} costs; nothing else should run")
     try:
@@ -84,6 +79,24 @@ def measure(configs, places):
     return {
         name: {**contestant.result(), "work": work_key(configs[name])}
         for name, contestant in contestants.items()
+    }
+
+
+def configured(plan, progress, names):
+    """{name: Config} of the final runs of curves, without those that have none."""
+    return {
+        name: plan.configure(progress[name].curve, progress[name].settings)
+        for name in names
+        if name in progress and progress[name].finals
+    }
+
+
+def current(records, configs):
+    """Of records, {curve: what was measured of it}, those that were measured with its Config."""
+    return {
+        name: record
+        for name, record in records.items()
+        if name in configs and is_of(record, configs[name])
     }
 
 

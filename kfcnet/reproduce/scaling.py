@@ -68,11 +68,14 @@ class Method(NamedTuple):
 
 
 class Scaling(NamedTuple):
-    """methods: {curve: Method}; error: as a fraction; cost: a MessageCost."""
+    """methods: {curve: Method}; error: as a fraction; cost: a MessageCost; missing: names of the
+    methods that have runs but were not measured with their settings.
+    """
 
     methods: dict
     error: float
     cost: object
+    missing: tuple = ()
 
 
 def obstacle(plan):
@@ -99,16 +102,9 @@ def measure_missing(plan, progress, out, places):
     record = read(out)
     is_of_another = bool(record) and machine_of(record["device"]) != _this_machine(plan)
     there = {} if is_of_another else record.get("curves", {})
-    configs = {
-        name: plan.configure(progress[name].curve, progress[name].settings)
-        for name in plan.shows("scaling")
-        if name in progress and progress[name].finals
-    }
-    configs = {
-        name: config
-        for name, config in configs.items()
-        if name not in there or not costs.is_of(there[name], config)
-    }
+    configs = costs.configured(plan, progress, plan.shows("scaling"))
+    done = costs.current(there, configs)
+    configs = {name: config for name, config in configs.items() if name not in done}
     if not configs:
         return {}
     if reason := obstacle(plan):
@@ -207,25 +203,25 @@ def read(out):
     return read_json(path) if path.exists() else {}
 
 
-def found(plan, runs, out):
-    """The Scaling of the curves that have runs and were measured; None without any.
-
-    runs: {curve: its final runs}.
+def found(plan, progress, out):
+    """The Scaling of the curves that have runs and were measured with the settings of these; None
+    without any.
     """
-    record, methods = read(out), {}
+    record, methods, missing = read(out), {}, []
     if not record:
         return None
-    measured = record["curves"]
-    cost = fitted([pair for curve in measured.values() for pair in curve["sums"]])
-    for name in plan.shows("scaling"):
-        if name not in measured or not runs.get(name):
+    configs = costs.configured(plan, progress, plan.shows("scaling"))
+    measured = costs.current(record["curves"], configs)
+    cost = fitted([pair for curve in record["curves"].values() for pair in curve["sums"]])
+    for name in configs:
+        runs = progress[name].runs()
+        if name not in measured:
+            missing.append(method(runs[0]))
             continue
         curve = measured[name]
-        updates = [
-            reached(run, "train_error", plan.errors.updates, "updates") for run in runs[name]
-        ]
+        updates = [reached(run, "train_error", plan.errors.updates, "updates") for run in runs]
         methods[name] = Method(
-            runs[name][0]._replace(clock=record["device"]),
+            runs[0]._replace(clock=record["device"]),
             middle(updates),
             {int(count): seconds for count, seconds in curve["measured"].items()},
             {
@@ -234,7 +230,7 @@ def found(plan, runs, out):
             },
             min(curve["on cores"].values()),
         )
-    return Scaling(methods, plan.errors.updates, cost) if methods else None
+    return Scaling(methods, plan.errors.updates, cost, tuple(missing)) if methods else None
 
 
 def draw(scaling):
@@ -282,13 +278,14 @@ def _assumptions(scaling):
 
 
 def _notes(scaling):
-    """Sentences on methods that did not come to the error, ends of curves, and a busy machine."""
+    """Sentences on methods that are not drawn, ends of curves, and a busy machine."""
     methods = scaling.methods.values()
     notes = [
         f"{method(each.run)} {_short_of(each.updates, scaling.error)} and is not drawn."
         for each in methods
         if not each.updates.is_known
     ]
+    notes += [f"{name} is not measured yet and is not drawn." for name in scaling.missing]
     if any(max(each.modelled) < COUNTS[-1] for each in methods if each.updates.is_known):
         notes.append(
             "A curve ends where its mini-batch, or the part of it for statistics or the clip, "
