@@ -28,7 +28,8 @@ class Value(NamedTuple):
     def __str__(self):
         if math.isinf(self.number):
             return "never"
-        text = f"{self.number:.3g}" if abs(self.number) < 1000 else f"{self.number:.0f}"
+        # Not up to 1000: with three digits 999.6 is 1e+03.
+        text = f"{self.number:.3g}" if abs(self.number) < 100 else f"{self.number:.0f}"
         return f"> {text}" if self.is_bound else text
 
 
