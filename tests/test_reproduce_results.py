@@ -611,8 +611,16 @@ def test_the_start_is_chosen_by_training_error_among_those_that_kill_two_maps_at
     assert starts.chosen({"a": found["a"], "d": found["d"]}) is None
 
 
-def test_the_table_of_starts_has_the_ends_of_all_seeds_and_the_share_of_clipped_updates():
-    run = Run({}, {"optimizer": {"name": "kfc_pre", "batch_size": 7}}, {})
+def test_the_table_and_the_figure_of_starts_have_all_seeds_and_what_was_clipped_or_died():
+    run = Run(
+        {},
+        {
+            "data": {"name": "digits"},
+            "network": [],
+            "optimizer": {"name": "kfc_pre", "batch_size": 7},
+        },
+        {"device": {"device": "cpu"}, "data": {"train_examples": 28}},
+    )
     ends = {"train_error": 0.3, "raw_train_error": 0.4, "train_objective": 1.5, "test_error": 0.2}
     begun = [
         starts.Begun(
@@ -624,15 +632,27 @@ def test_the_table_of_starts_has_the_ends_of_all_seeds_and_the_share_of_clipped_
                 "nu": np.array([np.nan, 0.25, 0.125]),
                 **{name: np.array([0.9, 0.9, end + seed / 100]) for name, end in ends.items()},
             },
-            {"c_dead": np.array([9.0, 3.0 + seed])},
+            {
+                "examples": np.array([14, 42]),
+                "c_dead": np.array([9.0, 3.0 + seed]),
+                "d_dead": np.array([2.0, 1.0]),
+            },
         )
         for seed in range(2)
     ]
     *_, line = starts.table({"a": ("warm-up", begun)}).splitlines()
     assert line == (
         "| KFC-pre, M = 7 | warm-up | 1.5 | 30.0%, 31.0% | 40.0%, 41.0% | 1.500, 1.510 | "
-        "20.0%, 21.0% | 40%, 30% | 0.25, 0.25 | c 3, 4 |"
+        "20.0%, 21.0% | 40%, 30% | 0.25, 0.25 | c 3, 4; d 1, 1 |"
     )
+    errors, dead = starts.draw({"a": ("warm-up", begun)}).axes
+    np.testing.assert_allclose(
+        [line.get_ydata() for line in errors.lines], [[90, 90, 40], [90, 90, 41]]
+    )
+    assert [line.get_xydata().tolist() for line in dead.lines] == [
+        [[0.5, 11], [1.5, 4]],
+        [[0.5, 11], [1.5, 5]],
+    ]
 
 
 def test_sensitivity_shows_the_errors_of_every_stage(plan, tmp_path):

@@ -27,6 +27,7 @@ from kfcnet.ranks import RanksError, balanced
 from kfcnet.reproduce import scaling, work
 from kfcnet.reproduce.plan import FigurePlan, PanelPlan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.reproduce.values import Value
 from kfcnet.runs.files import write_json
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.metrics import read_metrics
@@ -274,6 +275,34 @@ def test_updates_of_other_settings_are_measured_again_and_not_drawn(plan, index,
     found = scaling.found(plan, progress, out)
     assert found.methods["digits_sgd"].updates == (24.0, False)
     assert "is not measured" not in scaling.page(found)
+
+
+def test_seconds_of_a_share_are_the_median_of_its_turns_but_for_the_first(monkeypatch):
+    class Work:
+        def __init__(self, *_):
+            self.seconds, self.left = [], [100.0, 2.0, 1.0, 6.0]
+
+        def turn(self):
+            self.seconds.append(self.left.pop(0))
+
+        def messages(self):
+            return []
+
+    monkeypatch.setattr(scaling, "OwnWork", Work)
+    monkeypatch.setattr(processes, "started", fake_start)
+    local = scaling.measure(small(), {})["local"]
+    assert {each["seconds"] for each in local.values()} == {2.0}
+
+
+def test_the_table_has_milliseconds_measured_and_seconds_and_gains_modelled(measured):
+    modelled = {1: 0.05, 2: 0.03, 8: 0.01, 64: 0.0125}
+    each = measured.methods["digits_kfc"]._replace(modelled=modelled)
+    bound = each._replace(updates=Value(12.0, True))
+    page = scaling.page(measured._replace(methods={"a": each, "b": bound}))
+    assert page.splitlines()[-2:] == [
+        "| SGD, M = 120 | 12 | 60 | 36 | 0.833 | 0.6 | 0.12 | 0.15 | 5 on 8 |",
+        "| SGD, M = 120 | > 12 | 60 | 36 | 0.833 |  |  |  | 5 on 8 |",
+    ]
 
 
 def test_seconds_are_updates_times_those_of_one(index, measured):
