@@ -351,6 +351,12 @@ def test_a_run_that_went_on_elsewhere_is_a_curve_of_its_own_over_time(plan, inde
     state = progress_of(plan, index)["digits_kfc"]
     assert [len(group) for group in group_by_seed(state.runs())] == [1, 1]
     assert [len(group) for group in group_by_seed(state.runs(), timed=False)] == [2]
+    two = write_run(index, plan, "digits_kfc", {}, [0.9, 0.5, 0.3], 2)
+    write_json(
+        two / "run.json", {**read_json(two / "run.json"), "device": there | {"processes": 2}}
+    )
+    runs = [*state.runs(), read_run(two)]
+    assert [len(group) for group in group_by_seed(runs)] == [1, 1, 1]
     page = report._provenance({"digits_kfc": state}, index.root)
     assert "| CPU (fast), then CPU (slow) | 0123456789 with changes, fedc |" in page
 

@@ -559,8 +559,8 @@ def test_absent_data_are_reported_once_for_each_curve(plan, tmp_path, monkeypatc
     assert len(progress_of(plan, RunIndex(tmp_path / "out"))["digits_sgd"].finals) == 2
 
 
-@pytest.mark.parametrize("is_done", [False, True])
-def test_runs_on_other_data_of_the_same_name_are_not_gone_on_with(is_done, plan, tmp_path):
+@pytest.mark.parametrize(("is_done", "scale"), [(False, 1), (True, 1), (False, 2)])
+def test_runs_on_other_data_of_the_same_name_are_not_gone_on_with(is_done, scale, plan, tmp_path):
     out = tmp_path / "out"
     synthetic = ("data.name=synthetic", "data.examples=240", "data.input_scale=1")
     curve = plan.curves["digits_sgd"]._replace(overrides=synthetic, rates=(0.003,), seeds=1)
@@ -572,7 +572,8 @@ def test_runs_on_other_data_of_the_same_name_are_not_gone_on_with(is_done, plan,
         re.sub('"sha256": "[0-9a-f]{12}', '"sha256": "0123456789ab', record.read_text())
     )
     before = record.with_name("metrics.csv").read_bytes()
-    curve = curve._replace(seeds=1 if is_done else 2)
+    divided = (*synthetic, f"data.input_scale={scale}")
+    curve = curve._replace(overrides=divided, seeds=1 if is_done else 2)
     failures = do(plan._replace(curves={**plan.curves, "digits_sgd": curve}), out, places=places)
     assert list(failures) == ["digits_sgd"]
     assert re.search(
