@@ -94,7 +94,7 @@ def test_a_configuration_has_the_rate_that_its_tuning_chose(published, name):
 
 
 def test_a_final_run_that_diverged_before_its_first_evaluation_stays_in(plan, index):
-    write_seeds(index, plan, "digits_kfc", [0.9, 0.4, 0.3], [0.9, 0.4, 0.3])
+    write_seeds(index, plan, "digits_kfc", [0.9, 0.4, 0.35], [0.9, 0.4, 0.3])
     write_run(index, plan, "digits_kfc", {}, [0.9], 2, state="failed")
     write_seeds(index, plan, "digits_sgd", *3 * [[0.9, 0.5, 0.4]])
     state = progress_of(plan, index)["digits_kfc"]
@@ -104,6 +104,7 @@ def test_a_final_run_that_diverged_before_its_first_evaluation_stays_in(plan, in
     assert "digits_kfc: seed 2 diverged after epoch 0" in page
     row = claims._out_of_hand(evidence_of(plan, index), "", "", "digits_kfc", wanted=True)
     assert (row.here, row.verdict) == ("1 of 3", REPRODUCED)
+    assert row.reason == "training errors at the end 3 seeds, 30.00% to 90.00%"
 
 
 def test_a_diverged_run_never_reaches_anything(plan, index):
@@ -165,6 +166,18 @@ def test_the_error_of_a_diverged_run_is_infinite_where_methods_are_compared(plan
     assert row.here == Value(pytest.approx(4.0)) and row.verdict == REPRODUCED
     assert row.note == "after 1 epochs: 40.00% and 10.00%" and row.interval.high == math.inf
     assert row.reason == f"{row.note}, with 12 updates of digits_kfc and 12 updates of digits_sgd"
+
+
+def test_there_is_no_ratio_where_both_runs_of_a_seed_diverged(plan, index):
+    for name in plan.curves:
+        write_run(index, plan, name, {}, [0.9], 0, state="failed")
+        for seed in (1, 2):
+            write_run(index, plan, name, {}, [0.9, 0.5, 0.4], seed)
+    row = claims._compared(
+        evidence_of(plan, index), "", "", *plan.curves, lambda ratios: REPRODUCED
+    )
+    note = "after 1 epochs: 40.00% and 40.00%"
+    assert row[2:] == ("no ratio", "", "", note, "", "")
 
 
 def test_the_last_error_of_a_curve_is_the_median_of_its_seeds(plan, index):

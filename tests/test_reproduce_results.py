@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 
 import numpy as np
@@ -45,6 +46,7 @@ def test_ratios_and_medians_know_what_was_not_reached():
     assert middle([Value(6.0), Value(8.0, True), Value(11.0)]) == Value(8.0, True)
     assert ratio(Value(6.0, True), Value(3.0)) == Value(2.0, True)
     assert ratio(Value(6.0), Value(250.0, True)) == "" == ratio("not run", Value(1))
+    assert ratio(Value(math.inf), Value(3.0)) == ""
 
 
 @pytest.fixture
@@ -84,11 +86,14 @@ def test_a_claim_that_fails_is_given_its_measured_reason(evidence):
     turned = evidence._replace(
         runs={"digits_kfc": evidence.runs["digits_sgd"], "digits_sgd": evidence.runs["digits_kfc"]}
     )
+    for run in turned.runs["digits_kfc"]:
+        for phase, share in (("statistics", 0.01), ("clip", 0.004)):
+            run.metrics[f"seconds_{phase}"] = share * run.metrics["seconds"]
     row = find(claims.rows(turned), "50% training error: time of SGD over that of KFC-pre")
     assert row.here == Value(0.25) and row.verdict == FAILED
     assert row.reason == (
         "an epoch of digits_kfc takes 2 times as long as one of digits_sgd "
-        "(gradient 50%); epochs needed: digits_kfc 1, digits_sgd 0.5"
+        "(gradient 50%, statistics 1%); epochs needed: digits_kfc 1, digits_sgd 0.5"
     )
 
 
@@ -188,6 +193,8 @@ def test_a_seed_that_did_not_get_there_is_not_left_out_of_a_speed_up(evidence):
     row = find(claims.rows(Evidence(plan, runs, {})), "40% training error: time of SGD over")
     # With seed 1 KFC-pre took a minute and did not get there, SGD needed four.
     assert (row.here, row.note, row.verdict) == (Value(2), "3 seeds, < 4 to 2", OPEN)
+    minutes = find(claims.rows(Evidence(plan, runs, {})), "40% training error: minutes, KFC-pre")
+    assert (minutes.here, minutes.note) == (Value(2), "3 seeds, 2 to > 1")
 
 
 def test_runs_that_were_stopped_too_early_leave_a_claim_open(evidence):
@@ -263,6 +270,8 @@ def test_averaging_helps_where_the_latest_parameters_are_worse(evidence):
     kfc, sgd = claims.averaging_rows(evidence._replace(runs=runs))
     assert (kfc.here, kfc.verdict, str(kfc.interval)) == (Value(2.0), REPRODUCED, "2 to 2")
     assert (sgd.here, sgd.verdict) == (Value(0.5), FAILED)
+    under_way = evidence._replace(runs=runs, unfinished=frozenset({"digits_sgd"}))
+    assert [row.verdict for row in claims.averaging_rows(under_way)] == [REPRODUCED, OPEN]
     older = claims.averaging_rows(
         evidence._replace(runs={"digits_kfc": with_raw("digits_kfc", np.nan)})
     )
@@ -308,6 +317,9 @@ def test_an_epoch_costs_less_than_twice_sgds_or_the_claim_fails(evidence):
     turned = {"digits_kfc": evidence.runs["digits_sgd"], "digits_sgd": evidence.runs["digits_kfc"]}
     (row,) = claims.cost_rows(evidence._replace(runs=turned))
     assert (row.here, row.verdict, row.reason) == (Value(2.0), FAILED, "240 and 120")
+    more = evidence.plan._replace(left_out={"svhn_kfc": "too slow"})
+    _, row = claims.cost_rows(evidence._replace(plan=more))
+    assert row.claim.startswith("SVHN: ") and row.here == "not run: too slow"
 
 
 def test_minutes_wait_for_the_cost_of_an_epoch_and_updates_do_not(evidence):
@@ -441,7 +453,7 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
         "- some_run: OSError: on fire",
         "## Not run yet\n\n- Assumptions: `reproduce assumptions`\n",
         "0123456789 with changes",
-        "ffffffffffff",
+        "| digits_kfc | SGD, M = 120 | 1 | UCI digits 8x8 | ffffffffffff |",
         "files whose checksums are not",
     ):
         assert words in text, words
@@ -943,8 +955,12 @@ def test_a_lowest_test_error_is_reproduced_up_to_a_tenth_above_the_papers(eviden
         run._replace(metrics={**run.metrics, "test_error": np.array([0.9, times * published, 0.9])})
         for run in evidence.runs["digits_kfc"]
     ]
-    row, *_ = claims.error_rows(evidence._replace(runs={"digits_kfc": runs}))
+    here = evidence._replace(runs={"digits_kfc": runs})
+    row, *_ = claims.error_rows(here)
     assert row.verdict == verdict and row.ratio.number == pytest.approx(times)
+    assert row.reason == "the training error was 40.00% then, after 0.5 of 1 epochs"
+    row, *_ = claims.error_rows(here._replace(unfinished=frozenset(here.runs)))
+    assert row.verdict == (OPEN if verdict == FAILED else REPRODUCED)  # it can only fall
 
 
 def test_distances_are_set_beside_nothing_of_the_paper(plan):
