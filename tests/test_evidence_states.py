@@ -165,7 +165,10 @@ def test_the_error_of_a_diverged_run_is_infinite_where_methods_are_compared(plan
     )
     assert row.here == Value(pytest.approx(4.0)) and row.verdict == REPRODUCED
     assert row.note == "after 1 epochs: 40.00% and 10.00%" and row.interval.high == math.inf
-    assert row.reason == f"{row.note}, with 12 updates of digits_kfc and 12 updates of digits_sgd"
+    assert row.reason == (
+        f"{row.note} (latest parameters 1.00% and 1.00%), with 12 updates of digits_kfc and 12 "
+        "updates of digits_sgd"
+    )
 
 
 def test_there_is_no_ratio_where_both_runs_of_a_seed_diverged(plan, index):

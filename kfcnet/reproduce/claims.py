@@ -844,8 +844,7 @@ def _compared(evidence, claim, paper, curve, other, judge, column="train_error",
 
     errors, updates = at_epoch(column), np.median(at_epoch("iteration"), axis=0)
     form = ".2%" if column == "train_error" else ".3g"
-    shown = ["diverged" if np.isinf(each) else f"{each:{form}}" for each in np.median(errors, 0)]
-    note = f"after {epoch:.3g} epochs: {' and '.join(shown)}"
+    note = f"after {epoch:.3g} epochs: {_medians(errors, form)}"
     if not errors[:, 1].all() or np.isinf(errors).all(axis=1).any():
         return Row(claim, paper, "no ratio", note=note)
     efforts = [
@@ -854,8 +853,21 @@ def _compared(evidence, claim, paper, curve, other, judge, column="train_error",
         if np.isfinite(each)
     ]
     row = _judged(claim, paper, errors[:, 0] / errors[:, 1], judge)
+    # What was not averaged tells how far the noise of mini-batches keeps a method from a minimum.
+    latest = (
+        f" (latest parameters {_medians(at_epoch('raw_train_error'), form)})"
+        if column == "train_error"
+        else ""
+    )
     return row._replace(
         note=note,
         verdict=evidence.final(row.verdict, curve, other),
-        reason=f"{note}, with {' and '.join(efforts)}",
+        reason=f"{note}{latest}, with {' and '.join(efforts)}",
+    )
+
+
+def _medians(values, form):
+    """Medians over the pairs of values (pairs, 2) of two curves, in words."""
+    return " and ".join(
+        "diverged" if np.isinf(each) else f"{each:{form}}" for each in np.median(values, axis=0)
     )
