@@ -319,10 +319,21 @@ def test_an_epoch_costs_less_than_twice_sgds_or_the_claim_fails(evidence):
     assert (row.here, row.interval, row.verdict) == (Value(0.5), "", REPRODUCED)
     turned = {"digits_kfc": evidence.runs["digits_sgd"], "digits_sgd": evidence.runs["digits_kfc"]}
     (row,) = claims.cost_rows(evidence._replace(runs=turned))
-    assert (row.here, row.verdict, row.reason) == (Value(2.0), FAILED, "240 and 120")
+    assert (row.here, row.verdict, row.reason) == (Value(2.0), FAILED, "240.0 s and 120.0 s")
     more = evidence.plan._replace(left_out={"svhn_kfc": "too slow"})
     _, row = claims.cost_rows(evidence._replace(plan=more))
     assert row.claim.startswith("SVHN: ") and row.here == "not run: too slow"
+
+
+def test_large_mini_batches_are_worse_where_their_lowest_test_error_is_higher(evidence):
+    kfc, sgd = evidence.runs["digits_kfc"], evidence.runs["digits_sgd"]
+    for runs, verdict, said in (
+        (sgd, REPRODUCED, "50.0% and 30.0%"),
+        (kfc, FAILED, "30.0% and 30.0%"),
+    ):
+        found = evidence._replace(runs={"digits_kfc_large": runs, "digits_kfc": kfc})
+        row, *_ = claims.large_batch_rows(found)
+        assert (row.verdict, row.reason) == (verdict, said)
 
 
 def test_minutes_wait_for_the_cost_of_an_epoch_and_updates_do_not(evidence):

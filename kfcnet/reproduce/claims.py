@@ -273,6 +273,7 @@ def cost_rows(evidence):
             sgd,
             _epoch_seconds,
             lambda ratios: verdicts.of_comparison(float(np.median(ratios)) < EPOCH_COST),
+            "{:.1f} s".format,
             unit="minutes",
         )
         result.append(row._replace(interval="", note=""))  # one measurement, whatever the seed
@@ -505,6 +506,7 @@ def large_batch_rows(evidence):
                 small,
                 _lowest_test_error,
                 lambda ratios: verdicts.of_side(ratios, is_above=True),
+                "{:.1%}".format,
             )
             for large, small, title in (
                 (f"{main}_kfc_large", f"{main}_kfc", "KFC-pre"),
@@ -695,8 +697,8 @@ def _within(evidence, claim, paper, curve, measure, judge):
     return row._replace(verdict=evidence.final(row.verdict, curve))
 
 
-def _compared_runs(evidence, claim, paper, curve, other, measure, judge, unit=None):
-    """A Row: the ratio of measure(run) of two curves, over pairs of seeds."""
+def _compared_runs(evidence, claim, paper, curve, other, measure, judge, say, unit=None):
+    """A Row: the ratio of measure(run) of two curves, over pairs of seeds; say(number) in words."""
     if absent := evidence.absence(curve, other, unit=unit):
         return Row(claim, paper, absent)
     pairs = [tuple(map(measure, pair)) for pair in _pairs(evidence, curve, other)]
@@ -706,7 +708,7 @@ def _compared_runs(evidence, claim, paper, curve, other, measure, judge, unit=No
     row = _judged(claim, paper, np.array([pair[0] / pair[1] for pair in pairs]), judge)
     return row._replace(
         verdict=row.verdict if unit else evidence.final(row.verdict, curve, other),
-        reason=f"{Value(float(over))} and {Value(float(under))}",
+        reason=f"{say(over)} and {say(under)}",
     )
 
 
