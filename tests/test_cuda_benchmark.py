@@ -356,7 +356,7 @@ def test_what_tests_said_before_they_were_stopped_is_kept(tmp_path):
     file.write_text(
         "import pytest, time\n\n@pytest.mark.gpu\ndef test_that_hangs():\n    time.sleep(60)\n"
     )
-    outcomes, said = verification.run_tests(file, seconds=4)
+    outcomes, said = verification.run_tests(file, seconds=12)
     assert outcomes == {"error": 1} and "test_that_hangs" in said
 
 
