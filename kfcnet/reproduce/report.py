@@ -90,7 +90,11 @@ def _numbers(rows):
     """The table of what was measured, and how many claims wait; numbers.csv has them all."""
     there = [row for row in rows if not is_waiting(row)]
     waiting = len(rows) - len(there)
-    text = f"{waiting} claims without a run are in `numbers.csv` alone.\n" if waiting else ""
+    text = (
+        f"{waiting} claims that wait for a run or a measurement are in `numbers.csv` alone.\n"
+        if waiting
+        else ""
+    )
     return "\n".join(filter(None, [there and _table(COLUMNS, _fields(there), "lrrrrll"), text]))
 
 
