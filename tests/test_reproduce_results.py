@@ -233,7 +233,7 @@ def test_every_claim_that_fails_has_a_reason(evidence):
     rows = claims.rows(evidence._replace(runs={**evidence.runs, "digits_kfac": sgd}))
     row = find(rows, "K-FAC over KFC-pre")
     assert row.verdict == REPRODUCED  # twice as large an error is still "about the same"
-    assert row.reason.endswith("; K-FAC was not tuned, and the paper does not give its settings")
+    assert row.reason.endswith("its damping comes from a few short runs, not from a sweep")
     worse = evidence._replace(runs={"digits_kfc": kfc, "digits_sgd": sgd, "digits_adam": kfc})
     for curve, latest in ((kfc, 0.25), (sgd, 0.6)):
         for run in curve:
@@ -336,8 +336,16 @@ def test_sgd_needs_no_clip_where_no_run_rises_above_chance(evidence, factor, sta
         record={**first.record, "outcome": {"state": state}},
     )
     row = claims.clip_row(evidence._replace(runs={"digits_sgd": [changed, *others]}))
-    assert row.here == beyond
+    assert row.here == beyond and "was lost" not in row.reason
     assert row.verdict == (REPRODUCED if beyond.startswith("0") else FAILED)
+
+
+def test_a_lost_run_of_sgd_is_said_where_it_needs_no_clip(evidence):
+    sgd = evidence.plan.curves["digits_sgd"]
+    curves = {**evidence.plan.curves, "digits_sgd_large": sgd._replace(lost=(0.01,))}
+    row = claims.clip_row(evidence._replace(plan=evidence.plan._replace(curves=curves)))
+    assert (row.here, row.verdict) == ("0 of 3", REPRODUCED)
+    assert row.reason.endswith("; digits_sgd_large was lost at 0.01")
 
 
 def test_plugged_in_autocovariances_diverge_where_a_run_rises_above_chance(evidence):
