@@ -407,7 +407,7 @@ def test_the_seconds_of_other_settings_are_measured_again_and_not_drawn(plan, in
     for present, timed, seconds in ((plan, {"digits_kfc"}, 1.0), (smaller, set(), 4 * 60.0)):
         found = reproduce.evidence_in(present, progress_of(present, index), index.root)
         (run,) = found.runs["digits_kfc"]
-        assert found.costs == timed and run.metrics["seconds"][-1] == seconds
+        assert set(found.costs) == timed and run.metrics["seconds"][-1] == seconds
     reproduce.draw(smaller, index, index.root, {})
     assert "(a) over epochs in place of time" in (index.root / "README.md").read_text()
     costs.measure_missing(smaller, progress_of(smaller, index), index.root, {})

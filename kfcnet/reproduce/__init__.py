@@ -180,7 +180,7 @@ def evidence_in(plan, progress, out):
         plan,
         runs,
         {curve: record for curve, record in found.items() if record},
-        frozenset(measured),
+        measured,
         frozenset(name for name in runs if not progress[name].is_complete),
     )
 

@@ -65,15 +65,15 @@ class Row(NamedTuple):
 class Evidence(NamedTuple):
     """The Plan and all that was measured.
 
-    runs: {curve: its final runs}; records: {curve: its record of the assumptions}; costs: names of
-    the curves whose epochs were timed for all alike, None where the runs' own seconds are taken;
+    runs: {curve: its final runs}; records: {curve: its record of the assumptions}; costs: {curve:
+    what its epochs cost}, timed for all alike, None where the runs' own seconds are taken;
     unfinished: names of the curves of which a planned run is missing or under way.
     """
 
     plan: object
     runs: dict
     records: dict
-    costs: frozenset | None = None
+    costs: dict | None = None
     unfinished: frozenset = frozenset()
 
     def absence(self, *names, unit=None):

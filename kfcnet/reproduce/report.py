@@ -139,7 +139,7 @@ def _reasons(rows):
 
 def _where_time_goes(evidence):
     """Times of the curves that are drawn over time, where they were measured."""
-    header = ["curve", "data", "seconds per epoch", "ms per update", *PHASES, "rest"]
+    header = ["curve", "data", "seconds per epoch", "range", "ms per update", *PHASES, "rest"]
     lines = []
     for name in timed(evidence.plan):
         if not evidence.runs.get(name) or name not in evidence.costs:
@@ -148,11 +148,13 @@ def _where_time_goes(evidence):
         metrics = run.metrics
         seconds = metrics["seconds"][-1]
         shares = [metrics[f"seconds_{phase}"][-1] / seconds for phase in PHASES]
+        turns = evidence.costs[name]["seconds"]
         lines.append(
             [
                 name,
                 data_set(run),
                 str(Value(seconds / metrics["epoch"][-1])),
+                f"{Value(min(turns))} to {Value(max(turns))}",
                 str(Value(1000 * seconds / metrics["iteration"][-1])),
                 *(f"{share:.0%}" for share in shares),
                 f"{1 - sum(shares):.0%}",
@@ -162,7 +164,9 @@ def _where_time_goes(evidence):
         return ""
     return (
         "## Where the time goes\n\nOf the curves that are drawn over time, measured in turns on "
-        f"{clock(run)} (`costs.json`); minutes are epochs times these seconds.\n\n"
+        f"{clock(run)} (`costs.json`); minutes are epochs times these seconds, the medians of "
+        f"{len(turns)} turns. Intervals of ratios have the spread over the seeds in them, but not "
+        "that over the turns, which *range* shows.\n\n"
         + _table(header, lines, "ll" + "r" * (len(header) - 2))
     )
 
