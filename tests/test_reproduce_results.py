@@ -18,7 +18,7 @@ from kfcnet.figures.paper import LOWEST_TEST_ERROR
 from kfcnet.optimizers import KfcPre
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, verdicts
 from kfcnet.reproduce.claims import Evidence
-from kfcnet.reproduce.plan import Errors, FigurePlan, Measurement, PanelPlan
+from kfcnet.reproduce.plan import Errors, FigurePlan, Measurement, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.values import Value, middle, ratio
 from kfcnet.reproduce.verdicts import DIRECTION, FAILED, OPEN, REPRODUCED, Interval
@@ -531,6 +531,26 @@ def test_the_page_says_what_was_chosen_shortened_and_failed_and_where_from(plan,
     for line in text.splitlines():
         if line.startswith("| ") and "---" not in line:
             assert line.count("|") in (6, 8, 10, 11), line  # no cell holds a bar
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_every_figure_says_what_is_drawn(quick):
+    for figure_plan in make_plan("cpu", quick).figures.values():
+        assert figure_plan.caption.endswith(".") and "  " not in figure_plan.caption
+
+
+def test_a_caption_stands_below_its_figure_and_pictures_have_names_of_their_own(evidence):
+    plan = evidence.plan
+    figures = {"assumptions": FigurePlan("A", kind="assumptions", caption="What is drawn.")}
+    (measurement,) = plan.measurements
+    found = evidence._replace(plan=plan._replace(figures=figures), records={"tiny_max": {}})
+    pictures = ["assumptions.png", f"assumptions_{measurement.curve}.png"]
+    text = report._figure(found, {}, "assumptions", pictures, None)
+    assert text == (
+        "## A\n\n![A](figures/assumptions.png)\n\n"
+        f"![Correlations: {measurement.title}](figures/assumptions_tiny_max.png)\n\n"
+        "What is drawn.\n"
+    )
 
 
 def test_a_rate_between_others_is_at_no_edge(plan, tmp_path):

@@ -23,6 +23,13 @@ COMPARED = tuple(name for name in STRUCTURES if name != "autocovariance")
 UNTUNED = ("optimizer.learning_rate=0.003",)
 """Of the starts and of the weight decays, which are chosen before the learning rate is tuned."""
 
+LOOKS = (
+    "Training is dashed with open markers, test solid with filled ones. Loss and error are of the "
+    "averaged parameters, without the penalty of the weight decay. Of several seeds the line is "
+    "the median and the band the whole range."
+)
+DOTTED = "The dotted line is the test error that the network's authors published."
+
 LOW_RATES = (0.0001, 0.00003)
 """Added for co-ordinatewise methods: their steps do not shrink with the small initial weights."""
 
@@ -68,12 +75,14 @@ class FigurePlan(NamedTuple):
 
     kind: "runs" shows their final runs; "starts" the first epochs of these; "scaling" what they
     gain from more processes; "tuning" the errors at the learning rates that were tried, without
-    final runs; "assumptions" the plan's Measurements, without panels.
+    final runs; "assumptions" the plan's Measurements, without panels. caption: what is drawn, in
+    sentences.
     """
 
     title: str
     panels: tuple = ()
     kind: str = "runs"
+    caption: str = ""
 
 
 class Measurement(NamedTuple):
@@ -649,10 +658,16 @@ def _figures(main, *others):
             for group in (_decays(), _hessian_free(), _scaled(), _choices())
         )
         of_cifar = {
-            "decay": FigurePlan("The weight decay", _loss_and_error(shares, "epochs")),
+            "decay": FigurePlan(
+                "The weight decay",
+                _loss_and_error(shares, "epochs"),
+                caption="Loss and error with shares of the published weight decay, at a learning "
+                f"rate of 0.003 that was not tuned, one seed each. {LOOKS} {DOTTED}",
+            ),
             "free": FigurePlan(
                 "Hessian-free optimization, with and without KFC (section 3.2)",
                 _loss_and_error(free, "updates"),
+                caption=f"Loss and error over updates, each of several products with F. {LOOKS}",
             ),
             "autoencoder": FigurePlan(
                 "K-FAC and SGD on a dense autoencoder (Martens and Grosse 2015)",
@@ -660,53 +675,98 @@ def _figures(main, *others):
                     *_loss_and_error(("autoencoder_kfac", "autoencoder_sgd"), "updates"),
                     PanelPlan("c", "error", ("autoencoder_kfac", "autoencoder_sgd"), "epochs"),
                 ),
+                caption="Loss (a) and error (b) over updates, error over epochs (c). The loss is "
+                "half the squared error, summed over 64 pixels; the error is the mean squared "
+                "error of a pixel in percent of one, which is about a pixel's variance: it begins "
+                f"above 100%. {LOOKS}",
             ),
             "autocovariance": FigurePlan(
                 "Autocovariances plugged into Theorem 1 (section 3.1)",
                 _loss_and_error(("cifar_kfc", "cifar_autocovariance"), "updates", "ab", True),
+                caption="Loss and error over updates, with Omega as KFC computes it (Theorem 2) "
+                f"and from empirical autocovariances. {LOOKS} {DOTTED}",
             ),
             "invariance": FigurePlan(
                 "Inputs as they are and divided by 64 (section 4.1)",
                 _loss_and_error((*pair, *scaled), "epochs", "ab", True),
+                caption="Loss and error over epochs. With divided inputs conv1's initial weights "
+                "are 64 times as large and its weight decay is smaller by 64^2: network and "
+                "objective are the same functions at the start, and a method that is invariant "
+                "draws one curve. Learning rates are those tuned with inputs as they are. "
+                f"{LOOKS} {DOTTED}",
             ),
             "choices": FigurePlan(
                 "What the paper leaves open: response normalisation and pooling",
                 _loss_and_error((*pair, *choices), "epochs", "ab", True),
+                caption="Loss and error over epochs. The changed networks have one seed and six "
+                "epochs; where their curves lie on those of the network as it is, the choice does "
+                f"not matter. {LOOKS} {DOTTED}",
             ),
         }
     return {
-        "fig1": FigurePlan("KFC-pre and SGD over time (the paper's Figure 1)", fig1),
+        "fig1": FigurePlan(
+            "KFC-pre and SGD over time (the paper's Figure 1)",
+            fig1,
+            caption="Loss (left) and error (right) over training time, which is epochs times the "
+            f"measured cost of one. {LOOKS} {DOTTED}",
+        ),
         "fig2": FigurePlan(
-            "KFC-pre and SGD over updates, with large mini-batches (Figure 2)", fig2
+            "KFC-pre and SGD over updates, with large mini-batches (Figure 2)",
+            fig2,
+            caption=f"Error over updates, both on logarithmic axes. {LOOKS} {DOTTED}",
         ),
         "assumptions": FigurePlan(
-            "The assumptions (section 5.1, appendix D.1)", kind="assumptions"
+            "The assumptions (section 5.1, appendix D.1)",
+            kind="assumptions",
+            caption="First picture: mean absolute correlation of two locations in one map, over "
+            "their distance in a row or a column; below, how far approximations of the Fisher "
+            "block of one small layer are from the exact one. Other pictures: absolute "
+            "correlations in one trained network, of derivatives on the left and of activations "
+            "on the right; by offset in three maps (the middle is offset 0), and between all maps "
+            "at one location.",
         ),
         "batchnorm": FigurePlan(
-            "With and without batch normalisation (appendix D.2)", _loss_and_error(normalised)
+            "With and without batch normalisation (appendix D.2)",
+            _loss_and_error(normalised),
+            caption=f"Loss and error over training time. {LOOKS} {DOTTED}",
         ),
         "minibatch": FigurePlan(
             "KFC-pre with smaller mini-batches (section 5.2, footnote 3)",
             _loss_and_error((*pair, f"{main}_kfc_small"), "epochs"),
+            caption="Loss and error over epochs: an epoch of KFC-pre has four times as many "
+            f"updates with the smaller mini-batches. {LOOKS} {DOTTED}",
         ),
         "methods": FigurePlan(
             "Full K-FAC and co-ordinatewise methods (section 5.2)",
             (*_loss_and_error(methods), *_loss_and_error(methods, "updates", "cd", True)),
+            caption="Loss (left) and error (right), above over time or epochs, below over "
+            f"updates. {LOOKS} {DOTTED}",
         ),
         "structures": FigurePlan(
             "Other structures of the Fisher blocks (section 4.2, appendix C)",
             _loss_and_error(structures, "updates"),
+            caption=f"Loss and error over updates. {LOOKS} {DOTTED}",
         ),
         "sensitivity": FigurePlan(
-            "Sensitivity to the learning rate", (PanelPlan("a", "error", pair),), "tuning"
+            "Sensitivity to the learning rate",
+            (PanelPlan("a", "error", pair),),
+            "tuning",
+            "Training error of the averaged parameters after each stage of the tuning, at the "
+            "learning rates that were tried in it; the best ones are taken further.",
         ),
         "starts": FigurePlan(
-            "How training begins", (PanelPlan("a", "error", starts, "epochs"),), "starts"
+            "How training begins",
+            (PanelPlan("a", "error", starts, "epochs"),),
+            "starts",
+            "Above: training error of the latest parameters, which are not averaged. Below: dead "
+            "maps, all layers together. Each seed is a line; the learning rate was not tuned.",
         ),
         "scaling": FigurePlan(
             "Large mini-batches on more than one processor (section 5.3)",
             (PanelPlan("a", "error", (*pair, *(f"{name}_large" for name in pair))),),
             "scaling",
+            "Seconds to a training error, updates times seconds of one, over the number of "
+            "processes, on logarithmic axes: measured on the left, modelled on the right.",
         ),
         **of_cifar,
     }

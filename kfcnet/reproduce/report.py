@@ -76,7 +76,12 @@ def _figure(evidence, progress, name, pictures, table):
     elif kind == "tuning":
         missing = {curve: "not tuned" for curve in curves if not progress[curve].tuning}
     missing = {curve: why for curve, why in missing.items() if why}
-    parts = [f"![{title}](figures/{picture})" for picture in pictures]
+    shown = {f"assumptions_{each.curve}.png": each.title for each in plan.measurements}
+    parts = [
+        f"![{f'Correlations: {shown[picture]}' if picture in shown else title}](figures/{picture})"
+        for picture in pictures
+    ]
+    parts += [plan.figures[name].caption] if plan.figures[name].caption else []
     parts += (
         ["Missing: " + "; ".join(f"{curve} ({why})" for curve, why in missing.items()) + "."]
         if missing
