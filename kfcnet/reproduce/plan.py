@@ -252,7 +252,7 @@ def _published():
         Curve("cifar_kfc_bn", "cifar_kfc_bn", epochs=20, clips=CLIPS),
         Curve("cifar_sgd_bn", "cifar_sgd_bn", ("evaluation.every=0.5",)),
         *_others("cifar", rates=(*paper.LEARNING_RATES, *LOW_RATES)),
-        Curve("cifar_kfac", "cifar_kfac", rates=()),
+        Curve("cifar_kfac", "cifar_kfac", rates=(), epochs=20),
         *_hessian_free(),
         Curve("cifar_kfc_small", "cifar_kfc", small_kfc, clips=CLIPS),
         *_structures("cifar", clips=CLIPS),
@@ -358,7 +358,6 @@ def _shortened():
         "cifar_kfc_bn": ((), dict(judged, rates=five)),
         "cifar_sgd_bn": ((), dict(judged, rates=five)),
         "cifar_kfc_small": ((), dict(judged, rates=five, epochs=30)),
-        "cifar_kfac": ((), judged),
         **{curve.name: ((), dict(seeds=2, shortened=time)) for curve in _hessian_free()},
         **{curve.name: ((), others) for curve in _others("cifar")},
         **{
