@@ -325,7 +325,7 @@ def test_no_start_is_chosen_before_every_seed_has_been_looked_into(plan, index):
     assert missing == ["digits_kfc"]
     text = starts.page(found, missing)
     assert "nothing is chosen yet, for want of runs of digits_kfc" in text
-    assert "the choice is" not in text and "counted, at epoch 0.75" in text
+    assert "the choice is" not in text and "counted at epoch 0.75" in text
     assert "the choice is: A" in starts.page(found)
 
 

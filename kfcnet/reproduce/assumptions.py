@@ -138,9 +138,10 @@ def page(records):
     return (
         "KFC takes derivatives at two locations to be uncorrelated (SUD). How far that holds in a "
         "layer: the mean absolute correlation of neighbours, of the derivatives with respect to "
-        "pre-activations and of what the layer takes in. *Ratio* is the first over the second. The "
-        "pictures by offset end at half of the image's side, where a quarter of the locations "
-        "still count.\n\n" + markdown_table(lines)
+        "pre-activations and of the activations that the layer takes in, which for the first layer "
+        "are the images. *Ratio* is the first over the second. The pictures by offset end at "
+        f"{max(measurement.radius for measurement, _ in records)} pixels, or at half of the "
+        "image's side where that is less.\n\n" + markdown_table(lines)
     )
 
 

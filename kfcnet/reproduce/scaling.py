@@ -45,10 +45,12 @@ ASSUMPTIONS = (
     "all wait for the process that inverts the most expensive layer, and for nothing else",
     "a message takes as long between any two processes as between two of this machine: latency "
     "{latency:.3g} microseconds, {rate:.3g} GB/s, fitted to sums over two processes",
-    "a sum takes min(2 (R - 1) (a + n b / R), 2 ceil(log2 R) a + 2 n b) for a latency a and n "
-    "bytes at b seconds each; a broadcast, of inverses, the better of a tree and of a ring",
+    "a sum over R processes takes the lesser of 2 (R - 1) (a + n b / R) and 2 ceil(log2 R) a + "
+    "2 n b, for a latency a and n bytes at b seconds each; a broadcast, of inverses, the lesser of "
+    "a tree's time and a ring's",
     "nothing is computed while messages are under way",
-    "updates are those of one process: the steps of R are the same up to rounding",
+    "as many updates are needed as with one process: the steps of R processes are the same up to "
+    "rounding",
 )
 
 

@@ -165,10 +165,14 @@ def page(found, missing=()):
     at = " to ".join(dict.fromkeys(f"{each:.2g}" for each in (counted[0], counted[-1])))
     return (
         "No source tells how the authors of the paper began. *Warm-up* is a linear rise of the "
-        "learning rate from a hundredth of it; a clip that counts momentum bounds nu by C (1 - "
-        "mu)^2 in place of C, because momentum mu lets 1/(1 - mu) steps add up. A map is dead that "
-        "is active on less than 1% of the pixels of 1,000 training images, when they were last "
-        f"counted, at epoch {at}. Errors and h are of the averaged parameters where the column "
+        "learning rate from a hundredth of it. The clip bounds nu = v^T F v + lambda |v|^2 by C, "
+        "for a step v before momentum and a weight decay lambda; a clip that counts momentum "
+        "bounds it by C (1 - mu)^2, because momentum mu lets 1/(1 - mu) steps add up. *h* is the "
+        "objective in nats, the mean training loss plus the penalty of the weight decay. "
+        "*Clipped* is the share of updates that were clipped; *largest mean nu* is the largest of "
+        "the means over the updates between two evaluations, before the clip. A map is dead that "
+        "is active on less than 1% of the pixels of 1,000 training images; maps were last "
+        f"counted at epoch {at}. Errors and h are of the averaged parameters where the column "
         "does not say otherwise; a cell has every seed's number. By the rules (`docs/rules.md`) "
         f"{choice}.\n\n" + table(found)
     )
