@@ -19,7 +19,7 @@ from kfcnet.reproduce.verdicts import FAILED, OPEN, REPRODUCED, Interval, ratio_
 from kfcnet.runs.files import read_json, write_json
 from kfcnet.runs.identity import group_by_seed
 from kfcnet.runs.index import RunIndex
-from kfcnet.runs.metrics import COLUMNS, append_metrics
+from kfcnet.runs.metrics import COLUMNS, COUNTS, append_metrics, read_metrics
 from kfcnet.runs.read import Run, read_run
 from kfcnet.training.tuning import Stage
 
@@ -88,6 +88,18 @@ def test_the_published_tables_are_those_of_the_records(published, tmp_path):
 @pytest.mark.parametrize("name", ["cifar_kfc", "cifar_sgd"])
 def test_a_configuration_has_the_rate_that_its_tuning_chose(published, name):
     assert published[name].rate == load_config(name).optimizer.learning_rate
+
+
+def test_in_the_runs_of_figure_1_no_map_dies_as_the_referee_is_told(published):
+    told = "no map is dead whenever they are counted, every 98 updates, and no update is clipped"
+    assert told in (PAPER.parents[1] / "docs/referee.md").read_text(encoding="utf-8")
+    finals = published["cifar_kfc"].finals
+    assert len(finals) == 5
+    for status in finals.values():
+        table = read_metrics(status.folder / "diagnostics.csv", columns=COUNTS)
+        assert not any(values.any() for name, values in table.items() if name.endswith("_dead"))
+        assert set(np.diff(table["iteration"])) == {98}
+        assert not read_run(status.folder).metrics["clipped"].any()
 
 
 # Diverged
