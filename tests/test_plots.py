@@ -349,7 +349,7 @@ def test_seeds_on_other_images_or_without_the_extension_are_a_curve_of_their_own
         runs[2].record[key].update(values)
     assert texts(curves.draw_runs(runs))[:2] == [
         "KFC-pre, M = 512, 2 seeds",
-        "KFC-pre, M = 512 (2)",
+        "KFC-pre, M = 512 (2), 1 seed",
     ]
 
 
@@ -379,7 +379,7 @@ def test_a_method_looks_the_same_in_all_panels(tmp_path):
         == lines_of(second)[0].get_color()
         != (lines_of(first)[0].get_color())
     )
-    assert texts(figure)[:2] == ["SGD, M = 128", "KFC-pre, M = 512, 1 to 2 seeds"]
+    assert texts(figure)[:2] == ["SGD, M = 128, 1 seed", "KFC-pre, M = 512, 1 to 2 seeds"]
     figure = curves.draw_panels([panels[0]._replace(runs=kfc), panels[1]])
     assert [axes.get_title() for axes in figure.axes] == ["(a), 2 seeds", "(b), 1 seed"]
     assert texts(figure)[0] == "KFC-pre, M = 512"

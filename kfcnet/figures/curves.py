@@ -366,7 +366,10 @@ def _draw_published_error(axes, runs):
 
 def _add_legend(figure, seeds):
     """Add a legend below the panels: the curves' looks, and what dashed and solid lines mean."""
-    labels = [label + _seeds_in_words(numbers) for label, numbers in seeds.items()]
+    is_told = any(max(numbers) > 1 for numbers in seeds.values())  # else no band tells of seeds
+    labels = [
+        label + (_seeds_in_words(numbers) if is_told else "") for label, numbers in seeds.items()
+    ]
     curves = [Line2D([], [], label=label, **look_of(number)) for number, label in enumerate(labels)]
     parts = [
         Line2D([], [], color="black", linestyle=line, marker="o", markerfacecolor=face, label=part)
@@ -384,7 +387,7 @@ def _add_legend(figure, seeds):
 
 def _seeds_in_words(numbers):
     low, high = min(numbers), max(numbers)
-    return "" if high == 1 else f", {in_seeds(high)}" if low == high else f", {low} to {high} seeds"
+    return f", {in_seeds(high)}" if low == high else f", {low} to {high} seeds"
 
 
 def _scale(runs, x):
