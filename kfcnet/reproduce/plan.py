@@ -23,13 +23,6 @@ COMPARED = tuple(name for name in STRUCTURES if name != "autocovariance")
 UNTUNED = ("optimizer.learning_rate=0.003",)
 """Of the starts and of the weight decays, which are chosen before the learning rate is tuned."""
 
-LOOKS = (
-    "Training is dashed with open markers, test solid with filled ones. Loss and error are of the "
-    "averaged parameters, without the penalty of the weight decay. Of several seeds the line is "
-    "the median and the band the whole range."
-)
-DOTTED = "The dotted line is the test error that the network's authors published."
-
 LOW_RATES = (0.0001, 0.00003)
 """Added for co-ordinatewise methods: their steps do not shrink with the small initial weights."""
 
@@ -662,12 +655,12 @@ def _figures(main, *others):
                 "The weight decay",
                 _loss_and_error(shares, "epochs"),
                 caption="Loss and error with shares of the published weight decay, at a learning "
-                f"rate of 0.003 that was not tuned, one seed each. {LOOKS} {DOTTED}",
+                "rate of 0.003 that was not tuned, one seed each.",
             ),
             "free": FigurePlan(
                 "Hessian-free optimization, with and without KFC (section 3.2)",
                 _loss_and_error(free, "updates"),
-                caption=f"Loss and error over updates, each of several products with F. {LOOKS}",
+                caption="Loss and error over updates, each of several products with F.",
             ),
             "autoencoder": FigurePlan(
                 "K-FAC and SGD on a dense autoencoder (Martens and Grosse 2015)",
@@ -678,13 +671,13 @@ def _figures(main, *others):
                 caption="Loss (a) and error (b) over updates, error over epochs (c). The loss is "
                 "half the squared error, summed over 64 pixels; the error is the mean squared "
                 "error of a pixel in percent of one, which is about a pixel's variance: it begins "
-                f"above 100%. {LOOKS}",
+                "above 100%.",
             ),
             "autocovariance": FigurePlan(
                 "Empirical autocovariances plugged into Eq. 19 (section 3.1)",
                 _loss_and_error(("cifar_kfc", "cifar_autocovariance"), "updates", "ab", True),
                 caption="Loss and error over updates, with Omega as KFC computes it (Theorem 2) "
-                f"and from empirical autocovariances. {LOOKS} {DOTTED}",
+                "and from empirical autocovariances.",
             ),
             "invariance": FigurePlan(
                 "Inputs as they are and divided by 64 (section 4.1)",
@@ -692,15 +685,14 @@ def _figures(main, *others):
                 caption="Loss and error over epochs. With divided inputs conv1's initial weights "
                 "are 64 times as large and its weight decay is smaller by 64^2: network and "
                 "objective are the same functions at the start, and a method that is invariant "
-                "draws one curve. Learning rates are those tuned with inputs as they are. "
-                f"{LOOKS} {DOTTED}",
+                "draws one curve. Learning rates are those tuned with inputs as they are.",
             ),
             "choices": FigurePlan(
                 "What the paper leaves open: response normalisation and pooling",
                 _loss_and_error((*pair, *choices), "epochs", "ab", True),
                 caption="Loss and error over epochs. The changed networks have one seed and six "
                 "epochs; where their curves lie on those of the network as it is, the choice does "
-                f"not matter. {LOOKS} {DOTTED}",
+                "not matter.",
             ),
         }
     return {
@@ -708,12 +700,12 @@ def _figures(main, *others):
             "KFC-pre and SGD over time (the paper's Figure 1)",
             fig1,
             caption="Loss (left) and error (right) over training time, which is epochs times the "
-            f"measured cost of one. {LOOKS} {DOTTED}",
+            "measured cost of one.",
         ),
         "fig2": FigurePlan(
             "KFC-pre and SGD over updates, with large mini-batches (Figure 2)",
             fig2,
-            caption=f"Error over updates, both on logarithmic axes. {LOOKS} {DOTTED}",
+            caption="Error over updates, both on logarithmic axes.",
         ),
         "assumptions": FigurePlan(
             "The assumptions (section 5.1, appendix D.1)",
@@ -728,24 +720,23 @@ def _figures(main, *others):
         "batchnorm": FigurePlan(
             "With and without batch normalisation (appendix D.2)",
             _loss_and_error(normalised),
-            caption=f"Loss and error over training time. {LOOKS} {DOTTED}",
+            caption="Loss and error over training time.",
         ),
         "minibatch": FigurePlan(
             "KFC-pre with smaller mini-batches (section 5.2, footnote 3)",
             _loss_and_error((*pair, f"{main}_kfc_small"), "epochs"),
             caption="Loss and error over epochs: an epoch of KFC-pre has four times as many "
-            f"updates with the smaller mini-batches. {LOOKS} {DOTTED}",
+            "updates with the smaller mini-batches.",
         ),
         "methods": FigurePlan(
             "Full K-FAC and co-ordinatewise methods (section 5.2)",
             (*_loss_and_error(methods), *_loss_and_error(methods, "updates", "cd", True)),
-            caption="Loss (left) and error (right), above over time or epochs, below over "
-            f"updates. {LOOKS} {DOTTED}",
+            caption="Loss (left) and error (right), above over time or epochs, below over updates.",
         ),
         "structures": FigurePlan(
             "Other structures of the Fisher blocks (section 4.2, appendix C)",
             _loss_and_error(structures, "updates"),
-            caption=f"Loss and error over updates. {LOOKS} {DOTTED}",
+            caption="Loss and error over updates.",
         ),
         "sensitivity": FigurePlan(
             "Sensitivity to the learning rate",
