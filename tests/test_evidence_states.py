@@ -11,9 +11,9 @@ from kfcnet import reproduce
 from kfcnet.config import load_config
 from kfcnet.figures import curves, milestones
 from kfcnet.reproduce import claims, costs, figures, report, scaling, starts, verdicts, work
-from kfcnet.reproduce.claims import Evidence
 from kfcnet.reproduce.plan import FigurePlan, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.reproduce.rows import Evidence, compared_at_the_end, reached_row, speed_up
 from kfcnet.reproduce.values import Value, middle
 from kfcnet.reproduce.verdicts import FAILED, OPEN, REPRODUCED, Interval, ratio_bounds
 from kfcnet.runs.files import read_json, write_json
@@ -56,8 +56,8 @@ def write_seeds(index, plan, name, *errors, state="finished"):
         write_run(index, plan, name, {}, each, seed, state=state)
 
 
-def speed_up(plan, index, threshold=0.5):
-    return claims._speed_up(
+def sgd_over_kfc(plan, index, threshold=0.5):
+    return speed_up(
         evidence_of(plan, index),
         "",
         Value(3.0),
@@ -123,7 +123,7 @@ def test_a_diverged_run_never_reaches_anything(plan, index):
     write_run(index, plan, "digits_kfc", {}, [0.9, 0.8], 0, state="failed")
     write_run(index, plan, "digits_kfc", {}, [0.9, 0.8, 0.4], 1)
     write_run(index, plan, "digits_kfc", {}, [0.9, 0.8, 0.7, 0.4], 2)
-    row = claims._reached(
+    row = reached_row(
         evidence_of(plan, index), "", Value(9.0), "digits_kfc", "train_error", 0.5, "updates"
     )
     assert row.here == Value(18) and row.note == "3 seeds, 12 to never"
@@ -151,12 +151,12 @@ def test_the_ratio_of_what_was_not_reached_lies_within_bounds(over, under, bound
 def test_a_method_that_diverges_has_lost(plan, index, tmp_path):
     write_seeds(index, plan, "digits_kfc", *3 * [[0.9, 0.8]], state="failed")
     write_seeds(index, plan, "digits_sgd", *3 * [[0.9, 0.6, 0.4]])
-    row = speed_up(plan, index)
+    row = sgd_over_kfc(plan, index)
     assert (row.here, row.verdict) == ("digits_kfc did not get there", FAILED)
     other = RunIndex(tmp_path / "other")
     write_seeds(other, plan, "digits_kfc", *3 * [[0.9, 0.6, 0.4]])
     write_seeds(other, plan, "digits_sgd", *3 * [[0.9, 0.8]], state="failed")
-    row = speed_up(plan, other)
+    row = sgd_over_kfc(plan, other)
     assert (row.here, row.verdict, row.ratio) == ("digits_sgd diverged", REPRODUCED, "")
     assert "epochs needed: digits_kfc 1, digits_sgd never" in row.reason
     assert str(Interval(math.inf, math.inf)) == "infinite"
@@ -167,7 +167,7 @@ def test_the_error_of_a_diverged_run_is_infinite_where_methods_are_compared(plan
     for seed in (1, 2):
         write_run(index, plan, "digits_kfc", {}, [0.9, 0.5, 0.4], seed)
     write_seeds(index, plan, "digits_sgd", *3 * [[0.9, 0.7, 0.1]])
-    row = claims._compared(
+    row = compared_at_the_end(
         evidence_of(plan, index),
         "",
         "above 1",
@@ -188,7 +188,7 @@ def test_there_is_no_ratio_where_both_runs_of_a_seed_diverged(plan, index):
         write_run(index, plan, name, {}, [0.9], 0, state="failed")
         for seed in (1, 2):
             write_run(index, plan, name, {}, [0.9, 0.5, 0.4], seed)
-    row = claims._compared(
+    row = compared_at_the_end(
         evidence_of(plan, index), "", "", *plan.curves, lambda ratios: REPRODUCED
     )
     note = "after 1 epochs: 40.00% and 40.00%"
@@ -198,7 +198,7 @@ def test_there_is_no_ratio_where_both_runs_of_a_seed_diverged(plan, index):
 def test_the_last_error_of_a_curve_is_the_median_of_its_seeds(plan, index):
     write_seeds(index, plan, "digits_kfc", [0.9, 0.6, 0.55], [0.9, 0.6, 0.5], [0.9, 0.6, 0.41])
     write_seeds(index, plan, "digits_sgd", *3 * [[0.9, 0.6, 0.4]])
-    assert speed_up(plan, index, 0.4).reason.endswith("; digits_kfc ended at 50.00%")
+    assert sgd_over_kfc(plan, index, 0.4).reason.endswith("; digits_kfc ended at 50.00%")
 
 
 # Under way
@@ -358,13 +358,13 @@ def test_a_reason_is_that_of_the_run_whose_number_stands_before_it(plan, index):
 def test_only_runs_with_the_same_seed_and_images_are_pairs(plan, index):
     write_run(index, plan, "digits_kfc", {}, [0.9, 0.4, 0.4], 1)
     write_run(index, plan, "digits_sgd", {}, [0.9, 0.6, 0.4], 0)
-    assert speed_up(plan, index).here == "no seed in common"
+    assert sgd_over_kfc(plan, index).here == "no seed in common"
     folder = write_run(index, plan, "digits_sgd", {}, [0.9, 0.6, 0.4], 1)
-    assert speed_up(plan, index).here == Value(2)
+    assert sgd_over_kfc(plan, index).here == Value(2)
     record = read_json(folder / "run.json")
     record["data"]["sha256"] = 64 * "a"
     write_json(folder / "run.json", record)
-    assert speed_up(plan, index).here == "no seed in common"
+    assert sgd_over_kfc(plan, index).here == "no seed in common"
 
 
 def test_a_run_that_went_on_elsewhere_is_a_curve_of_its_own_over_time(plan, index):

@@ -17,9 +17,9 @@ from kfcnet.data import DataError
 from kfcnet.figures.paper import LOWEST_TEST_ERROR
 from kfcnet.optimizers import KfcPre
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, verdicts
-from kfcnet.reproduce.claims import Evidence
 from kfcnet.reproduce.plan import Errors, FigurePlan, Measurement, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.reproduce.rows import Evidence, spread
 from kfcnet.reproduce.values import Value, middle, ratio
 from kfcnet.reproduce.verdicts import DIRECTION, FAILED, OPEN, REPRODUCED, Interval
 from kfcnet.runs.checkpoint import CheckpointError
@@ -76,9 +76,9 @@ def test_the_table_is_computed_from_the_records(evidence):
     speed_up = find(rows, data_set, "time of SGD over that of KFC-pre")
     assert (speed_up.here, speed_up.paper) == (Value(4), Value(7.5))
     assert (speed_up.interval, speed_up.verdict) == (Interval(4, 4), "in direction only")
-    assert find(rows, "50% test error: minutes, SGD").note == "3 seeds, 4 to 4"
+    assert find(rows, "50% test error: minutes, SGD").note == "3 seeds, all 4"
     lowest = [(str(row.here), row.note) for row in rows if "lowest test error (%)" in row.claim]
-    assert lowest == [("30", "3 seeds, 30 to 30"), ("50", "3 seeds, 50 to 50"), ("not run", "")]
+    assert lowest == [("30", "3 seeds, all 30"), ("50", "3 seeds, all 50"), ("not run", "")]
     assert find(rows, "Adagrad").here == "not run" == find(rows, "of activations").here
 
 
@@ -262,7 +262,7 @@ def test_a_part_of_svhn_leaves_the_error_of_all_of_it_open(evidence):
         for run in evidence.runs["digits_sgd"]
     ]
     svhn = evidence._replace(plan=evidence.plan._replace(main="cifar"), runs={"svhn_kfc": runs})
-    row, _ = claims.svhn_rows(svhn)
+    row, *_ = claims.svhn_rows(svhn)
     assert row.verdict == OPEN and "1,440 training images" in row.reason
 
 
@@ -278,6 +278,12 @@ def test_the_test_error_after_five_minutes_is_that_between_two_evaluations(evide
     assert small.here == "not run"
     row, _ = claims.early_error_rows(evidence)  # ends after two minutes
     assert row[1:4] == (Value(18.5), "ended before", "")
+
+
+def test_a_range_over_seeds_that_agree_is_one_number():
+    assert spread([Value(0.2), Value(0.3)]) == "2 seeds, 0.2 to 0.3"
+    assert spread([Value(15.37, True), Value(15.41, True)]) == "2 seeds, all > 15.4"
+    assert spread(["5%"]) == ""
 
 
 def test_the_objective_is_reported_beside_the_likelihood(evidence):
@@ -296,6 +302,11 @@ def test_updates_to_a_test_error_are_counted_where_every_run_came(evidence):
     assert (row.paper, row.ratio, row.verdict) == ("similar to 20", "", "")
     assert row.here == Value(2.0) and row.note == "3 seeds, 1 to 2"
     assert claims.large_batch_test_row(evidence).here == "not run"
+    svhn = {f"svhn_{name}": evidence.runs[f"digits_{name}"] for name in ("kfc", "sgd")}
+    of_svhn = evidence._replace(plan=evidence.plan._replace(main="cifar"), runs=svhn)
+    *_, row = claims.svhn_rows(of_svhn)
+    assert row.claim.endswith("50% test error: time of SGD over that of KFC-pre")
+    assert (row.here, row.paper, row.verdict) == (Value(4.0), "not given", "")
 
 
 def test_averaging_helps_where_the_latest_parameters_are_worse(evidence):

@@ -15,6 +15,7 @@ from kfcnet.reproduce import assumptions, claims, costs, figures, report, scalin
 from kfcnet.reproduce.places import say
 from kfcnet.reproduce.plan import make_plan
 from kfcnet.reproduce.progress import progress_of
+from kfcnet.reproduce.rows import Evidence
 from kfcnet.runs.files import make_folder
 from kfcnet.runs.folder import RunFolderError, alone_in
 from kfcnet.runs.index import RunIndex
@@ -169,14 +170,14 @@ def draw(plan, index, out, failures):
 
 
 def evidence_in(plan, progress, out):
-    """The claims.Evidence of the records in the folder `out`."""
+    """The Evidence of the records in the folder `out`."""
     runs = {name: state.runs() for name, state in progress.items() if state.finals}
     measured = costs.current(costs.read(out), costs.configured(plan, progress, runs))
     for name in measured:
         runs[name] = [costs.with_cost(run, measured[name]) for run in runs[name]]
     plan = plan._replace(measurements=named(plan.measurements, runs))
     found = {each.curve: assumptions.read(plan, progress, out, each) for each in plan.measurements}
-    return claims.Evidence(
+    return Evidence(
         plan,
         runs,
         {curve: record for curve, record in found.items() if record},

@@ -5,7 +5,6 @@ without runs says so.
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,10 +22,21 @@ from kfcnet.figures.paper import (
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.assumptions import neighbours
 from kfcnet.reproduce.plan import COMPARED
-from kfcnet.reproduce.values import Value, has_failed, middle, ratio, reached
-from kfcnet.reproduce.verdicts import OPEN, Interval
-from kfcnet.runs.labels import METHODS, PARTS, STRUCTURES, data_set, is_part, method
-from kfcnet.runs.metrics import PHASES
+from kfcnet.reproduce.rows import (
+    Row,
+    compared_at_the_end,
+    compared_runs,
+    epoch_seconds,
+    is_waiting,
+    median_row,
+    reached_row,
+    row_with_interval,
+    speed_up,
+    spread,
+)
+from kfcnet.reproduce.values import Value, has_failed
+from kfcnet.reproduce.verdicts import OPEN
+from kfcnet.runs.labels import METHODS, PARTS, STRUCTURES, data_set, is_part
 
 TOLERANCE = 1.1
 """A test error is reproduced below this many times the published one."""
@@ -36,75 +46,11 @@ WEAK, STRONGER = 0.5, 2
 stronger above this many times those with max pooling."""
 
 
-NO_PAIRS = "no seed in common"
-
 SLACK = 1.02
 """A run is out of hand where its training loss rises above its start by more than this factor: the
 start is chance."""
 
 OUT_OF_HAND = f"that failed or had a training loss more than {SLACK - 1:.0%} above that of chance"
-
-
-class Row(NamedTuple):
-    """A row of the table. `paper` and `here` are Values or texts, `ratio` a Value or "".
-
-    interval: an Interval of `here`, or ""; verdict: one of VERDICTS, "" for a row that only reports
-    a number; reason: a measurement that explains it.
-    """
-
-    claim: str
-    paper: Value | str
-    here: Value | str
-    ratio: Value | str = ""
-    interval: Interval | str = ""
-    note: str = ""
-    verdict: str = ""
-    reason: str = ""
-
-
-class Evidence(NamedTuple):
-    """The Plan and all that was measured.
-
-    runs: {curve: its final runs}; records: {curve: its record of the assumptions}; costs: {curve:
-    what its epochs cost}, timed for all alike, None where the runs' own seconds are taken;
-    unfinished: names of the curves of which a planned run is missing or under way.
-    """
-
-    plan: object
-    runs: dict
-    records: dict
-    costs: dict | None = None
-    unfinished: frozenset = frozenset()
-
-    def absence(self, *names, unit=None):
-        """Why some of these curves have no runs, or no minutes (a unit); "" if all of them have."""
-        for name in names:
-            if name in self.plan.left_out:
-                return f"not run: {self.plan.left_out[name]}"
-            if not self.runs.get(name):
-                return "not run"
-            if unit == "minutes" and self.costs is not None and name not in self.costs:
-                return "not run: the cost of an epoch is not measured yet"
-        return ""
-
-    def final(self, verdict, *names):
-        """A verdict on where curves end, or OPEN as long as one of them is not at its end."""
-        return OPEN if verdict and self.unfinished.intersection(names) else verdict
-
-    def name(self, curve, default):
-        """Method and mini-batch of a curve as run here; `default` without runs."""
-        return method(self.runs[curve][0]) if self.runs.get(curve) else default
-
-    @property
-    def data(self):
-        """The data set that most claims are about."""
-        runs = [
-            run
-            for name, group in self.runs.items()
-            for run in group
-            if name.startswith(self.plan.main)
-        ]
-        return data_set(runs[0]) if runs else self.plan.title
 
 
 def rows(evidence):
@@ -138,11 +84,6 @@ def headline(evidence):
     *_, fewer = update_rows(evidence)
     rows = [*times, *large_batch_rows(evidence), fewer]
     return [row for row in rows if not is_waiting(row)]
-
-
-def is_waiting(row):
-    """Whether nothing was run for a Row."""
-    return str(row.here).startswith("not run")
 
 
 def assumption_rows(evidence):
@@ -234,7 +175,7 @@ def time_rows(evidence):
         minutes = MINUTES[column]
         what = f"{evidence.data}, {threshold:.0%} {PARTS[column]}"
         result += [
-            _reached(
+            reached_row(
                 evidence,
                 f"{what}: minutes, {name}",
                 Value(published),
@@ -249,7 +190,7 @@ def time_rows(evidence):
             )
         ]
         result.append(
-            _speed_up(
+            speed_up(
                 evidence,
                 f"{what}: time of SGD over that of KFC-pre",
                 Value(minutes["sgd"] / minutes["kfc"]),
@@ -272,13 +213,13 @@ def cost_rows(evidence):
             continue
         title = evidence.plan.title if prefix == evidence.plan.main else "SVHN"
         data = data_set(evidence.runs[kfc][0]) if evidence.runs.get(kfc) else title
-        row = _compared_runs(
+        row = compared_runs(
             evidence,
             f"{data}: time of an epoch of KFC-pre over one of SGD",
             f"below {EPOCH_COST}",
             kfc,
             sgd,
-            _epoch_seconds,
+            epoch_seconds,
             lambda ratios: verdicts.of_comparison(float(np.median(ratios)) < EPOCH_COST),
             "{:.1f} s".format,
             unit="minutes",
@@ -288,15 +229,16 @@ def cost_rows(evidence):
 
 
 def svhn_rows(evidence):
-    """Times to the published error of the SVHN network, if it is part of the plan. Runs on a part
-    of SVHN do not tell whether that can be reached on all of it: the claim is open.
+    """Times to the published error of the SVHN network, if it is part of the plan, and to one that
+    both methods reach. Runs on a part of SVHN do not tell whether the published error can be
+    reached on all of it: the claim is open.
     """
     if evidence.plan.main != "cifar":
         return []
     data = data_set(evidence.runs["svhn_kfc"][0]) if evidence.runs.get("svhn_kfc") else "SVHN"
     error = NETWORK_ERROR["SVHN"]
     kfc, sgd = (
-        _reached(
+        reached_row(
             evidence,
             f"{data}, {error:.2%} test error: minutes, {title}",
             Value(*SVHN_MINUTES[name]),
@@ -315,7 +257,16 @@ def svhn_rows(evidence):
             reason=f"its lowest test error on {images:,} training "
             f"images was {lowest:.2%}; {_fit(run)}",
         )
-    return [kfc, sgd]
+    shared = _at_shared_test_error(
+        evidence,
+        data,
+        "time of SGD over that of KFC-pre",
+        "not given",
+        "svhn_sgd",
+        "svhn_kfc",
+        "minutes",
+    )
+    return [kfc, sgd, shared]
 
 
 def error_rows(evidence):
@@ -327,7 +278,7 @@ def error_rows(evidence):
         ("kfc_small", "KFC-pre, M = 128"),
     ):
         curve = f"{main}_{name}"
-        row = _row(
+        row = median_row(
             evidence,
             f"{evidence.data}: lowest test error (%), {evidence.name(curve, default)}",
             Value(100 * LOWEST_TEST_ERROR[name]),
@@ -348,7 +299,7 @@ def error_rows(evidence):
     )
     return [
         *result,
-        _compared(
+        compared_at_the_end(
             evidence,
             f"training error, {small} over {large}",
             "far worse: above 1",
@@ -365,7 +316,7 @@ def early_error_rows(evidence):
     """
     main, minutes = evidence.plan.main, MINUTES_OF_A_TEST_ERROR
     rows = [
-        _row(
+        median_row(
             evidence,
             f"{evidence.data}: test error (%) after {minutes} minutes, "
             f"{evidence.name(f'{main}_{name}', default)}",
@@ -396,7 +347,7 @@ def objective_rows(evidence):
     those of the likelihood alone.
     """
     return [
-        _row(
+        median_row(
             evidence,
             f"{evidence.data}: lowest objective h, the training loss plus the penalty of the "
             f"weight decay (nats), {evidence.name(f'{evidence.plan.main}_{name}', default)}",
@@ -411,7 +362,7 @@ def objective_rows(evidence):
 def averaging_rows(evidence):
     """Parameter averaging "helped both SGD and KFC-pre substantially" (section 5.2)."""
     return [
-        _within(
+        row_with_interval(
             evidence,
             f"{evidence.data}: training error of the latest parameters over that of the averaged "
             f"ones, {evidence.name(f'{evidence.plan.main}_{name}', default)}",
@@ -460,7 +411,7 @@ def autoencoder_rows(evidence):
     if kfac not in evidence.plan.curves:
         return []
     return [
-        _compared(
+        compared_at_the_end(
             evidence,
             "training loss, K-FAC over SGD",
             "lower (2015): below 1",
@@ -492,7 +443,7 @@ def _out_of_hand(evidence, claim, paper, curve, wanted):
         paper,
         f"{count} of {len(runs)}",
         verdict=verdict if count else evidence.final(verdict, curve),
-        reason=f"training errors at the end {_spread(_last_errors(runs)) or _last_errors(runs)[0]}",
+        reason=f"training errors at the end {spread(_last_errors(runs)) or _last_errors(runs)[0]}",
     )
 
 
@@ -525,7 +476,7 @@ def update_rows(evidence):
     what = f"{evidence.data}, {threshold:.0%} training error"
     return [
         *(
-            _reached(
+            reached_row(
                 evidence,
                 f"{what}: updates, {evidence.name(curve, default)}",
                 Value(published),
@@ -539,7 +490,7 @@ def update_rows(evidence):
                 (sgd, "SGD, M = 4096", UPDATES["sgd"]),
             )
         ),
-        _speed_up(
+        speed_up(
             evidence,
             f"{what}: updates of SGD over those of {evidence.name(kfc, 'KFC-pre, M = 4096')}",
             Value(UPDATES["sgd"] / UPDATES["kfc"]),
@@ -560,7 +511,7 @@ def large_batch_rows(evidence):
     main, threshold = evidence.plan.main, evidence.plan.errors.updates
     return [
         *(
-            _compared_runs(
+            compared_runs(
                 evidence,
                 f"{evidence.data}: lowest test error, {evidence.name(large, f'{title}, large')} "
                 f"over {evidence.name(small, title)}",
@@ -576,7 +527,7 @@ def large_batch_rows(evidence):
                 (f"{main}_sgd_large", f"{main}_sgd", "SGD"),
             )
         ),
-        _speed_up(
+        speed_up(
             evidence,
             f"{evidence.data}, {threshold:.0%} training error: updates of SGD over those of "
             "KFC-pre, at the mini-batches of Figure 1",
@@ -591,20 +542,31 @@ def large_batch_rows(evidence):
 
 
 def large_batch_test_row(evidence):
-    """ "Similar speedups were obtained on test error" (section 5.3), with large mini-batches.
-
-    The paper does not give the error. Here it is the lowest whole per cent to which all runs of
-    both methods came, which the runs themselves decide: there is no verdict.
+    """ "Similar speedups were obtained on test error" (section 5.3), with large mini-batches; the
+    paper does not give the error.
     """
-    kfc, sgd = (f"{evidence.plan.main}_{name}_large" for name in ("kfc", "sgd"))
-    what = "test error: updates of SGD over those of KFC-pre, with large mini-batches"
-    paper = f"similar to {Value(UPDATES['sgd'] / UPDATES['kfc'])}"
-    if absent := evidence.absence(kfc, sgd):
-        return Row(f"{evidence.data}, {what}", paper, absent)
-    highest = max(_lowest_test_error(run) for name in (kfc, sgd) for run in evidence.runs[name])
+    main = evidence.plan.main
+    return _at_shared_test_error(
+        evidence,
+        evidence.data,
+        "updates of SGD over those of KFC-pre, with large mini-batches",
+        f"similar to {Value(UPDATES['sgd'] / UPDATES['kfc'])}",
+        f"{main}_sgd_large",
+        f"{main}_kfc_large",
+        "updates",
+    )
+
+
+def _at_shared_test_error(evidence, data, what, paper, slow, fast, unit):
+    """The Row of a speed-up to the lowest whole per cent of test error to which all runs of both
+    curves came. The runs themselves decide it: there is no verdict.
+    """
+    if absent := evidence.absence(slow, fast, unit=unit):
+        return Row(f"{data}, test error: {what}", paper, absent)
+    highest = max(_lowest_test_error(run) for name in (fast, slow) for run in evidence.runs[name])
     threshold = math.ceil(round(100 * highest, 6)) / 100
-    claim = f"{evidence.data}, {threshold:.0%} {what}"
-    row = _speed_up(evidence, claim, paper, sgd, kfc, "test_error", threshold, "updates")
+    claim = f"{data}, {threshold:.0%} test error: {what}"
+    row = speed_up(evidence, claim, paper, slow, fast, "test_error", threshold, unit)
     return row._replace(verdict="")
 
 
@@ -613,7 +575,7 @@ def other_methods(evidence):
     main = evidence.plan.main
     return [
         *(
-            _compared(
+            compared_at_the_end(
                 evidence,
                 f"training error, {METHODS[name]} over SGD",
                 "did not beat it: above 1",
@@ -624,7 +586,7 @@ def other_methods(evidence):
             for name in ("adagrad", "rmsprop", "adam")
         ),
         *(
-            _compared(
+            compared_at_the_end(
                 evidence,
                 f"training error, {METHODS[name]} with decoupled weight decay over SGD",
                 "not tried",
@@ -636,7 +598,7 @@ def other_methods(evidence):
             if f"{main}_{name}w" in evidence.plan.curves
         ),
         _untuned(
-            _compared(
+            compared_at_the_end(
                 evidence,
                 "training error, K-FAC over KFC-pre",
                 "about 1",
@@ -645,7 +607,7 @@ def other_methods(evidence):
                 verdicts.of_equality,
             )
         ),
-        _compared(
+        compared_at_the_end(
             evidence,
             "training error, K-FAC over SGD",
             "as KFC-pre: below 1",
@@ -673,7 +635,7 @@ def structure_rows(evidence):
         "tikhonov": "KFC with exact Tikhonov damping",
     }
     return [
-        _compared(
+        compared_at_the_end(
             evidence,
             f"training error, {title} over KFC",
             "not measured",
@@ -694,7 +656,7 @@ def invariance_rows(evidence):
     if f"{main}_kfc_scaled" not in evidence.plan.curves:
         return []
     return [
-        _compared(
+        compared_at_the_end(
             evidence,
             f"training error with divided inputs over that with raw ones, {title}",
             words,
@@ -720,7 +682,7 @@ def choice_rows(evidence):
     """How far the network's own choices go where the paper leaves its layers open."""
     main = evidence.plan.main
     return [
-        _compared(
+        compared_at_the_end(
             evidence,
             f"training error, {title}, over the network as it is, {method}",
             "not measured",
@@ -746,7 +708,7 @@ def batch_norm_rows(evidence):
         ("KFC-pre without batch normalisation over with it", "kfc", "kfc_bn"),
     )
     return [
-        _speed_up(
+        speed_up(
             evidence,
             f"{evidence.data}, {threshold:.0%} training error: time, {claim}",
             "above 1",
@@ -758,210 +720,3 @@ def batch_norm_rows(evidence):
         )
         for claim, slow, fast in pairs
     ]
-
-
-def _row(evidence, claim, paper, curve, measure, unit=None):
-    """A Row: the median over a curve's runs of measure(run), a Value."""
-    if absent := evidence.absence(curve, unit=unit):
-        return Row(claim, paper, absent)
-    values = _sorted(measure(run) for run in evidence.runs[curve])
-    here = middle(values)
-    return Row(claim, paper, here, ratio(here, paper), note=_spread(values))
-
-
-def _between(low, high):
-    """A ratio of which its bounds are known, in words."""
-    if math.isinf(low) or not high:
-        return "infinite" if high else "0"
-    return f"< {Value(high)}" if not low else str(Value(low, is_bound=high > low))
-
-
-def _spread(values):
-    """The range of sorted Values or texts, in words; "" for a single one."""
-    return f"{len(values)} seeds, {values[0]} to {values[-1]}" if len(values) > 1 else ""
-
-
-def _within(evidence, claim, paper, curve, measure, judge):
-    """A Row: the median over a curve's runs of measure(run), with its interval."""
-    if absent := evidence.absence(curve):
-        return Row(claim, paper, absent)
-    row = _judged(claim, paper, np.array([measure(run) for run in evidence.runs[curve]]), judge)
-    return row._replace(verdict=evidence.final(row.verdict, curve))
-
-
-def _compared_runs(evidence, claim, paper, curve, other, measure, judge, say, unit=None):
-    """A Row: the ratio of measure(run) of two curves, over pairs of seeds; say(number) in words."""
-    if absent := evidence.absence(curve, other, unit=unit):
-        return Row(claim, paper, absent)
-    pairs = [tuple(map(measure, pair)) for pair in _pairs(evidence, curve, other)]
-    if not pairs:
-        return Row(claim, paper, NO_PAIRS)
-    over, under = np.median(pairs, axis=0)
-    row = _judged(claim, paper, np.array([pair[0] / pair[1] for pair in pairs]), judge)
-    return row._replace(
-        verdict=row.verdict if unit else evidence.final(row.verdict, curve, other),
-        reason=f"{say(over)} and {say(under)}",
-    )
-
-
-def _judged(claim, paper, ratios, judge):
-    """A Row of ratios (n,), one a seed; infinite over runs that diverged."""
-    if np.isnan(ratios).any():
-        return Row(claim, paper, "no ratio")
-    return Row(
-        claim,
-        paper,
-        Value(float(np.median(ratios))),
-        interval=verdicts.interval(verdicts.exact_bounds(ratios)),
-        note=_spread([_between(float(each), float(each)) for each in sorted(ratios)]),
-        verdict=judge(ratios),
-    )
-
-
-def _reached(evidence, claim, paper, curve, column, threshold, unit):
-    def measure(run):
-        return reached(run, column, threshold, unit)
-
-    return _row(evidence, claim, paper, curve, measure, unit)
-
-
-def _speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
-    """A Row: how many times as long the curve `slow` took as the curve `fast`.
-
-    This is the median over the seeds that both have, with its interval.
-    """
-    if absent := evidence.absence(slow, fast, unit=unit):
-        return Row(claim, paper, absent)
-    pairs = [
-        tuple(reached(run, column, threshold, unit) for run in pair)
-        for pair in _pairs(evidence, slow, fast)
-    ]
-    if not pairs:
-        return Row(claim, paper, NO_PAIRS)
-    reason = _cost(evidence, slow, fast, column, threshold, unit)
-    if not all(under.number for _, under in pairs):
-        return Row(claim, paper, f"{fast} began there")
-    bounds = verdicts.ratio_bounds(pairs)
-    verdict = verdicts.of_speed_up(bounds, getattr(paper, "number", None))
-    least, most = map(float, np.median(bounds, axis=0))
-    if least == 0 or math.isinf(least):
-        over = middle([over for over, _ in pairs])
-        here = f"{fast} did not get there" if over.is_known else "neither got there"
-        here = f"{slow} diverged" if least else here
-        return Row(claim, paper, here, verdict=verdict, reason=reason)
-    here = Value(least, is_bound=most > least)
-    note = _spread([_between(*pair) for pair in sorted(bounds.tolist())])
-    interval = verdicts.interval(bounds)
-    return Row(claim, paper, here, ratio(here, paper), interval, note, verdict, reason)
-
-
-def _pairs(evidence, *curves):
-    """Tuples of runs with the same seed and the same images, one of each curve."""
-    runs = [
-        {(run.config["seed"], run.record["data"].get("sha256", "")): run for run in group}
-        for group in map(evidence.runs.get, curves)
-    ]
-    shared = sorted(set.intersection(*map(set, runs)))
-    return [tuple(group[key] for group in runs) for key in shared]
-
-
-def _sorted(values):
-    """Values in increasing order, bounds last."""
-    return sorted(values, key=lambda value: (value.is_bound, value.number))
-
-
-def _cost(evidence, slow, fast, column, threshold, unit):
-    """The epochs that both curves needed, and where those ended that were stopped before.
-
-    If minutes are compared, also the cost of an epoch of the curve `fast`, by phase. Where updates
-    are compared, runs may have shared the machine: their times mean nothing.
-    """
-    needed = {
-        name: middle([reached(run, column, threshold, "epochs") for run in evidence.runs[name]])
-        for name in (fast, slow)
-    }
-    ends = "".join(
-        f"; {name} ended at {_last(evidence.runs[name], column):.2%}"
-        for name in (fast, slow)
-        if not needed[name].is_known
-    )
-    if unit != "minutes":
-        return f"epochs needed: {fast} {needed[fast]}, {slow} {needed[slow]}{ends}"
-    pairs = _pairs(evidence, fast, slow)
-    cost = np.median([_epoch_seconds(run) / _epoch_seconds(other) for run, other in pairs])
-    metrics = pairs[0][0].metrics
-    shares = {phase: metrics[f"seconds_{phase}"][-1] / metrics["seconds"][-1] for phase in PHASES}
-    parts = ", ".join(f"{phase} {share:.0%}" for phase, share in shares.items() if share >= 0.005)
-    return (
-        f"an epoch of {fast} takes {cost:.2g} times as long as one of {slow} ({parts}); epochs "
-        f"needed: {fast} {needed[fast]}, {slow} {needed[slow]}{ends}"
-    )
-
-
-def _last(runs, column):
-    return float(np.median([run.metrics[column][-1] for run in runs]))
-
-
-def _epoch_seconds(run):
-    """Seconds of an epoch, NaN of a run without one."""
-    epochs = run.metrics["epoch"][-1]
-    return run.metrics["seconds"][-1] / epochs if epochs else np.nan
-
-
-def _compared(evidence, claim, paper, curve, other, judge, column="train_error", data=""):
-    """A Row: the ratio of two curves' training errors at the last epoch that both have reached.
-
-    The error of a run that diverged is infinite. judge: from the ratios (n,) of pairs of seeds to a
-    verdict; column: of the metrics that is compared; data: the data set, by default the main one.
-    """
-    claim = f"{data or evidence.data}: {claim}"
-    if absent := evidence.absence(curve, other):
-        return Row(claim, paper, absent)
-    pairs = _pairs(evidence, curve, other)
-    ends = [run.metrics["epoch"][-1] for pair in pairs for run in pair if not has_failed(run)]
-    if not ends:
-        return Row(claim, paper, "all diverged" if pairs else NO_PAIRS)
-    epoch = min(ends)
-
-    def at_epoch(name):  # (pairs, 2)
-        return np.array(
-            [
-                [
-                    np.interp(epoch, run.metrics["epoch"], run.metrics[name])
-                    if not has_failed(run)
-                    else np.inf
-                    for run in pair
-                ]
-                for pair in pairs
-            ]
-        )
-
-    errors, updates = at_epoch(column), np.median(at_epoch("iteration"), axis=0)
-    form = ".2%" if column == "train_error" else ".3g"
-    note = f"after {epoch:.3g} epochs: {_medians(errors, form)}"
-    if not errors[:, 1].all() or np.isinf(errors).all(axis=1).any():
-        return Row(claim, paper, "no ratio", note=note)
-    efforts = [
-        f"{Value(float(each))} updates of {name}"
-        for name, each in zip((curve, other), updates, strict=True)
-        if np.isfinite(each)
-    ]
-    row = _judged(claim, paper, errors[:, 0] / errors[:, 1], judge)
-    # What was not averaged tells how far the noise of mini-batches keeps a method from a minimum.
-    latest = (
-        f" (latest parameters {_medians(at_epoch('raw_train_error'), form)})"
-        if column == "train_error"
-        else ""
-    )
-    return row._replace(
-        note=note,
-        verdict=evidence.final(row.verdict, curve, other),
-        reason=f"{note}{latest}, with {' and '.join(efforts)}",
-    )
-
-
-def _medians(values, form):
-    """Medians over the pairs of values (pairs, 2) of two curves, in words."""
-    return " and ".join(
-        "diverged" if np.isinf(each) else f"{each:{form}}" for each in np.median(values, axis=0)
-    )

@@ -2,9 +2,10 @@
 
 from kfcnet.figures.html import write_page
 from kfcnet.reproduce import verdicts
-from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK, is_waiting
+from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.costs import timed
 from kfcnet.reproduce.progress import CLIP, RATE
+from kfcnet.reproduce.rows import is_waiting
 from kfcnet.reproduce.values import Value
 from kfcnet.runs.files import markdown_table, write_csv, write_text
 from kfcnet.runs.labels import clock, data_set, device, is_part, method
