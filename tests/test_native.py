@@ -498,6 +498,15 @@ def test_fill_uniforms_draws_the_numbers_of_philox(count, first, dtype, target):
     np.testing.assert_array_equal(out, expected)
 
 
+@targets
+def test_fill_uniforms_goes_on_beyond_32_bits_of_a_number(target):
+    out, expected = unwritten((9,), np.float32), np.empty(9, np.float32)
+    native.fill_uniforms(out, 3, philox.DROPOUT, 5, 4, 2**33 + 6, target)
+    philox.fill_uniforms(expected, 3, philox.DROPOUT, 5, 4, 2**33 + 6)
+    assert np.isfinite(out).all() and expected.any()
+    np.testing.assert_array_equal(out, expected)
+
+
 @pytest.mark.parametrize("place, value", [(1, 2**32), (2, -1), (3, 2**63), (5, -1)])
 def test_fill_uniforms_refuses_what_is_no_word_of_a_key_or_counter(place, value):
     arguments = [np.zeros(3), 0, 0, 0, 0, 0]
