@@ -106,6 +106,19 @@ def test_on_a_cpu_all_passes_are_those_of_the_layers(native, monkeypatch, shape,
             np.testing.assert_array_equal(actual, expected)
 
 
+def test_on_a_cpu_the_last_images_may_be_fewer_than_are_taken_at_a_time(monkeypatch):
+    if not has_extension():
+        pytest.skip("the C extension is not built")
+    ops, shape = CpuOps("float64", shards=1, native="on"), SHAPES[0]
+    results = []
+    for images in (3, 2):
+        monkeypatch.setattr(cpu_pooled_convolution, "IN_CACHE", images * 9 * 8 * 20 * 8)
+        results.append(passes(ops, shape, fused=True))
+    for at_once, in_parts in zip(*results, strict=True):
+        assert np.isfinite(in_parts).all() and in_parts.any()
+        assert_close(in_parts, at_once, 1e-13)
+
+
 def assert_nan_passes_and_gets_no_derivative(ops):
     shape = (1, 6, 6, 1, 4, 3, 1, 1, 2, 2, True)
     conv, pool = layers_of(ops, shape, np.random.default_rng(0))

@@ -22,7 +22,7 @@ from checks import (
 )
 
 from kfcnet import philox
-from kfcnet.ops.cpu import CpuOps, cpu_ops
+from kfcnet.ops.cpu import CpuOps, batch_norm, cpu_ops
 from kfcnet.ops.cpu import convolution as numpy_convolution
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.eager import Eager
@@ -47,11 +47,12 @@ CONVOLUTIONS = [  # M, H, W, J, I, kernel, stride, padding
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    """The CPU works through vectors and matrices of these tests in several pieces, as it does
-    through large ones.
+    """The CPU works through vectors, matrices and images of these tests in several pieces, as it
+    does through large ones.
     """
     monkeypatch.setattr(cpu_ops, "PIECE", 30)
     monkeypatch.setattr(cpu_ops, "BLOCK", 4)
+    monkeypatch.setattr(batch_norm, "BLOCK", 12)  # an image, or two of six elements
 
 
 @pytest.fixture(params=CONVOLUTIONS, ids=lambda shape: "x".join(map(str, shape)))
@@ -159,13 +160,18 @@ def test_convolution_backward_to_weights_is_a_product_with_patches(ops, convolut
     assert_close(ops.to_numpy(out), 0.5 * d.reshape(-1, d.shape[-1]).T @ rows)
 
 
-@pytest.mark.parametrize("maps", [(5, 3), (2, 7)], ids=["in slices", "whole patches"])
+@pytest.mark.parametrize(
+    "maps, window",
+    [((5, 3), (3, 1, 1)), ((2, 7), (3, 1, 1)), ((5, 3), (3, 2, 1))],
+    ids=["in slices", "whole patches", "with a stride"],
+)
 def test_convolution_in_numpy_does_not_depend_on_how_many_images_fit_in_cache(
-    rng, monkeypatch, maps
+    rng, monkeypatch, maps, window
 ):
-    J, I, window = *maps, (3, 1, 1)
+    J, I = maps
     ops = CpuOps("float64", shards=1, native="off")
-    x, dy = rng.standard_normal((7, 5, 4, J)), rng.standard_normal((7, 5, 4, I))
+    sides = [output_size(side, *window) for side in (5, 4)]
+    x, dy = rng.standard_normal((7, 5, 4, J)), rng.standard_normal((7, *sides, I))
     weight = rng.standard_normal((I, 1 + 9 * J))
 
     def passes():
@@ -181,7 +187,8 @@ def test_convolution_in_numpy_does_not_depend_on_how_many_images_fit_in_cache(
 
     at_once = passes()
     for images in (3, 1):  # the last turn of three has one left
-        monkeypatch.setattr(numpy_convolution, "CHUNK", images * 5 * 4 * (1 + 9 * J))
+        chunk = images * np.prod(sides) * (1 + 9 * J)
+        monkeypatch.setattr(numpy_convolution, "CHUNK", chunk)
         for here, expected in zip(passes(), at_once, strict=True):
             assert_close(here, expected)
 
