@@ -205,6 +205,15 @@ def test_patch_gram_is_the_gram_of_the_patches(ops, convolution):
     assert np.array_equal(ops.to_numpy(out), ops.to_numpy(out).T)
 
 
+def test_patch_gram_sums_over_many_examples_of_a_dense_layer(ops, rng):
+    """A GPU cuts the rows of patches in two slices from 257 on."""
+    x = ops.asarray(rng.standard_normal((300, 1, 1, 3)))
+    rows = patches_loops(ops.to_numpy(x).astype(np.float64), 1, 1, 0)
+    out = ops.asarray(np.full((4, 4), np.nan))
+    ops.patch_gram(x, 1, 1, 0, scale=0.5, decay=0.0, out=out)
+    assert_close(ops.to_numpy(out), 0.5 * rows.T @ rows)
+
+
 @pytest.mark.parametrize("count", [37, 1100])  # few slices of rows on a GPU, and many
 def test_gram_accumulates_the_product_of_rows(ops, rng, count):
     rows = ops.asarray(rng.standard_normal((count, 5)))
@@ -317,8 +326,25 @@ def test_response_norm_matches_loops_with_its_adjoint_and_tangent(ops, rng, size
     assert_close(np.vdot(dx, direction), np.vdot(ops.to_numpy(dy), ry), 1e-4)
 
 
-def test_batch_norm_has_zero_mean_unit_variance_and_a_symmetric_jacobian(ops, rng):
-    x, rx = (rng.standard_normal((4, 3, 2, 5)) * 3 + 1 for _ in range(2))
+@pytest.mark.parametrize(
+    "shape, across", [((1, 19, 3, 4), False), ((2, 10, 9, 6), True)], ids=["within", "across"]
+)
+def test_response_norm_of_images_that_take_several_blocks_is_that_of_float64(
+    ops, rng, shape, across
+):
+    x, dy = (ops.asarray(rng.standard_normal(shape)) for _ in range(2))
+    exact, derivatives = (ops.to_numpy(a).astype(np.float64) for a in (x, dy))
+    arguments, reference = (3, 0.3, 0.75, across), CpuOps("float64", shards=1, native="off")
+    (y, d), expected = (o.response_norm(a, *arguments) for o, a in ((ops, x), (reference, exact)))
+    assert_close(ops.to_numpy(y), expected[0])
+    for name in ("response_norm_backward", "response_norm_tangent"):
+        got = ops.to_numpy(getattr(ops, name)(dy, x, d, *arguments))
+        assert_close(got, getattr(reference, name)(derivatives, exact, expected[1], *arguments))
+
+
+@pytest.mark.parametrize("M", [4, 25])  # on a GPU one slice of the pixels, and three
+def test_batch_norm_has_zero_mean_unit_variance_and_a_symmetric_jacobian(ops, rng, M):
+    x, rx = (rng.standard_normal((M, 3, 2, 5)) * 3 + 1 for _ in range(2))
     normalise = lambda a: (a - a.mean((0, 1, 2))) / np.sqrt(a.var((0, 1, 2)) + 0.1)  # noqa: E731
     y, mean, inv_std = ops.batch_norm(ops.asarray(x), 0.1)
     assert_close(ops.to_numpy(y), normalise(x), 1e-9 if ops.dtype == np.float64 else 1e-5)
@@ -481,6 +507,14 @@ def test_vector_primitives(ops, rng):
     ops.axpy(-2.0, X, Y)
     ops.multiply_add(W, X, Y)
     assert_close(ops.to_numpy(Y), y - 2 * x + w * x, 1e-5)
+
+
+def test_products_of_long_vectors_are_summed_whole(ops, rng):
+    """A GPU takes more than 4,096 elements in slices."""
+    w, x, y = (rng.random(9001) for _ in range(3))
+    W, X, Y = map(ops.asarray, (w, x, y))
+    assert_close(ops.to_numpy(ops.dot(X, Y)), [x @ y], 1e-5)
+    assert_close(ops.to_numpy(ops.weighted_dot(W, X, Y)), [(w * x) @ y], 1e-5)
 
 
 def test_spd_inverse_inverts_the_shifted_matrix(ops, rng):
