@@ -27,6 +27,12 @@ def test_a_number_does_not_depend_on_how_many_are_drawn():
     assert np.array_equal(philox.words(7, philox.TARGETS, 3, 13), long[:13])
 
 
+@pytest.mark.parametrize("positions", [[], [0], [5, 6, 7, 8], [2, 3, 4, 13, 21]])
+def test_words_at_some_positions_are_those_of_the_whole_sequence(positions):
+    some = philox.words_at(np.array(positions, int), 7, philox.TARGETS, 2**33 + 3, 5)
+    assert np.array_equal(some, philox.words(7, philox.TARGETS, 2**33 + 3, 22, 5)[positions])
+
+
 @pytest.mark.parametrize(
     "changed", [dict(seed=8), dict(purpose=1), dict(step=4), dict(stream=1), dict(step=3 + 2**32)]
 )
