@@ -77,6 +77,15 @@ def test_convolution_without_bias_ignores_column_zero(ops, convolution):
     assert_close(ops.to_numpy(ops.conv_forward(x, weight, *window, bias=False)), expected)
 
 
+@pytest.mark.parametrize("shape, window", [((3, 1, 1, 7), (1, 1, 0)), ((2, 5, 4, 2), (3, 1, 1))])
+def test_convolution_cuts_its_result_at_zero_where_a_relu_is_asked_for(ops, rng, shape, window):
+    x, weight = rng.standard_normal(shape), rng.standard_normal((4, 1 + window[0] ** 2 * shape[3]))
+    expected = conv_loops(x, weight, *window)
+    assert (expected > 0).any() and (expected < 0).any()
+    y = ops.conv_forward(ops.asarray(x), ops.asarray(weight), *window, relu=True)
+    assert_close(ops.to_numpy(y), np.maximum(expected, 0))
+
+
 def test_convolution_adds_to_what_is_there(ops, convolution):
     (x, weight, dy), window = convolution
     expected = ops.to_numpy(dy).astype(np.float64) + ops.to_numpy(
@@ -311,8 +320,37 @@ def test_average_pooling_divides_by_the_clipped_window(ops, pooling, rng):
     assert_close(np.vdot(dx, exact), np.vdot(ops.to_numpy(dy), expected), 1e-4)
 
 
+@pytest.mark.parametrize("name", ["max_pool", "avg_pool"])
+def test_passes_through_a_pool_take_the_relu_beside_it_along(ops, rng, name):
+    """Of a maximum pool that behind it, which sees its outputs, of a mean pool that before it."""
+    shape, window = (3, 7, 6, 4), (3, 2)
+    x, rx = (ops.asarray(rng.standard_normal(shape)) for _ in range(2))
+    if name == "max_pool":
+        y, *at = ops.max_pool(x, *window)
+        cut, _ = ops.max_pool(x, *window, relu=True)
+        assert np.array_equal(ops.to_numpy(cut), np.maximum(ops.to_numpy(y), 0))
+        active = ops.asarray(rng.standard_normal(y.shape))
+        tangent = ops.max_pool_tangent
+    else:
+        y, at, active, tangent = ops.avg_pool(x, *window), [], x, ops.avg_pool
+    mask = ops.to_numpy(active) > 0
+    dy = ops.to_numpy(y).copy()
+    backward = getattr(ops, f"{name}_backward")
+    got = [tangent(rx, *at, *window, active=active)]
+    got.append(backward(ops.asarray(dy), *at, shape, *window, active=active))
+    if name == "max_pool":
+        expected = [ops.to_numpy(tangent(rx, *at, *window)) * mask]
+        expected.append(ops.to_numpy(backward(ops.asarray(dy * mask), *at, shape, *window)))
+    else:
+        expected = [ops.to_numpy(tangent(ops.asarray(ops.to_numpy(rx) * mask), *window))]
+        expected.append(ops.to_numpy(backward(ops.asarray(dy), shape, *window)) * mask)
+    for actual, wanted in zip(got, expected, strict=True):
+        assert wanted.any()
+        assert_close(ops.to_numpy(actual), wanted, 1e-6)
+
+
 @pytest.mark.parametrize("across", [False, True], ids=["within", "across"])
-@pytest.mark.parametrize("size, power", [(3, 0.75), (2, 0.5), (5, 0.75)])
+@pytest.mark.parametrize("size, power", [(3, 0.75), (2, 0.5), (11, 0.75)])
 def test_response_norm_matches_loops_with_its_adjoint_and_tangent(ops, rng, size, power, across):
     x, rx, dy = (ops.asarray(rng.standard_normal((2, 4, 5, 6))) for _ in range(3))
     exact, direction = (ops.to_numpy(a).astype(np.float64) for a in (x, rx))
