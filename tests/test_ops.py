@@ -483,6 +483,13 @@ def test_no_class_of_probability_zero_is_ever_drawn(ops, rng):
     assert np.array_equal(last, 2 + np.arange(4, 60, 5) % 2)
 
 
+def test_a_class_that_adds_nothing_to_the_sum_is_not_drawn_for_one_that_does(ops):
+    p = np.array([[0.6, 0.39, 1e-20]])  # rounding leaves the sum below the number
+    dz = ops.to_numpy(ops.sampled_gradient(ops.asarray(p), ops.asarray([0.995])))
+    assert np.isfinite(dz).all()
+    assert_close(dz, p - [[0, 1, 0]], 1e-6)
+
+
 def test_softmax_fisher_is_the_bilinear_form(ops, rng):
     p, r, s = rng.dirichlet(np.ones(4), 6), *rng.standard_normal((2, 6, 4))
     matrices = [np.diag(q) - np.outer(q, q) for q in p]
