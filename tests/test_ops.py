@@ -563,15 +563,23 @@ def test_products_of_long_vectors_are_summed_whole(ops, rng):
 
 
 def test_spd_inverse_inverts_the_shifted_matrix(ops, rng):
-    root = rng.standard_normal((9, 6))
+    root = rng.standard_normal((10, 6))
     matrix, shift = root @ root.T, ops.asarray([0.5])
     inverse = ops.to_numpy(ops.spd_inverse(ops.asarray(matrix), shift))
     assert_close(
         inverse,
-        np.linalg.inv(matrix + 0.5 * np.eye(9)),
+        np.linalg.inv(matrix + 0.5 * np.eye(10)),
         max(1e-9, 1e-4 * (ops.dtype == np.float32)),
     )
     assert np.array_equal(inverse, inverse.T)
+
+
+def test_what_is_submitted_works_on_the_arrays_as_they_were(ops):
+    x = ops.asarray([1.0, 2.0])
+    pending = ops.submit(lambda ops, x: (ops.relu(x),), x)
+    ops.axpy(1.0, ops.asarray([5.0, 6.0]), x)
+    assert ops.to_numpy(pending.inputs[0]).tolist() == [1, 2]
+    assert ops.to_numpy(pending.result()[0]).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("spoil", [-1.0, np.nan])
@@ -688,6 +696,15 @@ def test_decoupled_decay_shrinks_the_weights_and_stays_out_of_the_squares(ops, r
     expected = published_update(name, theta * (1 - 0.1 * decay), g, velocity, squares)
     arrays = theta, g, velocity, average, squares
     check_update(ops, name, arrays, expected, weight_decay=ops.asarray(decay), is_decoupled=True)
+
+
+def test_adam_without_memory_steps_by_the_learning_rate(ops, rng):
+    """Both decays are zero: the logarithms that a GPU takes of them are not finite."""
+    theta, g = rng.standard_normal((2, 9))
+    t, G, state = ops.asarray(theta.copy()), ops.asarray(g), [ops.zeros((9,)) for _ in range(3)]
+    for number in (1, 2):
+        ops.adam_update(t, *state, G, 0.1, 0.0, 0.0, 1e-8, number, AVERAGING)
+    assert_close(ops.to_numpy(t), theta - 0.2 * np.sign(g), 1e-6)
 
 
 @pytest.mark.parametrize("clip_scale", [None, 0.5])
