@@ -84,6 +84,11 @@ def test_a_grid_of_another_form_is_an_error_naming_it(text):
         parse_grid([text])
 
 
+def test_values_of_a_setting_that_is_given_twice_do_not_replace_each_other():
+    with pytest.raises(ValueError, match="--grid seed=2: seed has values already"):
+        parse_grid(["seed=1", "optimizer.momentum=0.9", "seed=2"])
+
+
 def test_stages_have_epochs_and_a_number_of_runs_to_keep():
     assert parse_stages(["2:all", "8:3", "30.5:1"]) == [
         Stage(2.0, None),

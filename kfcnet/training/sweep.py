@@ -36,6 +36,8 @@ def parse_grid(texts):
     grid = {}
     for text in texts:
         key, equals, values = text.partition("=")
+        if key in grid:
+            raise ValueError(f"--grid {text}: {key} has values already; give all of them in one")
         try:
             grid[key] = yaml_text.parse(f"[{values}]")
         except ValueError as error:
