@@ -97,10 +97,18 @@ def test_stages_have_epochs_and_a_number_of_runs_to_keep():
     ]
 
 
-@pytest.mark.parametrize("texts", [["2"], ["2:0"], ["2:some"], ["8:all", "2:3"], ["x:1"], [".:1"]])
+@pytest.mark.parametrize(
+    "texts",
+    [["2"], ["2:0"], ["2:some"], ["8:all", "2:3"], ["2:all", "2:3"], ["x:1"], [".:1"]],
+)
 def test_stages_of_another_form_are_errors(texts):
     with pytest.raises(ValueError, match="--stage"):
         parse_stages(texts)
+
+
+def test_the_first_stage_does_not_choose_before_anything_was_trained():
+    with pytest.raises(ValueError, match="--stage 2:3: the first stage is EPOCHS:all"):
+        parse_stages(["2:3", "8:1"])
 
 
 def test_points_are_all_combinations_in_folders_of_their_own(tmp_path):

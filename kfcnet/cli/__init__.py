@@ -350,7 +350,7 @@ def sweep(argv=None, prog=None):
         action="append",
         default=[],
         metavar="EPOCHS:KEEP",
-        help="train the best KEEP runs so far (or all) up to EPOCHS",
+        help="train the best KEEP runs so far up to EPOCHS; the first stage is EPOCHS:all",
     )
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument(

@@ -55,13 +55,21 @@ def parse_grid(texts):
 
 
 def parse_stages(texts):
-    """Stages from texts `EPOCHS:KEEP`, KEEP a number or "all". Raises ValueError."""
+    """Stages from texts `EPOCHS:KEEP`, KEEP a number or "all", which the first one has.
+
+    Raises ValueError.
+    """
     stages = []
     for text in texts:
         match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+):(all|[1-9][0-9]*)", text)
         if not match:
             raise ValueError(f"--stage {text}: expected EPOCHS:KEEP, such as 8:3 or 2:all")
         stages.append(Stage(float(match[1]), None if match[2] == "all" else int(match[2])))
+    if stages and stages[0].keep:
+        raise ValueError(
+            f"--stage {texts[0]}: the first stage is EPOCHS:all; which runs are the best is known "
+            "after it"
+        )
     if any(later.epochs <= earlier.epochs for earlier, later in itertools.pairwise(stages)):
         raise ValueError("--stage: every stage must have more epochs than the one before")
     return stages
