@@ -104,6 +104,16 @@ def test_of_several_runs_the_shortest_that_is_long_enough_is_used(plan, tmp_path
     assert status.folder == tmp_path / "out" / "swept"
 
 
+def test_a_later_row_that_a_kill_cut_short_does_not_keep_earlier_ones_from_use(plan, tmp_path):
+    index, curve = RunIndex(tmp_path / "out"), plan.curves["digits_sgd"]
+    folder = write_run(index, plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4], state="running")
+    with (folder / "metrics.csv").open("a") as file:
+        file.write("18,1.5,21")
+    config = plan.configure(curve, rate(0.3), 0, 0.5)
+    rows = RunIndex(tmp_path / "out").status(config).rows(config)
+    assert rows["iteration"].tolist() == [0, 6]
+
+
 def test_a_reproduction_in_a_folder_below_keeps_its_runs_to_itself(plan, tmp_path):
     below = tmp_path / "out" / "gpu"
     folder = write_run(RunIndex(below), plan, "digits_sgd", rate(0.3), [0.9, 0.5, 0.4])

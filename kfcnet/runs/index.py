@@ -46,7 +46,8 @@ class RunStatus(NamedTuple):
         """
         if self.iteration < self.steps(config):
             return None
-        metrics = read_metrics(self.folder / "metrics.csv")
+        # A longer run may have been killed while it wrote a later row.
+        metrics = read_metrics(self.folder / "metrics.csv", cut_short=True)
         until = metrics["iteration"] <= self.steps(config)
         return {name: column[until] for name, column in metrics.items()}
 
