@@ -269,6 +269,10 @@ def test_no_path_of_the_machine_stays_in_a_record():
         "files": [{"name": "x.bin", "sha256": "00"}],
         "n": 3,
         "s": "a b",
+            "/home/someone/sweep/learning_rate=0.1",
+            "cifar10 = /home/a=b/cifar",
+            "data={name: folder, path: /home/some one/c: d}",
+            'optimizer={name: sgd, x: ["../a/b", C:\\c\\d], y: 1/2}',
     }
 
 
@@ -279,6 +283,10 @@ def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):
     assert provenance._commit() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     if subprocess.run([*git, "init", "-q"]).returncode:
+            "learning_rate=0.1",
+            "cifar10 = cifar",
+            "data={name: folder, path: c: d}",
+            'optimizer={name: sgd, x: ["b", d], y: 1/2}',
         pytest.skip("git is not installed")
     (tmp_path / "results").mkdir()
     for name in ("file", "results/file"):

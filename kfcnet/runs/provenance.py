@@ -3,12 +3,15 @@
 import functools
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path, PureWindowsPath
 
 LIBRARIES = ("numpy", "scipy", "h5py", "matplotlib", "pydantic", "PyYAML", "threadpoolctl", "tqdm")
+KEYS = re.compile(r"([\w.-]+\s*=\s*)*")  # of `--set=data.path=DIR`; a folder may be called `seed=1`
+YAML_MARKS = re.compile(r"""([\[\]{},"']\s*|:\s+)""")  # of a mapping or a list on one line
 
 
 def describe_run(config, ops, provenance, train_measured_on):
@@ -46,7 +49,8 @@ def describe_program():
 def base_names(value):
     """`value` with every path reduced to its last part that is absolute or has `..` in it.
 
-    Searches strings (also after `key=`), lists, tuples and dictionaries.
+    Searches strings (also after `key=`, and mappings and lists in YAML), lists, tuples and
+    dictionaries.
     """
     if isinstance(value, dict):
         return {key: base_names(item) for key, item in value.items()}
@@ -54,8 +58,11 @@ def base_names(value):
         return [base_names(item) for item in value]
     if not isinstance(value, (str, os.PathLike)):
         return value
-    key, equals, last = str(value).rpartition("=")
-    return key + equals + _base_name(last)
+    text = str(value)
+    keys = KEYS.match(text)[0]
+    rest = text[len(keys) :]
+    parts = YAML_MARKS.split(rest) if rest.startswith(("{", "[")) else [rest]
+    return keys + "".join(map(_base_name, parts))
 
 
 def _base_name(text):
