@@ -11,18 +11,23 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from kfcnet import cli
 from kfcnet.config import config_names, load_config, parse_config
 from kfcnet.curvature.inversion import InversionWarning
+from kfcnet.figures import milestones
 from kfcnet.ops import get_ops, which_device
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
-from kfcnet.runs.files import write_json
+from kfcnet.runs.files import WriteError, write_json
 from kfcnet.runs.metrics import create_metrics
+from kfcnet.training.sweep import SweepError
+from kfcnet.training.trainer import TrainingInterrupted
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config", "digits_sgd", "--device", "cpu", "--set", "epochs=0.1"]
@@ -41,6 +46,25 @@ def complaint(capsys, command, *argv):
     lines = captured.err.strip().splitlines()
     assert captured.out == "" and 1 <= len(lines) <= 2 and lines[0].startswith("error: ")
     return captured.err
+
+
+@pytest.fixture
+def noted(monkeypatch):
+    """noted(name): the arguments with which a function of the package was called; the command ends
+    there.
+    """
+
+    def noted(name):
+        seen = []
+
+        def note(*args, **kwargs):
+            seen.append(args)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(f"kfcnet.{name}", note)
+        return seen
+
+    return noted
 
 
 def readme_commands():
@@ -71,9 +95,11 @@ def test_rows_go_to_standard_output_and_the_rest_to_standard_error(capsys):
     assert "averaged" not in output.err and "update" in output.err
 
 
-def test_out_names_another_folder():
+def test_out_names_another_folder(capsys):
     assert cli.train([*SHORT, "--out", "here"]) == 0
     assert Path("here/metrics.csv").exists() and not Path("results").exists()
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1] == "here: metrics.csv, curves.png, checkpoint.h5"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the shell closes the streams")
@@ -109,6 +135,24 @@ def test_picked_periods_are_printed_as_a_config_and_the_table_beside_it(capsys):
         "digits_kfc", ["device=cpu", "optimizer.statistics_period=1", "optimizer.inverse_period=1"]
     )
     assert "picked" in printed.err and list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options, multiple, batch_size",
+    [
+        (["--pick-periods"], 2, 128),
+        (["--pick-periods", "1.5", "--sgd-batch-size", "64", "--resume"], 1.5, 64),
+        (["--pick-periods", "--overwrite"], 2, 128),
+    ],
+)
+def test_periods_are_picked_by_twice_the_sgd_of_128_unless_told_otherwise(
+    options, multiple, batch_size, noted
+):
+    settled = noted("training.periods.settle")
+    assert cli.train(["--config", "digits_kfc", "--out", "run", *options]) == 130
+    ((_, *arguments),) = settled
+    resume, overwrite = "--resume" in options, "--overwrite" in options
+    assert arguments == [Path("run"), resume, overwrite, multiple, batch_size]
 
 
 def test_device_overrides_the_config(capsys):
@@ -179,6 +223,40 @@ def test_what_does_not_fit_into_memory_is_an_error_with_the_way_out(capsys):
     assert not Path("results/digits_sgd").exists()
 
 
+@pytest.mark.parametrize(
+    "error, status, line",
+    [
+        (WriteError("no room"), 1, "error: no room"),
+        (SweepError("no images"), 2, "error: no images"),
+        (TrainingInterrupted(15, "go on with --resume"), 143, "go on with --resume"),
+        (
+            MemoryError(),
+            1,
+            "error: out of memory: a smaller network or optimizer.batch_size takes less",
+        ),
+    ],
+)
+def test_an_error_that_is_foreseen_has_its_status_and_one_line(
+    error, status, line, monkeypatch, capsys
+):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("kfcnet.training.trainer.train", fail)
+    assert cli.train(SHORT) == status
+    assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_a_command_whose_output_nobody_reads_any_more_ends_without_a_word(monkeypatch):
+    def gone():
+        raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(cli, "config_names", gone)
+    assert cli.configs([]) == 141
+    assert sys.stderr.closed  # else Python would complain there as it ends
+
+
 def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("kfcnet.training.trainer.train", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -193,6 +271,62 @@ def test_evaluate_and_plot_read_a_run(capsys):
     assert "(1437 images" in train and "(360 images" in test
     assert cli.plot(["results/digits_sgd", "--x", "updates", "--out", "figure.svg"]) == 0
     assert Path("figure.svg").stat().st_size > 1000
+
+
+def test_evaluate_measures_the_run_on_the_data_that_it_was_trained_on(monkeypatch, capsys):
+    checked, places = [], []
+    parts = {"train_images": [0] * 5, "train_labels": [1] * 5, "test_images": 0, "test_labels": [1]}
+    classes = {f"class {number}": number / 100 for number in range(10)}
+    run = SimpleNamespace(
+        config=load_config("digits_sgd"),
+        steps=7,
+        check_data=checked.append,
+        evaluate=lambda images, labels: (1.23456, 0.25 * len(labels)),
+        class_errors=lambda images, labels: classes | ({"cat": 1.0} if len(labels) > 1 else {}),
+    )
+    dataset = SimpleNamespace(**parts)
+    monkeypatch.setattr("kfcnet.training.evaluation.load_run", lambda folder, device: run)
+    monkeypatch.setattr("kfcnet.data.load", lambda config: places.append(config.path) or dataset)
+    assert cli.evaluate(["run", "--device", "cpu", "--data", "there", "--train"]) == 0
+    assert places == [Path("there")] and checked == [dataset]
+    ten = ", ".join(f"class {number} {number}.00%" for number in range(10))
+    assert capsys.readouterr().out.splitlines() == [
+        "train loss 1.2346 nats, error 125.00% (5 images, after update 7)",
+        f"error by class: {ten}, ...",
+        "test loss 1.2346 nats, error 25.00% (1 images, after update 7)",
+        f"error by class: {ten}",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options, out, x",
+    [([], "curves.png", "seconds"), (["--x", "epochs", "--out", "A.PNG"], "A.PNG", "epochs")],
+)
+def test_plot_draws_the_runs_over_the_axis_that_is_asked_for(options, out, x, noted):
+    drawn = noted("figures.curves.plot_runs")
+    assert cli.plot(["a", "b", *options]) == 130
+    assert drawn == [([Path("a"), Path("b")], Path(out), x)]
+
+
+@pytest.mark.parametrize(
+    "options, by", [([], ("updates", "seconds")), (["--by", "updates"], ("updates",))]
+)
+def test_compare_prints_its_tables(options, by, monkeypatch, capsys):
+    def compare(runs, out, by):
+        seen.append((runs, out, by))
+        out.mkdir(parents=True)
+        (out / "runs.md").write_text("| run |\n")
+        return ["a milestone"]
+
+    seen = []
+    monkeypatch.setattr(milestones, "compare", compare)
+    monkeypatch.setattr(milestones, "markdown", lambda rows: f"| {rows[0]} |\n")
+    assert cli.compare(["a", "b", *options]) == 0
+    folder = Path("results/comparison")
+    assert seen == [([Path("a"), Path("b")], folder, by)]
+    printed = capsys.readouterr()
+    assert printed.out == "| run |\n\n| a milestone |\n"
+    assert printed.err == f"{folder / 'report.html'}\n"
 
 
 def test_a_run_without_its_first_checkpoint_says_that_it_trains_or_was_killed(capsys):
@@ -249,12 +383,58 @@ def test_sweep_prints_a_table_of_its_runs(capsys):
     assert capsys.readouterr().out.count("\n") >= 5  # two lines of header, three results
 
 
+@pytest.mark.parametrize("failure, status", [("no data", 1), ("", 0)])
+def test_a_sweep_is_given_its_options_and_fails_where_a_point_does(failure, status, monkeypatch):
+    def sweep(*arguments):
+        seen.append(arguments)
+        Path("results/sweep_digits_sgd").mkdir(parents=True)
+        Path("results/sweep_digits_sgd/sweep.md").touch()
+        return [SimpleNamespace(failure=""), SimpleNamespace(failure=failure)]
+
+    seen = []
+    monkeypatch.setattr("kfcnet.training.sweep.sweep", sweep)
+    assert cli.sweep([*SHORT, "--grid", "seed=1,2", "--workers", "2"]) == status
+    out, settings = Path("results/sweep_digits_sgd"), ["epochs=0.1", "device=cpu"]
+    assert seen == [("digits_sgd", {"seed": [1, 2]}, [], out, settings, 2)]
+
+
+def test_a_benchmark_on_the_cpu_leaves_its_report_and_its_table(monkeypatch, capsys):
+    def benchmark(**options):
+        return {"options": options}
+
+    monkeypatch.setattr("kfcnet.benchmarks.cpu.benchmark_cpu", benchmark)
+    monkeypatch.setattr("kfcnet.benchmarks.cpu.format_report", lambda report: "shown")
+    monkeypatch.setattr("kfcnet.benchmarks.cpu.markdown", lambda report: "a table\n")
+    argv = ["--rounds", "3", "--shards", "1", "--native", "off", "--json", "new/report.json"]
+    assert cli.benchmark(argv) == 0
+    assert capsys.readouterr().out == "shown\n"
+    assert json.loads(Path("new/report.json").read_text()) == {
+        "options": {"rounds": 3, "shards": 1, "native": "off"}
+    }
+    assert Path("new/report.md").read_text() == "a table\n"
+
+
+@pytest.mark.parametrize("options, out", [([], "reproduction"), (["--quick"], "quick")])
+def test_a_reproduction_lies_in_results_and_a_quick_one_beside_it(options, out, noted):
+    seen = noted("reproduce.reproduce")
+    assert cli.reproduce(["fig1", *options]) == 130
+    assert seen == [("fig1", Path("results", out), "auto", bool(options), None, {}, [], False, 1)]
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"kfcnet {metadata.version('kfcnet')}\n"
+
+
 @pytest.mark.parametrize("argv", [
     [], ["dance"], ["train"], ["train", "--config", "digits_sgd", "--resume", "--overwrite"],
     ["train", "--config", "digits_sgd", "--device", "gpu"], ["plot", "run", "--out", "figure.gif"],
     ["sweep", "--config", "digits_sgd", "--grid", "nothing"],
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1", "--stage", "x"],
     ["sweep", "--config", "digits_sgd", "--grid", "seed=1,1"],
+    ["sweep", "--config", "digits_sgd", "--grid", "seed=1", "--workers", "0"],
     ["benchmark", "--rounds", "0"], ["benchmark", "--device", "cuda", "--native", "off"],
     ["benchmark", "--json", "report.md"],
     ["benchmark", "--processes", "1"], ["benchmark", "--processes", "2", "--shards", "2"],
@@ -286,14 +466,8 @@ def test_every_command_explains_itself(name, capsys):
 
 
 @pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
-def test_readme_commands_are_understood(words, monkeypatch):
-    seen = []
-
-    def note(*args, **kwargs):
-        seen.append(args)
-        raise KeyboardInterrupt  # stop here: the arguments were understood
-
-    for target in (
+def test_readme_commands_are_understood(words, noted):
+    targets = (
         "training.trainer.train",
         "training.evaluation.load_run",
         "training.periods.settle",
@@ -303,13 +477,13 @@ def test_readme_commands_are_understood(words, monkeypatch):
         "benchmarks.cpu.benchmark_cpu",
         "reproduce.reproduce",
         "reproduce.demo.demo",
-    ):
-        monkeypatch.setattr(f"kfcnet.{target}", note)
+    )
+    seen = [noted(target) for target in targets]
     if words[0] == "python":
         assert (ROOT / words[1]).is_file()
         words = ["kfcnet", Path(words[1]).stem, *words[2:]]
     status = cli.main(words[1:])
-    assert (status, len(seen)) == ((0, 0) if "--print-config" in words else (130, 1))
+    assert (status, sum(map(len, seen))) == ((0, 0) if "--print-config" in words else (130, 1))
 
 
 @pytest.mark.parametrize("script", list(cli.COMMANDS))
@@ -323,6 +497,8 @@ MEANT = [
     ("train --config digits_kfc --epochs 3", "--set epochs=3?"),
     ("train --config digits_kfc --seed=1", "--set seed=1?"),
     ("train --config digits_kfc --lr 0.1", "--set optimizer.learning_rate=0.1?"),
+    ("train --config digits_kfc --wd 0.1", "--set optimizer.weight_decay=0.1?"),
+    ("train --config digits_kfc --lr --bs 64", "--set optimizer.learning_rate=VALUE?"),
     ("train --config digits_kfc --batch-size", "--set optimizer.batch_size=VALUE?"),
     ("train --config digits_kfc learning_rate=0.1", "--set optimizer.learning_rate=0.1?"),
     ("train digits_kfc", "--config digits_kfc?"),
@@ -339,7 +515,10 @@ def test_what_was_meant_by_an_argument_is_suggested(line, suggested, capsys):
     assert f"no such argument; did you mean {suggested}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["train --config digits_kfc --foo", "evaluate run --lr 1"])
+@pytest.mark.parametrize(
+    "line",
+    ["train --config digits_kfc --foo", "evaluate run --lr 1", "train --config digits_kfc --resum"],
+)
 def test_nothing_is_suggested_where_nothing_is_like_it(line, capsys):
     with pytest.raises(SystemExit):
         cli.main(line.split())
