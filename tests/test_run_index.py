@@ -9,7 +9,7 @@ from runs import small
 
 from kfcnet.config import ConfigError
 from kfcnet.reproduce.progress import progress_of
-from kfcnet.runs.files import RecordError
+from kfcnet.runs.files import RecordError, read_json, write_json
 from kfcnet.runs.identity import changed_setting, identifying_settings, run_key
 from kfcnet.runs.index import RunIndex
 from kfcnet.training.trainer import train
@@ -102,6 +102,38 @@ def test_of_several_runs_the_shortest_that_is_long_enough_is_used(plan, tmp_path
     (tmp_path / "out" / "swept" / "checkpoint.h5").write_text("")
     status = index.status(plan.configure(curve, rate(0.3), 0, 9))
     assert status.folder == tmp_path / "out" / "swept"
+    (long / "checkpoint.h5").write_text("")
+    assert index.status(plan.configure(curve, rate(0.3), 0, 9)).folder == long
+
+
+def test_a_run_that_came_to_its_end_is_used_before_one_that_failed(plan, tmp_path):
+    index, curve = RunIndex(tmp_path / "out"), plan.curves["digits_sgd"]
+    failed = write_run(index, plan, "digits_sgd", rate(0.3), [0.9], state="failed")
+    config = plan.configure(curve, rate(0.3), 0, 0.5)
+    assert RunIndex(tmp_path / "out").status(config).has_diverged
+    failed.rename(tmp_path / "out" / "by hand")
+    folder = write_run(index, plan, "digits_sgd", rate(0.3), [0.9, 0.6, 0.3])
+    assert RunIndex(tmp_path / "out").status(config).folder == folder
+
+
+def test_a_run_without_a_row_has_trained_nothing_yet(plan, tmp_path):
+    write_run(RunIndex(tmp_path), plan, "digits_sgd", rate(0.3), [], state="failed")
+    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1)
+    status = RunIndex(tmp_path).status(config)
+    assert status.epochs(config) == 0 and not status.has_diverged
+
+
+def test_images_are_told_apart_by_their_checksum_where_a_record_has_one(plan, tmp_path):
+    folder = write_run(RunIndex(tmp_path), plan, "digits_sgd", rate(0.3), [0.9, 0.5])
+    images = plan.configure(plan.curves["digits_sgd"]).data
+    rescaled = images.model_copy(update={"input_scale": 3.0, "path": tmp_path})
+    index = RunIndex(tmp_path)
+    assert index.has_runs_on(rescaled) and index.why_not_with(rescaled, 64 * "f") is None
+    assert "SHA-256 ffffffffffff, here 000000000000" in index.why_not_with(rescaled, 64 * "0")
+    record = read_json(folder / "run.json")
+    del record["data"]["sha256"]
+    write_json(folder / "run.json", record)
+    assert RunIndex(tmp_path).why_not_with(rescaled, 64 * "0") is None
 
 
 def test_a_later_row_that_a_kill_cut_short_does_not_keep_earlier_ones_from_use(plan, tmp_path):
