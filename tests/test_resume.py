@@ -31,7 +31,7 @@ from kfcnet.runs.checkpoint import (
     save_checkpoint,
 )
 from kfcnet.runs.files import read_json
-from kfcnet.runs.folder import RunFolderError
+from kfcnet.runs.folder import FILES, RunFolder, RunFolderError
 from kfcnet.runs.metrics import LATER_COLUMNS, read_metrics
 from kfcnet.training import clock, trainer
 from kfcnet.training.trainer import Trainer, TrainingInterrupted, train
@@ -106,6 +106,35 @@ def test_a_killed_run_goes_on_bit_for_bit(kill, text, uninterrupted, tmp_path):
     assert_same_run(tmp_path / "run", uninterrupted)
     assert (tmp_path / "run" / "curves.png").exists()
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_kill_while_a_run_is_replaced_leaves_no_checkpoint_to_go_on_from_by_mistake(tmp_path):
+    for name in FILES:
+        (tmp_path / name).touch()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, Path, "unlink", 2)
+        with RunFolder(tmp_path, overwrite=True) as folder:
+            folder.start(small(), {})
+    assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"checkpoint.h5"}
+
+
+def test_every_time_that_a_run_goes_on_is_recorded_with_its_program(tmp_path):
+    def program(name):
+        return {"command": [name], "commit": name, "device": {"device": name}, "versions": {}}
+
+    begun = {**program("first"), "seed": 3, "outcome": {"state": "running"}}
+    with RunFolder(tmp_path / "run") as folder:
+        folder.start(small(), begun)
+        for iteration, name in ((5, "second"), (7, "third")):
+            folder.finish("interrupted", iteration)
+            folder.go_on(small(), {**begun, **program(name), "seed": 4}, iteration)
+        assert folder.record() == {
+            **begun,
+            "resumed": [
+                {"iteration": 5, **program("second")},
+                {"iteration": 7, **program("third")},
+            ],
+        }
 
 
 @pytest.mark.parametrize("resume", [False, True])
