@@ -77,6 +77,12 @@ def test_a_truncated_file_is_an_error_naming_the_file(saved, length):
         load_checkpoint(saved)
 
 
+def test_a_file_that_cannot_be_read_is_an_error_naming_it(tmp_path):
+    (tmp_path / "checkpoint.h5").mkdir()
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint .*checkpoint.h5: Is a"):
+        load_checkpoint(tmp_path / "checkpoint.h5")
+
+
 def test_a_foreign_file_is_an_error_naming_the_file(tmp_path):
     path = tmp_path / "checkpoint.h5"
     with h5py.File(path, "w") as file:
@@ -113,6 +119,11 @@ def test_a_missing_file_is_an_error_naming_it_and_the_way_out(tmp_path):
     run.mkdir(parents=True)
     (run / "metrics.csv").touch()
     assert told(tmp_path / "demo").endswith(f"in it there are {run}")
+    for others, end in (("adam", ""), ("kfac", " and others")):
+        (tmp_path / "demo" / others).mkdir()
+        (tmp_path / "demo" / others / "metrics.csv").touch()
+        first, second = sorted((tmp_path / "demo").iterdir())[:2]
+        assert told(tmp_path / "demo").endswith(f"in it there are {first}, {second}{end}")
     assert f"--config {run}/config.yaml and another --out" in told(run)
 
 

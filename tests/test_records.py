@@ -206,6 +206,21 @@ def test_a_kill_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
     assert files.read_json(path) == {"old": 1}
 
 
+@pytest.mark.skipif(os.name != "posix", reason="other systems cannot flush a folder")
+def test_files_rows_and_the_folder_of_a_renamed_file_are_flushed_to_the_disk(tmp_path, monkeypatch):
+    flushed, path = [], tmp_path / "metrics.csv"
+    monkeypatch.setattr(files.os, "fsync", lambda file: flushed.append(os.fstat(file).st_ino))
+    files.write_text(path, "iteration\n")
+    assert flushed == [path.stat().st_ino, tmp_path.stat().st_ino]
+    files.append_line(path, "0")
+    assert flushed[2:] == [path.stat().st_ino]
+
+
+def test_lines_of_a_table_end_as_in_any_other_text(tmp_path):
+    files.write_csv(tmp_path / "sweep.csv", [["seed", "failure"], [1, "no, none"]])
+    assert (tmp_path / "sweep.csv").read_bytes() == b'seed,failure\n1,"no, none"\n'
+
+
 def test_several_can_write_one_file_at_once(tmp_path, monkeypatch):
     meeting, replace = threading.Barrier(3), os.replace
 
@@ -226,6 +241,9 @@ def test_unreadable_json_is_an_error_naming_file_and_line(tmp_path):
     path = tmp_path / "run.json"
     path.write_text('{"seed": 1,\n "device": }')
     with pytest.raises(RecordError, match="run.json, line 2"):
+        files.read_json(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(RecordError, match="cannot read .*run.json"):
         files.read_json(path)
 
 
@@ -251,6 +269,10 @@ def test_no_path_of_the_machine_stays_in_a_record():
             "results/run",
             "--config=/abs/my.yaml",
             "../shared/data",
+            "/home/someone/sweep/learning_rate=0.1",
+            "cifar10 = /home/a=b/cifar",
+            "data={name: folder, path: /home/some one/c: d}",
+            'optimizer={name: sgd, x: ["../a/b", C:\\c\\d], y: 1/2}',
         ],
         "files": [{"name": "C:\\data\\x.bin", "sha256": "00"}],
         "n": 3,
@@ -265,14 +287,14 @@ def test_no_path_of_the_machine_stays_in_a_record():
             "results/run",
             "--config=my.yaml",
             "data",
+            "learning_rate=0.1",
+            "cifar10 = cifar",
+            "data={name: folder, path: c: d}",
+            'optimizer={name: sgd, x: ["b", d], y: 1/2}',
         ],
         "files": [{"name": "x.bin", "sha256": "00"}],
         "n": 3,
         "s": "a b",
-            "/home/someone/sweep/learning_rate=0.1",
-            "cifar10 = /home/a=b/cifar",
-            "data={name: folder, path: /home/some one/c: d}",
-            'optimizer={name: sgd, x: ["../a/b", C:\\c\\d], y: 1/2}',
     }
 
 
@@ -283,10 +305,6 @@ def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):
     assert provenance._commit() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     if subprocess.run([*git, "init", "-q"]).returncode:
-            "learning_rate=0.1",
-            "cifar10 = cifar",
-            "data={name: folder, path: c: d}",
-            'optimizer={name: sgd, x: ["b", d], y: 1/2}',
         pytest.skip("git is not installed")
     (tmp_path / "results").mkdir()
     for name in ("file", "results/file"):
