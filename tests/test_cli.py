@@ -380,7 +380,10 @@ def test_evaluate_and_plot_refuse_a_folder_without_a_run(capsys):
 def test_sweep_prints_a_table_of_its_runs(capsys):
     argv = [*SHORT, "--grid", "optimizer.learning_rate=0.1,0.01", "--out", "grid"]
     assert cli.sweep([*argv, "--stage", "0.1:all", "--stage", "0.2:1"]) == 0
-    assert capsys.readouterr().out.count("\n") >= 5  # two lines of header, three results
+    told = capsys.readouterr()
+    assert told.out.count("\n") >= 5  # two lines of header, three results
+    stages = [line for line in told.err.splitlines() if line.startswith("stage ")]
+    assert stages == ["stage 1 of 2: 2 runs to epoch 0.1", "stage 2 of 2: 1 run to epoch 0.2"]
 
 
 @pytest.mark.parametrize("failure, status", [("no data", 1), ("", 0)])

@@ -212,7 +212,7 @@ def train(argv=None, prog=None):
     )
     options = parser.parse_args(argv)
     if options.pick_periods is not None and not options.pick_periods > 0:
-        parser.error(f"--pick-periods {options.pick_periods}: the multiple is above 0")
+        parser.error(f"--pick-periods {options.pick_periods}: the multiple must be above 0")
     if options.sgd_batch_size is not None and options.sgd_batch_size < 1:
         parser.error(f"--sgd-batch-size {options.sgd_batch_size}: at least one is needed")
     if options.sgd_batch_size and options.pick_periods is None:

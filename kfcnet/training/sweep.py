@@ -96,9 +96,9 @@ def sweep(config, grid, stages, out, overrides=(), at_a_time=1):
         configs = [_configure(config, overrides, point, epochs) for point in tuning.points]
         # A run records what its data decide, and is found by it.
         configs = [resolved(each, load(each.data)) if is_open(each) else each for each in configs]
+        runs = f"{len(configs)} run{'s' * (len(configs) != 1)}"
         print(
-            f"stage {tuning.number} of {len(stages)}: {len(configs)} runs to {epochs:g} epochs",
-            file=sys.stderr,
+            f"stage {tuning.number} of {len(stages)}: {runs} to epoch {epochs:g}", file=sys.stderr
         )
         if tuning.number == 1:
             _check_images(index, configs, load)
