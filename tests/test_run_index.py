@@ -10,8 +10,17 @@ from runs import small
 from kfcnet.config import ConfigError
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.runs.files import RecordError, read_json, write_json
-from kfcnet.runs.identity import changed_setting, identifying_settings, run_key
+from kfcnet.runs.identity import (
+    changed_setting,
+    devices,
+    group_by_seed,
+    identifying_settings,
+    resumed_config,
+    run_key,
+    work_key,
+)
 from kfcnet.runs.index import RunIndex
+from kfcnet.runs.read import Run
 from kfcnet.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
@@ -39,12 +48,47 @@ def test_the_first_setting_that_may_not_change_is_named():
 def test_a_run_is_known_by_what_decides_its_course(plan):
     curve = plan.curves["digits_sgd"]
     key = run_key(plan.configure(curve))
-    free = plan._replace(overrides=("evaluation.every=3", "checkpoint_minutes=1"))
+    free = plan._replace(
+        overrides=(
+            "evaluation.every=3",
+            "evaluation.unit=updates",
+            "checkpoint_minutes=1",
+            "diagnostics.every=2",
+        )
+    )
     assert run_key(free.configure(curve, epochs=9)) == key
     for other in (rate(0.1), {"data.input_scale": 3.0}, {"ops.shards": 1}):
         assert run_key(plan.configure(curve, other)) != key
     assert run_key(plan.configure(curve, seed=1)) != key
     assert run_key(plan._replace(device="cuda").configure(curve)) != key
+
+
+def test_updates_take_the_same_work_whatever_seed_and_learning_rate():
+    assert work_key(small("optimizer.learning_rate=0.3", "seed=1")) == work_key(small())
+    assert work_key(small("optimizer.batch_size=60")) != work_key(small())
+
+
+def test_a_run_goes_on_with_its_own_settings_but_for_its_end_and_what_its_rows_do_not_show():
+    changes = "epochs=9", "checkpoint_minutes=1", "data.path=elsewhere"
+    now = small(*changes, "evaluation.every=2", "optimizer.learning_rate=0.3")
+    assert resumed_config(small(), now) == small(*changes)
+    assert changed_setting(small(), small(*changes)) is None
+
+
+def test_the_devices_of_a_run_are_those_that_its_record_names():
+    first, second = {"device": "cpu"}, {"device": "cuda"}
+    record = {"device": first, "resumed": [{"iteration": 3}, {"iteration": 5, "device": second}]}
+    assert devices(Run({}, {}, record)) == [first, second]
+
+
+def test_seconds_of_other_numbers_of_processes_are_not_put_together():
+    config = small().model_dump(mode="json")
+    runs = [
+        Run({}, {**config, "seed": seed}, {"device": {"device": "cpu", "processes": processes}})
+        for seed, processes in enumerate((1, 1, 4))
+    ]
+    assert group_by_seed(runs) == [runs[:2], runs[2:]]
+    assert group_by_seed(runs, timed=False) == [runs]
 
 
 def test_the_name_of_a_pool_identifies_no_run_and_may_change():
