@@ -336,6 +336,9 @@ def test_a_run_without_its_first_checkpoint_says_that_it_trains_or_was_killed(ca
     said = complaint(capsys, cli.evaluate, "results/digits_sgd", "--device", "cpu")
     assert "restore it, or train the run again" in said
     record = json.loads(Path("results/digits_sgd/run.json").read_text())
+    write_json("results/digits_sgd/run.json", record | {"outcome": {"state": "failed"}})
+    said = complaint(capsys, cli.evaluate, "results/digits_sgd", "--device", "cpu")
+    assert "restore it, or train the run again" in said
     write_json("results/digits_sgd/run.json", record | {"outcome": {"state": "running"}})
     said = complaint(capsys, cli.evaluate, "results/digits_sgd", "--device", "cpu")
     assert "it trains and will write it soon, or was killed" in said and "--resume" in said

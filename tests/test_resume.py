@@ -118,6 +118,14 @@ def test_a_kill_while_a_run_is_replaced_leaves_no_checkpoint_to_go_on_from_by_mi
     assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"checkpoint.h5"}
 
 
+def test_a_run_that_was_killed_at_once_is_told_from_one_that_has_lost_its_checkpoint(tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        kill_in(patch, trainer, "evaluate", 1)
+        train(small(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="it trains and will write it soon, or was killed"):
+        load_checkpoint(tmp_path / "run" / "checkpoint.h5")
+
+
 def test_every_time_that_a_run_goes_on_is_recorded_with_its_program(tmp_path):
     def program(name):
         return {"command": [name], "commit": name, "device": {"device": name}, "versions": {}}
@@ -144,8 +152,11 @@ def test_what_a_kill_during_a_write_has_left_is_removed(resume, tmp_path):
         train(small("epochs=0.4"), run)
     run.mkdir(exist_ok=True)
     (run / "checkpoint.h5.0a1b2c3d.tmp").write_bytes(b"a part")
+    others = ["notes.tmp"] if resume else []  # it would be no folder to begin a run in
+    for name in others:
+        (run / name).touch()
     train(small(), run, resume=resume)
-    assert not list(run.glob("*.tmp"))
+    assert [path.name for path in run.glob("*.tmp")] == others
 
 
 def test_a_run_whose_device_fails_goes_on_from_its_last_checkpoint(text, uninterrupted, tmp_path):

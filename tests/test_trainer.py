@@ -683,6 +683,41 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
         train(small(), tmp_path / "run")
 
 
+def test_an_empty_folder_stays_if_it_was_there_and_goes_if_it_was_made(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("old", "new"):
+        with RunFolder(tmp_path / name):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_folder_that_was_refused_is_not_kept_from_others(tmp_path):
+    (tmp_path / "run.json").touch()
+    refused = RunFolder(tmp_path)
+    with pytest.raises(RunFolderError, match="holds a run already"):
+        refused.__enter__()
+    with RunFolder(tmp_path, resume=True):
+        pass
+
+
+def test_who_waits_for_a_folder_in_use_asks_for_its_lock_again_until_it_is_free(
+    tmp_path, monkeypatch, caplog
+):
+    fcntl, asked = pytest.importorskip("fcntl"), []
+
+    def in_use(_, operation):
+        asked.append(operation)
+        if operation & fcntl.LOCK_NB:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", in_use)
+    caplog.set_level("INFO", "kfcnet")
+    with locks.locked(tmp_path, wait=True) as is_locked:
+        assert is_locked
+    assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+    assert f"waiting for another process that uses {tmp_path}" in caplog.text
+
+
 def test_two_processes_cannot_use_one_folder(tmp_path):
     pytest.importorskip("fcntl")
     with RunFolder(tmp_path / "run"), pytest.raises(RunFolderError, match="in use by another"):
