@@ -96,6 +96,29 @@ def test_a_convolution_of_the_arrays_by_plain_loops_is_the_layer():
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
+def test_arrays_carry_a_network_over_whose_statistics_were_never_measured():
+    ops = CpuOps("float32", shards=1)
+    first, second = (
+        build_network(NETWORKS["batch normalisation"], INPUT_SHAPE, ops, seed=seed)
+        for seed in (1, 2)
+    )
+    arrays = to_arrays(first)
+    from_arrays(second, arrays)
+    assert np.array_equal(second.theta, first.theta) and to_arrays(second).keys() == arrays.keys()
+    measured, *_ = trained("batch normalisation")
+    for other, given in ((measured, arrays), (second, arrays | {"bn.mean": np.ones(3)})):
+        with pytest.raises(ValueError, match="bn.inv_std is missing"):
+            from_arrays(other, given)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.float64])
+def test_numbers_of_any_kind_are_weights(dtype):
+    built, *_ = trained("one dense layer")
+    from_arrays(built, to_arrays(built) | {"dense1.bias": np.array([1, 2, 3, 4], dtype)})
+    bias = to_arrays(built)["dense1.bias"]
+    assert bias.dtype == np.float32 and bias.tolist() == [1, 2, 3, 4]
+
+
 def test_arrays_are_copies():
     built, *_ = trained("every layer")
     before = built.theta.copy()

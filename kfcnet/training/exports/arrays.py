@@ -51,7 +51,8 @@ def from_arrays(network: Network, arrays: Mapping[str, ArrayLike]) -> None:
     network is then as it was.
     """
     expected = _expected(network)
-    unknown, missing = set(arrays) - set(expected), set(expected) - set(arrays)
+    unknown = set(arrays) - set(expected)
+    missing = set(expected) - set(arrays) - _never_measured(network, arrays)
     if unknown or missing:
         wrong, what = (unknown, "is no array of") if unknown else (missing, "is missing; it is of")
         raise ValueError(f"arrays: {min(wrong)} {what} this network: {', '.join(expected)}")
@@ -95,6 +96,16 @@ def _expected(network):
             parts = {part: array.shape for part, array in layer_arrays(layer).items()}
         shapes |= {f"{layer.name}.{part}": shape for part, shape in parts.items()}
     return shapes
+
+
+def _never_measured(network, arrays):
+    """Names of statistics of evaluation that neither the network nor the arrays have."""
+    names = set()
+    for layer in network.layers:
+        if isinstance(layer, BatchNorm) and layer.population is None:
+            own = {f"{layer.name}.{part}" for part in ("mean", "inv_std")}
+            names |= own if own.isdisjoint(arrays) else set()
+    return names
 
 
 def _weight_shape(layer: Conv2d) -> tuple[int, ...]:
