@@ -91,6 +91,12 @@ def test_columns_that_older_metrics_lack_read_as_nan_and_are_written_from_then_o
         np.testing.assert_array_equal(read[name], expected, name)
 
 
+def test_columns_of_a_later_version_stay_where_a_run_goes_on(tmp_path):
+    (tmp_path / "metrics.csv").write_text("iteration,epoch,later\n0,0.0,1.5\n5,0.5,2.5\n")
+    truncate_metrics(tmp_path / "metrics.csv", 0, columns=("iteration", "nu"))
+    assert (tmp_path / "metrics.csv").read_text() == "iteration,nu,epoch,later\n0,nan,0.0,1.5\n"
+
+
 def test_metrics_keep_a_loss_that_is_not_finite(metrics):
     append_metrics(metrics, row(40, train_loss=np.nan, test_loss=np.inf))
     read = read_metrics(metrics)
