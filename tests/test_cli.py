@@ -404,19 +404,25 @@ def test_a_sweep_is_given_its_options_and_fails_where_a_point_does(failure, stat
     assert seen == [("digits_sgd", {"seed": [1, 2]}, [], out, settings, 2)]
 
 
-def test_a_benchmark_on_the_cpu_leaves_its_report_and_its_table(monkeypatch, capsys):
-    def benchmark(**options):
-        return {"options": options}
+@pytest.mark.parametrize(
+    "what, options, count",
+    [("cpu", {"rounds": 3, "shards": 1, "native": "off"}, ()), ("processes", {"rounds": 3}, (2,))],
+)
+def test_a_benchmark_on_the_cpu_leaves_its_report_and_its_table(
+    what, options, count, monkeypatch, capsys
+):
+    def benchmark(*args, **kwargs):
+        return {"count": args, "options": kwargs}
 
-    monkeypatch.setattr("kfcnet.benchmarks.cpu.benchmark_cpu", benchmark)
-    monkeypatch.setattr("kfcnet.benchmarks.cpu.format_report", lambda report: "shown")
-    monkeypatch.setattr("kfcnet.benchmarks.cpu.markdown", lambda report: "a table\n")
-    argv = ["--rounds", "3", "--shards", "1", "--native", "off", "--json", "new/report.json"]
-    assert cli.benchmark(argv) == 0
+    monkeypatch.setattr(f"kfcnet.benchmarks.{what}.benchmark_{what}", benchmark)
+    monkeypatch.setattr(f"kfcnet.benchmarks.{what}.format_report", lambda report: "shown")
+    monkeypatch.setattr(f"kfcnet.benchmarks.{what}.markdown", lambda report: "a table\n")
+    argv = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    argv += ["--processes", "2"] if count else []
+    assert cli.benchmark([*argv, "--json", "new/report.json"]) == 0
     assert capsys.readouterr().out == "shown\n"
-    assert json.loads(Path("new/report.json").read_text()) == {
-        "options": {"rounds": 3, "shards": 1, "native": "off"}
-    }
+    report = json.loads(Path("new/report.json").read_text())
+    assert report == {"count": list(count), "options": options}
     assert Path("new/report.md").read_text() == "a table\n"
 
 

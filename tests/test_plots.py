@@ -23,6 +23,7 @@ from kfcnet.config import dump_config, load_config
 from kfcnet.figures import curves
 from kfcnet.runs.files import RecordError, read_json, write_json
 from kfcnet.runs.identity import group_by_seed
+from kfcnet.runs.labels import data_set, method
 from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics, read_metrics
 from kfcnet.runs.read import read_run
 
@@ -246,6 +247,8 @@ def test_a_structure_is_part_of_a_methods_name(tmp_path):
     for run in runs:
         edit_optimizer(run, structure=run.name)
     assert texts(drawn(runs)[0])[:2] == ["KFC-pre, M = 512", "KFC-pre (SUA), M = 512"]
+    edit_optimizer(runs[1], tikhonov="exact")
+    assert method(read_run(runs[1])) == "KFC-pre (SUA) (exact Tikhonov), M = 512"
 
 
 def test_a_run_whose_record_is_older_than_a_setting_is_a_seed_of_the_others(tmp_path):
@@ -403,6 +406,13 @@ def test_the_published_error_is_drawn_for_its_own_data_set_only(data, published,
     levels = [line.get_ydata()[0] for line in error.lines if line.get_linestyle() == ":"]
     assert levels == {"cifar10": [0.18], "svhn": [0.0278]}.get("".join(data), [])
     assert not [line for line in loss.lines if line.get_linestyle() == ":"]
+
+
+def test_images_of_ones_own_are_called_what_their_record_says(tmp_path):
+    own = read_run(write_run(tmp_path / "run", data="folder"))
+    assert data_set(own) == "folder"
+    own.record["data"] = {"title": "flowers", "train_examples": 10, "test_examples": 2}
+    assert data_set(own) == "flowers"
 
 
 def test_a_part_of_a_data_set_is_called_one_and_the_published_error_that_of_all(tmp_path):
