@@ -271,6 +271,7 @@ def test_evaluate_and_plot_read_a_run(capsys):
     assert "(1437 images" in train and "(360 images" in test
     assert cli.plot(["results/digits_sgd", "--x", "updates", "--out", "figure.svg"]) == 0
     assert Path("figure.svg").stat().st_size > 1000
+    assert capsys.readouterr().err == "figure.svg\n"
 
 
 def test_evaluate_measures_the_run_on_the_data_that_it_was_trained_on(monkeypatch, capsys):
@@ -515,6 +516,7 @@ MEANT = [
     ("train --config digits_kfc learning_rate=0.1", "--set optimizer.learning_rate=0.1?"),
     ("train digits_kfc", "--config digits_kfc?"),
     ("train my.yaml", "--config my.yaml?"),
+    ("train my.yml", "--config my.yml?"),
     ("reproduce fig1 --lr 0.1", "--set optimizer.learning_rate=0.1?"),
 ]
 

@@ -8,7 +8,9 @@ import threading
 
 import numpy as np
 import pytest
+from runs import small
 
+from kfcnet.ops.cpu import CpuOps
 from kfcnet.runs import files, provenance
 from kfcnet.runs.files import RecordError, WriteError
 from kfcnet.runs.metrics import (
@@ -302,6 +304,22 @@ def test_no_path_of_the_machine_stays_in_a_record():
         "n": 3,
         "s": "a b",
     }
+
+
+def test_a_record_begins_with_how_the_run_was_started(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/abs/train.py", "--config", "mine"])
+    ops = CpuOps("float32", shards=3, native="off")
+    record = provenance.describe_run(small("seed=7"), ops, {"sha256": "00"}, "all images")
+    assert record["command"] == ["train.py", "--config", "mine"]
+    assert (record["seed"], record["device"]["shards"]) == (7, 3)
+    assert (record["data"], record["train_measured_on"]) == ({"sha256": "00"}, "all images")
+    assert record["machine"]["cores"] == os.cpu_count()
+    assert record["outcome"] == {"state": "running"}
+
+
+def test_a_folder_is_made_with_those_above_it_where_it_is_not_there(tmp_path):
+    for _ in range(2):
+        assert files.make_folder(tmp_path / "a" / "b").is_dir()
 
 
 def test_the_commit_is_that_of_the_project_or_none(tmp_path, monkeypatch):

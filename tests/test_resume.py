@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_bit_for_bit(kill, text, uninterrupted, tmp_path):
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
-def test_a_kill_while_a_run_is_replaced_leaves_no_checkpoint_to_go_on_from_by_mistake(tmp_path):
+def test_of_a_replaced_run_nothing_stays_and_its_checkpoint_goes_first(tmp_path):
     for name in FILES:
         (tmp_path / name).touch()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
@@ -116,6 +116,10 @@ def test_a_kill_while_a_run_is_replaced_leaves_no_checkpoint_to_go_on_from_by_mi
         with RunFolder(tmp_path, overwrite=True) as folder:
             folder.start(small(), {})
     assert {path.name for path in tmp_path.iterdir()} == set(FILES) - {"checkpoint.h5"}
+    with RunFolder(tmp_path, overwrite=True) as folder:
+        folder.start(small(), {})
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"config.yaml", "run.json", "metrics.csv"}
 
 
 def test_a_run_that_was_killed_at_once_is_told_from_one_that_has_lost_its_checkpoint(tmp_path):

@@ -160,6 +160,13 @@ def test_a_run_that_came_to_its_end_is_used_before_one_that_failed(plan, tmp_pat
     assert RunIndex(tmp_path / "out").status(config).folder == folder
 
 
+def test_a_run_that_was_killed_before_it_had_a_table_is_none_yet(plan, tmp_path):
+    folder = write_run(RunIndex(tmp_path), plan, "digits_sgd", rate(0.3), [])
+    (folder / "metrics.csv").unlink()
+    config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1)
+    assert RunIndex(tmp_path, to_go_on=False).status(config) is None
+
+
 def test_a_run_without_a_row_has_trained_nothing_yet(plan, tmp_path):
     write_run(RunIndex(tmp_path), plan, "digits_sgd", rate(0.3), [], state="failed")
     config = plan.configure(plan.curves["digits_sgd"], rate(0.3), 0, 1)

@@ -681,6 +681,8 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RunFolderError, match="run is a file"):
         train(small(), tmp_path / "run")
+    with pytest.raises(RunFolderError, match="cannot make the folder .*below: Not a .*--out"):
+        train(small(), tmp_path / "run" / "below")
 
 
 def test_an_empty_folder_stays_if_it_was_there_and_goes_if_it_was_made(tmp_path):
