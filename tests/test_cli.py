@@ -269,9 +269,9 @@ def test_evaluate_and_plot_read_a_run(capsys):
     assert cli.evaluate(["results/digits_sgd", "--train", "--device", "cpu"]) == 0
     train, test = capsys.readouterr().out.splitlines()
     assert "(1437 images" in train and "(360 images" in test
-    assert cli.plot(["results/digits_sgd", "--x", "updates", "--out", "figure.svg"]) == 0
-    assert Path("figure.svg").stat().st_size > 1000
-    assert capsys.readouterr().err == "figure.svg\n"
+    assert cli.plot(["results/digits_sgd", "--x", "updates", "--out", "new/figure.svg"]) == 0
+    assert Path("new/figure.svg").stat().st_size > 1000
+    assert capsys.readouterr().err == f"{Path('new/figure.svg')}\n"
 
 
 def test_evaluate_measures_the_run_on_the_data_that_it_was_trained_on(monkeypatch, capsys):

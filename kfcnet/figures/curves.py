@@ -22,7 +22,7 @@ from matplotlib.transforms import Bbox
 
 from kfcnet.figures.layout import add_legend, add_legend_beside, add_title
 from kfcnet.figures.paper import NETWORK_ERROR
-from kfcnet.runs.files import write_bytes
+from kfcnet.runs.files import make_folder, write_bytes
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import (
     devices_apart,
@@ -88,6 +88,7 @@ def plot_runs(folders, out, x="seconds"):
     none has rows, or a file that cannot be written.
     """
     runs = with_rows([read_run(folder) for folder in folders], folders)
+    make_folder(Path(out).parent)
     save_figure(lambda: draw_runs(runs, x), out)
 
 
