@@ -194,6 +194,8 @@ def test_overrides_reach_layers_by_their_names():
 @pytest.mark.parametrize("override, message", [
     ("optimizer.dampin=1", "optimizer.dampin: unknown key; did you mean damping?"),
     ("learning_rate=1", "learning_rate: unknown key; did you mean optimizer.learning_rate"),
+    ("lr=1", "lr: unknown key; did you mean optimizer.learning_rate?"),
+    ("optimizer.lr=1", "optimizer.lr: unknown key; did you mean learning_rate?"),
     ("data.nme=svhn", "data.nme: unknown key; did you mean name?"),
     ("network.0.kernl=3", "network.0.kernl: unknown key; did you mean kernel?"),
     ("network.0.layer=cnv", "network.0.layer: unknown value cnv; did you mean conv?"),

@@ -5,9 +5,6 @@ import argparse
 from kfcnet.config import config_names, setting_key
 from kfcnet.ranks import is_first_started, of_all
 
-ALIASES = {"lr": "learning_rate", "batch": "batch_size", "bs": "batch_size", "wd": "weight_decay"}
-"""Names of settings that other programs' users know."""
-
 
 class Parser(argparse.ArgumentParser):
     """Ends with status 2 and one line for wrong arguments, with what may have been meant.
@@ -57,7 +54,7 @@ def meant(arguments):
         return f"; did you mean --config {first}?"
     name, equals, value = first.lstrip("-").partition("=")
     name = name.replace("-", "_")
-    key = setting_key(ALIASES.get(name, name))
+    key = setting_key(name)
     if key is None:
         return ""
     if not equals and others and not others[0].startswith("--"):

@@ -7,6 +7,9 @@ from typing import Any, get_args
 from pydantic import BaseModel, Tag, ValidationError
 from pydantic_core import ErrorDetails
 
+ALIASES = {"lr": "learning_rate", "batch": "batch_size", "bs": "batch_size", "wd": "weight_decay"}
+"""Names of settings that other programs' users know."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key and fits on two lines."""
@@ -34,7 +37,7 @@ def _explain_one(error: ErrorDetails, model: type[BaseModel]) -> str:
         hint = (
             f"; did you mean {elsewhere}?"
             if elsewhere
-            else suggestion(str(error["loc"][-1]), fields)
+            else suggestion(ALIASES.get(error["loc"][-1], str(error["loc"][-1])), fields)
         )
         return f"{key}: unknown key{hint}"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
@@ -124,11 +127,12 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def setting_key(name: str, model: type[BaseModel]) -> str | None:
-    """The full key of the setting of a configuration of `model` whose last part is `name`.
+    """The full key of the setting of a configuration of `model` whose last part is `name`, or what
+    `name` is an alias of.
 
     Of several the first, those of the top level before those of sections; None where none is.
     """
-    fields = model.model_fields
+    name, fields = ALIASES.get(name, name), model.model_fields
     if name in fields:
         return name
     for section, field in fields.items():

@@ -88,7 +88,10 @@ def config_summary(name: str) -> str:
 
 
 def setting_key(name: str) -> str | None:
-    """The full key of the setting whose last part is `name`: optimizer.learning_rate; or None."""
+    """The full key of the setting whose last part is `name` or what that is an alias of; or None.
+
+    Of learning_rate and of lr it is optimizer.learning_rate.
+    """
     return errors.setting_key(name, Config)
 
 
