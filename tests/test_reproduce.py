@@ -219,6 +219,7 @@ def test_tuning_takes_the_best_runs_further_and_the_winner_to_the_end(plan, tmp_
     assert [task.config.optimizer.learning_rate for task in step.pending] == [0.003, 0.3, 0.03]
     assert {task.config.epochs for task in step.pending} == {0.5}
     assert step.epochs_left == pytest.approx(3 * 0.5 + 2 * 0.5 + 0.5 + 1.5)
+    assert step.last_stage == []
     finals = {0.003: [0.9, 0.8], 0.3: [0.9, 0.5, 0.4], 0.03: [0.9, 0.6, 0.3, 0.25]}
     for value, errors in finals.items():
         write_run(index, plan, "digits_kfc", rate(value), errors)
@@ -226,6 +227,7 @@ def test_tuning_takes_the_best_runs_further_and_the_winner_to_the_end(plan, tmp_
     assert [
         (result.stage, result.point.settings["optimizer.learning_rate"]) for result in step.tuning
     ] == [(1, 0.3), (1, 0.03), (1, 0.003), (2, 0.03), (2, 0.3)]
+    assert step.last_stage == step.tuning[3:]
     assert step.rate == 0.03 and step.finals[0].iteration == 18
     (second,) = step.pending  # the first seed's final run is the winner, gone on with
     assert (second.config.seed, second.config.epochs) == (1, 1.5)

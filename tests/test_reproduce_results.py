@@ -28,6 +28,7 @@ from kfcnet.runs.identity import run_key
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.metrics import PHASES
 from kfcnet.runs.read import Run, read_run
+from kfcnet.training.tuning import Point, Result
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -278,6 +279,27 @@ def test_the_test_error_after_five_minutes_is_that_between_two_evaluations(evide
     assert small.here == "not run"
     row, _ = claims.early_error_rows(evidence)  # ends after two minutes
     assert row[1:4] == (Value(18.5), "ended before", "")
+
+
+def test_rates_are_best_for_both_errors_or_a_tradeoff_is_told(evidence):
+    def result(rate, train_error, test_error):
+        row = {"epoch": 20.04, "train_error": train_error, "test_error": test_error}
+        return Result(3, Point({"optimizer.learning_rate": rate}, None), row)
+
+    agree = [result(0.003, 0.1, 0.19), result(0.01, 0.16, 0.2)]
+    differ = [result(0.001, 0.01, 0.18), result(0.003, 0.03, 0.16)]
+    for sgd, verdict, here in (
+        (agree, REPRODUCED, "0.003 and 0.003"),
+        (differ, FAILED, "0.001 and 0.003"),
+    ):
+        found = evidence._replace(tuned={"digits_sgd": sgd, "digits_kfc": differ})
+        row, kfc = claims.rate_rows(found)
+        assert (row.here, row.paper, row.verdict) == (here, "the same", verdict)
+        assert (kfc.here, kfc.paper, kfc.verdict) == ("0.001 and 0.003", "a tradeoff", "")
+    assert kfc.note == "after 20 epochs: 0.001: 1.00% and 18.00%; 0.003: 3.00% and 16.00%"
+    alone = [agree[0], agree[1]._replace(row=None)]  # the other one diverged
+    for tuned in ({}, {"digits_sgd": alone}):
+        assert claims.rate_rows(evidence._replace(tuned=tuned))[0].here == "not run"
 
 
 def test_a_range_over_seeds_that_agree_is_one_number():

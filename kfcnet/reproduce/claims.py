@@ -22,6 +22,7 @@ from kfcnet.figures.paper import (
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.assumptions import neighbours
 from kfcnet.reproduce.plan import COMPARED
+from kfcnet.reproduce.progress import RATE
 from kfcnet.reproduce.rows import (
     Row,
     compared_at_the_end,
@@ -62,6 +63,7 @@ def rows(evidence):
         *svhn_rows(evidence),
         *error_rows(evidence),
         *early_error_rows(evidence),
+        *rate_rows(evidence),
         *objective_rows(evidence),
         *averaging_rows(evidence),
         clip_row(evidence),
@@ -340,6 +342,52 @@ def _test_error_after(run, seconds):
     """The test error between the evaluations before and after; NaN where the run ended before."""
     times, errors = run.metrics["seconds"], run.metrics["test_error"]
     return float(np.interp(seconds, times, errors, right=np.nan))
+
+
+def rate_rows(evidence):
+    """SGD's learning rates "which performed the best on training error also performed the best on
+    test error", KFC-pre had "a more significant tradeoff" (section 5.2, footnote 3).
+
+    The latter is most notable in the size of a mini-batch: what the rates tell has no verdict.
+    """
+    main = evidence.plan.main
+    sgd, kfc = (
+        _best_rates(evidence, f"{main}_{name}", default, paper)
+        for name, default, paper in (
+            ("sgd", "SGD, M = 128", "the same"),
+            ("kfc", "KFC-pre, M = 512", "a tradeoff"),
+        )
+    )
+    return [sgd, kfc._replace(verdict="")]
+
+
+def _best_rates(evidence, curve, default, paper):
+    """A Row: the learning rates with the lowest training and with the lowest test error, of those
+    in the last stage of a curve's tuning.
+    """
+    claim = (
+        f"{evidence.data}: learning rates of the lowest training and of the lowest test error, "
+        f"{evidence.name(curve, default)}"
+    )
+    results = [result for result in evidence.tuned.get(curve, []) if result.row]
+    if len(results) < 2:
+        return Row(claim, paper, "not run")
+    rates = {result.point.settings[RATE]: result.row for result in results}
+    best = min(rates, key=lambda rate: rates[rate]["test_error"])
+    chosen, *_ = rates
+    epochs = f"{rates[chosen]['epoch']:.3g} epochs"
+    errors = "; ".join(
+        f"{rate:g}: {row['train_error']:.2%} and {row['test_error']:.2%}"
+        for rate, row in rates.items()
+    )
+    return Row(
+        claim,
+        paper,
+        f"{chosen:g} and {best:g}",
+        note=f"after {epochs}: {errors}",
+        verdict=verdicts.of_comparison(best == chosen),
+        reason=f"training and test error after {epochs} at {errors}",
+    )
 
 
 def objective_rows(evidence):

@@ -47,6 +47,12 @@ class CurveProgress(NamedTuple):
         return bool(self.finals) and not self.pending
 
     @property
+    def last_stage(self):
+        """The Results of the last stage of the learning rates; [] before it is complete."""
+        number = len(self.curve.stages)
+        return [result for result in self.tuning if result.stage == number]
+
+    @property
     def rate(self):
         """The learning rate that was chosen; None without one."""
         return (self.settings or {}).get(RATE)

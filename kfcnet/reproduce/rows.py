@@ -1,6 +1,8 @@
 """A row of the table of claims: what was measured, over pairs of seeds, and how it is judged."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +38,8 @@ class Evidence(NamedTuple):
 
     runs: {curve: its final runs}; records: {curve: its record of the assumptions}; costs: {curve:
     what its epochs cost}, timed for all alike, None where the runs' own seconds are taken;
-    unfinished: names of the curves of which a planned run is missing or under way.
+    unfinished: names of the curves of which a planned run is missing or under way; tuned: {curve:
+    Results of the last stage of its tuning, best first}, of tunings that are complete.
     """
 
     plan: object
@@ -44,6 +47,7 @@ class Evidence(NamedTuple):
     records: dict
     costs: dict | None = None
     unfinished: frozenset = frozenset()
+    tuned: Mapping = MappingProxyType({})
 
     def absence(self, *names, unit=None):
         """Why some of these curves have no runs, or no minutes (a unit); "" if all of them have."""
