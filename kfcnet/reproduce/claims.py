@@ -46,7 +46,6 @@ WEAK, STRONGER = 0.5, 2
 """Correlations of derivatives are weak below this share of the activations' correlations, and
 stronger above this many times those with max pooling."""
 
-
 SLACK = 1.02
 """A run is out of hand where its training loss rises above its start by more than this factor: the
 start is chance."""
