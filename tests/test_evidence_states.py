@@ -12,7 +12,7 @@ from kfcnet.config import load_config
 from kfcnet.figures import curves, milestones
 from kfcnet.reproduce import claims, costs, figures, report, scaling, starts, verdicts, work
 from kfcnet.reproduce.plan import FigurePlan, PanelPlan, make_plan
-from kfcnet.reproduce.progress import progress_of
+from kfcnet.reproduce.progress import CLIP, progress_of
 from kfcnet.reproduce.rows import Evidence, compared_at_the_end, reached_row, speed_up
 from kfcnet.reproduce.values import Value, middle
 from kfcnet.reproduce.verdicts import FAILED, OPEN, REPRODUCED, Interval, ratio_bounds
@@ -100,6 +100,17 @@ def test_in_the_runs_of_figure_1_no_map_dies_as_the_referee_is_told(published):
         assert not any(values.any() for name, values in table.items() if name.endswith("_dead"))
         assert set(np.diff(table["iteration"])) == {98}
         assert not read_run(status.folder).metrics["clipped"].any()
+
+
+def test_on_svhn_every_update_is_clipped_as_the_referee_is_told(published):
+    told = "from the second epoch on every update is still clipped, with a mean nu above 20"
+    assert told in (PAPER.parents[1] / "docs/referee.md").read_text(encoding="utf-8")
+    tried = [each.point.settings[CLIP] for each in published["svhn_kfc"].clip_tuning]
+    assert published["svhn_kfc"].clip == max(tried) == 1
+    for status in published["svhn_kfc"].finals.values():
+        metrics = read_run(status.folder).metrics
+        later = metrics["epoch"] > 2
+        assert np.all(metrics["clipped"][later] == 1) and np.all(metrics["nu"][later] > 20)
 
 
 # Diverged
