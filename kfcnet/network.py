@@ -207,16 +207,25 @@ class Network:
         return flat
 
     def views(self, flat: Any) -> list:
-        """The parts of a flat vector as matrices (I, P), one a weighted layer, in layer order."""
+        """The parts of a flat vector (n,) as matrices (I, P), one a weighted layer, in layer order.
+
+        Raises ValueError for another shape.
+        """
+        n = self._slices[-1].stop
+        if flat.shape != (n,):
+            raise ValueError(f"a vector of shape {flat.shape} given; the network's are ({n},)")
         return [
             flat[part].reshape(layer.weight_shape)
             for part, layer in zip(self._slices, self.weighted, strict=True)
         ]
 
     def bind(self, flat: Any) -> None:
-        """Let the layers use the parameters in `flat` (n,) from now on."""
+        """Let the layers use the parameters in `flat` (n,) from now on; ValueError for another
+        shape.
+        """
+        views = self.views(flat)
         self._bound = flat
-        for layer, view in zip(self.weighted, self.views(flat), strict=True):
+        for layer, view in zip(self.weighted, views, strict=True):
             layer.weight = view
 
     def copy(self) -> "Network":

@@ -291,6 +291,24 @@ def test_layers_may_come_one_by_one(ops64, inputs):
     np.testing.assert_array_equal(again.forward(inputs), built.forward(inputs))
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_vector_of_another_length_is_refused_and_the_parameters_stay(ops64, inputs, change):
+    """A longer one would pass: of a flat vector each layer takes its own part."""
+    net = network(ops64)
+    expected = net.forward(inputs)
+    vector = np.ones(len(net.theta) + change)
+    text = rf"shape \({len(vector)},\) given; the network's are \({len(net.theta)},\)"
+    with pytest.raises(ValueError, match=text):
+        net.views(vector)
+    with pytest.raises(ValueError, match=text):
+        net.bind(vector)
+    with pytest.raises(ValueError, match=text), net.using(vector):
+        pass
+    np.testing.assert_array_equal(net.forward(inputs), expected)
+    with pytest.raises(ValueError):
+        net.tangent(vector, 2)
+
+
 def test_first_nonfinite_names_the_layer(ops64, inputs):
     net = network(ops64)
     assert net.first_nonfinite(inputs) is None
