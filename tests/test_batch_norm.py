@@ -126,6 +126,16 @@ def test_the_gradient_in_evaluation_is_that_of_evaluation(ops64, rng, inputs):
     assert_close(net.gradient @ direction * 3, expected, 1e-7)
 
 
+def test_the_gradient_through_statistics_is_refused_for_a_part_of_their_examples(ops64, inputs):
+    """What the others add to it would be whatever lay in memory."""
+    net = network(ops64, LAYERS)
+    net.forward(inputs, training=True)
+    with pytest.raises(ValueError, match=r"batch_norm2: derivatives of 3 examples .* all of its 5"):
+        net.backward(np.ones((3, 3)))
+    net.backward(np.ones((3, 3)), per_example=True)
+    net.backward(np.ones((5, 3)))
+
+
 @pytest.mark.parametrize("layer", [1, 3], ids=["maps", "units"])
 def test_the_block_of_scale_and_shift_is_the_exact_fisher_block(ops64, rng, inputs, layer):
     """The second moment of each example's own gradient, example by example."""

@@ -82,8 +82,14 @@ class BatchNorm(Layer):
         return y
 
     def backward(self, dy):
+        """Raises ValueError for a part of a mini-batch whose statistics it normalised with."""
         if not self.saved.depends_on_input:
             return self.backward_per_example(dy)
+        if len(dy) != len(self.saved.y):
+            raise ValueError(
+                f"{self.name}: derivatives of {len(dy)} examples given, but the gradient through "
+                f"the statistics of a mini-batch needs all of its {len(self.saved.y)}"
+            )
         return self.ops.batch_norm_backward(dy, self.saved.y, self.saved.inv_std)
 
     def backward_per_example(self, dy):
