@@ -306,8 +306,10 @@ class Network:
 
         Each weighted layer keeps the derivatives of its pre-activations. per_example: the
         derivatives of each example's own loss, batch statistics being constants, as they always
-        are in evaluation; without it, batch normalisation in training needs m = M.
+        are in evaluation; without it, batch normalisation in training needs m = M. Raises
+        ValueError for another shape or m, RuntimeError before the first forward pass.
         """
+        self._check_derivatives(dz)
         for _ in self._backward(dz, per_example):
             pass
 
@@ -319,10 +321,23 @@ class Network:
             if dz is None:
                 return
 
+    def _check_derivatives(self, dz):
+        """Raise as `backward` says: what M examples saved would stand for more of them."""
+        last = self.weighted[-1]
+        if last.saved is None:
+            raise RuntimeError("a backward pass needs a forward pass before it")
+        M, outputs = len(last.inputs), self.layers[-1].output_shape
+        if dz.shape[1:] != outputs or not 1 <= len(dz) <= M:
+            raise ValueError(
+                f"derivatives of shape {dz.shape} given; after a forward pass of M = {M} the "
+                f"network takes (m, {', '.join(map(str, outputs))}), m from 1 to M"
+            )
+
     def backward_with_gradient(self, dz: Any, *sums: Any) -> None:
         """`backward` and `compute_gradient` at once: on a GPU each layer's gradient is computed
         beside the passes of the layers below it.
         """
+        self._check_derivatives(dz)
         gradients = self._gradients(len(dz), self.gradient)
         for layer in self._backward(dz):
             if layer in self.weighted:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 import threading
 
 import numpy as np
@@ -13,6 +14,7 @@ from kfcnet.config.schema import ConvConfig, DenseConfig, MaxPoolConfig, Respons
 from kfcnet.layers import AvgPool, Mode, ReLU, ResponseNorm
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.network import Network, build_network
+from kfcnet.ops.cpu import CpuOps, has_extension
 
 BATCH_NORM = [layer for layer in EVERY_LAYER if layer["layer"] != "response_norm"]
 BATCH_NORM = BATCH_NORM[:2] + [dict(layer="batch_norm", epsilon=0.1)] + BATCH_NORM[2:]
@@ -289,6 +291,23 @@ def test_layers_may_come_one_by_one(ops64, inputs):
     again = Network(iter(build_network(EVERY_LAYER, INPUT_SHAPE, ops64, seed=3).layers), ops64)
     again.theta[...] = built.theta
     np.testing.assert_array_equal(again.forward(inputs), built.forward(inputs))
+
+
+@pytest.mark.parametrize("native", ["on", "off"])
+@pytest.mark.parametrize("shape", [(3, 3), (0, 3), (2, 4), (2,)])
+def test_derivatives_that_no_forward_pass_belongs_to_are_refused(shape, native, rng):
+    """Where more are given than were sent forward the gradient would be one of some of them."""
+    if native == "on" and not has_extension():
+        pytest.skip("the C extension is not built")
+    ops = CpuOps("float64", shards=1, native=native)
+    net = build_network([dict(layer="dense", units=3)], INPUT_SHAPE, ops)
+    with pytest.raises(RuntimeError, match="needs a forward pass before it"):
+        net.backward(np.ones((2, 3)))
+    net.forward(rng.standard_normal((2, *INPUT_SHAPE)))
+    text = rf"derivatives of shape {re.escape(str(shape))} .* M = 2 .* \(m, 3\), m from 1 to M"
+    for backward in (net.backward, net.backward_with_gradient):
+        with pytest.raises(ValueError, match=text):
+            backward(np.ones(shape))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
