@@ -134,8 +134,9 @@ def fisher_blocks(network, loss, inputs, name):
 class _Moments:
     """Patches and derivatives of a layer, and the expectations that approximations are made of.
 
-    `patches` (M, T, P). `derivatives` (C, M, T, I) are those along the columns of a root of each
-    example's output Fisher matrix, F_R = B B^T: their sum over C is the expectation over targets.
+    `patches` (M, T, P). `derivatives` (C, M, T, I) are those along the columns of a root B of each
+    example's output Fisher matrix, F_R = B B^T: the sum of their outer products over C is the
+    expectation over targets.
     """
 
     def __init__(self, network, loss, inputs, layer):
@@ -144,8 +145,8 @@ class _Moments:
         I, P = layer.weight_shape
         to_numpy, derivatives = network.ops.to_numpy, []
         predictive = loss.predictive(network.forward(inputs))
-        for dz in _output_roots(loss, predictive):
-            network.backward(network.ops.asarray(dz), per_example=True)
+        for dz in loss.fisher_factors(predictive):
+            network.backward(dz, per_example=True)
             derivatives.append(to_numpy(layer.derivatives).reshape(self.M, -1, I))
         self.derivatives = np.array(derivatives, np.float64)
         self.inputs = self.ops.asarray(to_numpy(layer.inputs))
@@ -228,18 +229,6 @@ class _Moments:
             moments = np.square(self._gradients() @ basis).sum(axis=0) / self.M
             block.moments = moments.reshape(block.moments.shape)
         return block.matrix()
-
-
-def _output_roots(loss, predictive):
-    """The columns of B, with F_R = B B^T for every example's output: C arrays (M, C)."""
-    M, C = predictive.shape
-    ops = loss.ops
-    columns = [
-        ops.to_numpy(loss.fisher_product(predictive, ops.asarray(np.tile(unit, (M, 1)))))
-        for unit in np.eye(C)
-    ]
-    values, vectors = np.linalg.eigh(np.stack(columns, axis=2).astype(np.float64))
-    return np.moveaxis(vectors * np.sqrt(values.clip(min=0))[:, None], 2, 0)
 
 
 def _sum_of_krons(left, right):
