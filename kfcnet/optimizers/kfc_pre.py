@@ -19,7 +19,8 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         g <- gradient of h, the mean loss plus lambda/2 |weights|^2
         n <- [F^(gamma)]^-1 g, the natural gradient, layer by layer                       Eq. 22
         v <- -alpha n, times min(1, sqrt(C / nu)) for nu = v^T F v + lambda |v|^2
-        with damping: auto, besides v times min(1, 4 (1 - mu) h / -g^T v), and gamma = alpha / 3
+        with damping: auto, besides v times min(1, 4 (1 - mu) h / -g^T v), where g^T v < 0, and
+            gamma = max(1e-3, alpha_0 / 3), alpha_0 being the rate before its schedule
         velocity <- mu velocity + v
         theta <- theta + velocity
         average <- xi average + (1 - xi) theta

@@ -107,7 +107,7 @@ class TrainedNetwork:
         return self.probabilities(images)
 
     def probabilities(self, images: ArrayLike) -> NDArray:
-        """Predictive distributions (M, classes) of raw images uint8 (M, H, W, C).
+        """Predictive distributions (M, classes) of raw images (M, H, W, C).
 
         Raises ValueError for images of another shape or kind than the network was trained on.
         """
@@ -177,7 +177,8 @@ class TrainedNetwork:
         write_bytes(path, model.SerializeToString())
 
     def evaluate(self, images: ArrayLike, labels: ArrayLike | None) -> tuple[float, float]:
-        """(mean loss in nats, share of wrong classes) on raw images (M, H, W, C), labels (M,).
+        """(mean loss in nats, share of wrong classes) on raw images (M, H, W, C), labels (M,); of
+        an autoencoder (mean loss, mean square of what it misses).
 
         Raises ValueError like `examples`, and where there is no image.
         """
@@ -213,11 +214,12 @@ class TrainedNetwork:
             )
 
     def examples(self, images: ArrayLike, labels: ArrayLike | None) -> Examples:
-        """Raw images uint8 (M, H, W, C) and labels (M,) or (M, 1) as the network takes them; an
-        autoencoder does not look at labels, which may be None.
+        """Raw images (M, H, W, C), grey ones also (M, H, W), and labels (M,) or (M, 1) as the
+        network takes them; an autoencoder does not look at labels, which may be None.
 
-        Raises ValueError for images of another shape or kind than the network was trained on, and
-        for labels that are not its classes.
+        Pixels are uint8, or floating where it was trained on such. Raises ValueError for images of
+        another shape or kind than the network was trained on, and for labels that are not its
+        classes.
         """
         images = np.asarray(images)
         given = images.shape
