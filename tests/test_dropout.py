@@ -7,6 +7,7 @@ from networks import settings
 
 from kfcnet import philox
 from kfcnet.batches import Batch
+from kfcnet.curvature import input_factor
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.optimizers import build_optimizer
@@ -118,3 +119,17 @@ def test_a_step_draws_its_masks_once_and_every_step_draws_others(ops64, rng):
         masks.append(net.layers[0].saved.copy())
     assert drawn == [(step, stream) for step in range(3) for stream in (0, 3)]
     assert not any(np.array_equal(a, b) for a, b in zip(masks, masks[1:], strict=False))
+
+
+def test_the_first_estimate_of_the_factors_averages_over_masks(ops64, rng):
+    """Each batch of the preparation is thinned by other masks, also where it comes again."""
+    net = build_network(LAYERS, (1, 1, J), ops64, SEED)
+    opt = build_optimizer(settings("kfc_pre"), net, SoftmaxCrossEntropy(ops64, SEED))
+    batch = Batch(rng.standard_normal((M, 1, 1, J)), np.arange(M, dtype=np.int32) % 3)
+    opt.prepare([batch, batch])
+    factors = []
+    for step in range(2):
+        net.forward(batch.inputs, training=True, step=step)
+        factors.append(input_factor(net.weighted[0].inputs))
+    assert not np.allclose(*factors)
+    assert_close(opt.blocks[0].Omega, sum(factors) / 2)

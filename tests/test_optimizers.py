@@ -8,6 +8,7 @@ import pytest
 from checks import assert_close
 from networks import CONFIGS, EVERY_LAYER, INPUT_SHAPE, batches, network, optimizer, settings
 
+from kfcnet import philox
 from kfcnet.batches import Batch
 from kfcnet.config.schema import HessianFreeConfig, KfacConfig
 from kfcnet.curvature import damped_inverses, derivative_factor, input_factor
@@ -577,6 +578,25 @@ def test_preparation_averages_over_all_of_its_batches(ops64, rng):
     opt.prepare(parts)
     inputs = np.concatenate([part.inputs for part in parts])
     assert_close(opt.blocks[0].Omega, input_factor(inputs, 3, 1, 1))
+
+
+def test_every_estimate_of_the_factors_draws_targets_of_its_own(ops64, rng, monkeypatch):
+    """Those of the preparation are none of a step's, of which there are fewer than 2^62."""
+    opt = optimizer(ops64, "kfc_pre", statistics_period=1)
+    drawn, draw = [], ops64.uniforms
+
+    def noted(count, seed, purpose, step, *rest):
+        drawn.append((purpose, int(np.ravel(step)[0])))  # a counter may go on
+        return draw(count, seed, purpose, step, *rest)
+
+    monkeypatch.setattr(ops64, "uniforms", noted)
+    data = batches(ops64, rng, 6)
+    opt.prepare(data[:3])
+    for batch in data[3:]:
+        opt.step(batch)
+    steps = [step for purpose, step in drawn if purpose == philox.TARGETS]
+    assert steps[3:] == [0, 1, 2]
+    assert len(set(steps[:3])) == 3 and min(steps[:3]) > 2**62
 
 
 def test_statistics_never_depend_on_the_labels(ops64, rng):
