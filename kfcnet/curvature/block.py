@@ -99,9 +99,11 @@ class KroneckerBlock:
         return None
 
     def adopt(self, failure, step=None):
-        """Go on with the inverses that `take_inverses` left; a failure is treated as above.
+        """Go on with the inverses that `take_inverses` left.
 
-        Where processes share a mini-batch, all of them have the same `failure`.
+        failure: what it returned, the same in all processes that share a mini-batch. Where it is a
+        text, warn and keep the last good inverses, or raise numpy.linalg.LinAlgError where there
+        are none. step: said in the warning.
         """
         if failure is None:
             self.has_inverses = True
