@@ -10,7 +10,7 @@ from quadratics import SHAPE, SMALL, batches, dense_model, objective
 from scipy.sparse.linalg import cg
 
 from kfcnet.batches import Batch
-from kfcnet.config.schema import KfacConfig
+from kfcnet.config.schema import HessianFreeConfig, KfacConfig
 from kfcnet.curvature import EigenbasisBlock, input_factor
 from kfcnet.losses import SoftmaxCrossEntropy, SquaredError
 from kfcnet.ops.cpu import CpuOps
@@ -294,6 +294,22 @@ def test_damping_follows_the_ratio_of_actual_to_predicted_change(ops64, rng, dam
     ratio = (objective(opt, rest[1], step=1) - before) / (g @ d + d @ C @ d / 2)
     assert (ratio > 0.75) if damping == 1e3 else (ratio < 0.25)
     assert np.isclose(opt.damping, damping * moved_by, rtol=1e-12)
+
+
+@pytest.mark.parametrize("config", [KfacConfig, HessianFreeConfig])
+def test_a_model_that_promises_nothing_leaves_the_damping_alone(ops64, rng, config):
+    """Outputs that are the targets: no gradient, no step, and a ratio that would be 0/0."""
+    values = dict(averaging_timescale=100.0, statistics_timescale=100.0, damping_period=1)
+    net = network(ops64, [dict(layer="dense", units=3, std=0.5)], SHAPE)
+    opt = build_optimizer(config().model_copy(update=values), net, SquaredError(ops64, 3))
+    inputs, theta = rng.standard_normal((8, *SHAPE)), net.theta.copy()
+    batch = Batch(inputs, net.forward(inputs).copy())
+    opt.prepare([batch])
+    damping = opt.damping
+    for _ in range(2):
+        opt.step(batch)
+    assert opt.damping == damping and opt.steps == 2
+    assert np.array_equal(net.theta, theta)
 
 
 # The damping of the factors
