@@ -126,6 +126,15 @@ def test_the_gradient_in_evaluation_is_that_of_evaluation(ops64, rng, inputs):
     assert_close(net.gradient @ direction * 3, expected, 1e-7)
 
 
+def test_training_leaves_the_measured_statistics_alone(ops64, inputs):
+    """Evaluation keeps to those of `measure_statistics`, whatever mini-batches come between."""
+    net = network(ops64, LAYERS)
+    net.measure_statistics(inputs)
+    expected = net.forward(inputs)
+    net.forward(2 * inputs + 1, training=True)
+    np.testing.assert_array_equal(net.forward(inputs), expected)
+
+
 def test_the_gradient_through_statistics_is_refused_for_a_part_of_their_examples(ops64, inputs):
     """What the others add to it would be whatever lay in memory."""
     net = network(ops64, LAYERS)
