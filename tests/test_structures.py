@@ -246,6 +246,22 @@ def test_a_new_basis_takes_the_moments_along_as_the_old_block_seen_in_it(ops64):
 DAMPED = [*(dict(structure=structure) for structure in STRUCTURES), dict(tikhonov="exact")]
 
 
+def test_exact_tikhonov_takes_eigenvalues_that_rounding_made_negative_for_zero(ops64, rng):
+    """Two negative ones would make a large product, and one with a positive one less than c."""
+    block = build_block("kfc", network(ops64).weighted[0], ops64, tikhonov="exact")
+    values = []
+    for name in block.FACTORS:
+        factor = getattr(block, name)
+        basis, _ = np.linalg.qr(rng.standard_normal(factor.shape))
+        d = np.linspace(1, 2, len(factor))
+        d[:1] = -1e-3
+        factor[...] = basis * d @ basis.T
+        values.append(np.where(d > 0, d, 0))
+    block.update_inverses(1e-4)
+    expected = 1 / (np.outer(*values[::-1]) + 1e-4)
+    assert_close(np.sort(block.inverse_values.ravel()), np.sort(expected.ravel()), 1e-7)
+
+
 def test_exact_tikhonov_adds_the_damping_to_the_product(ops64, rng):
     opt = optimizer(
         ops64, "kfc_pre", LAYERS[:1] + LAYERS[4:], tikhonov="exact", weight_decay=0.03, damping=0.02
