@@ -10,7 +10,7 @@
 // Launcher: kfcnet/ops/cuda/convolution.py. Contract: kfcnet/ops/primitives.py. Test:
 // tests/test_kernels_gemm.py.
 // Operations 2*M*T*OUT_MAPS*P; bytes 4*(x with the tiles' borders + dy) for every block in y and z,
-// and 8*slices*OUT_MAPS*P for the partial sums. 64 multiply-adds for four 16-byte reads of shared
+// and 4*slices*OUT_MAPS*P for the partial sums. 64 multiply-adds for four 16-byte reads of shared
 // memory where the maps come in fours: limited by fp32 arithmetic.
 #include "conv_slices.cuh"
 #include "outer_product.cuh"

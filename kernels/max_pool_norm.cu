@@ -9,8 +9,8 @@
 // One block: TILE_GROUPS groups of LANES maps of one image, all of its pixels.
 // Launcher: kfcnet/ops/cuda/elementwise.py. Contract: kfcnet/ops/primitives.py. Tests:
 // tests/test_max_pool_norm.py.
-// Bytes, with x elements of input and y of output: forward 4x + 13y, backward 4x + 13y, tangent at
-// most 4x + 17y; limited by memory.
+// Bytes, with x elements of input and y of output: 4x + 13y each, of the tangent at most: it reads
+// x at the maxima only; limited by memory.
 #include "image.cuh"
 #include "max_window.cuh"
 #include "response_norm.cuh"
