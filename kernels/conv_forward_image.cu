@@ -1,6 +1,6 @@
 // kernels/conv_forward_image.cu: y = [[x]]_H Wbar^T, rung 3: a tile of the image in shared memory.
 //
-// Before (conv_forward_tiled): every element of a patch is fetched by itself, with three divisions
+// Before (conv_forward_tiled): every element of a patch is fetched by itself, with two divisions
 // for its address; neighbouring patches share most of their inputs, which are fetched again.
 // Idea: a block makes a tile of neighbouring positions. What they see together is a rectangle of
 // the image: it is copied once, and a patch is read from it. The elements of one segment of a patch
