@@ -81,6 +81,14 @@ def test_chapter_5_draws_the_two_methods_and_takes_its_shares_from_a_run_that_it
     assert said in shares and len(said) == len(PHASES)
 
 
+def test_no_best_rate_of_chapter_5_is_the_smallest_or_the_largest_that_was_tried():
+    page = page_of(CHAPTERS[4])
+    tried = re.search(r"^RATES = \((.*)\)$", page, re.MULTILINE)[1].split(", ")
+    best = RATE.findall(page)
+    assert len(best) == 8  # two methods of the first figure, at three sizes of the second
+    assert all(min(map(float, tried)) < float(rate) < max(map(float, tried)) for rate in best)
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=NAMES)
 def test_a_page_and_a_notebook_print_the_same(chapter):
     printed = printed_in_page(page_of(chapter))

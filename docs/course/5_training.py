@@ -70,9 +70,13 @@ layers = [
 # ## A fair comparison on the digits
 #
 # Both methods get the same network, start and mini-batches. Each gets its own learning rate: the
-# best of six, by training loss at the end. That is the paper's rule. Comparing at one common rate
-# would compare nothing. The best rate must not be the smallest or the largest one that was tried:
-# then a better one may lie outside. So the rates are printed.
+# best of six, by the training loss near the end. That is the paper's rule. Comparing at one common
+# rate would compare nothing. The best rate must not be the smallest or the largest one that was
+# tried: then a better one may lie outside. So the rates are printed.
+#
+# "Near the end" is a mean over the last quarter of the evaluations. The last one alone would do for
+# most runs, but not for one that diverges: its loss goes up to thousands, and back to exactly zero
+# whenever all images happen to be on the right side. By the last evaluation such a run may win.
 
 
 # %%
@@ -106,10 +110,10 @@ NAMES = {"digits_kfc": "KFC-pre", "digits_sgd": "SGD"}
 
 
 def best_run(name, batch_size, updates):
-    """(learning rate, rows) of the rate with the lowest final training loss."""
+    """(learning rate, rows) of the rate with the lowest training loss, a mean near the end."""
     runs = {rate: trained(name, rate, batch_size, updates) for rate in RATES}
-    last = {rate: np.nan_to_num(rows[-1, 2], nan=np.inf) for rate, rows in runs.items()}
-    rate = min(last, key=last.get)
+    means = {rate: rows[len(rows) * 3 // 4 :, 2].mean() for rate, rows in runs.items()}
+    rate = min(RATES, key=lambda rate: np.nan_to_num(means[rate], nan=np.inf))
     return rate, runs[rate]
 
 
