@@ -20,8 +20,9 @@
 // is not positive.
 // Launcher: kfcnet/ops/cuda/inverse.py. Contract: kfcnet/ops/primitives.py. Tests:
 // tests/test_ops.py.
-// Operations 2*side^3 a matrix, and half as many again; limited by latency: the sweeps wait for
-// each other.
+// Operations side^2*(side + TILE) a matrix for its tiles on and above the diagonal, half as many
+// for their U D, a quarter for the pivot blocks, which every tile inverts for itself; limited by
+// latency: the sweeps wait for each other.
 #include "block_sum.cuh"
 #include "tile_pair.cuh"
 

@@ -23,7 +23,9 @@ import numpy as np
 import recorded_steps
 from compiled_counts import Specialised, megabytes, table
 
+from kfcnet.ops.cuda.gram import triangle
 from kfcnet.ops.cuda.launcher import MULTIPROCESSORS
+from kfcnet.ops.shapes import ceil_div
 
 TABLE = Path(__file__).with_name("predicted_times.csv")
 GAP = 1.3  # us between two launches of a graph that wait for one another
@@ -66,8 +68,10 @@ def multiply_adds(launch):
         return launch.values[0].size * (c["MAPS"] + 32) // 2
     if launch.kernel == "spd_sweep":
         sides = [int(side) for side in str(c["SIDES"]).split(",")]
-        sweeps = -(-max(sides) // 32)
-        return 3 * sum(side**3 for side in sides) // 2 // sweeps
+        sweeps = [ceil_div(side, 32) for side in sides]
+        tiles = [triangle(ceil_div(side, 64)) for side in sides]  # of 64 x 64
+        of_tile = 64 * 64 * 32 + 64 * 32 * 32 + 32**3  # U D U^T, U D, and D itself
+        return of_tile * int(np.dot(tiles, sweeps)) // max(sweeps)  # of a launch, on average
     return 0
 
 

@@ -57,6 +57,23 @@ def test_multiply_adds_are_those_of_the_layers(launches):
     assert all(multiply_adds(launch) == 0 for launch in of(launches, "max_pool"))
 
 
+def test_sweeps_multiply_the_tiles_on_and_above_the_diagonal_of_matrices_that_are_not_through(
+    launches,
+):
+    sweeps = of(launches, "spd_sweep")
+    sides = [int(side) for side in dict(sweeps[0].constants)["SIDES"].split(",")]
+    blocks = 0
+    for pivot in range(0, 32 * len(sweeps), 32):
+        for side in (side for side in sides if pivot < side):
+            across = range(0, side, 64)
+            blocks += sum(row <= column for row in across for column in across)
+    of_block = 64 * 32 * 64 + 64 * 32 * 32 + 32 * 32 * 32  # the loops of kernels/spd_inverse.cu
+    found = sum(map(multiply_adds, sweeps))
+    assert found == pytest.approx(blocks * of_block, rel=1e-6)
+    stated = sum(1.75 * side**2 * (side + 64) for side in sides) / 2  # kernels/README.md
+    assert stated < found < 1.2 * stated  # the last tile and pivots stand over
+
+
 def test_windows_are_pooled_and_spread_in_the_rounds_of_their_loops(launches):
     (first,), tangents = of(launches, "conv_max_pool"), of(launches, "conv_max_pool_tangent")
     windows = 512 * 16 * 16 * 32  # of the step; the tangent is that of a quarter of its examples
