@@ -170,7 +170,7 @@ for c in (1e-5, 1e-3, 1e-1, 10):
 # %% [markdown]
 # **Where the factored form fails.** The damping has $c$, the error has $\sqrt{c}$. Where $c$ is far
 # below the curvature along the gradient, neither matters. Where $c$ is far above all of it, $c$
-# outgrows its root: with $c = 1000$ the step has 0.89 of the length. In between, where one trains,
+# outgrows its root, and the two forms agree again. In between, where one trains,
 # it is too short: half as long, and up to 0.29 of the reduction is lost. It errs on the safe side.
 # Exact damping is possible: in the basis of both factors' eigenvectors the block is diagonal, and
 # $c$ is added to the products of their eigenvalues. The last lines of the cell do that. For
