@@ -269,16 +269,28 @@ def test_a_part_of_svhn_leaves_the_error_of_all_of_it_open(evidence):
 
 def test_the_test_error_after_five_minutes_is_that_between_two_evaluations(evidence):
     """An evaluation at every 200 s, with errors of 100, 60 to 40, and 30%."""
+    early = evidence.runs["digits_kfc"]  # end after two minutes
     runs = [
         run._replace(metrics={**run.metrics, "seconds": np.array([0.0, 200.0, 400.0])})
-        for run in evidence.runs["digits_kfc"]
+        for run in early
     ]
-    row, small = claims.early_error_rows(evidence._replace(runs={"digits_kfc": runs}))
+    assert claims.early_error_rows(evidence) == []  # of CIFAR-10
+    main = evidence._replace(plan=evidence.plan._replace(main="cifar"))
+    row, small = claims.early_error_rows(main._replace(runs={"cifar_kfc": runs}))
     assert (row.here, row.verdict) == (Value(pytest.approx(40.0)), "")
     assert row.paper == Value(18.5) and row.note == "3 seeds, 35 to 45"
     assert small.here == "not run"
-    row, _ = claims.early_error_rows(evidence)  # ends after two minutes
+    row, _ = claims.early_error_rows(main._replace(runs={"cifar_kfc": early}))
     assert row[1:4] == (Value(18.5), "ended before", "")
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_all_minutes_of_the_table_are_measured(quick):
+    plan = make_plan("cpu", quick)
+    timed = costs.timed(plan)
+    assert {f"{plan.main}_kfc", f"{plan.main}_sgd"} <= set(timed)
+    assert ("cifar_kfc_small" in timed) == (not quick)
+    assert set(timed) <= {*plan.curves, *plan.left_out}
 
 
 def test_rates_are_best_for_both_errors_or_a_tradeoff_is_told(evidence):

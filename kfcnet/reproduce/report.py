@@ -165,7 +165,7 @@ def _reasons(rows):
 
 
 def _where_time_goes(evidence):
-    """Times of the curves that are drawn over time, where they were measured."""
+    """Times of the curves whose minutes are given, where they were measured."""
     header = ["curve", "data", "seconds per epoch", "range", "ms per update", *PHASES, "rest"]
     lines = []
     for name in timed(evidence.plan):
@@ -190,7 +190,7 @@ def _where_time_goes(evidence):
     if not lines:
         return ""
     return (
-        "## Where the time goes\n\nOf the curves that are drawn over time, measured in turns on "
+        "## Where the time goes\n\nOf the curves whose minutes are given, measured in turns on "
         f"{clock(run)} (`costs.json`); minutes are epochs times these seconds, the medians of "
         f"{len(turns)} turns. Intervals of ratios have the spread over the seeds in them, but not "
         "that over the turns, which *range* shows.\n\n"
