@@ -17,6 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from kfcnet.layers import BatchNorm, Conv2d, Dense, Layer, ScaleShift, Weighted
 from kfcnet.network import Network
 
+STATISTICS = ("mean", "inv_std")
+"""Parts of batch normalisation's statistics of evaluation, in the order of `population`."""
+
 
 def to_arrays(network: Network) -> dict[str, NDArray]:
     """{name: array} of everything in a network that training changes; copies."""
@@ -33,8 +36,8 @@ def layer_arrays(layer: Layer) -> dict[str, NDArray]:
     if isinstance(layer, BatchNorm):
         if layer.population is None:
             return {}
-        mean, inv_std = layer.population
-        return {"mean": to_numpy(mean).copy(), "inv_std": to_numpy(inv_std).copy()}
+        arrays = zip(STATISTICS, layer.population, strict=True)
+        return {part: to_numpy(array).copy() for part, array in arrays}
     if not isinstance(layer, Weighted):
         return {}
     homogeneous = to_numpy(layer.weight)
@@ -70,7 +73,7 @@ def from_arrays(network: Network, arrays: Mapping[str, ArrayLike]) -> None:
         if isinstance(layer, BatchNorm):
             if f"{layer.name}.mean" in given:
                 layer.population = tuple(
-                    ops.asarray(given[f"{layer.name}.{part}"]) for part in ("mean", "inv_std")
+                    ops.asarray(given[f"{layer.name}.{part}"]) for part in STATISTICS
                 )
         elif isinstance(layer, Weighted):
             scale = isinstance(layer, ScaleShift)
@@ -91,7 +94,7 @@ def _expected(network):
     shapes = {}
     for layer in network.layers:
         if isinstance(layer, BatchNorm):
-            parts = dict.fromkeys(("mean", "inv_std"), layer.input_shape[-1:])
+            parts = dict.fromkeys(STATISTICS, layer.input_shape[-1:])
         else:
             parts = {part: array.shape for part, array in layer_arrays(layer).items()}
         shapes |= {f"{layer.name}.{part}": shape for part, shape in parts.items()}
@@ -103,7 +106,7 @@ def _never_measured(network, arrays):
     names = set()
     for layer in network.layers:
         if isinstance(layer, BatchNorm) and layer.population is None:
-            own = {f"{layer.name}.{part}" for part in ("mean", "inv_std")}
+            own = {f"{layer.name}.{part}" for part in STATISTICS}
             names |= own if own.isdisjoint(arrays) else set()
     return names
 
