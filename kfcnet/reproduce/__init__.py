@@ -231,7 +231,7 @@ def _draw_assumptions(records, runs, out):
     )
     for measurement, record in records:
         if not measurement.layer:
-            pictures[f"assumptions_{measurement.curve}"] = functools.partial(
+            pictures[measurement.picture] = functools.partial(
                 figures.draw_heat_maps, measurement, record, runs[measurement.curve][0]
             )
     for name, draw_one in pictures.items():

@@ -39,6 +39,9 @@ from kfcnet.reproduce.values import Value, has_failed
 from kfcnet.reproduce.verdicts import OPEN
 from kfcnet.runs.labels import METHODS, PARTS, STRUCTURES, data_set, is_part
 
+PLANNED = {"kfc": "KFC-pre, M = 512", "sgd": "SGD, M = 128", "kfc_small": "KFC-pre, M = 128"}
+"""What the main curves are called before they are run."""
+
 TOLERANCE = 1.1
 """A test error is reproduced below this many times the published one."""
 
@@ -270,18 +273,19 @@ def svhn_rows(evidence):
     return [kfc, sgd, shared]
 
 
+def _name(evidence, name):
+    """Method and mini-batch of a main curve, one of PLANNED."""
+    return evidence.name(f"{evidence.plan.main}_{name}", PLANNED[name])
+
+
 def error_rows(evidence):
     """Lowest test errors, and the effect of KFC-pre's mini-batch size (footnote 3)."""
     main, result = evidence.plan.main, []
-    for name, default in (
-        ("kfc", "KFC-pre, M = 512"),
-        ("sgd", "SGD, M = 128"),
-        ("kfc_small", "KFC-pre, M = 128"),
-    ):
+    for name in ("kfc", "sgd", "kfc_small"):
         curve = f"{main}_{name}"
         row = median_row(
             evidence,
-            f"{evidence.data}: lowest test error (%), {evidence.name(curve, default)}",
+            f"{evidence.data}: lowest test error (%), {_name(evidence, name)}",
             Value(100 * LOWEST_TEST_ERROR[name]),
             curve,
             lambda run: Value(100 * _lowest_test_error(run)),
@@ -294,10 +298,7 @@ def error_rows(evidence):
                 reason=_fit(_typical(evidence.runs[curve], _lowest_test_error)),
             )
         result.append(row)
-    small, large = (
-        evidence.name(f"{main}_{name}", default)
-        for name, default in (("kfc_small", "KFC-pre, M = 128"), ("kfc", "KFC-pre, M = 512"))
-    )
+    small, large = (_name(evidence, name) for name in ("kfc_small", "kfc"))
     return [
         *result,
         compared_at_the_end(
@@ -321,14 +322,13 @@ def early_error_rows(evidence):
     rows = [
         median_row(
             evidence,
-            f"{evidence.data}: test error (%) after {minutes} minutes, "
-            f"{evidence.name(f'{main}_{name}', default)}",
+            f"{evidence.data}: test error (%) after {minutes} minutes, {_name(evidence, name)}",
             Value(100 * TEST_ERROR_AFTER[name]),
             f"{main}_{name}",
             lambda run: Value(100 * _test_error_after(run, 60 * minutes)),
             "minutes",
         )
-        for name, default in (("kfc", "KFC-pre, M = 512"), ("kfc_small", "KFC-pre, M = 128"))
+        for name in ("kfc", "kfc_small")
     ]
     return [
         Row(row.claim, row.paper, "ended before") if _is_missing(row.here) else row for row in rows
@@ -351,25 +351,19 @@ def rate_rows(evidence):
 
     The latter is most notable in the size of a mini-batch: what the rates tell has no verdict.
     """
-    main = evidence.plan.main
-    sgd, kfc = (
-        _best_rates(evidence, f"{main}_{name}", default, paper)
-        for name, default, paper in (
-            ("sgd", "SGD, M = 128", "the same"),
-            ("kfc", "KFC-pre, M = 512", "a tradeoff"),
-        )
-    )
+    sgd, kfc = _best_rates(evidence, "sgd", "the same"), _best_rates(evidence, "kfc", "a tradeoff")
     return [sgd, kfc._replace(verdict="")]
 
 
-def _best_rates(evidence, curve, default, paper):
+def _best_rates(evidence, name, paper):
     """A Row: the learning rates with the lowest training and with the lowest test error, of those
-    in the last stage of a curve's tuning.
+    in the last stage of a main curve's tuning.
     """
     claim = (
         f"{evidence.data}: learning rates of the lowest training and of the lowest test error, "
-        f"{evidence.name(curve, default)}"
+        f"{_name(evidence, name)}"
     )
+    curve = f"{evidence.plan.main}_{name}"
     results = [result for result in evidence.tuned.get(curve, []) if result.row]
     if len(results) < 2:
         return Row(claim, paper, "not run")
@@ -399,12 +393,12 @@ def objective_rows(evidence):
         median_row(
             evidence,
             f"{evidence.data}: lowest objective h, the training loss plus the penalty of the "
-            f"weight decay (nats), {evidence.name(f'{evidence.plan.main}_{name}', default)}",
+            f"weight decay (nats), {_name(evidence, name)}",
             "not given",
             f"{evidence.plan.main}_{name}",
             lambda run: Value(float(np.nanmin(run.metrics["train_objective"]))),
         )
-        for name, default in (("kfc", "KFC-pre, M = 512"), ("sgd", "SGD, M = 128"))
+        for name in ("kfc", "sgd")
     ]
 
 
@@ -414,13 +408,13 @@ def averaging_rows(evidence):
         row_with_interval(
             evidence,
             f"{evidence.data}: training error of the latest parameters over that of the averaged "
-            f"ones, {evidence.name(f'{evidence.plan.main}_{name}', default)}",
+            f"ones, {_name(evidence, name)}",
             "helped: above 1",
             f"{evidence.plan.main}_{name}",
             _gain_of_averaging,
             lambda ratios: verdicts.of_side(ratios, is_above=True),
         )
-        for name, default in (("kfc", "KFC-pre, M = 512"), ("sgd", "SGD, M = 128"))
+        for name in ("kfc", "sgd")
     ]
 
 

@@ -103,6 +103,11 @@ class Measurement(NamedTuple):
         return f"{self.group}, {self.pooling_in_words}"
 
     @property
+    def picture(self):
+        """The name of its picture of correlations."""
+        return f"assumptions_{self.curve}"
+
+    @property
     def pooling_in_words(self):
         return f"{self.pooling} pooling" if self.pooling != "published" else "pooling as published"
 

@@ -93,7 +93,7 @@ def _figure(evidence, progress, name, pictures, table):
     elif kind == "tuning":
         missing = {curve: "not tuned" for curve in curves if not progress[curve].tuning}
     missing = {curve: why for curve, why in missing.items() if why}
-    shown = {f"assumptions_{each.curve}.png": each.title for each in plan.measurements}
+    shown = {f"{each.picture}.png": each.title for each in plan.measurements}
     parts = [
         f"![{f'Correlations: {shown[picture]}' if picture in shown else title}](figures/{picture})"
         for picture in pictures
