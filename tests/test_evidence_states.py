@@ -11,8 +11,8 @@ from kfcnet import reproduce
 from kfcnet.config import load_config
 from kfcnet.figures import curves, milestones
 from kfcnet.reproduce import claims, costs, figures, report, scaling, starts, verdicts, work
-from kfcnet.reproduce.plan import FigurePlan, PanelPlan, make_plan
-from kfcnet.reproduce.progress import CLIP, progress_of
+from kfcnet.reproduce.plan import CLIP, FigurePlan, PanelPlan, make_plan
+from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.rows import Evidence, compared_at_the_end, reached_row, speed_up
 from kfcnet.reproduce.values import Value, middle
 from kfcnet.reproduce.verdicts import FAILED, OPEN, REPRODUCED, Interval, ratio_bounds
@@ -87,7 +87,7 @@ def test_the_published_tables_are_those_of_the_records(published, tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar_kfc", "cifar_sgd"])
 def test_a_configuration_has_the_rate_that_its_tuning_chose(published, name):
-    assert published[name].rate == load_config(name).optimizer.learning_rate
+    assert published[name].chosen == load_config(name).optimizer.learning_rate
 
 
 def test_in_the_runs_of_figure_1_no_map_dies_as_the_referee_is_told(published):
@@ -318,8 +318,8 @@ def test_a_clip_is_tuned_where_the_second_half_of_a_short_tuning_is_clipped(plan
     for value, error in ((0.3, 0.5), (0.03, 0.2)):
         shares = [0.0, 0.0, 0.9]
         write_run(index, plan, "digits_kfc", rate(value), [0.9, 0.5, error], clipped=shares)
-    _, settings, _ = reproduce.progress._tune_rates(plan, curve, index)
-    results, *_ = reproduce.progress._tune_rates(plan, curve, index)
+    _, settings, _ = reproduce.progress._tune_values(plan, curve, index)
+    results, *_ = reproduce.progress._tune_values(plan, curve, index)
     assert settings == rate(0.03) and reproduce.progress._is_clipped(results, settings)
 
 

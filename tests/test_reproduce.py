@@ -20,7 +20,7 @@ from kfcnet.figures.curves import Panel, draw_panels
 from kfcnet.figures.paper import LEARNING_RATES
 from kfcnet.reproduce import costs, verdicts, work
 from kfcnet.reproduce.plan import COMPARED, Curve, PanelPlan, make_plan
-from kfcnet.reproduce.progress import next_rate, progress_of
+from kfcnet.reproduce.progress import next_value, progress_of
 from kfcnet.runs.files import WriteError, read_json, write_json
 from kfcnet.runs.folder import RunFolderError, alone_in
 from kfcnet.runs.identity import group_by_seed, run_key
@@ -228,7 +228,7 @@ def test_tuning_takes_the_best_runs_further_and_the_winner_to_the_end(plan, tmp_
         (result.stage, result.point.settings["optimizer.learning_rate"]) for result in step.tuning
     ] == [(1, 0.3), (1, 0.03), (1, 0.003), (2, 0.03), (2, 0.3)]
     assert step.last_stage == step.tuning[3:]
-    assert step.rate == 0.03 and step.finals[0].iteration == 18
+    assert step.chosen == 0.03 and step.finals[0].iteration == 18
     (second,) = step.pending  # the first seed's final run is the winner, gone on with
     assert (second.config.seed, second.config.epochs) == (1, 1.5)
     assert step.epochs_left == pytest.approx(1.5)
@@ -246,6 +246,33 @@ def test_rates_grow_until_the_best_one_is_inside(plan, tmp_path):
             write_run(index, plan, "digits_kfc", rate(value), [errors[value]] * 3)
     assert sorted(tried) == sorted(errors)
     assert progress_of(plan, index)["digits_kfc"].settings == rate(1.0)
+
+
+def test_of_a_method_that_finds_its_rate_the_damping_is_tuned(plan, tmp_path):
+    curve = plan.curves["digits_kfc"]._replace(
+        rates=(), dampings=(0.03, 0.1), grows=True, seeds=2, epochs=1.5
+    )
+    kfac = Path(curve.config).with_name("kfac.yaml")
+    kfac.write_text(Path(curve.config).read_text().replace("sgd, learning_rate: 0.05", "kfac"))
+    plan = plan._replace(curves={"digits_kfc": curve._replace(config=str(kfac))})
+    index = RunIndex(tmp_path)
+    errors = {0.03: 0.5, 0.1: 0.4, 0.3: 0.2, 1.0: 0.3}
+    tried = []
+    while (pending := progress_of(plan, index)["digits_kfc"].pending)[0].purpose != "final run":
+        for optimizer in [task.config.optimizer for task in pending]:
+            assert optimizer.min_damping == optimizer.damping
+            tried.append(value := optimizer.damping)
+            settings = {"optimizer.damping": value, "optimizer.min_damping": value}
+            write_run(index, plan, "digits_kfc", settings, [errors[value]] * 3)
+    assert sorted(tried) == sorted(errors)
+    state = progress_of(plan, index)["digits_kfc"]
+    assert state.chosen == 0.3
+    assert [(task.config.seed, task.config.optimizer.damping) for task in state.pending] == [
+        (0, 0.3),
+        (1, 0.3),
+    ]
+    (line,) = re.findall(r".*sweep\.md.*", reproduce.report._tuning(plan, {"digits_kfc": state}))
+    assert "| 0.03, 0.1, 0.3, 1 |" in line and line.endswith("| 0.3 | 20.00% |")
 
 
 def test_the_runs_of_figure_2_are_as_long_as_the_referee_was_told():
@@ -267,7 +294,7 @@ def test_a_rate_whose_final_run_was_lost_is_tuned_but_not_chosen(plan, tmp_path)
     for value, errors in {0.003: [0.9, 0.8], 0.3: [0.9, 0.5, 0.4], 0.03: [0.9, 0.6, 0.3]}.items():
         write_run(index, plan, "digits_kfc", rate(value), errors)
     state = progress_of(plan, index)["digits_kfc"]
-    assert state.rate == 0.3
+    assert state.chosen == 0.3
     assert [result.point.settings for result in state.tuning][-2:] == [rate(0.03), rate(0.3)]
     (task,) = state.pending
     assert (task.config.optimizer.learning_rate, task.purpose) == (0.3, "final run")
@@ -314,7 +341,7 @@ def test_the_clip_is_tuned_where_it_decides_the_step(clipped, plan, tmp_path):
 )
 def test_the_neighbours_of_a_rate(rates):
     low, high = rates
-    assert next_rate(low, up=True) == high and next_rate(high, up=False) == low
+    assert next_value(low, up=True) == high and next_value(high, up=False) == low
 
 
 def test_a_setting_that_the_data_decide_is_refused(tmp_path):
@@ -341,7 +368,7 @@ def test_a_diverged_run_comes_last_and_none_is_taken_further_if_all_diverge(plan
         write_run(index, plan, "digits_sgd", rate(value), [0.9], state="failed")
     steps = progress_of(plan, index)
     assert [bool(result.row) for result in steps["digits_kfc"].tuning] == [True, False, False, True]
-    assert steps["digits_kfc"].rate == 0.003
+    assert steps["digits_kfc"].chosen == 0.003
     lost = steps["digits_sgd"]
     assert (lost.settings, lost.pending, lost.epochs_left) == (None, [], 0)
     assert steps["tiny_max"].pending == [] and steps["tiny_max"].settings is None
@@ -521,7 +548,7 @@ def test_diverging_is_a_result_and_no_failure(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "_loop", diverge)
     assert do(plan, tmp_path / "out") == {}
     step = progress_of(plan, RunIndex(tmp_path / "out"))["digits_kfc"]
-    assert step.tuning[2].row is None and step.rate == 0.03 and len(step.finals) == 2
+    assert step.tuning[2].row is None and step.chosen == 0.03 and len(step.finals) == 2
 
 
 def test_a_run_that_ends_before_its_end_is_not_tried_for_ever(plan, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from kfcnet.data import DataError
 from kfcnet.figures.paper import LOWEST_TEST_ERROR
 from kfcnet.optimizers import KfcPre
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, verdicts
-from kfcnet.reproduce.plan import Errors, FigurePlan, Measurement, PanelPlan, make_plan
+from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, Measurement, PanelPlan, make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.rows import Evidence, spread
 from kfcnet.reproduce.values import Value, middle, ratio
@@ -231,10 +231,14 @@ def test_no_seconds_are_given_of_runs_that_updates_are_counted_of(evidence):
 
 def test_every_claim_that_fails_has_a_reason(evidence):
     kfc, sgd = evidence.runs["digits_kfc"], evidence.runs["digits_sgd"]
-    rows = claims.rows(evidence._replace(runs={**evidence.runs, "digits_kfac": sgd}))
-    row = find(rows, "K-FAC over KFC-pre")
-    assert row.verdict == REPRODUCED  # twice as large an error is still "about the same"
-    assert row.reason.endswith("its damping comes from a few short runs, not from a sweep")
+    for dampings, words in (((), "was not tuned"), ((0.1,), "was tuned as a learning rate is")):
+        curves = {**evidence.plan.curves, "digits_kfac": Curve("", "", dampings=dampings)}
+        tried = evidence._replace(
+            plan=evidence.plan._replace(curves=curves), runs={**evidence.runs, "digits_kfac": sgd}
+        )
+        row = find(claims.rows(tried), "K-FAC over KFC-pre")
+        assert row.verdict == REPRODUCED  # twice as large an error is still "about the same"
+        assert row.reason.endswith(f"; here its damping {words}")
     worse = evidence._replace(runs={"digits_kfc": kfc, "digits_sgd": sgd, "digits_adam": kfc})
     for curve, latest in ((kfc, 0.25), (sgd, 0.6)):
         for run in curve:

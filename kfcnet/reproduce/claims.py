@@ -21,8 +21,7 @@ from kfcnet.figures.paper import (
 )
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.assumptions import neighbours
-from kfcnet.reproduce.plan import COMPARED
-from kfcnet.reproduce.progress import RATE
+from kfcnet.reproduce.plan import COMPARED, RATE
 from kfcnet.reproduce.rows import (
     Row,
     compared_at_the_end,
@@ -640,7 +639,8 @@ def other_methods(evidence):
             for name in ("rmsprop", "adam")
             if f"{main}_{name}w" in evidence.plan.curves
         ),
-        _untuned(
+        _with_its_damping(
+            evidence.plan.curves.get(f"{main}_kfac"),
             compared_at_the_end(
                 evidence,
                 "training error, K-FAC over KFC-pre",
@@ -648,7 +648,7 @@ def other_methods(evidence):
                 f"{main}_kfac",
                 f"{main}_kfc",
                 verdicts.of_equality,
-            )
+            ),
         ),
         compared_at_the_end(
             evidence,
@@ -661,13 +661,13 @@ def other_methods(evidence):
     ]
 
 
-def _untuned(row):
+def _with_its_damping(curve, row):
     """The Row of a comparison of K-FAC with a method that was tuned, its reason with that."""
-    said = (
-        "the paper does not give K-FAC's settings, and here its damping comes from a few short "
-        "runs, not from a sweep"
-    )
-    return row._replace(reason=f"{row.reason}; {said}") if row.reason else row
+    if not row.reason:
+        return row
+    tuned = "was tuned as a learning rate is" if curve.dampings else "was not tuned"
+    said = f"the paper does not give K-FAC's settings; here its damping {tuned}"
+    return row._replace(reason=f"{row.reason}; {said}")
 
 
 def structure_rows(evidence):

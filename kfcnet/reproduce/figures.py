@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from kfcnet.figures import curves
 from kfcnet.figures.layout import add_legend, add_title
 from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
-from kfcnet.reproduce.progress import RATE
+from kfcnet.reproduce.plan import RATE
 from kfcnet.runs.identity import NOT_IDENTIFYING
 from kfcnet.runs.labels import (
     clock,

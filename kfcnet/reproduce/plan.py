@@ -14,8 +14,14 @@ from kfcnet.runs.labels import STRUCTURES
 from kfcnet.training.build import is_open
 from kfcnet.training.tuning import Stage
 
+RATE, CLIP = "optimizer.learning_rate", "optimizer.clip"
+DAMPING, LEAST_DAMPING = "optimizer.damping", "optimizer.min_damping"
+
 CLIPS = (0.03, 0.1, 0.3, 1.0)
 """Values of C that are tried where the clip is the step size."""
+
+DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Of K-FAC, with which lambda and gamma^2 begin and below which neither falls."""
 
 COMPARED = tuple(name for name in STRUCTURES if name != "autocovariance")
 """Structures that are methods; the other one shows what the paper warns of."""
@@ -31,8 +37,9 @@ class Curve(NamedTuple):
     """One method on one network: tuned by training error, then trained with several seeds.
 
     rates: learning rates that are tuned in `stages`; without any the configured one is used, or the
-    best one of the curve `rate_of`. grows: whether further rates are tried until the best one lies
-    between others. lost: rates that are tuned but not chosen, since a final run at them was lost.
+    best one of the curve `rate_of`. dampings: tuned in place of rates, of a method that finds its
+    rate itself. grows: whether further values are tried until the best one lies between others.
+    lost: rates that are tuned but not chosen, since a final run at them was lost.
     clips: values of C that are tuned where the run at the best rate is clipped.
     epochs: length of the final runs, None for the configured one.
     shortened: what this plan leaves out and why, in words; words: what sets it apart in its figure.
@@ -43,6 +50,7 @@ class Curve(NamedTuple):
     overrides: tuple = ()
     rates: tuple = paper.LEARNING_RATES
     rate_of: str = ""
+    dampings: tuple = ()
     grows: bool = False
     lost: tuple = ()
     clips: tuple = ()
@@ -51,6 +59,20 @@ class Curve(NamedTuple):
     seeds: int = 3
     shortened: str = ""
     words: str = ""
+
+    @property
+    def tuned_key(self):
+        """The setting that is tuned first."""
+        return LEAST_DAMPING if self.dampings else RATE
+
+    @property
+    def tuned_values(self):
+        """Those of `tuned_key` that are tried; none where nothing is tuned."""
+        return self.dampings or (() if self.rate_of else self.rates)
+
+    def tuned_settings(self, value):
+        """{key: value} of a run that tries one of them."""
+        return {DAMPING: value, LEAST_DAMPING: value} if self.dampings else {RATE: value}
 
 
 class PanelPlan(NamedTuple):
@@ -250,7 +272,7 @@ def _published():
         Curve("cifar_kfc_bn", "cifar_kfc_bn", epochs=20, clips=CLIPS),
         Curve("cifar_sgd_bn", "cifar_sgd_bn", ("evaluation.every=0.5",)),
         *_others("cifar", rates=(*paper.LEARNING_RATES, *LOW_RATES)),
-        Curve("cifar_kfac", "cifar_kfac", rates=(), epochs=20),
+        Curve("cifar_kfac", "cifar_kfac", rates=(), dampings=DAMPINGS, grows=True, epochs=20),
         *_hessian_free(),
         Curve("cifar_kfc_small", "cifar_kfc", small_kfc, clips=CLIPS),
         *_structures("cifar", clips=CLIPS),
@@ -388,7 +410,7 @@ def _change(whole, overrides, values):
     )
     if after < before:
         parts.append(f"{after:g} of {before:g} epochs")
-    if curve.rates and not curve.rate_of:
+    if curve.tuned_values:
         if len(curve.rates) < len(whole.rates):
             parts.append(f"{len(curve.rates)} of {len(whole.rates)} learning rates")
         ends = [" and ".join(f"{stage.epochs:g}" for stage in one.stages) for one in (curve, whole)]

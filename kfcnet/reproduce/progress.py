@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kfcnet.reproduce.plan import CLIP, RATE
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.read import read_run
 from kfcnet.training.tuning import Point, Tuning, find_task
 
-RATE, CLIP = "optimizer.learning_rate", "optimizer.clip"
 FINAL = "final run"
 """What a Task is for that no more is tuned with."""
 
@@ -21,12 +21,12 @@ after half of them where the tuning is shorter than twice that."""
 class CurveProgress(NamedTuple):
     """How far a curve's tuning and final runs have come.
 
-    tuning: Results of the complete stages of the learning rates, best first within each;
-    clip_tuning: likewise of the clips at the best rate, empty where that is not clipped;
-    settings: {key: value} of the best run at a rate that is not one of the curve's `lost`, None
-    before the tuning is complete or if every run diverged; finals: {seed: RunStatus} of the final
-    runs; pending: Tasks that can be done now;
-    epochs_left: an estimate of the epochs that are still to be trained.
+    tuning: Results of the complete stages of the learning rates, or of the dampings, best first
+    within each; clip_tuning: likewise of the clips at the best rate, empty where that is not
+    clipped; settings: {key: value} of the best run at a rate that is not one of the curve's `lost`,
+    None before the tuning is complete or if every run diverged; finals: {seed: RunStatus} of the
+    final runs; pending: Tasks that can be done now; epochs_left: an estimate of the epochs that are
+    still to be trained.
     """
 
     curve: object
@@ -48,14 +48,14 @@ class CurveProgress(NamedTuple):
 
     @property
     def last_stage(self):
-        """The Results of the last stage of the learning rates; [] before it is complete."""
+        """The Results of the last stage of `tuning`; [] before it is complete."""
         number = len(self.curve.stages)
         return [result for result in self.tuning if result.stage == number]
 
     @property
-    def rate(self):
-        """The learning rate that was chosen; None without one."""
-        return (self.settings or {}).get(RATE)
+    def chosen(self):
+        """The learning rate, or the damping, that was chosen; None without one."""
+        return (self.settings or {}).get(self.curve.tuned_key)
 
     @property
     def clip(self):
@@ -75,15 +75,15 @@ def _progress(plan, curve, index, tuned):
     """tuned: the CurveProgress of the curve whose learning rate this one takes; or None."""
     results, clips, settings, pending = [], [], tuned.settings if tuned else {}, []
     epochs_left = 0
-    if curve.rates and not tuned:
-        results, settings, pending = _tune_rates(plan, curve, index)
-        epochs_left = _epochs_of_tuning_left(curve, results, pending, len(curve.rates))
+    if curve.tuned_values:
+        results, settings, pending = _tune_values(plan, curve, index)
+        epochs_left = _epochs_of_tuning_left(curve, results, pending, len(curve.tuned_values))
         if settings and curve.clips and _is_clipped(results, settings):
             clips, settings, pending = _tune_clips(plan, curve, index, settings)
             epochs_left = _epochs_of_tuning_left(curve, clips, pending, len(curve.clips))
     epochs, finals = plan.final_epochs(curve), {}
     if settings is None:
-        tuning_ends = curve.stages[-1].epochs if curve.rates and not tuned else 0
+        tuning_ends = curve.stages[-1].epochs if curve.tuned_values else 0
         is_lost = not pending and not tuned  # every run diverged
         epochs_left += 0 if is_lost else max(0, curve.seeds * epochs - tuning_ends)
         return CurveProgress(curve, results, clips, None, {}, pending, epochs_left)
@@ -97,25 +97,22 @@ def _progress(plan, curve, index, tuned):
     return CurveProgress(curve, results, clips, settings, finals, pending, epochs_left)
 
 
-def _tune_rates(plan, curve, index):
+def _tune_values(plan, curve, index):
     """(Results of the complete stages, settings of the best run or None, Tasks of the next).
 
-    The rates of a curve that `grows` get a neighbour as long as the best one is the lowest or the
+    The values of a curve that `grows` get a neighbour as long as the best one is the lowest or the
     highest of them.
     """
-    rates = list(curve.rates)
+    values = list(curve.tuned_values)
     while True:
-        results, settings, pending = _tune_among(
-            plan, curve, index, [{RATE: rate} for rate in rates], "tuning"
-        )
+        tried = [curve.tuned_settings(value) for value in values]
+        results, settings, pending = _tune_among(plan, curve, index, tried, "tuning")
         if not curve.grows or pending or settings is None:
             return results, settings, pending
-        if settings[RATE] == max(rates):
-            rates.append(next_rate(settings[RATE], up=True))
-        elif settings[RATE] == min(rates):
-            rates.append(next_rate(settings[RATE], up=False))
-        else:
+        best = settings[curve.tuned_key]
+        if best not in (max(values), min(values)):
             return results, settings, pending
+        values.append(next_value(best, up=best == max(values)))
 
 
 def _is_clipped(results, chosen):
@@ -134,15 +131,15 @@ def _is_clipped(results, chosen):
 
 
 def _tune_clips(plan, curve, index, best):
-    """The same as `_tune_rates` for the clips of a curve, at the best rate."""
+    """The same as `_tune_values` for the clips of a curve, at the best rate."""
     settings = [{**best, CLIP: clip} for clip in curve.clips]
     return _tune_among(plan, curve, index, settings, "tuning of the clip")
 
 
-def next_rate(rate, up):
-    """The neighbour of a rate among ..., 0.03, 0.1, 0.3, 1, 3, ..."""
-    exponent = math.floor(math.log10(rate) + 1e-9)
-    is_one = rate < 2 * 10**exponent
+def next_value(value, up):
+    """The neighbour of a value among ..., 0.03, 0.1, 0.3, 1, 3, ..."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    is_one = value < 2 * 10**exponent
     if up:
         return float(f"{3 if is_one else 1}e{exponent if is_one else exponent + 1}")
     return float(f"{3 if is_one else 1}e{exponent - 1 if is_one else exponent}")
@@ -159,7 +156,7 @@ def _tune_among(plan, curve, index, settings, purpose):
         if pending := [task for task in tasks if not task.is_over]:
             return tuning.results, None, pending
         tuning.complete(tasks)
-    best = (each.settings for each in tuning.points if each.settings[RATE] not in curve.lost)
+    best = (each.settings for each in tuning.points if each.settings.get(RATE) not in curve.lost)
     return tuning.results, next(best, None), []
 
 

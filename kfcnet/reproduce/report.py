@@ -4,7 +4,7 @@ from kfcnet.figures.html import write_page
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.costs import timed
-from kfcnet.reproduce.progress import CLIP, RATE
+from kfcnet.reproduce.plan import CLIP
 from kfcnet.reproduce.rows import is_waiting
 from kfcnet.reproduce.values import Value
 from kfcnet.runs.files import markdown_table, write_csv, write_text
@@ -202,7 +202,7 @@ def _tuning(plan, progress):
     lines = []
     for name, state in progress.items():
         for what, results, key, chosen in (
-            (name, state.tuning, RATE, state.rate),
+            (name, state.tuning, state.curve.tuned_key, state.chosen),
             (f"{name}_clip", state.clip_tuning, CLIP, state.clip),
         ):
             if results:
@@ -210,8 +210,9 @@ def _tuning(plan, progress):
     if not lines:
         return ""
     return (
-        "## Tuning\n\nThe learning rate with the lowest training error, as in the paper; where the "
-        "clip is the step size, also the clip. "
+        "## Tuning\n\nThe learning rate with the lowest training error, as in the paper; "
+        "of K-FAC, which finds its rates itself, the damping with which it begins and below which "
+        "it does not fall; where the clip is the step size, also the clip. "
         "*(edge)* stands beside the lowest and the highest value that was tried: a better one "
         "may lie beyond.\n\n"
         + _table(["curve", "tried", "stages", "chosen", "training error"], lines, "lllrr")
