@@ -420,6 +420,9 @@ def test_an_epoch_costs_less_than_twice_sgds_or_the_claim_fails(evidence):
     turned = {"digits_kfc": evidence.runs["digits_sgd"], "digits_sgd": evidence.runs["digits_kfc"]}
     (row,) = claims.cost_rows(evidence._replace(runs=turned))
     assert (row.here, row.verdict, row.reason) == (Value(2.0), FAILED, "240.0 s and 120.0 s")
+    costs = {"digits_kfc": {"seconds": [6, 9, 8]}, "digits_sgd": {"seconds": [4, 5, 5]}}
+    (row,) = claims.cost_rows(evidence._replace(costs=costs))
+    assert (str(row.interval), row.note) == ("1.5 to 1.8", "3 turns, 1.5 to 1.8")
     more = evidence.plan._replace(left_out={"svhn_kfc": "too slow"})
     _, row = claims.cost_rows(evidence._replace(plan=more))
     assert row.claim.startswith("SVHN: ") and row.here == "not run: too slow"

@@ -227,8 +227,23 @@ def cost_rows(evidence):
             "{:.1f} s".format,
             unit="minutes",
         )
-        result.append(row._replace(interval="", note=""))  # one measurement, whatever the seed
+        # One measurement, whatever the seed.
+        result.append(row._replace(**_over_the_turns(evidence.costs or {}, kfc, sgd)))
     return result
+
+
+def _over_the_turns(costs, curve, other):
+    """{"interval", "note"}: of the ratio of two curves' costs, over the turns of their measurement,
+    in each of which both had the machine in the same state; empty where it was not measured.
+    """
+    if not {curve, other} <= costs.keys():
+        return {"interval": "", "note": ""}
+    ratios = np.divide(costs[curve]["seconds"], costs[other]["seconds"])
+    least, most = (Value(float(end(ratios))) for end in (np.min, np.max))
+    return {
+        "interval": verdicts.interval(verdicts.exact_bounds(ratios)),
+        "note": f"{len(ratios)} turns, {least} to {most}",
+    }
 
 
 def svhn_rows(evidence):

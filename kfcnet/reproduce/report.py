@@ -27,9 +27,10 @@ NUMBERS = (
     "stands before what was not reached. *Interval* is the "
     f"{verdicts.COVERAGE}% bootstrap interval of a median over pairs of seeds: of three pairs or "
     "of five it is their whole range, which has the true median in it with a probability of 75% "
-    "or 94%. Where the paper gives no number, its column has what it says; what stands only in "
-    "its appendices (correlations of derivatives, pooling, the cost of an epoch, batch "
-    "normalisation) is given from memory."
+    "or 94%; that of a ratio of costs is over the turns of their measurement. Where the paper "
+    "gives no number, its column has what it says; what stands only in its appendices "
+    "(correlations of derivatives, pooling, the cost of an epoch, batch normalisation) is given "
+    "from memory."
 )
 
 
