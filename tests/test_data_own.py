@@ -664,6 +664,16 @@ def test_with_a_damping_that_is_given_fit_bounds_steps_by_the_clip_counting_mome
     assert settings_for({"batch_size": batch}, 10_000)["clip"] == 0.3  # damping: auto
 
 
+def test_kfac_fits_small_images_from_its_first_epochs_on():
+    """With the damping of Martens and Grosse for autoencoders a fifth is wrong by then."""
+    digits = data.load(load_config("digits_kfc").data)
+    layers = [{"layer": "conv", "filters": 16, "kernel": 3}, {"layer": "relu"}, {"layer": "dense"}]
+    images, labels = digits.train_images, digits.train_labels
+    run = kfcnet.fit(images, labels, layers, "kfac", epochs=3, device="cpu")
+    assert run.history["train_error"][-1] < 0.1
+    assert settings_for({"name": "kfac", "damping": 0.25}, 100)["damping"] == 0.25
+
+
 def test_fit_says_what_is_wrong_with_its_arguments(arrays):
     images, labels = arrays["train_images"], arrays["train_labels"]
     with pytest.raises(DataError, match="24 images and labels of shape"):

@@ -30,6 +30,9 @@ from kfcnet.training.build import MOST_EXAMPLES, timescales, with_classes
 from kfcnet.training.evaluation import TrainedNetwork
 from kfcnet.training.trainer import TrainingInterrupted, train
 
+KFAC_DAMPING = 1.0
+"""Of K-FAC at first. With its default, 150 for autoencoders, the first epochs lower nothing."""
+
 
 class FittedNetwork(TrainedNetwork):
     """A TrainedNetwork and the run that it comes from.
@@ -214,7 +217,7 @@ def settings_for(
     the average has a share of exp(-5) of the initial parameters at most. KFC-pre gets
     `damping: auto`, which trained at every rate that was tried (docs/settings.md); where a damping
     is given, it gets a clip that counts momentum, C (1 - mu)^2, and a lower rate, which save most
-    runs.
+    runs. K-FAC begins with a damping of 1.
     """
     given = _given(optimizer)
     name = given.setdefault("name", "kfc_pre")
@@ -243,6 +246,7 @@ def settings_for(
     else:
         chosen["batch_size"] = min(512, max(1, examples // 8))
         chosen["initial_examples"] = min(5000, examples)
+        chosen |= {"damping": KFAC_DAMPING} if name == "kfac" else {}
     return {**chosen, **given}
 
 
