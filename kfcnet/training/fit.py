@@ -242,7 +242,7 @@ def settings_for(
         }
     elif name in ("sgd", "adagrad", "rmsprop", "adam"):
         chosen["batch_size"] = min(128, max(1, examples // 8))
-        chosen["learning_rate"] = 0.01 if name == "sgd" else 0.001
+        chosen["learning_rate"] = 0.001 if name in ("rmsprop", "adam") else 0.01
     else:
         chosen["batch_size"] = min(512, max(1, examples // 8))
         chosen["initial_examples"] = min(5000, examples)
