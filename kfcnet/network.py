@@ -51,8 +51,9 @@ def build_network(
     specifications: mappings or pydantic models with the key `layer`, a name out of LAYERS, an
     optional `name`, and the layer's arguments; or `layer: custom` with a class `type` and its
     `settings`. input_shape: (H, W, C). Raises ValueError naming the layer for an unknown kind, a
-    wrong argument or an impossible shape.
+    wrong argument or an impossible shape, and for a seed that is no whole number below 2**32.
     """
+    philox.check_seed(seed, "seed")
     layers, shape = [], input_shape
     mappings = [dict(getattr(layer, "model_dump", lambda s=layer: s)()) for layer in specifications]
     for index, mapping in enumerate(mappings):

@@ -6,6 +6,7 @@ no generator state. `kernels/philox.cuh` is the same function on the GPU.
 """
 
 import math
+import numbers
 
 import numpy as np
 
@@ -16,6 +17,12 @@ _MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _KEY_INCREMENTS = 0x9E3779B9, 0xBB67AE85
 _LOW = np.uint64(0xFFFFFFFF)
 _HIGH = np.uint64(32)
+
+
+def check_seed(seed, name):
+    """Raise ValueError, which names it, for a seed that is no whole number below 2^32."""
+    if not (isinstance(seed, numbers.Integral) and 0 <= seed < 2**32):
+        raise ValueError(f"{name}: {seed!r} is no whole number from 0 to 2**32 - 1")
 
 
 def philox4x32(counter, key):

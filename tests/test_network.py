@@ -242,6 +242,13 @@ def test_impossible_networks_are_refused_by_name(ops64, layers, message):
         build_network(layers, (7, 6, 2), ops64)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "1", None])
+def test_a_seed_that_would_be_another_one_is_refused(ops64, seed):
+    with pytest.raises(ValueError, match=r"^seed: .* is no whole number from 0 to 2\*\*32 - 1$"):
+        build_network([dict(layer="dense", units=2)], (2, 2, 1), ops64, seed)
+    build_network([dict(layer="dense", units=2)], (2, 2, 1), ops64, np.uint32(2**32 - 1))
+
+
 CONV, POOL = dict(layer="conv", filters=2, kernel=3), dict(size=3, stride=2)
 
 

@@ -8,6 +8,7 @@ import os
 
 from numpy.typing import ArrayLike
 
+from kfcnet import philox
 from kfcnet.config.schema import ArraysDataConfig, DataConfig, FolderDataConfig, IdxDataConfig
 from kfcnet.data import arrays as array_files
 from kfcnet.data import (
@@ -153,8 +154,10 @@ def from_arrays(
         raise DataError("the test part: of its images and labels only one is given")
     if not (isinstance(test_share, numbers.Real) and 0 < test_share < 1):
         raise DataError(f"test_share: {test_share!r} is not between 0 and 1")
-    if not (isinstance(split_seed, numbers.Integral) and 0 <= split_seed < 2**32):
-        raise DataError(f"split_seed: {split_seed!r} is no whole number from 0 to 2**32 - 1")
+    try:
+        philox.check_seed(split_seed, "split_seed")
+    except ValueError as error:
+        raise DataError(str(error)) from None
     train = own.checked(images, labels, "the training part")
     test = None if test_images is None else own.checked(test_images, test_labels, "the test part")
     found = own.together(train, test, test_share, split_seed, "the data")
