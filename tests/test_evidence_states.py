@@ -11,7 +11,8 @@ from kfcnet import reproduce
 from kfcnet.config import load_config
 from kfcnet.figures import curves, milestones
 from kfcnet.reproduce import claims, costs, figures, report, scaling, starts, verdicts, work
-from kfcnet.reproduce.plan import CLIP, FigurePlan, PanelPlan, make_plan
+from kfcnet.reproduce.plan import CLIP, FigurePlan, PanelPlan
+from kfcnet.reproduce.plans import make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.rows import Evidence, compared_at_the_end, reached_row, speed_up
 from kfcnet.reproduce.values import Value, middle

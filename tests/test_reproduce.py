@@ -19,7 +19,9 @@ from kfcnet.config import ConfigError, load_config
 from kfcnet.figures.curves import Panel, draw_panels
 from kfcnet.figures.paper import LEARNING_RATES
 from kfcnet.reproduce import costs, verdicts, work
-from kfcnet.reproduce.plan import COMPARED, Curve, PanelPlan, make_plan
+from kfcnet.reproduce.families import COMPARED
+from kfcnet.reproduce.plan import Curve, PanelPlan
+from kfcnet.reproduce.plans import make_plan
 from kfcnet.reproduce.progress import next_value, progress_of
 from kfcnet.runs.files import WriteError, read_json, write_json
 from kfcnet.runs.folder import RunFolderError, alone_in

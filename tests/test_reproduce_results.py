@@ -17,7 +17,8 @@ from kfcnet.data import DataError
 from kfcnet.figures.paper import LOWEST_TEST_ERROR
 from kfcnet.optimizers import KfcPre
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, verdicts
-from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, Measurement, PanelPlan, make_plan
+from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, Measurement, PanelPlan
+from kfcnet.reproduce.plans import make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.rows import Evidence, spread
 from kfcnet.reproduce.values import Value, middle, ratio

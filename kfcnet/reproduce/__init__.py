@@ -13,7 +13,7 @@ from kfcnet.figures import curves
 from kfcnet.ops import get_ops, which_device
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, scaling, starts, work
 from kfcnet.reproduce.places import say
-from kfcnet.reproduce.plan import make_plan
+from kfcnet.reproduce.plans import make_plan
 from kfcnet.reproduce.progress import progress_of
 from kfcnet.reproduce.rows import Evidence
 from kfcnet.runs.files import make_folder

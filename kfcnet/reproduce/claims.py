@@ -21,7 +21,8 @@ from kfcnet.figures.paper import (
 )
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.assumptions import neighbours
-from kfcnet.reproduce.plan import COMPARED, RATE
+from kfcnet.reproduce.families import COMPARED
+from kfcnet.reproduce.plan import RATE
 from kfcnet.reproduce.rows import (
     Row,
     compared_at_the_end,
