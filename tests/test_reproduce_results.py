@@ -95,8 +95,20 @@ def test_a_claim_that_fails_is_given_its_measured_reason(evidence):
     assert row.here == Value(0.25) and row.verdict == FAILED
     assert row.reason == (
         "an epoch of digits_kfc takes 2 times as long as one of digits_sgd "
-        "(gradient 50%, statistics 1%); epochs needed: digits_kfc 1, digits_sgd 0.5"
+        "(gradient 50%, statistics 1%); epochs needed: digits_kfc 1, digits_sgd 0.5; to 50% "
+        "training error KFC-pre and SGD take 1 and 1 times as long as to 50% test error, in the "
+        "paper 1.33 and 3.33 times"
     )
+
+
+@pytest.mark.parametrize("test, said", [(0.8, "take 1 and 2 times as long as to 80%"), (0.1, "")])
+def test_a_ratio_tells_whose_times_to_both_errors_are_unlike_the_papers(evidence, test, said):
+    """KFC-pre is at 80% test and 40% training error after a minute, SGD after two and four; 10% is
+    not reached.
+    """
+    plan = evidence.plan._replace(errors=Errors(test, 0.4, 0.5))
+    row = find(claims.rows(evidence._replace(plan=plan)), "40% training error: time of SGD over")
+    assert said in row.reason and ("times as long as to" in row.reason) == bool(said)
 
 
 @pytest.mark.parametrize(
