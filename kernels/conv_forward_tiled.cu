@@ -16,9 +16,9 @@ extern "C" __global__ void __launch_bounds__(TILE * TILE) conv_forward_tiled(
     const float* __restrict__ weight,  // (OUT_MAPS, 1 + KERNEL_SIZE**2 * IN_MAPS)
     float* __restrict__ y,             // (M, OUT_HEIGHT, OUT_WIDTH, OUT_MAPS)
     int M) {
+    __shared__ float patch_tile[TILE][TILE];  // [row][k]
     // One more column: a warp reads all maps of the weights at once, which would lie in two banks.
     // The price is paid by the writes, of two rows each: the end of one meets the start of the other.
-    __shared__ float patch_tile[TILE][TILE + 1];   // [row][k]
     __shared__ float weight_tile[TILE][TILE + 1];  // [map][k]
     const int tx = threadIdx.x, ty = threadIdx.y;
     const int row = blockIdx.x * TILE + ty, rows = M * LOCATIONS;
