@@ -54,6 +54,11 @@ def build_network(
     wrong argument or an impossible shape, and for a seed that is no whole number below 2**32.
     """
     philox.check_seed(seed, "seed")
+    return Network(build_layers(specifications, input_shape, ops, seed), ops, seed)
+
+
+def build_layers(specifications, input_shape, ops, seed=0):
+    """The layers of `build_network`, which have no parameters yet."""
     layers, shape = [], input_shape
     mappings = [dict(getattr(layer, "model_dump", lambda s=layer: s)()) for layer in specifications]
     for index, mapping in enumerate(mappings):
@@ -89,7 +94,7 @@ def build_network(
         if is_affine:
             layers.append(ScaleShift(ops, shape, affine_name(name)))
         shape = layers[-1].output_shape
-    return Network(layers, ops, seed)
+    return layers
 
 
 def _custom(layer_class, ops):

@@ -108,6 +108,11 @@ class Primitives(ABC):
     def describe(self):
         """Device and library versions, for the record of a run."""
 
+    @property
+    def memory(self):
+        """Bytes that the device has in all; None where it is not known."""
+        return None
+
     # Arrays
 
     @abstractmethod

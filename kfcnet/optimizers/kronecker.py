@@ -3,6 +3,7 @@
 import math
 
 from kfcnet.batches import Batch
+from kfcnet.curvature.size import check_memory
 from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import Optimizer
 from kfcnet.ranks import balanced
@@ -18,6 +19,7 @@ class KroneckerOptimizer(Optimizer):
 
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
+        check_memory(network.weighted, self.ops)
         self.blocks = [
             self._block(layer, weight_decay)
             for layer, weight_decay in zip(network.weighted, self.weight_decays, strict=True)

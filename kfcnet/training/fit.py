@@ -28,6 +28,7 @@ from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.build import MOST_EXAMPLES, timescales, with_classes
 from kfcnet.training.evaluation import TrainedNetwork
+from kfcnet.training.periods import by_count
 from kfcnet.training.trainer import TrainingInterrupted, train
 
 KFAC_DAMPING = 1.0
@@ -135,11 +136,26 @@ def fit(
         **settings,
     }
     config = with_classes(parse_config(json.dumps(document, default=_plain), "fit"), own)
+    if not (resume and out and (Path(out) / "config.yaml").exists()):
+        config = _affordable(config, dataset, _given(optimizer))
     temporary = None if out else _TemporaryFolder()
     folder = Path(out) if out else temporary.path / "run"
     with _in_words_of_python(out):
         train(config, folder, resume, overwrite, dataset=dataset)
     return FittedNetwork.of_run(folder, layers=own, temporary=temporary)
+
+
+def _affordable(config, dataset, given):
+    """The Config with the periods of `periods.by_count`, where none is given for KFC-pre."""
+    c = config.optimizer
+    if c.name != "kfc_pre" or {"statistics_period", "inverse_period"} & given.keys():
+        return config
+    with contextlib.suppress(ValueError):  # of an impossible network: training says which
+        pair = dict(
+            zip(("statistics_period", "inverse_period"), by_count(config, dataset), strict=True)
+        )
+        return config.model_copy(update={"optimizer": c.model_copy(update=pair)})
+    return config
 
 
 def _data_section(given, input_scale):
@@ -238,6 +254,7 @@ def settings_for(
             "statistics_fraction": min(1.0, max(0.25, 128 / batch)),
             "statistics_timescale": timescales(examples)["statistics_timescale"],
             "initial_examples": min(5000, examples),
+            "statistics_period": 5,
             "inverse_period": 5,
         }
     elif name in ("sgd", "adagrad", "rmsprop", "adam"):

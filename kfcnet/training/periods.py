@@ -15,6 +15,9 @@ from kfcnet import data
 from kfcnet.batches import Loader
 from kfcnet.config import ConfigError, dump_config, parse_config, read_config
 from kfcnet.config.schema import KfcPreConfig, SgdConfig
+from kfcnet.curvature.size import arithmetic
+from kfcnet.layers.weighted import Weighted
+from kfcnet.network import build_layers
 from kfcnet.runs.folder import RunFolder
 from kfcnet.training.build import build_for, build_ops, examples_of, resolved
 from kfcnet.training.clock import Stopwatch
@@ -85,6 +88,23 @@ def pick(config, limit=2.0, sgd_batch_size=128):
         )
     logger.info("picked for less than %g times SGD's: --set %s", limit, " ".join(settings(*chosen)))
     return with_periods(config, *chosen)
+
+
+def by_count(config, dataset, limit=2.0):
+    """The periods of a configuration, or longer ones, by whose count of multiply-adds an epoch
+    costs less than `limit` times SGD's; the longest candidates where none does.
+
+    No clock decides, so that a run can be repeated. Raises ValueError for an impossible network.
+    """
+    c, network = config.optimizer, resolved(config, dataset).network
+    layers = build_layers(network, dataset.mean.shape, build_ops(config, "cpu"))
+    weighted = [layer for layer in layers if isinstance(layer, Weighted)]
+    counts = arithmetic(weighted, c.batch_size, c.statistics_fraction)
+    own = c.statistics_period, c.inverse_period
+    longer = [
+        (T_s, T_f) for T_s, T_f in candidates(c.inverse_delay) if T_s >= own[0] and T_f >= own[1]
+    ]
+    return choose(counts, limit, [own, *longer]) or [own, *longer][-1]
 
 
 def candidates(inverse_delay=0):

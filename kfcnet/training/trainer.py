@@ -19,6 +19,7 @@ from kfcnet.batches import Loader
 from kfcnet.config import ConfigError
 from kfcnet.config.errors import show
 from kfcnet.config.schema import Config
+from kfcnet.curvature.size import arithmetic, largest_factor
 from kfcnet.data import Dataset
 from kfcnet.ops import which_device
 from kfcnet.ops.cpu.blas import one_blas_thread
@@ -71,6 +72,7 @@ WAYS_OUT = {
     "damping": "a larger optimizer.damping",
 }  # of a run that fails, where it has the key
 MOST_INITIAL = 0.05  # share of the initial parameters in their average that goes without saying
+MOST_OF_SGD = 10  # times the arithmetic of SGD's update that goes without saying
 ACTIVITY_EXAMPLES = 1000  # what the share of active units is measured on
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
@@ -265,6 +267,7 @@ class Trainer:
         self.optimizer = ranks.agreed(lambda: build_for(dataset, config, self.ops))
         self.optimizer.phase = self.clock.phase
         self.network, self.loss = self.optimizer.network, self.optimizer.loss
+        self._warn_of_wide_factors()
         self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
         # A captured step goes on reading what the layers of the trained network saved: evaluation
         # leaves them alone.
@@ -662,6 +665,24 @@ class Trainer:
                 before,
                 "" if before == 1 else "es",
                 self.ranks.count,
+            )
+
+    def _warn_of_wide_factors(self):
+        """Warn where the factors cost much more than the gradient, by their arithmetic."""
+        c, layers = self.config.optimizer, self.network.weighted
+        if c.name not in ("kfc_pre", "kfac") or not self.ranks.is_first:
+            return
+        counts = arithmetic(layers, c.batch_size, c.statistics_fraction)
+        if (multiple := counts.multiple(c.statistics_period, c.inverse_period)) > MOST_OF_SGD:
+            layer, rows = largest_factor(layers)
+            logger.warning(
+                "by its arithmetic an update costs %.0f times SGD's, since the largest factor, of "
+                "%s, has %s rows: a pool or a stride before %s makes it smaller, a larger "
+                "optimizer.inverse_period or statistics_period renews it less often",
+                multiple,
+                layer.name,
+                f"{rows:,}",
+                layer.name,
             )
 
     def _check_cores(self):

@@ -7,6 +7,7 @@ extension where it is built, else from NumPy: the same functions with the same s
 """
 
 import math
+import os
 import platform
 
 import numpy as np
@@ -93,6 +94,13 @@ class CpuOps(PooledConvolutions):
             "numpy": np.__version__,
             "scipy": scipy.__version__,
         }
+
+    @property
+    def memory(self):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):  # Windows has none, others not all names
+            return None
 
     @one_blas_thread
     def _run(self, function, *batched):
