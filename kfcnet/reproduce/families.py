@@ -30,7 +30,8 @@ def decays():
             else f"{share:g} of the published decay",
         )
 
-    return [curve("kfc", 1), curve("kfc", 0.3), curve("kfc", 0.1), curve("sgd", 1)]
+    shares = ("kfc", 1), ("kfc", 0.3), ("kfc", 0.1), ("sgd", 1), ("sgd", 0.1)
+    return [curve(method, share) for method, share in shares]
 
 
 def starts(prefix, epoch, diagnosed, common=(), small=(), **values):
