@@ -96,8 +96,8 @@ def test_a_claim_that_fails_is_given_its_measured_reason(evidence):
     assert row.reason == (
         "an epoch of digits_kfc takes 2 times as long as one of digits_sgd "
         "(gradient 50%, statistics 1%); epochs needed: digits_kfc 1, digits_sgd 0.5; to 50% "
-        "training error KFC-pre and SGD take 1 and 1 times as long as to 50% test error, in the "
-        "paper 1.33 and 3.33 times"
+        "training error KFC-pre and SGD take 1 and 1 times as long as to 50% test error "
+        "respectively, in the paper 1.33 and 3.33 times"
     )
 
 

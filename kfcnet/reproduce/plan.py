@@ -46,7 +46,7 @@ class Curve(NamedTuple):
     @property
     def tuned_key(self):
         """The setting that is tuned first."""
-        return LEAST_DAMPING if self.dampings else RATE
+        return DAMPING if self.dampings else RATE
 
     @property
     def tuned_values(self):

@@ -193,8 +193,8 @@ def _where_time_goes(evidence):
     return (
         "## Where the time goes\n\nOf the curves whose minutes are given, measured in turns on "
         f"{clock(run)} (`costs.json`); minutes are epochs times these seconds, the medians of "
-        f"{len(turns)} turns. Intervals of ratios have the spread over the seeds in them, but not "
-        "that over the turns, which *range* shows.\n\n"
+        f"{len(turns)} turns. Intervals of ratios of minutes have the spread over the seeds in "
+        "them, but not that over the turns, which *range* shows.\n\n"
         + _table(header, lines, "ll" + "r" * (len(header) - 2))
     )
 

@@ -32,7 +32,7 @@ from kfcnet.training.periods import by_count
 from kfcnet.training.trainer import TrainingInterrupted, train
 
 KFAC_DAMPING = 1.0
-"""Of K-FAC at first. With its default, 150 for autoencoders, the first epochs lower nothing."""
+"""K-FAC's first damping. With its default, 150 for autoencoders, the first epochs lower nothing."""
 
 
 class FittedNetwork(TrainedNetwork):
@@ -150,12 +150,12 @@ def _affordable(config, dataset, given):
     c = config.optimizer
     if c.name != "kfc_pre" or {"statistics_period", "inverse_period"} & given.keys():
         return config
-    with contextlib.suppress(ValueError):  # of an impossible network: training says which
-        pair = dict(
-            zip(("statistics_period", "inverse_period"), by_count(config, dataset), strict=True)
-        )
-        return config.model_copy(update={"optimizer": c.model_copy(update=pair)})
-    return config
+    try:
+        statistics_period, inverse_period = by_count(config, dataset)
+    except ValueError:  # of an impossible network: training says what is wrong with it
+        return config
+    update = {"statistics_period": statistics_period, "inverse_period": inverse_period}
+    return config.model_copy(update={"optimizer": c.model_copy(update=update)})
 
 
 def _data_section(given, input_scale):

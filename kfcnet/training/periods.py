@@ -15,9 +15,10 @@ from kfcnet import data
 from kfcnet.batches import Loader
 from kfcnet.config import ConfigError, dump_config, parse_config, read_config
 from kfcnet.config.schema import KfcPreConfig, SgdConfig
-from kfcnet.curvature.size import arithmetic
+from kfcnet.curvature.size import arithmetic, whole
 from kfcnet.layers.weighted import Weighted
 from kfcnet.network import build_layers
+from kfcnet.ops import get_ops
 from kfcnet.runs.folder import RunFolder
 from kfcnet.training.build import build_for, build_ops, examples_of, resolved
 from kfcnet.training.clock import Stopwatch
@@ -91,15 +92,16 @@ def pick(config, limit=2.0, sgd_batch_size=128):
 
 
 def by_count(config, dataset, limit=2.0):
-    """The periods of a configuration, or longer ones, by whose count of multiply-adds an epoch
-    costs less than `limit` times SGD's; the longest candidates where none does.
+    """The periods of a KFC-pre configuration, or longer ones with which an epoch costs less than
+    `limit` times SGD's; the longest candidates where none does.
 
-    No clock decides, so that a run can be repeated. Raises ValueError for an impossible network.
+    Multiply-adds are counted and no clock decides, so that a run can be repeated. Raises ValueError
+    for an impossible network.
     """
     c, network = config.optimizer, resolved(config, dataset).network
-    layers = build_layers(network, dataset.mean.shape, build_ops(config, "cpu"))
+    layers = build_layers(network, dataset.mean.shape, get_ops("cpu", native="off"))
     weighted = [layer for layer in layers if isinstance(layer, Weighted)]
-    counts = arithmetic(weighted, c.batch_size, c.statistics_fraction)
+    counts = whole(arithmetic(weighted, c.batch_size, c.statistics_fraction))
     own = c.statistics_period, c.inverse_period
     longer = [
         (T_s, T_f) for T_s, T_f in candidates(c.inverse_delay) if T_s >= own[0] and T_f >= own[1]

@@ -19,7 +19,7 @@ from kfcnet.batches import Loader
 from kfcnet.config import ConfigError
 from kfcnet.config.errors import show
 from kfcnet.config.schema import Config
-from kfcnet.curvature.size import arithmetic, largest_factor
+from kfcnet.curvature.size import arithmetic, way_out, whole
 from kfcnet.data import Dataset
 from kfcnet.ops import which_device
 from kfcnet.ops.cpu.blas import one_blas_thread
@@ -73,6 +73,7 @@ WAYS_OUT = {
 }  # of a run that fails, where it has the key
 MOST_INITIAL = 0.05  # share of the initial parameters in their average that goes without saying
 MOST_OF_SGD = 10  # times the arithmetic of SGD's update that goes without saying
+PERIODS_OF = {"statistics": "statistics_period", "inverses": "inverse_period"}
 ACTIVITY_EXAMPLES = 1000  # what the share of active units is measured on
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
@@ -267,7 +268,7 @@ class Trainer:
         self.optimizer = ranks.agreed(lambda: build_for(dataset, config, self.ops))
         self.optimizer.phase = self.clock.phase
         self.network, self.loss = self.optimizer.network, self.optimizer.loss
-        self._warn_of_wide_factors()
+        self._warn_of_dear_factors()
         self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
         # A captured step goes on reading what the layers of the trained network saved: evaluation
         # leaves them alone.
@@ -667,22 +668,30 @@ class Trainer:
                 self.ranks.count,
             )
 
-    def _warn_of_wide_factors(self):
+    def _warn_of_dear_factors(self):
         """Warn where the factors cost much more than the gradient, by their arithmetic."""
         c, layers = self.config.optimizer, self.network.weighted
         if c.name not in ("kfc_pre", "kfac") or not self.ranks.is_first:
             return
+        rate = 1 / c.inverse_period
+        if c.name == "kfac":  # which now and then inverts for three dampings
+            rate += 3 / c.factor_damping_period
+        periods = c.statistics_period, 1 / rate
         counts = arithmetic(layers, c.batch_size, c.statistics_fraction)
-        if (multiple := counts.multiple(c.statistics_period, c.inverse_period)) > MOST_OF_SGD:
-            layer, rows = largest_factor(layers)
+        if (multiple := whole(counts).multiple(*periods)) > MOST_OF_SGD:
+            parts = [each.more(*periods) for each in counts]
+            layer, part = max(zip(layers, parts, strict=True), key=lambda it: sum(it[1].values()))
+            what = max(part, key=part.get)
+            period = PERIODS_OF.get(what)
             logger.warning(
-                "by its arithmetic an update costs %.0f times SGD's, since the largest factor, of "
-                "%s, has %s rows: a pool or a stride before %s makes it smaller, a larger "
-                "optimizer.inverse_period or statistics_period renews it less often",
+                "by its arithmetic an update costs %.0f times SGD's, most of it for the %s of %s, "
+                "whose largest factor has %s rows. It costs less with %s%s",
                 multiple,
+                what,
                 layer.name,
-                f"{rows:,}",
-                layer.name,
+                f"{max(layer.factor_sizes):,}",
+                way_out(layer),
+                f", or with a longer optimizer.{period}" if period else "",
             )
 
     def _check_cores(self):

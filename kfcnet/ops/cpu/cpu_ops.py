@@ -98,9 +98,10 @@ class CpuOps(PooledConvolutions):
     @property
     def memory(self):
         try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            pages, size = (os.sysconf(f"SC_{name}") for name in ("PHYS_PAGES", "PAGE_SIZE"))
         except (AttributeError, ValueError, OSError):  # Windows has none, others not all names
             return None
+        return pages * size if min(pages, size) > 0 else None  # -1: not known
 
     @one_blas_thread
     def _run(self, function, *batched):
