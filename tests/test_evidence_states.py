@@ -91,6 +91,11 @@ def test_a_configuration_has_the_rate_that_its_tuning_chose(published, name):
     assert published[name].chosen == load_config(name).optimizer.learning_rate
 
 
+def test_the_configuration_of_kfac_has_the_damping_that_its_tuning_chose(published):
+    optimizer = load_config("cifar_kfac").optimizer
+    assert published["cifar_kfac"].chosen == optimizer.damping == optimizer.min_damping
+
+
 def test_in_the_runs_of_figure_1_no_map_dies_as_the_referee_is_told(published):
     told = "no map is dead whenever they are counted, every 98 updates, and no update is clipped"
     assert told in (PAPER.parents[1] / "docs/referee.md").read_text(encoding="utf-8")
