@@ -154,6 +154,19 @@ def test_fit_renews_large_factors_less_often_and_says_what_they_cost(wide, caplo
     assert "rows" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "given, pair",
+    [
+        ({"inverse_period": 2}, (2, 2)),
+        ({"inverse_period": 20}, (5, 20)),
+        ({"statistics_period": 8}, (8, 8)),
+        ({"statistics_period": 2}, (2, 5)),
+    ],
+)
+def test_one_period_that_is_given_goes_with_the_other(wide, given, pair):
+    assert settings_of(fitted(*wide, optimizer={"name": "kfc_pre", **given})) == pair
+
+
 def test_kfac_inverts_for_three_dampings_now_and_then(wide, caplog):
     """Each 577^3 products: of one every 20 updates, and of three as often."""
     with caplog.at_level(logging.WARNING):

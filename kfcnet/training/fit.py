@@ -254,8 +254,8 @@ def settings_for(
             "statistics_fraction": min(1.0, max(0.25, 128 / batch)),
             "statistics_timescale": timescales(examples)["statistics_timescale"],
             "initial_examples": min(5000, examples),
-            "statistics_period": 5,
-            "inverse_period": 5,
+            "statistics_period": max(1, int(min(5, _number(given, "inverse_period", 5)))),
+            "inverse_period": max(5, _number(given, "statistics_period", 5)),
         }
     elif name in ("sgd", "adagrad", "rmsprop", "adam"):
         chosen["batch_size"] = min(128, max(1, examples // 8))
