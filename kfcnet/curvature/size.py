@@ -40,7 +40,6 @@ def arithmetic(layers, batch_size, statistics_fraction):
     every location: a gradient has three, where nothing comes before the layer two, and a sampled
     derivative comes back through one. Omega takes J^2 for each of the (2K - 1)^2 offsets between
     two pixels of a patch, with a stride P^2; Gamma takes I^2. Half of both mirrors the other half.
-    An inverse takes the cube of its side.
     """
     counts, sampled = [], math.ceil(statistics_fraction * batch_size)
     for index, layer in enumerate(layers):
@@ -54,10 +53,15 @@ def arithmetic(layers, batch_size, statistics_fraction):
                 passes * batch_size * products,
                 preconditioning,
                 sampled * (moments // 2 + (passes - 2) * products),
-                sum(side**3 for side in layer.factor_sizes),
+                of_inverses(layer),
             )
         )
     return counts
+
+
+def of_inverses(layer):
+    """Multiply-adds of the inverses of a layer's factors, about: the cubes of their sides."""
+    return sum(side**3 for side in layer.factor_sizes)
 
 
 def _of_omega(layer):

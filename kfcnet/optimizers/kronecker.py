@@ -3,7 +3,7 @@
 import math
 
 from kfcnet.batches import Batch
-from kfcnet.curvature.size import check_memory
+from kfcnet.curvature.size import check_memory, of_inverses
 from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import Optimizer
 from kfcnet.ranks import balanced
@@ -24,11 +24,10 @@ class KroneckerOptimizer(Optimizer):
             self._block(layer, weight_decay)
             for layer, weight_decay in zip(network.weighted, self.weight_decays, strict=True)
         ]
-        sizes = [layer.factor_sizes for layer in network.weighted]
-        costs = [sum(side**3 for side in sides) for sides in sizes]
+        costs = list(map(of_inverses, network.weighted))
         self.owners = balanced(costs, self.ops.ranks.count)  # the process that inverts each block
         # Products with factors have small results: they take as long as their sums are deep.
-        self._branches = balanced(list(map(sum, sizes)), 2)
+        self._branches = balanced([sum(layer.factor_sizes) for layer in network.weighted], 2)
         self.direction = self.ops.zeros(network.theta.shape)
         self.factor_damping = self._initial_damping()
         self.factors_at = 0  # examples seen when the factors were last updated
