@@ -249,9 +249,9 @@ def cost_rows(evidence):
             "{:.1f} s".format,
             unit="minutes",
         )
-        # One measurement, whatever the seed.
-        costs = evidence.costs or {} if isinstance(row.here, Value) else {}
-        result.append(row._replace(**_over_the_turns(costs, kfc, sgd)))
+        if isinstance(row.here, Value):  # one measurement, whatever the seed
+            row = row._replace(**_over_the_turns(evidence.costs or {}, kfc, sgd))
+        result.append(row)
     return result
 
 

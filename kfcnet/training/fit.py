@@ -126,17 +126,18 @@ def fit(
     if own and device == "auto":
         device = "cpu"
     chosen = settings_for(optimizer, len(dataset.train_labels), epochs)
+    goes_on = resume and out and Path(out, "config.yaml").exists()
     document = {
         "data": section,
         "network": layers,
-        "optimizer": _as_begun(chosen, optimizer, out) if resume and out else chosen,
+        "optimizer": _as_begun(chosen, optimizer, out) if goes_on else chosen,
         "epochs": epochs,
         "seed": seed,
         "device": device,
         **settings,
     }
     config = with_classes(parse_config(json.dumps(document, default=_plain), "fit"), own)
-    if not (resume and out and (Path(out) / "config.yaml").exists()):
+    if not goes_on:
         config = _affordable(config, dataset, _given(optimizer))
     temporary = None if out else _TemporaryFolder()
     folder = Path(out) if out else temporary.path / "run"
@@ -272,9 +273,8 @@ def _as_begun(chosen, optimizer, out):
 
     That was chosen for the epochs which the run was to have at first.
     """
-    record = Path(out) / "config.yaml"
-    begun = read_config(record).optimizer.model_dump(mode="json") if record.exists() else {}
-    if begun.get("name") != chosen["name"]:
+    begun = read_config(Path(out, "config.yaml")).optimizer.model_dump(mode="json")
+    if begun["name"] != chosen["name"]:
         return chosen
     return {key: begun.get(key, value) for key, value in chosen.items()} | _given(optimizer)
 

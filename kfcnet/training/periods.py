@@ -103,10 +103,11 @@ def by_count(config, dataset, limit=2.0):
     weighted = [layer for layer in layers if isinstance(layer, Weighted)]
     counts = whole(arithmetic(weighted, c.batch_size, c.statistics_fraction))
     own = c.statistics_period, c.inverse_period
-    longer = [
+    pairs = [own]
+    pairs += [
         (T_s, T_f) for T_s, T_f in candidates(c.inverse_delay) if T_s >= own[0] and T_f >= own[1]
     ]
-    return choose(counts, limit, [own, *longer]) or [own, *longer][-1]
+    return choose(counts, limit, pairs) or pairs[-1]
 
 
 def candidates(inverse_delay=0):
