@@ -30,7 +30,7 @@ CLASSES = {  # of CuPy, by their names in fake_cupy.py
     "Stream": "cupy.cuda.Stream",
     "ndarray": "cupy.ndarray",
 }
-OURS = {"actions", "code", "constants", "current", "kernel", "library", "time"}  # of the stand-in
+OURS = {"actions", "code", "constants", "entered", "kernel", "library", "time"}  # of the stand-in
 
 
 def in_source(text):

@@ -31,10 +31,12 @@ def _here(array):
 
 
 def _do(action):
+    stream = Stream._of_thread.entered[-1]
+    assert stream, "the null stream, which no work of ours is queued on"
     if not captured:
         action()
         return
-    capture, stream = captured[-1], Stream._of_thread.current
+    capture = captured[-1]
     assert stream in capture.queued, "the stream has no part in the capture"
     capture.actions.append(action)
     capture.queued[stream] += 1
@@ -102,21 +104,31 @@ class Event:
         pass
 
 
+class _Entered(threading.local):
+    """The streams of a thread's open `with` blocks; below them the null stream."""
+
+    def __init__(self):
+        self.entered = [None]
+
+
 class Stream:
+    """Without `use`: after the next `with` block on any stream the null stream is the current one,
+    which is what CuPy makes of a stream that was only used.
+    """
+
     ptr = 0
-    _of_thread = threading.local()  # .current, as every thread has its own
+    _of_thread = _Entered()
 
     def __init__(self, non_blocking=False):
         assert non_blocking
         self.ptr = id(self)
 
-    def use(self):
-        Stream._of_thread.current = self
-
-    __enter__ = use
+    def __enter__(self):
+        self._of_thread.entered.append(self)
+        return self
 
     def __exit__(self, *_):
-        pass
+        self._of_thread.entered.pop()
 
     def record(self, event=None):
         event = event or Event()
@@ -132,7 +144,6 @@ class Stream:
         assert not captured, "a stream that captures cannot be waited for"
 
     def begin_capture(self, mode=None):
-        assert Stream._of_thread.current is self
         captured.append(Capture(self))
 
     def end_capture(self):
@@ -376,7 +387,9 @@ def modules():
         array=lambda a, copy, order: np.array(a, copy=copy, order=order).view(ndarray),
         copyto=lambda target, source: _do(lambda: np.copyto(target, source)),
         linalg=SimpleNamespace(eigh=lambda a: tuple(map(_here, np.linalg.eigh(a)))),
-        get_default_memory_pool=lambda: SimpleNamespace(used_bytes=lambda: 0),
+        get_default_memory_pool=lambda: SimpleNamespace(
+            used_bytes=lambda: 0, free_all_blocks=lambda: None
+        ),
     )
     cupyx.errstate = lambda linalg: contextlib.nullcontext()
     return {"cupy": cupy, "cupy.cuda": cuda, "cupy.cuda.nccl": cuda.nccl, "cupyx": cupyx}

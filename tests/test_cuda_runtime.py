@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
 import cuda_on_cpu
@@ -277,6 +278,76 @@ def test_memory_that_graphs_write_to_is_counted_and_kept(cuda):
     assert cuda.runtime.allocated() == before + x.nbytes
     (held,) = cuda.runtime._pools
     assert [memory.size for memory in held] == [x.nbytes]  # nobody else refers to them
+
+
+def test_memory_that_cupys_own_pool_keeps_is_given_back_for_captured_steps_where_it_is_short(cuda):
+    cuda_module = cuda.runtime._cupy.cuda
+    short = cuda_module.runtime.CUDARuntimeError("cudaErrorMemoryAllocation: out of memory")
+    with (
+        patch.object(
+            cuda_module.memory, "Memory", side_effect=[short, fake_cupy.Memory(8)]
+        ) as take,
+        patch.object(cuda.runtime._cupy, "get_default_memory_pool") as pool,
+    ):
+        cuda.captured(cuda.relu)(cuda.zeros(2))
+        assert take.call_count == 2 and pool().free_all_blocks.call_count == 1
+    step = cuda.captured(cuda.relu)
+    step(cuda.zeros(2))
+    with (
+        patch.object(cuda_module.memory, "Memory", side_effect=short),
+        patch.object(cuda.runtime._cupy, "get_default_memory_pool") as pool,
+        pytest.raises(DeviceError, match="out of memory"),
+    ):
+        step(cuda.zeros(2))
+    assert not pool().free_all_blocks.called  # of a capture, which giving back would break
+
+
+def streams_of_launches(act):
+    """The streams that are current in the launches and copies of act()."""
+    seen, do = [], fake_cupy._do
+
+    def noted(action):
+        seen.append(fake_cupy.Stream._of_thread.entered[-1])
+        do(action)
+
+    with patch.object(fake_cupy, "_do", noted):
+        act()
+    return seen
+
+
+def test_work_goes_to_the_runtimes_own_stream_from_any_thread_and_within_anyones_stream(cuda):
+    x = cuda.zeros(3)
+
+    def three_steps():
+        step = cuda.captured(lambda x: cuda.relu(x))
+        for _ in range(3):
+            step(x)
+
+    def within_anothers():
+        with fake_cupy.Stream(non_blocking=True):
+            three_steps()
+
+    with ThreadPoolExecutor(1) as thread:
+        for seen in (
+            streams_of_launches(three_steps),
+            streams_of_launches(within_anothers),
+            thread.submit(streams_of_launches, three_steps).result(),
+        ):
+            assert seen and set(seen) == {cuda.runtime._stream}
+
+
+def test_runtimes_share_streams_within_a_thread_and_with_no_other(cuda):
+    with ThreadPoolExecutor(1) as thread:
+        other = thread.submit(lambda: CudaOps(tensor_cores=False)).result()
+    own = cuda.runtime._stream, cuda.runtime._side, cuda.runtime._fetching
+    again = CudaOps(tensor_cores=False).runtime
+    assert (again._stream, again._side, again._fetching) == own
+    assert not {other.runtime._stream, other.runtime._side, other.runtime._fetching} & set(own)
+
+
+def test_a_runtime_has_streams_of_its_own_gpu(cuda):
+    with patch.object(fake_cupy.Device, "id", 1):
+        assert CudaOps(tensor_cores=False).runtime._stream is not cuda.runtime._stream
 
 
 @pytest.mark.parametrize(

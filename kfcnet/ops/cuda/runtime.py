@@ -6,6 +6,7 @@ queued in order on one stream; reading an array waits for it.
 
 import contextlib
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
@@ -84,11 +85,11 @@ def _libraries():
 
 
 @cache
-def _streams():
-    """(main, side, fetching): the same for all of a process, so that whatever it queues comes in
-    order.
+def _streams(device, thread):
+    """(main, side, fetching) on a GPU: the same for all that a thread makes, so that whatever that
+    queues comes in order. What another thread queued would be taken into a capture of this one.
 
-    A capture takes the side stream in; what another thread copies meanwhile needs one of its own.
+    A capture takes the side stream in; what is copied meanwhile needs one of its own.
     """
     return tuple(_cupy().cuda.Stream(non_blocking=True) for _ in range(3))
 
@@ -181,8 +182,10 @@ class CupyRuntime:
         self.tensor_cores = self.capability >= TENSOR_CORES_FROM
         self.shared_limit = (99 if self.tensor_cores else 48) * 1024
         with self._errors():
-            self._stream, self._side, self._fetching = _streams()
-            self._stream.use()
+            streams = _streams(self.device.id, threading.get_ident())
+        self._stream, self._side, self._fetching = streams
+        self._current = self._stream  # that launches and allocations go to
+        with self._using():
             self._kernel("training_state", "advance_step", ())  # better here than in a run
 
     def describe(self):
@@ -224,45 +227,56 @@ class CupyRuntime:
                     hint += ", in one process: several may hang with it"
             raise DeviceError(f"{self.name}: {_in_one_line(error)}. {hint}") from None
 
+    @contextlib.contextmanager
+    def _using(self):
+        """Within the context CuPy works on this GPU and on the stream of what is being queued.
+
+        Both are the thread's own and not for long: another thread begins with the null stream, and
+        so does what follows a `with stream` of anyone's, CuPy's copy of a strided array among them.
+        """
+        with self._errors(), self.device, self._current:
+            yield
+
     def empty(self, shape, dtype):
-        with self._errors():
+        with self._using():
             return self._cupy.empty(shape, dtype)
 
     def zeros(self, shape, dtype):
-        with self._errors():
+        with self._using():
             return self._cupy.zeros(shape, dtype)
 
     def asarray(self, x, dtype):
         """An array of the host or of the device as a C-contiguous one here, of this dtype."""
         self._refuse_in_capture("data from the host")
-        with self._errors():
+        with self._using():
             return self._cupy.ascontiguousarray(self._cupy.asarray(x, dtype))
 
     def to_numpy(self, array):
         """Waits for everything queued before."""
         self._refuse_in_capture("an array to the host")
-        with self._errors():
+        with self._using():
             result = self._cupy.asnumpy(array)
         self._launched.clear()
         return result
 
     def copy(self, array):
-        with self._errors():
+        with self._using():
             return self._cupy.array(array, copy=True, order="C")
 
     def copy_into(self, target, source):
         """The elements of `source` into the memory of `target`, of the same shape and dtype."""
-        with self._errors():
+        with self._using():
             self._cupy.copyto(target, source)
 
     def allocated(self):
         """Bytes of arrays that are in use, with all that captured steps have taken."""
         captured = sum(block.size for pool in self._pools for block in pool)
-        return self._cupy.get_default_memory_pool().used_bytes() + captured
+        with self._using():
+            return self._cupy.get_default_memory_pool().used_bytes() + captured
 
     def synchronize(self):
         self._refuse_in_capture("the host along")
-        with self._errors():
+        with self._using():
             self._stream.synchronize()
         self._launched.clear()
 
@@ -287,7 +301,7 @@ class CupyRuntime:
                 "the second number on: use a smaller batch"
             )
         passed = tuple(np.uintp(0) if value is None else value for value in values)
-        with self._errors():
+        with self._using():
             function = self._kernel(file, kernel, tuple(sorted(constants.items())), shared)
             if shared > STATIC_SHARED:
                 function.max_dynamic_shared_size_bytes = shared
@@ -326,20 +340,20 @@ class CupyRuntime:
         """
 
         def identifier():
-            with self._errors():
+            with self._using():
                 return nccl.get_unique_id()
 
         for name, value in NCCL_SETTINGS.items():
             os.environ.setdefault(name, value)
         self._nccl = nccl = ranks.agreed(_nccl)
         shared = ranks.of_first_process(identifier)
-        with self._errors():
+        with self._using():
             self._communicator = nccl.NcclCommunicator(ranks.count, shared, ranks.rank)
 
     @contextlib.contextmanager
     def _group(self):
         """Within the context calls of NCCL are gathered into one."""
-        with self._errors():
+        with self._using():
             self._nccl.groupStart()
             try:
                 yield
@@ -389,13 +403,20 @@ class CupyRuntime:
         """Memory of its own for captured steps: a replay finds its buffers as they were.
 
         CuPy gives free blocks back to the device when memory is short; those that a graph writes to
-        count as free between its launches, so that they are held here.
+        count as free between its launches, so that they are held here. Those of CuPy's own pool it
+        does not give back for this one.
         """
         memory, held = self._cupy.cuda.memory, []
         self._pools.append(held)
 
         def take(size):
-            held.append(memory.Memory(size))
+            try:
+                held.append(memory.Memory(size))
+            except Exception as error:
+                if self.capturing or not _is_of_cuda(error):  # a capture cannot free memory
+                    raise
+                self._cupy.get_default_memory_pool().free_all_blocks()
+                held.append(memory.Memory(size))
             return memory.MemoryPointer(held[-1], 0)
 
         return self._cupy.cuda.MemoryPool(take)
@@ -409,7 +430,7 @@ class CupyRuntime:
     def capture(self, function):
         """(graph, result): a function's launches, recorded and not run, and what it returned."""
         try:
-            with self._errors():
+            with self._using():
                 self._stream.begin_capture()
                 self.capturing = True
                 result = function()
@@ -433,19 +454,18 @@ class CupyRuntime:
         if not self.capturing:
             yield
             return
-        with self._errors():
+        with self._using():
             self._follow(self._side, self._stream)
-            self._side.use()
-        self._is_forked = True
+        self._is_forked, self._current = True, self._side
         try:
             yield
         finally:
-            self._stream.use()
+            self._current = self._stream
 
     def join_branch(self):
         if self._is_forked:
             self._is_forked = False
-            with self._errors():
+            with self._using():
                 self._follow(self._stream, self._side)
 
     def _follow(self, later, earlier):
@@ -455,7 +475,7 @@ class CupyRuntime:
         self._capture_events.append(event)
 
     def replay(self, graph):
-        with self._errors():
+        with self._using():
             graph.launch(self._stream)
 
     def on_side_stream(self, function):
@@ -464,23 +484,23 @@ class CupyRuntime:
         Returns (result, event); work that uses the result comes after `wait(event)`.
         """
         self._refuse_in_capture("work to the second stream")
-        with self._errors():
+        with self._using():
             self._side.wait_event(self._stream.record())
+            self._current = self._side
             try:
-                self._side.use()
                 result = function()
-                return result, self._side.record()
             finally:
-                self._stream.use()
+                self._current = self._stream
+            return result, self._side.record()
 
     def wait(self, event):
         """Let what is queued from here on come after an event; the host does not wait."""
-        with self._errors():
+        with self._using():
             self._stream.wait_event(event)
 
     def to_host_later(self, arrays):
         """A function for another thread: it waits until the arrays are as they are now queued."""
-        with self._errors():
+        with self._using():
             event = self._stream.record()
 
         def fetch():
@@ -494,21 +514,21 @@ class CupyRuntime:
 
     def event(self):
         """A moment on the device: when it has done what is queued so far."""
-        with self._errors():
+        with self._using():
             event = self._cupy.cuda.Event()
             event.record(self._stream)
             return event
 
     def seconds_between(self, start, end):
         """After `synchronize`."""
-        with self._errors():
+        with self._using():
             return self._cupy.cuda.get_elapsed_time(start, end) / 1000
 
     def library_product(self, a, b, out, tensor_cores, transpose_a=False):
         """out = op(a) b by cuBLAS: what kernels are measured against."""
         cublas, _, device = _libraries()
         (m, n), k = out.shape, len(b)
-        with self._errors():
+        with self._using():
             handle = device.get_cublas_handle()
             one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
             cublas.setStream(handle, self._stream.ptr)
@@ -540,7 +560,7 @@ class CupyRuntime:
         cupy = self._cupy
         cublas, cusolver, device = _libraries()
         n, lower = len(matrix), cublas.CUBLAS_FILL_MODE_LOWER
-        with self._errors():
+        with self._using():
             handle = device.get_cusolver_handle()
             factor, inverse = matrix.copy(), cupy.eye(n, dtype=matrix.dtype)
             factor.ravel()[:: n + 1] += shift
@@ -567,7 +587,7 @@ class CupyRuntime:
         import cupyx
 
         failed = np.linalg.LinAlgError("eigenvalues did not converge")
-        with self._errors(), cupyx.errstate(linalg="raise"):  # else CuPy does not look
+        with self._using(), cupyx.errstate(linalg="raise"):  # else CuPy does not look
             if not bool(self._cupy.isfinite(matrix).all()):
                 raise failed  # no library promises to come back from these
             try:
