@@ -10,7 +10,7 @@ from kfcnet.benchmarks import cpu as cpu_benchmark
 from kfcnet.config import load_config
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.training.build import build
+from kfcnet.training.build import build, period
 
 BENCHMARKS = Path(__file__).parents[1] / "results" / "benchmark"
 
@@ -46,8 +46,8 @@ def test_the_epoch_ratio_of_the_table_follows_from_its_milliseconds(name):
 
 def test_a_period_holds_every_kind_of_step_a_whole_number_of_times():
     periods = ["optimizer.statistics_period=4", "optimizer.inverse_period=6"]
-    assert cpu_benchmark.period(load_config("cifar_kfc", periods)) == 12
-    assert cpu_benchmark.period(load_config("cifar_sgd")) == 1
+    assert period(load_config("cifar_kfc", periods)) == 12
+    assert period(load_config("cifar_sgd")) == 1
 
 
 def test_the_peer_network_computes_the_same_outputs_and_takes_the_same_step():

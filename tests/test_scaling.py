@@ -17,7 +17,7 @@ from thread_ranks import on_ranks
 from kfcnet import reproduce
 from kfcnet.batches import Batch
 from kfcnet.benchmarks import processes
-from kfcnet.benchmarks.cpu import example_batch, period
+from kfcnet.benchmarks.cpu import example_batch
 from kfcnet.benchmarks.scaling import MessageCost, OwnWork, fitted
 from kfcnet.config import load_config
 from kfcnet.curvature.block import WIDE
@@ -31,7 +31,7 @@ from kfcnet.reproduce.values import Value
 from kfcnet.runs.files import write_json
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.build import build
+from kfcnet.training.build import build, period
 
 SHAPE = (8, 8, 1)
 pytestmark = pytest.mark.usefixtures("no_figures", "mpiexec")

@@ -327,6 +327,22 @@ def test_seconds_are_those_of_the_steps_and_of_nothing_else(tmp_path, takes):
     assert metrics["seconds"].tolist() == metrics["iteration"].tolist() == [0, 5, 10, 12]
 
 
+def test_the_step_before_the_clock_does_all_that_a_later_step_does(tmp_path, monkeypatch):
+    done, warm_up = [], Trainer._warm_up
+
+    def noted(trainer):
+        with monkeypatch.context() as within:
+            for name in ("_update_statistics", "_invert"):
+                real = getattr(KfcPre, name)
+                act = lambda *given, name=name, real=real: (done.append(name), real(*given))  # noqa: E731
+                within.setattr(KfcPre, name, act)
+            warm_up(trainer)
+
+    monkeypatch.setattr(Trainer, "_warm_up", noted)
+    train(small("optimizer.statistics_period=3", "optimizer.inverse_period=4"), tmp_path / "run")
+    assert done == ["_update_statistics", "_invert"]
+
+
 def test_the_preparation_of_the_factors_counts_as_statistics(tmp_path, takes):
     takes(KfcPre, "_sample_factors", 10)
     takes(KfcPre, "_update_inverses", 1)

@@ -5,7 +5,6 @@ medians, those of KFC-pre are shown as means over whole periods. A network is co
 PyTorch's only after both have computed the same outputs.
 """
 
-import math
 import statistics
 import time
 
@@ -15,7 +14,7 @@ from kfcnet.batches import Batch
 from kfcnet.config import load_config
 from kfcnet.ops import get_ops
 from kfcnet.runs.files import markdown_table
-from kfcnet.training.build import build, build_model
+from kfcnet.training.build import build, build_model, period
 from kfcnet.training.clock import Stopwatch
 
 INPUT_SHAPE = (32, 32, 3)
@@ -52,12 +51,6 @@ def example_batch(ops, M, seed=0, input_shape=INPUT_SHAPE):
     return Batch(
         ops.asarray(rng.normal(0, 60, (M, *input_shape))), rng.integers(0, 10, M).astype(np.int32)
     )
-
-
-def period(config):
-    """Steps after which everything that a step may do has been done."""
-    keys = ("statistics_period", "inverse_period", "damping_period", "factor_damping_period")
-    return math.lcm(*(getattr(config.optimizer, key, 1) for key in keys))
 
 
 def benchmark_cpu(sgd="cifar_sgd", kfc="cifar_kfc", rounds=5, native="auto", shards=2):

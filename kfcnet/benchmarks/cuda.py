@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from kfcnet.batches import Batch
-from kfcnet.benchmarks.cpu import INPUT_SHAPE, example_batch, period
+from kfcnet.benchmarks.cpu import INPUT_SHAPE, example_batch
 from kfcnet.config import load_config
 from kfcnet.ops.cpu.eager import Eager, Future, as_generator
 from kfcnet.ops.cuda import CudaOps
@@ -26,7 +26,7 @@ from kfcnet.ops.cuda.dry_run import DryRun
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.primitives import ConvGradients, Placed, Pooling
 from kfcnet.ops.shapes import output_sides
-from kfcnet.training.build import build, captured_step
+from kfcnet.training.build import build, captured_step, period
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from kfcnet.batches import Batch
-from kfcnet.benchmarks.cpu import INPUT_SHAPE, example_batch, period
+from kfcnet.benchmarks.cpu import INPUT_SHAPE, example_batch
 from kfcnet.config import load_config
 from kfcnet.ops import get_ops
 from kfcnet.ranks import Ranks, RanksError, world
 from kfcnet.runs.files import markdown_table
-from kfcnet.training.build import build
+from kfcnet.training.build import build, period
 
 STEPS = {"SGD": "cifar_sgd", "KFC-pre": "cifar_kfc"}
 SIZES = tuple(4**power for power in range(11))  # floats of a sum that is timed: up to 4 MB

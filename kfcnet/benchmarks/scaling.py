@@ -13,10 +13,10 @@ import numpy as np
 from scipy.optimize import nnls
 
 from kfcnet.batches import Batch
-from kfcnet.benchmarks.cpu import example_batch, period
+from kfcnet.benchmarks.cpu import example_batch
 from kfcnet.ops import get_ops
 from kfcnet.ranks import Alone, Ranks
-from kfcnet.training.build import build
+from kfcnet.training.build import build, period
 
 EXAMPLES = 2560
 """At least so many examples of the whole mini-batch are trained on in a turn."""

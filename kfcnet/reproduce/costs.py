@@ -11,11 +11,10 @@ from statistics import median
 
 from kfcnet import data
 from kfcnet.batches import Loader
-from kfcnet.benchmarks.cpu import period
 from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.files import read_json, write_json
 from kfcnet.runs.identity import work_key
-from kfcnet.training.build import build_for, build_ops, captured_step, examples_of, resolved
+from kfcnet.training.build import build_for, build_ops, captured_step, examples_of, period, resolved
 from kfcnet.training.clock import Stopwatch
 
 FILE = "costs.json"

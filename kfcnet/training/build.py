@@ -205,6 +205,12 @@ def examples_of(dataset, part, config, ops):
     return Examples(ops, images, labels, dataset.mean, scale, reconstructs(config))
 
 
+def period(config):
+    """Steps after which everything that a step may do has been done."""
+    keys = ("statistics_period", "inverse_period", "damping_period", "factor_damping_period")
+    return math.lcm(*(getattr(config.optimizer, key, 1) for key in keys))
+
+
 def captured_step(optimizer, draw, size):
     """step() -> Step: an update along draw(step counter), a Batch of `size` examples.
 

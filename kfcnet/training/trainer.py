@@ -57,6 +57,7 @@ from kfcnet.training.build import (
     captured_step,
     examples_of,
     is_open,
+    period,
     reconstructs,
     resolved,
 )
@@ -447,8 +448,11 @@ class Trainer:
         self.optimizer.prepare(self.loader.batch(step) for step in range(count))
 
     def _warm_up(self):
-        """Let another network of the same kind take one step, so that compilation is not timed."""
+        """Let another network of the same kind take one step, in which all that a step may do is
+        due, so that compilation is not timed.
+        """
         optimizer = build_for(self.dataset, self.config, self.ops)
+        optimizer.steps = period(self.config) - 1
         self.loader.provide(0)
         try:
             optimizer.prepare([self.loader.batch(0)])
