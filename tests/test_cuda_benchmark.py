@@ -262,10 +262,30 @@ def test_a_part_and_a_row_that_fail_say_why_and_the_others_go_on(ops, monkeypatc
 
     monkeypatch.setattr(cuda_benchmark.Call, "seconds", no_memory_for_products)
     rows, _ = cuda_benchmark.primitive_rows(ops, parse_config(SMALL), "KFC-pre, 3", replays=1)
-    failed = [row for row in rows if row.get("failed") == "out of memory"]
+    failed = [row for row in rows if row.get("failed") == "DeviceError: out of memory"]
     assert failed and len(cuda_benchmark.measured(rows)) == len(rows) - len(failed)
     report |= {"device": {}, "primitives": rows, "phases": {}}
     assert "failed: matmul" in cuda_benchmark.format_report(report)
+    assert verification.failures(report).keys() >= {"KFC-pre", f"{failed[0]['call']}, KFC-pre, 3"}
+
+
+def test_a_pytorch_that_fails_leaves_what_was_measured_of_ours(monkeypatch):
+    def refuses(*_):
+        raise RuntimeError("a graph was refused")
+
+    row = {"step": "SGD, fp32, 128", "call": "relu", "calls_a_step": {}, "microseconds": 1.0}
+    monkeypatch.setattr(cuda_benchmark, "primitive_rows", lambda *_: ([row], {}))
+    monkeypatch.setattr(cuda_benchmark, "torch_rows", refuses)
+    report = {
+        **cuda_benchmark.empty_report(),
+        "steps": [{"step": "SGD, fp32", "batch": 128, "milliseconds": 1.0}],
+    }
+    config = load_config("cifar_sgd")
+    part = partial(cuda_benchmark._primitives_part, None, config, "SGD, fp32", True)
+    cuda_benchmark.add_part(report, "primitives", part)
+    assert report["primitives"] == [row] and report["done"] == ["primitives"]
+    said = {"PyTorch beside SGD, fp32, 128": "RuntimeError: a graph was refused"}
+    assert report["failed"] == said
 
 
 def test_figure_shows_the_share_of_the_nearer_ceiling(tmp_path):
@@ -380,11 +400,15 @@ def test_tests_that_the_end_of_a_call_cut_short_run_again(verified, tmp_path, mo
 
 def test_only_files_with_tests_for_a_gpu_are_begun(monkeypatch):
     listed = "tests/test_ops.py::test_a[cuda]\ntests/test_cuda.py::test_b\n2/9 tests collected\n"
-    for status, names in ((0, {"test_ops.py", "test_cuda.py"}), (2, None)):
-        done = SimpleNamespace(stdout=listed, returncode=status)
+    broken = "ERROR tests/test_loader.py - NameError\nERROR tests/test_philox.py\n"
+    for text, names in (
+        (listed, {"test_ops.py", "test_cuda.py"}),
+        (listed + broken, {"test_ops.py", "test_cuda.py", "test_loader.py", "test_philox.py"}),
+        ("", {file.name for file in (verification.ROOT / "tests").glob("test_*.py")}),
+    ):
+        done = SimpleNamespace(stdout=text)
         monkeypatch.setattr(verification.subprocess, "run", lambda *_, done=done, **__: done)
-        found = {file.name for file in verification._files_with_tests()}
-        assert found == names if names else "test_readme.py" in found  # each says what is wrong
+        assert {file.name for file in verification._files_with_tests()} == names
 
 
 @pytest.mark.parametrize("error", [TypeError("no array"), KeyError("ceilings"), MemoryError()])
@@ -404,17 +428,34 @@ def test_a_failure_that_takes_the_device_away_fails_nothing_else(verified, tmp_p
     def lost():
         raise DeviceError("an illegal memory access was encountered")
 
-    there = verification.get_ops("cuda")
-    gone = SimpleNamespace(describe=there.describe, runtime=SimpleNamespace(synchronize=lost))
+    ops = verification.get_ops("cuda")
+
+    def loses(ops):
+        ops.runtime.synchronize = lost
+        lost()
+
     with monkeypatch.context() as patch:
-        patch.setattr(verification, "get_ops", lambda device: gone)
-        patch.setattr(verification, "step_errors", lambda ops: lost())
+        patch.setattr(verification, "get_ops", lambda device: ops)
+        patch.setattr(verification, "step_errors", loses)
         with pytest.raises(verification.Unfinished, match="real step took the device away"):
             verification.verify(tmp_path)
     assert report_in(tmp_path)["done"] == ["device", "compilation", "real step"]
     with pytest.raises(verification.VerificationFailed, match="real step: DeviceError: an illegal"):
         verification.verify(tmp_path)
     assert list(report_in(tmp_path)["failed"]) == ["real step"]
+
+
+def test_a_device_that_a_part_lost_without_failing_ends_the_call(verified, tmp_path, monkeypatch):
+    """As rows of primitives do, each of which fails by itself."""
+
+    def lost():
+        raise DeviceError("an illegal memory access was encountered")
+
+    there = verification.get_ops("cuda")
+    gone = SimpleNamespace(describe=there.describe, runtime=SimpleNamespace(synchronize=lost))
+    monkeypatch.setattr(verification, "get_ops", lambda device: gone)
+    with pytest.raises(verification.Unfinished, match="device took the device away"):
+        verification.verify(tmp_path)
 
 
 def test_without_ceilings_no_figure_is_drawn(verified, tmp_path, monkeypatch):
@@ -439,6 +480,35 @@ def test_verification_that_was_cut_goes_on_behind_the_last_part(verified, tmp_pa
     assert "ceilings" in report_in(tmp_path) and len(report_in(tmp_path)["trainings"]) == 1
     verification.verify(tmp_path)
     assert begun == ["SGD", "KFC-pre", "KFC-pre"] and len(report_in(tmp_path)["trainings"]) == 2
+
+
+def test_a_part_that_ends_every_call_comes_last_and_then_has_failed(
+    verified, tmp_path, monkeypatch
+):
+    """As where a kernel hangs, or takes the process along."""
+
+    def ends_the_call(ops):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verification, "step_errors", ends_the_call)
+    for done in (["device", "compilation"], ["training of SGD", "training of KFC-pre"]):
+        with pytest.raises(KeyboardInterrupt):
+            verification.verify(tmp_path)
+        assert report_in(tmp_path)["done"][-2:] == done
+    with pytest.raises(verification.VerificationFailed, match="real step: .* begun 2 times"):
+        verification.verify(tmp_path)
+
+
+def test_tests_that_are_cut_short_twice_have_failed_and_what_they_said_is_kept(
+    verified, tmp_path, monkeypatch
+):
+    late = {"error": 1}, "not done within 9 minutes\ntest_that_hangs"
+    monkeypatch.setattr(verification, "run_tests", lambda file, seconds: late)
+    with pytest.raises(verification.Unfinished, match="was cut short"):
+        verification.verify(tmp_path, minutes=9)
+    with pytest.raises(verification.VerificationFailed, match="test_that_hangs"):
+        verification.verify(tmp_path, minutes=9)
+    assert "trainings" in report_in(tmp_path)
 
 
 def test_verification_begins_no_part_after_its_time(verified, tmp_path):

@@ -23,7 +23,6 @@ from kfcnet.ops.cpu.eager import Eager, Future, as_generator
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda.convolution import Weights
 from kfcnet.ops.cuda.dry_run import DryRun
-from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.primitives import ConvGradients, Placed, Pooling
 from kfcnet.ops.shapes import output_sides
 from kfcnet.training.build import build, captured_step, period
@@ -270,12 +269,16 @@ def primitive_rows(ops, config, name, replays=REPLAYS):
     for call in calls.noted.values():
         try:
             rows.append({"step": name, **call.row(steps, replays)})
-        except (DeviceError, ValueError) as error:
-            rows.append({"step": name, "call": call.label, "failed": str(error)})
+        except Exception as error:  # the others are measured
+            rows.append({"step": name, "call": call.label, "failed": _said(error)})
             continue
         if call.convolution:
             convolutions.setdefault(call.convolution, rows[-1]["microseconds"] / 1e6)
     return rows, convolutions
+
+
+def _said(error):
+    return f"{type(error).__name__}: {error}"
 
 
 def measured(rows):
@@ -458,8 +461,11 @@ def _primitives_part(ops, config, step, beside_torch, report):
     rows, ours = primitive_rows(ops, config, name)
     part = {"primitives": rows, "phases": {name: phase_milliseconds(rows)}}
     if beside_torch and row:
-        steps, theirs = torch_rows(ops, config)
-        part |= {"steps": steps, "ratios": ratios(name, row, steps, ours, theirs)}
+        try:
+            steps, theirs = torch_rows(ops, config)
+            part |= {"steps": steps, "ratios": ratios(name, row, steps, ours, theirs)}
+        except Exception as error:  # ours are measured
+            part["failed"] = {f"PyTorch beside {name}": _said(error)}
     return part
 
 
@@ -491,7 +497,7 @@ def add_part(report, name, function):
     except Unfinished:
         raise
     except Exception as error:  # whatever a library raises, the other parts are measured
-        report.setdefault("failed", {})[name] = f"{type(error).__name__}: {error}"
+        report.setdefault("failed", {})[name] = _said(error)
         found = {}
     for key, value in found.items():
         if isinstance(value, list):
@@ -501,6 +507,15 @@ def add_part(report, name, function):
         else:
             report[key] = value
     report["done"] = [*report.get("done", []), name]
+
+
+def failures_of_parts(report):
+    """{what failed: what it said}: parts of a report, and primitives."""
+    return report.get("failed", {}) | {
+        f"{row['call']}, {row['step']}": row["failed"]
+        for row in report["primitives"]
+        if "failed" in row
+    }
 
 
 def benchmark_cuda(ops):
@@ -554,11 +569,7 @@ def format_report(report):
         f"  {row['call']}, {row['step']}"
         for row in measured(report["primitives"])
     ]
-    failed = report.get("failed", {}) | {
-        f"{row['call']}, {row['step']}": row["failed"]
-        for row in report["primitives"]
-        if "failed" in row
-    }
+    failed = failures_of_parts(report)
     lines += ["", *(f"failed: {name}: {why}" for name, why in failed.items())] if failed else []
     lines += ["", *(f"{ratio:>7.2f}  {what}" for what, ratio in report["ratios"].items())]
     return "\n".join(lines)

@@ -14,7 +14,14 @@ import time
 from functools import partial
 from pathlib import Path
 
-from kfcnet.benchmarks.cuda import Unfinished, add_part, empty_report, measured, parts
+from kfcnet.benchmarks.cuda import (
+    Unfinished,
+    add_part,
+    empty_report,
+    failures_of_parts,
+    measured,
+    parts,
+)
 from kfcnet.benchmarks.reference import step_errors
 from kfcnet.config import load_config
 from kfcnet.data import DataError, load
@@ -35,6 +42,7 @@ RESULTS = ("epoch", "seconds", "train_loss", "train_error", "test_loss", "test_e
 
 MINUTES_OF_A_PART = 9
 NOT_DONE = "not done within"
+BEGINNINGS = 2  # of a part that is cut short every time, which may be its own doing
 NO_TESTS = 5  # pytest's exit status where a file has none that were asked for
 
 
@@ -46,9 +54,10 @@ def verify(out, data=None, path=None, minutes=math.inf, say=None):
     """Check, test, time and train on the GPU; returns the JSON file written into the folder `out`.
 
     In parts of a few minutes each: the file is there after every part, and a later call goes on
-    behind the last one that is in it. None begins once `minutes` have passed, and tests are cut
-    short then. After a failure that takes the device away, the next call goes on. data, path: the
-    data set of the short trainings and where it lies; by default CIFAR-10, and synthetic images
+    with those that are left. None begins once `minutes` have passed, and tests are cut short then.
+    A part that a call did not see the end of comes last in the next one, and has failed when that
+    does not either. After a failure that takes the device away, the next call goes on. data, path:
+    the data set of the short trainings and where it lies; by default CIFAR-10, and synthetic images
     where that is not found. Raises DeviceError without a GPU, Unfinished where parts are left, and
     at the end VerificationFailed with what tests said where some failed.
     """
@@ -60,26 +69,33 @@ def verify(out, data=None, path=None, minutes=math.inf, say=None):
     report = (
         read_json(target)
         if target.exists()
-        else {"python": platform.python_version(), **empty_report(), "done": []}
+        else {"python": platform.python_version(), **empty_report(), "begun": {}, "done": []}
     )
     end = begun + 60 * minutes
     todo = verification_parts(ops, data, path, say, lambda: end - time.monotonic())
-    for part, function in todo.items():
-        if part in report["done"]:
-            continue
+    times = report["begun"]  # that each part has begun
+    left = [part for part in todo if part not in report["done"]]
+    for index, part in enumerate(sorted(left, key=lambda part: times.get(part, 0))):
         if time.monotonic() > end:
-            left = len(set(todo) - set(report["done"]))
-            raise Unfinished(f"{left} of {len(todo)} parts are left: the same command goes on")
+            raise Unfinished(
+                f"{len(left) - index} of {len(todo)} parts are left: the same command goes on"
+            )
         say(f"{part} ...")
+        function = todo[part] if times.get(part, 0) < BEGINNINGS else _give_up
+        times[part] = times.get(part, 0) + 1
+        write_json(target, report)
         add_part(report, part, function)
         write_json(target, report)
-        if part in report.get("failed", {}):
-            _check_device(ops, part)
+        _check_device(ops, part)
     if _has_ceilings(report):
         save_figure(lambda: ceiling_figure(report), target.with_suffix(".png"))
     if failed := failures(report):
         raise VerificationFailed("\n".join(f"{key}: {said}" for key, said in failed.items()))
     return target
+
+
+def _give_up(report):
+    raise RuntimeError(f"begun {BEGINNINGS} times, and the call ended first")
 
 
 def _check_device(ops, part):
@@ -109,7 +125,7 @@ def _data_at_hand(path, say):
 
 
 def failures(report):
-    """{what failed: what it said}: parts, tests, and tests of which none has passed."""
+    """{what failed: what it said}: parts, primitives, tests, and tests if none has passed."""
     tests = report.get("tests", {})
     failed = {
         file: said
@@ -118,7 +134,7 @@ def failures(report):
     }
     if not any("passed" in outcomes for outcomes, _ in tests.values()):
         failed["tests"] = "none has passed"  # that all are skipped shows nothing
-    return report.get("failed", {}) | failed
+    return failures_of_parts(report) | failed
 
 
 def verification_parts(ops, data, path, say, left=lambda: math.inf):
@@ -142,17 +158,19 @@ def _files_with_tests():
     """The files that have tests for a GPU, as pytest collects them."""
     asked = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu", "tests"]
     done = subprocess.run(asked, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace")
-    names = re.findall(r"^tests/(test_\w+\.py)::", done.stdout, flags=re.MULTILINE)
-    # Where collecting fails, each file says so itself.
+    # Those that cannot be collected say so themselves.
+    found = r"^(?:ERROR )?tests/(test_\w+\.py)(?:::| - |$)"
+    names = re.findall(found, done.stdout, flags=re.MULTILINE)
     every = sorted((ROOT / "tests").glob("test_*.py"))
-    return [file for file in every if file.name in names or done.returncode]
+    return [file for file in every if file.name in names or not names]
 
 
 def _tests_part(file, left, report):
     longest = 60 * MINUTES_OF_A_PART
     seconds = min(longest, max(1, left()))
     outcomes, said = run_tests(file, seconds)
-    if seconds < longest and said.startswith(NOT_DONE):
+    is_first = report["begun"][f"tests in {file.name}"] < BEGINNINGS
+    if seconds < longest and is_first and said.startswith(NOT_DONE):
         raise Unfinished(f"{file.name} was cut short: the same command goes on")
     return {"tests": {file.name: (outcomes, said)}}
 
