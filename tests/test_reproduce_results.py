@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from kfcnet.optimizers import KfcPre
 from kfcnet.reproduce import assumptions, claims, costs, figures, report, starts, verdicts
 from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, Measurement, PanelPlan
 from kfcnet.reproduce.plans import make_plan
-from kfcnet.reproduce.progress import progress_of
+from kfcnet.reproduce.progress import CurveProgress, progress_of
 from kfcnet.reproduce.rows import Evidence, spread
 from kfcnet.reproduce.values import Value, middle, ratio
 from kfcnet.reproduce.verdicts import DIRECTION, FAILED, OPEN, REPRODUCED, Interval
@@ -244,7 +245,10 @@ def test_no_seconds_are_given_of_runs_that_updates_are_counted_of(evidence):
 
 def test_every_claim_that_fails_has_a_reason(evidence):
     kfc, sgd = evidence.runs["digits_kfc"], evidence.runs["digits_sgd"]
-    for dampings, words in (((), "was not tuned"), ((0.1,), "was tuned as a learning rate is")):
+    for dampings, words in (
+        ((), "was not tuned"),
+        ((0.1,), "was tuned as a learning rate is, on seed 0"),
+    ):
         curves = {**evidence.plan.curves, "digits_kfac": Curve("", "", dampings=dampings)}
         tried = evidence._replace(
             plan=evidence.plan._replace(curves=curves), runs={**evidence.runs, "digits_kfac": sgd}
@@ -957,6 +961,25 @@ def test_summaries_of_correlations():
     assert np.isnan(assumptions.by_distance(spatial[1:])).all()
 
 
+def test_a_comparison_says_which_of_its_curves_was_tuned_to_an_edge(evidence):
+    tried = evidence._replace(
+        runs={**evidence.runs, "digits_adam": evidence.runs["digits_sgd"]},
+        edges={"digits_adam": "lowest", "digits_rmsprop": "highest"},
+    )
+    reason = find(claims.rows(tried), "Adam over SGD").reason
+    assert reason.endswith("; the tuned value of digits_adam is the lowest that was tried")
+    assert reason.count("tuned value") == 1
+
+
+@pytest.mark.parametrize("chosen, edge", [(0.1, "lowest"), (0.3, ""), (1.0, "highest"), (None, "")])
+def test_a_chosen_value_at_the_edge_of_all_that_were_tried_is_known_as_that(chosen, edge):
+    results = [SimpleNamespace(point=Point({"k": value}, None)) for value in (0.3, 0.1, 1.0)]
+    state = CurveProgress(
+        SimpleNamespace(tuned_key="k"), results, [], chosen and {"k": chosen}, {}, [], 0.0
+    )
+    assert state.edge == edge
+
+
 def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
     def record(derivatives, activations):
         def spatial(value):
@@ -988,12 +1011,12 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
         },
     )
     weak, strong, stronger, *published = claims.assumption_rows(evidence)
-    assert [row.verdict for row in published] == [FAILED, FAILED]
+    assert [row.verdict for row in published] == [FAILED, ""]
     assert "max pooling" in weak.claim and "activations" in strong.claim
     assert [row.here for row in (weak, strong, stronger)] == [
         Value(pytest.approx(value)) for value in (0.1, 0.6, 0.15)
     ]
-    assert [row.verdict for row in (weak, strong, stronger)] == [REPRODUCED, REPRODUCED, FAILED]
+    assert [row.verdict for row in (weak, strong, stronger)] == [REPRODUCED, "", FAILED]
     for value, verdict in ((0.25, REPRODUCED), (0.2, FAILED)):  # twice, or more
         changed = evidence._replace(records={**evidence.records, "n_average": record(value, 0.6)})
         assert claims.assumption_rows(changed)[2].verdict == verdict

@@ -334,8 +334,9 @@ def sweep(argv=None, prog=None):
     parser = Parser(
         prog=prog,
         description=sweep.__doc__,
-        epilog="The paper's rule: --grid optimizer.learning_rate=0.3,0.1,0.03,0.01,0.003,0.001,"
-        "0.0003 --stage 2:all --stage 8:3 --stage 30:1",
+        epilog="The paper's learning rates, in the stages of docs/rules.md: "
+        "--grid optimizer.learning_rate=0.3,0.1,0.03,0.01,0.003,0.001,0.0003 "
+        "--stage 2:all --stage 8:3 --stage 20:2",
     )
     _add_config_options(parser)
     parser.add_argument(

@@ -99,7 +99,7 @@ def damped_inverses(Omega: ArrayLike, Gamma: ArrayLike, c: float) -> tuple[NDArr
     """(Omega_inv, Gamma_inv) of Eq. 21 with the trace-norm pi; c = weight decay + damping > 0.
 
     Raises ValueError for c <= 0 and a factor that is not square, TypeError for another dtype than
-    float32 and float64, numpy.linalg.LinAlgError where a factor is not positive definite.
+    float32 and float64, numpy.linalg.LinAlgError where a damped factor is not positive definite.
     """
     if not c > 0:
         raise ValueError(f"c: {c} is not positive")

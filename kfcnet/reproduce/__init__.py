@@ -184,6 +184,7 @@ def evidence_in(plan, progress, out):
         measured,
         frozenset(name for name in runs if not progress[name].is_complete),
         {name: state.last_stage for name, state in progress.items() if state.last_stage},
+        {name: progress[name].edge for name in runs if progress[name].edge},
     )
 
 

@@ -92,12 +92,15 @@ def figures(main, *others):
         "fig2": FigurePlan(
             "KFC-pre and SGD over updates, with large mini-batches (Figure 2)",
             fig2,
-            caption="Error over updates, both on logarithmic axes.",
+            caption="Error over updates, both on logarithmic axes. KFC-pre renews factors and "
+            "inverses at every update here, in Figure 1 at every fifth.",
         ),
         "assumptions": FigurePlan(
             "The assumptions (section 5.1, appendix D.1)",
             kind="assumptions",
-            caption="First picture: mean absolute correlation of two locations in one map, over "
+            caption="*Max pooling* and *average pooling* are networks whose pools are all of that "
+            "kind. CIFAR-10's published one has one max pool and then two averages, SVHN's has max "
+            "pools. First picture: mean absolute correlation of two locations in one map, over "
             "their distance in a row or a column; below, how far approximations of the Fisher "
             "block of one small layer are from the exact one. Other pictures: absolute "
             "correlations in one trained network, of derivatives on the left and of activations "
@@ -113,7 +116,8 @@ def figures(main, *others):
             "KFC-pre with smaller mini-batches (section 5.2, footnote 3)",
             _loss_and_error((*pair, f"{main}_kfc_small"), "epochs"),
             caption="Loss and error over epochs: an epoch of KFC-pre has four times as many "
-            "updates with the smaller mini-batches.",
+            "updates with the smaller mini-batches. Factors and inverses are renewed every 20 "
+            "updates there and every 5 with the larger ones, on as many examples of an epoch.",
         ),
         "methods": FigurePlan(
             "Full K-FAC and co-ordinatewise methods (section 5.2)",

@@ -58,6 +58,14 @@ class CurveProgress(NamedTuple):
         return (self.settings or {}).get(self.curve.tuned_key)
 
     @property
+    def edge(self):
+        """ "lowest" or "highest" where the chosen one is that of all that were tried; else ""."""
+        tried = [result.point.settings[self.curve.tuned_key] for result in self.tuning]
+        if self.chosen is None or not tried:
+            return ""
+        return {min(tried): "lowest", max(tried): "highest"}.get(self.chosen, "")
+
+    @property
     def clip(self):
         """The clip that was chosen; None where none was tuned."""
         return (self.settings or {}).get(CLIP)

@@ -15,10 +15,11 @@ COLUMNS = ("claim", "paper", "here", "ratio", "interval", "verdict", "note")
 
 
 LOOKS = (
-    "In every figure of runs, training is dashed with open markers, test solid with filled ones. "
-    "Loss and error are of the averaged parameters, without the penalty of the weight decay. Of "
-    "several seeds the line is the median and the band the whole range. A dotted line is the test "
-    "error that the network's authors published. Below each figure stands what else it draws."
+    "In figures of runs, but for *How training begins* and *Sensitivity*, training is dashed with "
+    "open markers, test solid with filled ones. Loss and error are of the averaged parameters, "
+    "without the penalty of the weight decay. Of several seeds the line is the median and the band "
+    "the whole range. A dotted line is the test error that the network's authors published. Below "
+    "each figure stands what else it draws."
 )
 NUMBERS = (
     "Times and errors are medians over the seeds; times are of training alone, here on the "
@@ -139,7 +140,8 @@ def _verdicts(rows):
         return ""
     low, high = verdicts.ABOUT_ONE
     rules = (
-        "By the rules of `docs/rules.md`, written before the runs but for what it names there:\n\n"
+        "By the rules of `docs/rules.md`, written before the runs but for what is marked there as "
+        "noted after them:\n\n"
         f"- A speed-up is reproduced if its median over pairs of seeds is at least "
         f"{verdicts.SHARE:.0%} of the paper's and its {verdicts.COVERAGE}% interval lies above 1. "
         "It is reproduced in direction if only the interval does, and open with fewer than "
@@ -149,8 +151,9 @@ def _verdicts(rows):
         "on that side of 1; how far is not judged, neither for *slightly* nor for *far*.\n"
         f"- Methods are about the same if the interval lies between {low:g} and {high:g}.\n"
         f"- Correlations of derivatives are weak if they are below {WEAK:.0%} of the activations', "
-        f"and much stronger if they are above {STRONGER} times those with max pooling. The "
-        "activations' are very strong by the same comparison."
+        f"and much stronger if they are above {STRONGER} times those with max pooling.\n"
+        "- Beside a ratio stand the medians of both methods; the ratio is the median over pairs of "
+        "seeds, or over turns, and not their quotient."
     )
     return "\n\n".join(["## Verdicts", rules, *parts]) + "\n"
 

@@ -39,7 +39,8 @@ class Evidence(NamedTuple):
     runs: {curve: its final runs}; records: {curve: its record of the assumptions}; costs: {curve:
     what its epochs cost}, timed for all alike, None where the runs' own seconds are taken;
     unfinished: names of the curves of which a planned run is missing or under way; tuned: {curve:
-    Results of the last stage of its tuning, best first}, of tunings that are complete.
+    Results of the last stage of its tuning, best first}, of tunings that are complete; edges:
+    {curve: "lowest" or "highest"} where the tuned value is that of those that were tried.
     """
 
     plan: object
@@ -48,6 +49,7 @@ class Evidence(NamedTuple):
     costs: dict | None = None
     unfinished: frozenset = frozenset()
     tuned: Mapping = MappingProxyType({})
+    edges: Mapping = MappingProxyType({})
 
     def absence(self, *names, unit=None):
         """Why some of these curves have no runs, or no minutes (a unit); "" if all of them have."""
@@ -63,6 +65,14 @@ class Evidence(NamedTuple):
     def final(self, verdict, *names):
         """A verdict on where curves end, or OPEN as long as one of them is not at its end."""
         return OPEN if verdict and self.unfinished.intersection(names) else verdict
+
+    def at_edges(self, *names):
+        """Which of these curves may have a better tuned value than was tried, in words."""
+        return "".join(
+            f"; the tuned value of {name} is the {self.edges[name]} that was tried"
+            for name in names
+            if name in self.edges
+        )
 
     def name(self, curve, default):
         """Method and mini-batch of a curve as run here; `default` without runs."""
@@ -215,6 +225,7 @@ def _cost(evidence, slow, fast, column, threshold, unit):
         for name in (fast, slow)
         if not needed[name].is_known
     )
+    ends += evidence.at_edges(fast, slow)
     if unit != "minutes":
         return f"epochs needed: {fast} {needed[fast]}, {slow} {needed[slow]}{ends}"
     pairs = _pairs(evidence, fast, slow)
@@ -286,7 +297,7 @@ def compared_at_the_end(evidence, claim, paper, curve, other, judge, column="tra
     return row._replace(
         note=note,
         verdict=evidence.final(row.verdict, curve, other),
-        reason=f"{note}{latest}, with {' and '.join(efforts)}",
+        reason=f"{note}{latest}, with {' and '.join(efforts)}{evidence.at_edges(curve, other)}",
     )
 
 
