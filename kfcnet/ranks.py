@@ -39,6 +39,8 @@ def balanced(costs, count):
 class RanksError(RuntimeError):
     """The processes of a run cannot work together; the text says what to do."""
 
+    exit_status = 2
+
 
 class Ranks(ABC):
     """What one of `count` processes knows of the others: its own number is `rank`, from 0 on.

@@ -19,7 +19,7 @@ from pathlib import Path
 try:
     from kfcnet import ranks
     from kfcnet.cli.arguments import Parser
-    from kfcnet.config import ConfigError, config_names, config_summary, dump_config, load_config
+    from kfcnet.config import config_names, config_summary, dump_config, load_config
 except ModuleNotFoundError as error:
     if (error.name or "kfcnet").partition(".")[0] == "kfcnet":
         raise
@@ -116,7 +116,7 @@ def _outcome(error):
         return 1, (
             f"error: out of memory{reason}: a smaller network or optimizer.batch_size takes less"
         )
-    status = _exit_status(error)
+    status = getattr(error, "exit_status", None)  # of an error that the user can solve
     if status is None:
         return None, None
     return status, str(error) if status > 2 else f"error: {error}"
@@ -154,21 +154,6 @@ def _shown_by_the_first(processes):
         return
     with open(os.devnull, "w", encoding="utf-8") as null, contextlib.redirect_stdout(null):
         yield
-
-
-def _exit_status(error):
-    """Exit status of an error that the user can solve; None for any other."""
-    if isinstance(error, ConfigError):
-        return 2
-    from kfcnet.runs.files import WriteError
-    from kfcnet.training.sweep import SweepError
-    from kfcnet.training.trainer import UNUSABLE, TrainingFailed, TrainingInterrupted
-
-    if isinstance(error, (TrainingFailed, TrainingInterrupted)):
-        return error.exit_status
-    if isinstance(error, WriteError):
-        return 1
-    return 2 if isinstance(error, (*UNUSABLE, SweepError)) else None
 
 
 @command

@@ -14,6 +14,8 @@ ALIASES = {"lr": "learning_rate", "batch": "batch_size", "bs": "batch_size", "wd
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key and fits on two lines."""
 
+    exit_status = 2
+
 
 def explain(error: ValidationError, model: type[BaseModel], source: str) -> str:
     """Message of one or two lines: unknown keys first, a missing key last (it may be misspelt)."""

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 class DataError(Exception):
     """A data set is absent, damaged or cannot be stored; the text names the file and what to do."""
 
+    exit_status = 2
+
 
 class Arrays(NamedTuple):
     """Images (N, H, W, C) and labels (N,) of the training and of the test set.

@@ -3,3 +3,5 @@
 
 class DeviceError(RuntimeError):
     """A device, driver or extension is missing; the message says what, and the way out."""
+
+    exit_status = 2

@@ -32,6 +32,8 @@ BLOCK = 512  # bytes ahead of the HDF5 data, the smallest that HDF5 allows
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged or of another version; the text says what to do."""
 
+    exit_status = 2
+
 
 class Contents(dict):
     """The contents of a checkpoint or of a group in it.

@@ -22,9 +22,13 @@ UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errn
 class RecordError(RuntimeError):
     """A record cannot be read or written; the text names the file, the line and what to do."""
 
+    exit_status = 2
+
 
 class WriteError(RecordError):
     """A file cannot be written, for instance on a full disk; its old content is still whole."""
+
+    exit_status = 1
 
 
 def make_folder(path):

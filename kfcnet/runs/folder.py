@@ -28,6 +28,8 @@ DATA = "checksum of the data"
 class RunFolderError(RuntimeError):
     """A run folder cannot be used as asked; the text says what to do."""
 
+    exit_status = 2
+
 
 class RunFolder:
     """The files of one run; a `with` block keeps other processes out."""

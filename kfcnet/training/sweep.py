@@ -24,6 +24,8 @@ from kfcnet.training.workers import WorkerDied, workers
 class SweepError(RuntimeError):
     """No run of a sweep can be trained, all for one reason: the text says what to do."""
 
+    exit_status = 2
+
 
 RESULTS = ("iteration", "epoch", "seconds", "train_error", "train_loss", "test_error", "test_loss")
 
