@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kfcnet.philox import SHUFFLE, words
+from kfcnet.philox import SHUFFLE, permutation
 
 EVALUATED = 256  # examples that a pass without training takes at a time
 
@@ -63,7 +63,7 @@ class BatchSequence:
         """The examples as one epoch takes them, int64 (examples,): sorted by a random word each."""
         if epoch in self._permutations:
             return self._permutations[epoch]
-        return np.argsort(words(self.seed, SHUFFLE, epoch, self.examples), kind="stable")
+        return permutation(self.seed, SHUFFLE, epoch, self.examples)
 
 
 class Examples:

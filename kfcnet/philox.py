@@ -52,6 +52,11 @@ def words(seed, purpose, step, count, stream=0):
     return philox4x32([blocks, *fixed], (seed, purpose)).T.reshape(-1)[:count]
 
 
+def permutation(seed, purpose, step, count, stream=0):
+    """The numbers below `count` in random order, int64 (count,): sorted by a random word each."""
+    return np.argsort(words(seed, purpose, step, count, stream), kind="stable")
+
+
 def words_at(positions, seed, purpose, step, stream=0):
     """The words at ascending positions (n,) of the sequence of `words`, and no others computed."""
     blocks = positions // 4

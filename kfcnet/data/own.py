@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kfcnet.data.dataset import Arrays, DataError, as_float32, check_labels
-from kfcnet.philox import SPLIT, words
+from kfcnet.philox import SPLIT, permutation
 
 MOST_CLASSES = 1000
 VERSION = 2
@@ -144,7 +144,7 @@ def _split(whole, share, seed, source):
 
     The image of each class that is drawn last stays in the rest, so that no class goes without.
     """
-    order = np.argsort(words(seed, SPLIT, 0, len(whole.labels)), kind="stable")
+    order = permutation(seed, SPLIT, 0, len(whole.labels))
     _, last = np.unique(whole.labels[order][::-1], return_index=True)
     free = np.delete(order, len(order) - 1 - last)
     if not free.size:

@@ -25,7 +25,7 @@ from kfcnet.ops import which_device
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.errors import DeviceError
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
-from kfcnet.philox import SHUFFLE, words
+from kfcnet.philox import SHUFFLE, permutation
 from kfcnet.ranks import (
     Alone,
     Ranks,
@@ -757,7 +757,7 @@ class Trainer:
 
 def _shuffled(examples):
     """Indices (n,) of all examples in the same random order for every run: data may be sorted."""
-    return np.argsort(words(0, SHUFFLE, 0, examples, stream=1), kind="stable")
+    return permutation(0, SHUFFLE, 0, examples, stream=1)
 
 
 def _measured_examples(config, ops, sample):
