@@ -39,3 +39,9 @@ OrAuto = Annotated[
     Discriminator(lambda value: "auto" if isinstance(value, str) else "number"),
 ]
 """`OrAuto[PositiveFloat]`: a number, or "auto" for one that is chosen when a run begins."""
+
+PerLayer = Annotated[
+    Annotated[_Number, Tag("number")] | Annotated[dict[str, _Number], Tag("mapping")],
+    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
+]
+"""`PerLayer[NonNegative]`: one number for all layers, or a mapping from layer names to numbers."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Field, field_validator
 
 from kfcnet.config.fields import (
     Decay,
@@ -10,21 +10,10 @@ from kfcnet.config.fields import (
     Model,
     NonNegative,
     OrAuto,
+    PerLayer,
     PositiveFloat,
     PositiveInt,
 )
-
-WeightDecay = Annotated[
-    Annotated[NonNegative, Tag("number")] | Annotated[dict[str, NonNegative], Tag("mapping")],
-    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
-]
-
-
-# Longest Euclidean norm of a unit's incoming weights.
-MaxNorm = Annotated[
-    Annotated[PositiveFloat, Tag("number")] | Annotated[dict[str, PositiveFloat], Tag("mapping")],
-    Discriminator(lambda value: "mapping" if isinstance(value, dict) else "number"),
-]
 
 
 class _ScheduleConfig(Model):
@@ -78,8 +67,8 @@ class _OptimizerConfig(Model):
 
     name: str
     batch_size: PositiveInt = 128
-    weight_decay: WeightDecay = 0.0  # one number, or layer name -> number; biases never decay
-    max_norm: MaxNorm | None = None  # likewise; a layer absent from the mapping has no limit
+    weight_decay: PerLayer[NonNegative] = 0.0  # biases never decay
+    max_norm: PerLayer[PositiveFloat] | None = None  # of a unit's incoming weights; None: no limit
     averaging_timescale: OrAuto[PositiveFloat] = 50000.0
 
 
