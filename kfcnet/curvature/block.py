@@ -206,8 +206,9 @@ class KroneckerBlock:
         I, P = gradient.shape
         rows = self.layer.examples * self.layer.locations
         of_rows, of_product = rows * (I * I + P * P + I * P), I * P * (I + P)
-        is_shared = self.ops.ranks.count > 1
-        if self.layer.locations > 1 or self.weight_decay or is_shared or of_rows >= of_product:
+        has_plain_rows = self.layer.locations == 1 and not self.weight_decay
+        is_alone = self.ops.ranks.count == 1
+        if not (self.is_product and has_plain_rows and is_alone and of_rows < of_product):
             return self.precondition(gradient, out)
         return precondition_product(
             self.ops,
@@ -222,8 +223,12 @@ class KroneckerBlock:
     def is_shared(self):
         """Whether processes share the preconditioning, by rows: see WIDE."""
         I, P = self.layer.weight_shape
-        is_product = type(self).precondition is KroneckerBlock.precondition
-        return 1 < self.ops.ranks.count <= I and I + P >= WIDE and is_product
+        return 1 < self.ops.ranks.count <= I and I + P >= WIDE and self.is_product
+
+    @property
+    def is_product(self):
+        """Whether the inverse is Gamma_inv (x) Omega_inv, so that its factors can act apart."""
+        return type(self).precondition is KroneckerBlock.precondition
 
     def precondition_rows(self, gradient, out):
         """out (I, P): this process's rows of `precondition`, the others zero: the whole is the sum

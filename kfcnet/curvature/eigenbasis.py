@@ -64,6 +64,3 @@ class EigenbasisBlock(KroneckerBlock):
         return eigen_solve(
             self.ops, gradient, self.input_basis, self.derivative_basis, self.inverse_values, out
         )
-
-    def natural_gradient(self, gradient, out):
-        return self.precondition(gradient, out)

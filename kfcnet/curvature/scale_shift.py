@@ -52,6 +52,3 @@ class ScaleShiftBlock(KroneckerBlock):
         """(J, 2) -> (J, 2)."""
         flat = out if out is None else out.reshape(1, -1)
         return super().precondition(gradient.reshape(1, -1), flat).reshape(gradient.shape)
-
-    def natural_gradient(self, gradient, out):
-        return self.precondition(gradient, out)
