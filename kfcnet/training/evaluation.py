@@ -111,22 +111,22 @@ class TrainedNetwork:
 
         Raises ValueError for images of another shape or kind than the network was trained on.
         """
-        return self._outputs(images, lambda z, labels: self.loss.evaluate(z, labels).predictive)
+        return self._outputs(images, self.loss.predictive)
 
     def logits(self, images: ArrayLike) -> NDArray:
         """What the last layer computes, (M, classes), of raw images (M, H, W, C).
 
         Raises ValueError like `probabilities`.
         """
-        return self._outputs(images, lambda z, labels: z)
+        return self._outputs(images, lambda z: z)
 
     @one_blas_thread
     def _outputs(self, images, function):
-        """function(logits, labels) of raw images, in batches of an evaluation; labels are zeros."""
+        """function(logits) of raw images, in batches of an evaluation."""
         images, to_numpy = np.asarray(images), self.network.ops.to_numpy
         examples = self.examples(images, np.zeros(images.shape[:1], np.int32))
         parts = [
-            to_numpy(function(self.network.forward(batch.inputs), batch.targets)).copy()
+            to_numpy(function(self.network.forward(batch.inputs))).copy()
             for batch in examples.batches(np.arange(len(images)))
         ]
         none = np.empty((0, *self.network.layers[-1].output_shape), self.network.ops.dtype)
