@@ -13,7 +13,7 @@ from kfcnet.config import ConfigError, load_config, read_config
 from kfcnet.curvature import size
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.training import periods, trainer
+from kfcnet.training import advice, periods
 
 LAYERS = [
     {"layer": "conv", "filters": 3, "kernel": 2, "stride": 2, "padding": 1},
@@ -139,7 +139,7 @@ def settings_of(run):
 
 
 def test_fit_renews_large_factors_less_often_and_says_what_they_cost(wide, caplog, monkeypatch):
-    monkeypatch.setattr(trainer, "MOST_OF_SGD", 3)
+    monkeypatch.setattr(advice, "MOST_OF_SGD", 3)
     with caplog.at_level(logging.WARNING):
         assert settings_of(fitted(*wide)) == (50, 50)
     said = (

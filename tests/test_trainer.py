@@ -31,7 +31,7 @@ from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolder, RunFolderError
 from kfcnet.runs.metrics import COLUMNS, PHASES, read_metrics
 from kfcnet.runs.schedule import EvaluationSchedule
-from kfcnet.training import clock, trainer
+from kfcnet.training import advice, clock, trainer
 from kfcnet.training.build import captured_step
 from kfcnet.training.evaluation import evaluate
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingWarning, train
@@ -560,14 +560,22 @@ def test_a_run_that_ends_above_its_first_loss_says_so(tmp_path):
 
 @pytest.mark.parametrize("loss, chance", [("cross_entropy", 0.4), ("squared_error", 0.495)])
 def test_the_error_of_chance_is_that_on_the_measured_examples(loss, chance):
-    labels = np.array([2, 2, 2, 2, 0, 0, 0, 1, 2])  # measured: three of five are of class 0
-    run = SimpleNamespace(
-        config=SimpleNamespace(loss=loss),
-        dataset=SimpleNamespace(train_labels=labels),
-        measured=np.array([4, 5, 6, 7, 8]),
-    )
-    found = Trainer._error_of_chance(run, {"train_error": [0.5, 0.2]})
+    labels = np.array([0, 0, 0, 1, 2])
+    found = advice.error_of_chance(SimpleNamespace(loss=loss), {"train_error": [0.5, 0.2]}, labels)
     assert found == pytest.approx(chance)
+
+
+def test_chance_is_that_on_the_measured_examples(tmp_path, monkeypatch):
+    judged = []
+
+    def chance(config, metrics, labels):
+        judged.append(len(labels))
+        return -1
+
+    monkeypatch.setattr(advice, "error_of_chance", chance)
+    with pytest.warns(TrainingWarning, match="at the end"):
+        train(small("evaluation.train_examples=50"), tmp_path / "run")
+    assert judged == [50]
 
 
 def test_a_checkpoint_is_due_so_many_minutes_after_the_latest_one(tmp_path, monkeypatch):

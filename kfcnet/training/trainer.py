@@ -19,7 +19,6 @@ from kfcnet.batches import Loader
 from kfcnet.config import ConfigError
 from kfcnet.config.errors import show
 from kfcnet.config.schema import Config
-from kfcnet.curvature.size import arithmetic, way_out, whole
 from kfcnet.data import Dataset
 from kfcnet.ops import which_device
 from kfcnet.ops.cpu.blas import one_blas_thread
@@ -50,7 +49,7 @@ from kfcnet.runs.folder import (
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.provenance import describe_run
 from kfcnet.runs.schedule import EvaluationSchedule
-from kfcnet.training import diagnostics
+from kfcnet.training import advice, diagnostics
 from kfcnet.training.build import (
     build_for,
     build_ops,
@@ -58,7 +57,6 @@ from kfcnet.training.build import (
     examples_of,
     is_open,
     period,
-    reconstructs,
     resolved,
 )
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
@@ -68,13 +66,6 @@ from kfcnet.training.progress_bar import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-WAYS_OUT = {
-    "learning_rate": "a smaller optimizer.learning_rate",
-    "damping": "a larger optimizer.damping",
-}  # of a run that fails, where it has the key
-MOST_INITIAL = 0.05  # share of the initial parameters in their average that goes without saying
-MOST_OF_SGD = 10  # times the arithmetic of SGD's update that goes without saying
-PERIODS_OF = {"statistics": "statistics_period", "inverses": "inverse_period"}
 ACTIVITY_EXAMPLES = 1000  # what the share of active units is measured on
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
@@ -260,7 +251,7 @@ class Trainer:
         self.rows, self.errors = (stream and Output(stream) for stream in shown)
         self.ops = build_ops(config, ranks=ranks)
         _check_alike(self._origin(), ranks)
-        self._check_cores()
+        self._warn_of_threads()
         self.train_set, self.test_set = (
             examples_of(dataset, part, config, self.ops) for part in ("train", "test")
         )
@@ -319,47 +310,11 @@ class Trainer:
             self._warn_if_nothing_was_learned()
 
     def _warn_if_nothing_was_learned(self):
-        metrics = read_metrics(self.folder.metrics)
-        first, last = metrics["train_loss"][[0, -1]]
-        error, latest = (metrics[name][-1] for name in ("train_error", "raw_train_error"))
-        initial = math.exp(-self.optimizer.examples / self.config.optimizer.averaging_timescale)
-        if last > first:
-            what = f"the training loss is {last:.4g} at the end and was {first:.4g} at the start"
-            ways = self._ways_out()
-        elif initial > MOST_INITIAL and error > 2 * latest:
-            what = (
-                f"the training error is {error:.2%} at the end, that of the latest parameters "
-                f"{latest:.2%}: {initial:.0%} of their average are initial ones"
-            )
-            ways = "More epochs or a smaller optimizer.averaging_timescale"
-        elif error >= self._error_of_chance(metrics):
-            trivial = (
-                "the untrained network"
-                if reconstructs(self.config)
-                else "always naming the most frequent class"
-            )
-            what = f"the training error is {error:.2%} at the end, no better than {trivial}"
-            ways = "More epochs" + "".join(
-                f" or another optimizer.{key}" for key in WAYS_OUT if self._has(key)
-            )
-        else:
-            return
-        warnings.warn(f"{what}. {ways} may help", TrainingWarning, stacklevel=2)
-
-    def _error_of_chance(self, metrics):
-        """What an answer that ignores the input gets, about, on the measured training examples."""
-        if reconstructs(self.config):
-            return 0.99 * metrics["train_error"][0]
-        labels = self.dataset.train_labels[self.measured]
-        return 1 - np.bincount(labels).max() / len(labels)
-
-    def _ways_out(self):
-        """Settings that the optimizer has and that may save a run that fails."""
-        hints = [hint for key, hint in WAYS_OUT.items() if self._has(key)]
-        return " or ".join(hints).capitalize()
-
-    def _has(self, key):
-        return hasattr(self.config.optimizer, key)
+        metrics, labels = read_metrics(self.folder.metrics), self.dataset.train_labels
+        chance = advice.error_of_chance(self.config, metrics, labels[self.measured])
+        said = advice.of_nothing_learned(self.config, metrics, self.optimizer.examples, chance)
+        if said:
+            warnings.warn(said, TrainingWarning, stacklevel=2)
 
     def _loop(self):
         """Evaluate, save, train to the next stop; a signal ends it with everything saved.
@@ -577,7 +532,7 @@ class Trainer:
             if self.saved_steps
             else "there is no checkpoint yet"
         )
-        raise of_all(TrainingFailed(reason, f"; {saved}. {self._ways_out()} may help"))
+        raise of_all(TrainingFailed(reason, f"; {saved}. {advice.ways_out(self.config)}"))
 
     # Saving
 
@@ -673,51 +628,17 @@ class Trainer:
             )
 
     def _warn_of_dear_factors(self):
-        """Warn where the factors cost much more than the gradient, by their arithmetic."""
-        c, layers = self.config.optimizer, self.network.weighted
-        if c.name not in ("kfc_pre", "kfac") or not self.ranks.is_first:
-            return
-        rate = 1 / c.inverse_period
-        if c.name == "kfac":  # which now and then inverts for three dampings
-            rate += 3 / c.factor_damping_period
-        periods = c.statistics_period, 1 / rate
-        counts = arithmetic(layers, c.batch_size, c.statistics_fraction)
-        if (multiple := whole(counts).multiple(*periods)) > MOST_OF_SGD:
-            parts = [each.more(*periods) for each in counts]
-            layer, part = max(zip(layers, parts, strict=True), key=lambda it: sum(it[1].values()))
-            what = max(part, key=part.get)
-            period = PERIODS_OF.get(what)
-            logger.warning(
-                "by its arithmetic an update costs %.0f times SGD's, most of it for the %s of %s, "
-                "whose largest factor has %s rows. It costs less with %s%s",
-                multiple,
-                what,
-                layer.name,
-                f"{max(layer.factor_sizes):,}",
-                way_out(layer),
-                f", or with a longer optimizer.{period}" if period else "",
-            )
+        said = advice.of_dear_factors(self.config, self.network.weighted)
+        if said and self.ranks.is_first:
+            logger.warning("%s", said)
 
-    def _check_cores(self):
-        """Warn where the processes of one machine have more threads than it has cores for them."""
+    def _warn_of_threads(self):
         if self.ops.name != "cpu" or self.ranks.count == 1:
             return
         places = self.ranks.exchange((machine(), cores()))
-        for name in sorted({name for name, _ in places}):
-            there = [own for other, own in places if other == name]
-            shards, available = self.config.ops.shards, len(set().union(*there))
-            if shards * len(there) > available and self.ranks.is_first:
-                logger.warning(
-                    "%d processes of %d thread%s each for %d core%s of %s: they wait by polling, "
-                    "and all become slow. %s",
-                    len(there),
-                    shards,
-                    "" if shards == 1 else "s",
-                    available,
-                    "" if available == 1 else "s",
-                    name,
-                    "Start fewer" if shards == 1 else "Set ops.shards=1",
-                )
+        said = advice.of_threads(places, self.config.ops.shards)
+        if said and self.ranks.is_first:
+            logger.warning("%s", said)
 
     def _check_drift(self):
         """Raise RanksError unless all processes still have the same parameters, bit for bit."""
