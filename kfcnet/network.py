@@ -320,7 +320,7 @@ class Network:
             pass
 
     def _backward(self, dz, per_example=False):
-        """The layers in the order of the backward pass, each after its own."""
+        """Yield each layer after its backward pass, the last layer first."""
         for layer in reversed(self.layers):
             dz = layer.backward_per_example(dz) if per_example else layer.backward(dz)
             yield layer

@@ -45,7 +45,8 @@ class RanksError(RuntimeError):
 class Ranks(ABC):
     """What one of `count` processes knows of the others: its own number is `rank`, from 0 on.
 
-    Every method but `share` is called by all of them, in the same order.
+    `sum`, `broadcast`, `exchange`, `largest`, `agreed` and `of_first_process` are collective: all
+    processes call them, in the same order. The other methods are each process's own.
     """
 
     rank, count = 0, 1

@@ -53,7 +53,7 @@ ALWAYS_FP32 = {"matmul", "gram", "patch_gram"}
 class Calls:
     """Array primitives that note how they are called, and in which phase of a step.
 
-    noted: each different call once. Programs run as they stand, so that no call is missed.
+    noted: each different call once. Nothing is captured, so that no call is missed.
     """
 
     captured = Eager.captured

@@ -25,7 +25,7 @@ EXAMPLES = 2560
 class OneOf(Ranks):
     """The first of `count` processes without the others, whose part of every sum is zero.
 
-    It owns the dearest piece of work that owners share: see `Ranks.owners`. `messages` are pairs
+    It owns the dearest piece of work that owners share: see `ranks.balanced`. `messages` are pairs
     ("sum" or "broadcast", bytes) of what it would have sent.
     """
 

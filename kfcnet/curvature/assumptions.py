@@ -43,9 +43,8 @@ def correlations(network, loss, inputs, radius, step=0):
     network.backward(loss.sampled_gradient(predictive, step), per_example=True)
     result = {}
     for layer in network.weighted:
-        if (
-            layer.output_shape[:-1] and layer.fisher_block == "kronecker"
-        ):  # a dense layer has no locations
+        # A dense layer has no locations.
+        if layer.output_shape[:-1] and layer.fisher_block == "kronecker":
             ds, a = to_numpy(layer.derivatives), to_numpy(layer.inputs)
             centred = a - a.mean(axis=(0, 1, 2), dtype=np.float64)
             spatial_ds, spatial_a = (

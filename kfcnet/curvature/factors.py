@@ -12,12 +12,12 @@ the derivatives of each example's own loss at a target drawn from the model. Pro
 mini-batch add up what each leaves in Omega and Gamma: the running average so far is in the first
 one's.
 
-| here     | paper       | shape   |                                                |
-|----------|-------------|---------|------------------------------------------------|
-| inputs   | A_{l-1}     | (M, H, W, J) | activations; dense: (M, 1, 1, J)          |
-| derivatives | D S_l    | (M, Ho, Wo, I) | of the pre-activations, per example     |
-| Omega    | Omega_{l-1}, Psi_{l-1} if dense | (P, P), P = 1 + K*K*J | row 0 homogeneous |
-| Gamma    | Gamma_l     | (I, I)  |                                                |
+| here        | paper                         | shape                 |                     |
+|-------------|-------------------------------|-----------------------|---------------------|
+| inputs      | A_{l-1}                       | (M, H, W, J)          | dense: (M, 1, 1, J) |
+| derivatives | D S_l                         | (M, Ho, Wo, I)        | example by example  |
+| Omega       | Omega_{l-1}; dense: Psi_{l-1} | (P, P), P = 1 + K*K*J | row 0 homogeneous   |
+| Gamma       | Gamma_l                       | (I, I)                |                     |
 """
 
 

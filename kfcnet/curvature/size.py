@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 SMALL_CALLS = 250_000_000
-"""What everything but products takes of an update, as multiply-adds: 5 ms of two cores."""
+"""An update's cost without its matrix products, as multiply-adds: 5 ms of two cores."""
 
 
 class Arithmetic(NamedTuple):

@@ -178,7 +178,7 @@ class Conv2d(Weighted):
         return self.saved.argmax[:m]
 
     def gradient_pass(self, place):
-        """What a ConvGradients adds of the latest backward pass."""
+        """The arguments of `ConvGradients.add` for the latest backward pass."""
         m = self.examples
         layer, x = self.placed(place, m), self.inputs[:m]
         if self.pool:

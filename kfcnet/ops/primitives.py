@@ -66,7 +66,9 @@ class StepCount(NamedTuple):
 
 
 class ConvGradients:
-    """`conv_backward_weights` of one layer after the other; what is complete after `finish`."""
+    """Weight gradients, added layer by layer as a backward pass comes to them; complete after
+    `finish`.
+    """
 
     def __init__(self, ops, scale, out):
         self.ops, self.scale, self.out = ops, scale, out

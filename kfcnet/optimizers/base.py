@@ -55,7 +55,7 @@ class Optimizer:
 
     `average` is the exponential moving average of the iterates with a timescale counted in
     examples; evaluation uses it. It starts at the initial parameters. `learning_rate` is that of
-    the next update.
+    the next update, of optimizers that find it themselves that of the latest.
     """
 
     needs_preparation = False

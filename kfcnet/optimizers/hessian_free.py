@@ -55,7 +55,7 @@ class HessianFree(LevenbergMarquardt):
                 self._update_inverses()
 
     def _solve(self, batch):
-        """(d (n,), M(d) - M(0)) where conjugate gradients come to in the number of their steps.
+        """(d (n,), M(d) - M(0)) after at most `cg_iterations` steps of conjugate gradients.
 
         Raises FloatingPointError where a number is not finite.
         """

@@ -87,8 +87,7 @@ def reproduce(
             failures |= costs.measure_missing(plan, progress_of(plan, index), out, places)
             if measures_updates:
                 failures |= scaling.measure_missing(plan, progress_of(plan, index), out, places)
-    index.to_go_on = False  # what is drawn depends on no checkpoint
-    draw(plan, index, out, failures)
+    draw(plan, RunIndex(out, to_go_on=False), out, failures)  # which depends on no checkpoint
     return failures
 
 

@@ -107,7 +107,7 @@ def changed_setting(before, now):
 
 
 def _whole(settings, key):
-    """Of flat settings the one of a key, or the mapping of those below it."""
+    """Of flat settings the value of `key`, or a mapping of the keys below it."""
     inner = f"{key}."
     below = {
         name.removeprefix(inner): value

@@ -105,8 +105,8 @@ def _images(run):
 
 
 def device(run):
-    """ "CPU (name of the processor)" or "CUDA (name of the GPU)"; several of a run that went on on
-    another.
+    """Such as "CPU (name of the processor)" or "CUDA (name of the GPU)"; both of a run that went on
+    with the other one.
     """
     return ", then ".join(dict.fromkeys(map(_in_words, devices(run))))
 

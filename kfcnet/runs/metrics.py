@@ -38,7 +38,7 @@ parameters.
   step, in Hessian-free optimization the line search;
 - `train_objective`: h of the averaged parameters, train_loss and the penalty of weight decay;
 - `raw_train_error`, `raw_test_error`: of the latest parameters, not averaged;
-- `learning_rate`: that of the next update;
+- `learning_rate`: that of the next update, for K-FAC and Hessian-free optimization the latest;
 - `update_norm`: Euclidean norm of the parameters' latest update, before max-norm. NaN for
   Nesterov's momentum, Adagrad, RMSProp and Adam, which do not store their update;
 - `clipped`: share of clipped steps since the row before;

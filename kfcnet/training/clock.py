@@ -19,8 +19,8 @@ class Stopwatch:
     def __init__(self, ops):
         self.ops, self.seconds, self.phases = ops, 0.0, dict.fromkeys(PHASES, 0.0)
         self._started = None  # None while the watch stands still
-        self._phase = self._since = None  # the innermost phase, and the mark of its beginning
-        self._spans = []  # (phase, mark, mark), not yet counted
+        self._phase = self._since = None  # the innermost phase, and the event of its beginning
+        self._spans = []  # (phase, event, event), not yet counted
 
     def __enter__(self):
         self._started = time.perf_counter()

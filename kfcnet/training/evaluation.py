@@ -17,6 +17,7 @@ from kfcnet.layers import Layer
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.runs.files import write_bytes
+from kfcnet.runs.folder import DATA
 from kfcnet.training.build import build_model, build_ops, reconstructs, with_classes
 from kfcnet.training.exports import from_arrays, to_arrays
 
@@ -61,7 +62,7 @@ class TrainedNetwork:
         # Older checkpoints are of published data, whose pixels are bytes.
         self.pixels = np.dtype(checkpoint["data"].get("pixels", "uint8"))
         self.class_names = tuple(json.loads(checkpoint["data"].get("classes", "[]")))
-        self.data_checksum = checkpoint["origin"]["checksum of the data"]
+        self.data_checksum = checkpoint["origin"][DATA]
         self.network, self.loss = build_model(config, ops, self.mean.shape)
         self.network.theta[...] = ops.asarray(checkpoint["optimizer"]["average"])
         for layer in self.network.layers:

@@ -269,9 +269,9 @@ def settings_for(
 
 
 def _as_begun(chosen, optimizer, out):
-    """`chosen` with what is not given in `optimizer` as the run in the folder `out` has it.
+    """`chosen`, but settings that `optimizer` leaves out keep their values of the run in `out`.
 
-    That was chosen for the epochs which the run was to have at first.
+    These were chosen for the epochs which the run was to have at first.
     """
     begun = read_config(Path(out, "config.yaml")).optimizer.model_dump(mode="json")
     if begun["name"] != chosen["name"]:

@@ -534,9 +534,7 @@ class Trainer:
         )
         raise of_all(TrainingFailed(reason, f"; {saved}. {advice.ways_out(self.config)}"))
 
-    # Saving
-
-    # What processes decide together, in one sum each time; a signal reaches them one by one.
+    # Saving: what processes decide together, since each has a clock and signals of its own
 
     def _save_is_due(self):
         """Whether it is time for a checkpoint, by the first process's clock."""

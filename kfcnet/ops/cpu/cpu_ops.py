@@ -395,7 +395,7 @@ class CpuOps(PooledConvolutions):
 
     def sampled_gradient(self, p, uniforms):
         sums = np.cumsum(p, axis=1)
-        # Rounding may leave their end below the number: the class is then the first to come to it.
+        # Rounding may leave the last sum below u: the first class with that sum is then taken.
         reached = (sums > uniforms[:, None]) | (sums == sums[:, -1:])
         dz = p.copy()
         dz[np.arange(len(p)), reached.argmax(axis=1)] -= 1

@@ -462,11 +462,9 @@ def weights_tile(layer, tensor_cores, limit, pool=None):
 class Weights:
     """A layer's weights (I, P) as they are now, packed once for all passes that use them.
 
-    `array` are the weights as they are.
-
-    Whoever changes the array makes another one of these. backward: None after an evaluation, whose
-    backward pass, if there is one, packs for itself: what is packed later than the forward pass may
-    lie outside of the graph that would read it.
+    array: the weights before packing; whoever changes it makes new Weights. backward: None after
+    an evaluation, whose backward pass, if there is one, packs for itself: what is packed later than
+    the forward pass may lie outside of the graph that would read it.
     """
 
     array: object
@@ -478,8 +476,8 @@ class Weights:
 
 
 class SlicedGradients(ConvGradients):
-    """Each layer's as sums over slices of the pixels, beside what follows; then in one launch the
-    slices of all layers in order. A dense layer's is one product.
+    """Sums over slices of the pixels, layer by layer, on a branch beside what follows; at the end
+    one launch adds the slices of all layers. A dense layer takes one product.
     """
 
     def __init__(self, ops, layers, scale, out):

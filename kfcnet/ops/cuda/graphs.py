@@ -137,7 +137,7 @@ class Graphs(Factorizations):
 
     _has_events = True
     phases_measured = (
-        "by events on the device between graphs; a recorded step counts as gradient "
+        "by events on the device between graphs; a captured step counts as gradient "
         "whole, with its statistics, preconditioning and clip"
     )
 

@@ -126,11 +126,11 @@ class Launcher(Primitives):
     # What changes from step to step, in device memory
 
     def scalar(self, value):
-        """A number that a program reads every time: (1,)."""
+        """A number that a captured graph reads every time: (1,)."""
         return self.runtime.asarray(np.array([value]), self.dtype)
 
     def counter(self, value):
-        """A step number that a program can advance: int64 (1,)."""
+        """A step number that a captured graph can advance: int64 (1,)."""
         return self.runtime.asarray(np.array([value]), np.dtype(np.int64))
 
     def write(self, target, value):

@@ -53,7 +53,7 @@ class PooledTile:
 
     @property
     def cost(self):
-        """Positions that are computed for an image, and those that copying weights is worth."""
+        """Positions computed for an image, and the cost of copying weights, in positions."""
         return self.grid(1)[0] * (self.threads + WEIGHTS_ARE_WORTH)
 
     def grid(self, M):
