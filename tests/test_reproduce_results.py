@@ -980,6 +980,19 @@ def test_a_chosen_value_at_the_edge_of_all_that_were_tried_is_known_as_that(chos
     assert state.edge == edge
 
 
+def test_a_panel_ends_at_the_first_row_at_its_epochs(evidence):
+    run = evidence.runs["digits_kfc"][0]
+    at, epochs = run.metrics["iteration"], run.metrics["epoch"]
+    there = run.until((epochs[0] + epochs[1]) / 2).metrics
+    assert there["iteration"].tolist() == at[:2].tolist()
+    assert run.until(epochs[1]).metrics["iteration"].tolist() == at[:2].tolist()
+    assert len(run.until(math.inf).metrics["epoch"]) == len(epochs)
+    panel = PanelPlan("a", "error", ("digits_kfc",), "epochs", until=epochs[1])
+    figure = figures.draw_figure(FigurePlan("", (panel,)), evidence.runs, {})
+    drawn = [line.get_xdata() for line in figure.axes[0].lines if len(line.get_xdata()) > 1]
+    assert drawn and max(x.max() for x in drawn) == epochs[1]
+
+
 def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
     def record(derivatives, activations):
         def spatial(value):

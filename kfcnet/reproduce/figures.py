@@ -47,7 +47,11 @@ def draw_figure(figure_plan, runs, words):
     """
     panels = []
     for panel in figure_plan.panels:
-        shown = [(run, words.get(name, "")) for name in panel.curves for run in runs.get(name, [])]
+        shown = [
+            (run.until(panel.until), words.get(name, ""))
+            for name in panel.curves
+            for run in runs.get(name, [])
+        ]
         if shown:
             there, phrases = zip(*shown, strict=True)
             title = (

@@ -5,6 +5,7 @@ It holds no results: these are read from the records.
 
 import functools
 import json
+import math
 from typing import NamedTuple
 
 from kfcnet.config import ConfigError, load_config
@@ -59,13 +60,17 @@ class Curve(NamedTuple):
 
 
 class PanelPlan(NamedTuple):
-    """A panel of a figure: "loss" or "error" of some curves over `x`, a key of curves.X_AXES."""
+    """A panel of a figure: "loss" or "error" of some curves over `x`, a key of curves.X_AXES.
+
+    until: epochs, behind which nothing is drawn.
+    """
 
     letter: str
     quantity: str
     curves: tuple
     x: str = "seconds"
     is_logarithmic: bool = False
+    until: float = math.inf
 
 
 class FigurePlan(NamedTuple):

@@ -1,5 +1,7 @@
 """The figures of a reproduction: which curves each one draws, over what, and its caption."""
 
+import math
+
 from kfcnet.reproduce import families
 from kfcnet.reproduce.families import COMPARED
 from kfcnet.reproduce.plan import FigurePlan, PanelPlan
@@ -68,17 +70,18 @@ def figures(main, *others):
             ),
             "invariance": FigurePlan(
                 "Inputs as they are and divided by 64 (section 4.1)",
-                _loss_and_error((*pair, *scaled), "epochs", "ab", True),
-                caption="Loss and error over epochs. With divided inputs conv1's initial weights "
-                "are 64 times as large and its weight decay is smaller by 64^2: network and "
-                "objective are the same functions at the start, and a method that is invariant "
-                "draws one curve. Learning rates are those tuned with inputs as they are.",
+                _loss_and_error((*pair, *scaled), "epochs", until=4),
+                caption="Loss and error over the first four epochs. With divided inputs conv1's "
+                "initial weights are 64 times as large and its weight decay is smaller by 64^2: "
+                "network and objective are the same functions at the start, and a method that is "
+                "invariant draws one curve. Learning rates are those tuned with inputs as they "
+                "are.",
             ),
             "choices": FigurePlan(
                 "What the paper leaves open: response normalisation and pooling",
-                _loss_and_error((*pair, *choices), "epochs", "ab", True),
-                caption="Loss and error over epochs. The changed networks have one seed and six "
-                "epochs; where their curves lie on those of the network as it is, the choice does "
+                _loss_and_error((*pair, *choices), "epochs", until=6),
+                caption="Loss and error over the first six epochs. The changed networks have one "
+                "seed; where their curves lie on those of the network as it is, the choice does "
                 "not matter.",
             ),
         }
@@ -154,9 +157,9 @@ def figures(main, *others):
     }
 
 
-def _loss_and_error(curves, x="seconds", letters="ab", is_logarithmic=False):
+def _loss_and_error(curves, x="seconds", letters="ab", is_logarithmic=False, until=math.inf):
     """Two panels of the same curves, of the loss and of the error."""
     return tuple(
-        PanelPlan(letter, quantity, curves, x, is_logarithmic)
+        PanelPlan(letter, quantity, curves, x, is_logarithmic, until)
         for letter, quantity in zip(letters, ("loss", "error"), strict=True)
     )

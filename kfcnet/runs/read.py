@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from kfcnet.config import ConfigError, parse_config, yaml_text
 from kfcnet.runs.files import RecordError, missing_entry, no_run, read_json
 from kfcnet.runs.metrics import read_metrics
@@ -23,6 +25,11 @@ class Run(NamedTuple):
     config: dict
     record: dict
     clock: dict | None = None
+
+    def until(self, epochs):
+        """The Run without the rows behind the first one at so many epochs."""
+        rows = slice(np.searchsorted(self.metrics["epoch"], epochs) + 1)
+        return self._replace(metrics={name: column[rows] for name, column in self.metrics.items()})
 
 
 def read_run(folder):
