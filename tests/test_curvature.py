@@ -428,3 +428,10 @@ def test_factors_take_either_byte_order(rng, dtype):
     swapped = x.astype(x.dtype.newbyteorder())
     assert np.array_equal(input_factor(swapped, 3, 2, 1), input_factor(x, 3, 2, 1))
     assert derivative_factor(swapped).dtype == dtype
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_inverses_of_a_factor_that_is_not_finite_are_refused(wrong):
+    Omega = np.diag([1.0, wrong, 2.0])
+    with pytest.raises(ValueError, match="Omega: has entries that are not finite"):
+        damped_inverses(Omega, np.eye(2), 0.1)

@@ -3,7 +3,9 @@
 import logging
 import pickle
 import re
+import struct
 import threading
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -376,3 +378,82 @@ def test_an_autoencoder_needs_no_labels(images):
     assert run.evaluate(images, None) == run.evaluate(images, np.zeros(60, int))
     with pytest.raises(DataError):
         train(images, None)
+
+
+# What would have passed unseen
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("photos", "images: expected an array; kfcnet.train trains on a file, a folder or a Dat"),
+        (Path("photos"), "images: expected an array"),
+    ],
+)
+def test_a_place_in_place_of_images_names_what_trains_on_it(labels, given, said):
+    with pytest.raises(ConfigError, match=said):
+        train(given, labels)
+
+
+def test_a_split_beside_a_validation_part_is_refused(images, labels):
+    with pytest.raises(ConfigError, match="data.test_share: nothing is split where validation is"):
+        train(images, labels, validation=(images, labels), data={"test_share": 0.5})
+
+
+def test_hidden_pixels_of_a_masked_array_are_not_trained_on(images, labels):
+    masked = np.ma.masked_greater(images, 200)
+    with pytest.raises(DataError, match="images are a masked array"):
+        train(masked, labels)
+    assert train(np.ma.masked_array(images), labels).history["epoch"][-1] == 1  # nothing hidden
+
+
+def test_colours_of_16_bits_are_refused_and_not_cut_to_8(tmp_path):
+    rows = np.arange(3 * 4 * 5, dtype=">u2").reshape(4, 5, 3)
+    raw = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    png += chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            (tmp_path / name / f"{number}.png").write_bytes(png)
+    with pytest.raises(DataError, match="a/0.png: has colours of 16 bits, of which only 8 would"):
+        data.load(FolderDataConfig(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("behind", ["dense", "one pixel"])
+def test_batch_normalisation_of_a_single_value_is_refused(images, labels, behind):
+    before = {"layer": "dense", "units": 3}
+    if behind == "one pixel":
+        before = {"layer": "avg_pool", "size": 6, "stride": 6}
+    network = [before, {"layer": "batch_norm"}, {"layer": "dense"}]
+    with pytest.raises(ConfigError, match="batch_size: batch_norm1 normalises each map over a min"):
+        train(images, labels, network, {"name": "sgd", "batch_size": 1})
+    train(images, labels, network, {"name": "sgd", "batch_size": 2})
+
+
+@pytest.mark.parametrize("optimizer, batches", [("kfc_pre", (6, 64, 100)), ("sgd", (6, 8, 100))])
+def test_few_images_make_batches_of_half_of_them_at_most(optimizer, batches):
+    found = [
+        fit.settings_for(optimizer, n)["batch_size"]
+        for n in (12, 128 if optimizer == "kfc_pre" else 40, 800)
+    ]
+    assert tuple(found) == batches
+
+
+def test_kfac_sees_128_examples_for_its_factors_where_a_batch_has_them():
+    few, many = (fit.settings_for("kfac", n) for n in (400, 8192))
+    assert (few["batch_size"], few["statistics_fraction"], few["fisher_fraction"]) == (64, 1, 1)
+    assert (many["batch_size"], many["statistics_fraction"], many["fisher_fraction"]) == (
+        512,
+        0.25,
+        0.25,
+    )
+    assert few["min_damping"] == 1e-2
+    assert fit.settings_for({"name": "kfac", "damping": 1e-3}, 400)["min_damping"] == 1e-3

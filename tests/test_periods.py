@@ -138,7 +138,7 @@ def test_updates_that_diverge_while_they_are_timed_end_the_command_with_one_line
     assert main(["train", "--config", str(tmp_path / "run.yaml"), *timed, "--set", *wild]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: while updates were timed they diverged: the loss of update ")
-    assert line.endswith("A smaller learning_rate or a larger damping may help")
+    assert line.endswith("A smaller optimizer.learning_rate or a larger optimizer.damping may help")
 
 
 def test_the_sgds_batch_is_refused_by_its_own_option():

@@ -141,7 +141,8 @@ def settings_of(run):
 def test_fit_renews_large_factors_less_often_and_says_what_they_cost(wide, caplog, monkeypatch):
     monkeypatch.setattr(advice, "MOST_OF_SGD", 3)
     with caplog.at_level(logging.WARNING):
-        assert settings_of(fitted(*wide)) == (50, 50)
+        given = {"name": "kfc_pre", "batch_size": 4}
+        assert settings_of(fitted(*wide, optimizer=given)) == (50, 50)
     said = (
         "by its arithmetic an update costs 5 times SGD's, most of it for the inverses of dense1, "
         "whose largest factor has 577 rows. It costs less with a pool or a stride before dense1, "
@@ -170,7 +171,8 @@ def test_one_period_that_is_given_goes_with_the_other(wide, given, pair):
 def test_kfac_inverts_for_three_dampings_now_and_then(wide, caplog):
     """Each 577^3 products: of one every 20 updates, and of three as often."""
     with caplog.at_level(logging.WARNING):
-        fitted(*wide, optimizer="kfac")
+        given = {"name": "kfac", "batch_size": 4, "statistics_fraction": 0.125}
+        fitted(*wide, optimizer=given)
     products = 577**3 * (1 / 20 + 3 / 20)
     of_sgd = 10**6 + 4 * (2 * 36 * 16 * 28 + 3 * 2 * 577)
     (times,) = re.findall(r"costs (\d+) times SGD's, most of it for the inverses", caplog.text)

@@ -514,7 +514,7 @@ def test_a_factor_that_cannot_be_inverted_ends_the_run_with_a_way_out(
         raise np.linalg.LinAlgError("dense1: Gamma is not positive definite")
 
     monkeypatch.setattr(KfcPre, method, fail)
-    with pytest.raises(TrainingFailed, match=r"update 0 .*\(dense1: Gamma .*damping may help"):
+    with pytest.raises(TrainingFailed, match=r"update 0 .*\(dense1: Gamma .*optimizer.damping may"):
         train(small(), tmp_path / "run")
 
 
@@ -560,17 +560,29 @@ def test_a_run_that_ends_above_its_first_loss_says_so(tmp_path):
 
 @pytest.mark.parametrize("loss, chance", [("cross_entropy", 0.4), ("squared_error", 0.495)])
 def test_the_error_of_chance_is_that_on_the_measured_examples(loss, chance):
-    labels = np.array([0, 0, 0, 1, 2])
-    found = advice.error_of_chance(SimpleNamespace(loss=loss), {"train_error": [0.5, 0.2]}, labels)
+    labels = np.array([2, 2, 2, 2, 0, 0, 0, 1, 2])  # measured: three of five are of class 0
+    images = np.zeros((9, 1, 1, 1), np.uint8)
+    dataset = SimpleNamespace(train_labels=labels, train_images=images, mean=images[0])
+    config = SimpleNamespace(loss=loss, data=SimpleNamespace(input_scale=1.0))
+    measured = np.array([4, 5, 6, 7, 8])
+    found = advice.error_of_chance(config, {"train_error": [0.5, 0.2]}, dataset, measured)
     assert found == pytest.approx(chance)
+
+
+def test_an_autoencoder_is_compared_with_always_the_mean_image():
+    images = np.array([10, 30], np.uint8).reshape(2, 1, 1, 1)  # 10 from their mean
+    dataset = SimpleNamespace(train_images=images, mean=np.full((1, 1, 1), 20.0))
+    config = SimpleNamespace(loss="squared_error", data=SimpleNamespace(input_scale=20.0))
+    found = advice.error_of_chance(config, {"train_error": [3.0, 0.5]}, dataset, None)
+    assert found == pytest.approx(0.99 * 0.25)
 
 
 def test_chance_is_that_on_the_measured_examples(tmp_path, monkeypatch):
     judged = []
 
-    def chance(config, metrics, labels):
-        judged.append(len(labels))
-        return -1
+    def chance(config, metrics, dataset, measured):
+        judged.append(len(measured))
+        return 1e-9
 
     monkeypatch.setattr(advice, "error_of_chance", chance)
     with pytest.warns(TrainingWarning, match="at the end"):

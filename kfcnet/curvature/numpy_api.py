@@ -36,6 +36,9 @@ def _as_matrices(**matrices):
         if name != "gradient" and len(array) != array.shape[1]:
             raise ValueError(f"{name}: a matrix of shape {array.shape} is not square")
     ops = _reference_ops(**arrays)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name}: has entries that are not finite")
     return ops, [ops.asarray(array) for array in arrays.values()]
 
 
@@ -98,8 +101,9 @@ def derivative_factor(derivatives: ArrayLike) -> NDArray:
 def damped_inverses(Omega: ArrayLike, Gamma: ArrayLike, c: float) -> tuple[NDArray, NDArray]:
     """(Omega_inv, Gamma_inv) of Eq. 21 with the trace-norm pi; c = weight decay + damping > 0.
 
-    Raises ValueError for c <= 0 and a factor that is not square, TypeError for another dtype than
-    float32 and float64, numpy.linalg.LinAlgError where a damped factor is not positive definite.
+    Raises ValueError for c <= 0 and a factor that is not square or not finite, TypeError for
+    another dtype than float32 and float64, numpy.linalg.LinAlgError where a damped factor is not
+    positive definite.
     """
     if not c > 0:
         raise ValueError(f"c: {c} is not positive")

@@ -149,6 +149,11 @@ def _read_one(path, size):
     with reading(path, "an image"), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as picture:
+            if any("RGB;16" in str(tile) for tile in picture.tile):  # which Pillow cuts to 8
+                raise DataError(
+                    f"{path}: has colours of 16 bits, of which only 8 would be read: convert it to "
+                    "8 bits a channel"
+                )
             picture = ImageOps.exif_transpose(picture)
             if picture.mode in TRANSPARENT or "transparency" in picture.info:
                 raise DataError(f"{path}: has transparency; flatten it onto a background first")

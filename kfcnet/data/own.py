@@ -85,7 +85,11 @@ def checked(images: NDArray, labels: NDArray, source: object) -> Images:
 
 
 def _array(values, name, source):
-    """values as an array; DataError where they have no common shape."""
+    """values as an array; DataError where they have no common shape, or hidden entries."""
+    if np.ma.is_masked(values):
+        raise DataError(
+            f"{source}: {name} are a masked array, whose hidden entries would be read: fill them"
+        )
     try:
         return np.asarray(values)
     except ValueError as error:

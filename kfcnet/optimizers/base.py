@@ -179,7 +179,7 @@ class Optimizer:
             raise of_all(
                 FloatingPointError(
                     f"the loss of update {first + 1} is not finite; the parameters are as they "
-                    "were before it. A smaller learning_rate or a larger damping may help"
+                    "were before it"
                 )
             )
 

@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from kfcnet.curvature.size import arithmetic, way_out, whole
+from kfcnet.data.dataset import deviation
 from kfcnet.training.build import reconstructs
 
 WAYS_OUT = {
@@ -19,8 +20,11 @@ MOST_OF_SGD = 10  # times the arithmetic of SGD's update that goes without sayin
 PERIODS_OF = {"statistics": "statistics_period", "inverses": "inverse_period"}
 
 
-def ways_out(config):
-    """Settings that the optimizer has and that may save a run that fails."""
+def ways_out(config, step=1):
+    """Settings that may save a run that failed after update `step`."""
+    if not step:
+        damping = " or optimizer.damping" * hasattr(config.optimizer, "damping")
+        return f"No update was made: data.input_scale, the std of a layer{damping} may be the cause"
     hints = [hint for key, hint in WAYS_OUT.items() if hasattr(config.optimizer, key)]
     return f"{' or '.join(hints).capitalize()} may help"
 
@@ -44,9 +48,9 @@ def of_nothing_learned(config, metrics, examples, chance):
             f"{latest:.2%}: {initial:.0%} of their average are initial ones. More epochs or a "
             "smaller optimizer.averaging_timescale may help"
         )
-    if error >= chance:
+    if error >= chance > 0:
         trivial = (
-            "the untrained network"
+            "always the mean image"
             if reconstructs(config)
             else "always naming the most frequent class"
         )
@@ -60,10 +64,12 @@ def of_nothing_learned(config, metrics, examples, chance):
     return None
 
 
-def error_of_chance(config, metrics, labels):
-    """What an answer that ignores the input gets, about, on examples with these labels (n,)."""
+def error_of_chance(config, metrics, dataset, measured):
+    """What an answer that ignores the input gets, about, on the training images `measured` (n,)."""
     if reconstructs(config):
-        return 0.99 * metrics["train_error"][0]
+        of_mean_image = (deviation(dataset) / config.data.input_scale) ** 2
+        return 0.99 * min(metrics["train_error"][0], of_mean_image)
+    labels = dataset.train_labels[measured]
     return 1 - np.bincount(labels).max() / len(labels)
 
 

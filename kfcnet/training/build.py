@@ -12,6 +12,7 @@ from kfcnet.config.layers import CustomConfig
 from kfcnet.config.optimizers import open_timescales
 from kfcnet.data.dataset import deviation
 from kfcnet.layers.base import class_of
+from kfcnet.layers.normalization import BatchNorm
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
@@ -154,6 +155,12 @@ def build_for(dataset, config, ops):
         optimizer = build(config, ops, dataset.mean.shape)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    for layer in optimizer.network.layers:
+        if isinstance(layer, BatchNorm) and batch_size * math.prod(layer.input_shape[:-1]) < 2:
+            raise ConfigError(
+                f"optimizer.batch_size: {layer.name} normalises each map over a mini-batch, of "
+                "which there is one value: take a larger one"
+            )
     shape = optimizer.network.layers[-1].output_shape
     if shape != (outputs(config, dataset),):
         what = "values an image" if reconstructs(config) else "classes"

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from kfcnet import data
 from kfcnet.config import ConfigError, parse_config, read_config
 from kfcnet.config.errors import show
+from kfcnet.data import Dataset
 from kfcnet.layers import Layer
 from kfcnet.layers.base import class_of
 from kfcnet.network import CUSTOM, LAYERS
@@ -116,12 +117,20 @@ def fit(
     """
     if resume and overwrite:
         raise ConfigError("fit: resume and overwrite: a run is gone on with or replaced, not both")
+    if isinstance(images, str | os.PathLike | Dataset):
+        raise ConfigError(
+            "fit: images: expected an array; kfcnet.train trains on a file, a folder or a Dataset"
+        )
     layers, own = _described(network)
     section = _data_section(settings.pop("data", {}), input_scale)
     parts = [(images, labels), *([_held_out(validation)] if validation is not None else [])]
     if settings.get("loss") == "squared_error":
         parts = [(each, _unread(each) if given is None else given) for each, given in parts]
     split = {key: section[key] for key in ("test_share", "split_seed") if key in section}
+    if split and validation is not None:
+        raise ConfigError(
+            f"fit: data.{next(iter(split))}: nothing is split where validation is given"
+        )
     dataset = data.from_arrays(*itertools.chain(*parts), **split)
     if own and device == "auto":
         device = "cpu"
@@ -234,7 +243,8 @@ def settings_for(
     the average has a share of exp(-5) of the initial parameters at most. KFC-pre gets
     `damping: auto`, which trained at every rate that was tried (docs/settings.md); where a damping
     is given, it gets a clip that counts momentum, C (1 - mu)^2, and a lower rate, which save most
-    runs. K-FAC begins with a damping of 1.
+    runs. K-FAC begins with a damping of 1, keeps 0.01 at least, and sees 128 examples for its
+    factors and its model where a mini-batch has them.
     """
     given = _given(optimizer)
     name = given.setdefault("name", "kfc_pre")
@@ -244,7 +254,7 @@ def settings_for(
     if name not in ("kfac", "hessian_free"):
         chosen["schedule"] = {"name": "constant", "warm_up": min(span, whole / 4)}
     if name == "kfc_pre":
-        batch = max(1, _number(given, "batch_size", min(512, examples // 8)))
+        batch = max(1, _number(given, "batch_size", _batch_size(examples, 64, 512)))
         is_auto = given.get("damping", "auto") == "auto"
         chosen |= {
             "batch_size": batch,
@@ -259,13 +269,25 @@ def settings_for(
             "inverse_period": max(5, _number(given, "statistics_period", 5)),
         }
     elif name in ("sgd", "adagrad", "rmsprop", "adam"):
-        chosen["batch_size"] = min(128, max(1, examples // 8))
+        chosen["batch_size"] = _batch_size(examples, 8, 128)
         chosen["learning_rate"] = 0.001 if name in ("rmsprop", "adam") else 0.01
     else:
-        chosen["batch_size"] = min(512, max(1, examples // 8))
-        chosen["initial_examples"] = min(5000, examples)
-        chosen |= {"damping": KFAC_DAMPING} if name == "kfac" else {}
+        batch = max(1, _number(given, "batch_size", _batch_size(examples, 64, 512)))
+        chosen |= {"batch_size": batch, "initial_examples": min(5000, examples)}
+        if name == "kfac":
+            least = min(1.0, 128 / batch)
+            chosen |= {
+                "damping": KFAC_DAMPING,
+                "min_damping": min(1e-2, _number(given, "damping", KFAC_DAMPING)),
+                "statistics_fraction": max(0.125, least),
+                "fisher_fraction": max(0.25, least),
+            }
     return {**chosen, **given}
+
+
+def _batch_size(examples, least, most):
+    """An eighth of the examples between `least` and `most`, and half of few examples."""
+    return min(most, max(least, examples // 8), max(1, examples // 2))
 
 
 def _as_begun(chosen, optimizer, out):

@@ -20,6 +20,7 @@ from kfcnet.layers.weighted import Weighted
 from kfcnet.network import build_layers
 from kfcnet.ops import get_ops
 from kfcnet.runs.folder import RunFolder
+from kfcnet.training.advice import ways_out
 from kfcnet.training.build import build_for, build_ops, examples_of, resolved
 from kfcnet.training.clock import Stopwatch
 from kfcnet.training.trainer import TrainingFailed
@@ -179,8 +180,10 @@ def measure(config, dataset, sgd_batch_size):
             f"while updates were timed a factor could not be inverted ({error})",
             "; a larger optimizer.damping may help",
         ) from None
-    except FloatingPointError as error:  # its text has what may help
-        raise TrainingFailed(f"while updates were timed they diverged: {error}") from None
+    except FloatingPointError as error:
+        raise TrainingFailed(
+            f"while updates were timed they diverged: {error}", f". {ways_out(config)}"
+        ) from None
     sgd_update, statistics_update, full_update, update = map(median, zip(*seconds, strict=True))
     costs = Costs(
         config.optimizer.batch_size,

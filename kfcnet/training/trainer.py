@@ -310,8 +310,8 @@ class Trainer:
             self._warn_if_nothing_was_learned()
 
     def _warn_if_nothing_was_learned(self):
-        metrics, labels = read_metrics(self.folder.metrics), self.dataset.train_labels
-        chance = advice.error_of_chance(self.config, metrics, labels[self.measured])
+        metrics = read_metrics(self.folder.metrics)
+        chance = advice.error_of_chance(self.config, metrics, self.dataset, self.measured)
         said = advice.of_nothing_learned(self.config, metrics, self.optimizer.examples, chance)
         if said:
             warnings.warn(said, TrainingWarning, stacklevel=2)
@@ -532,7 +532,7 @@ class Trainer:
             if self.saved_steps
             else "there is no checkpoint yet"
         )
-        raise of_all(TrainingFailed(reason, f"; {saved}. {advice.ways_out(self.config)}"))
+        raise of_all(TrainingFailed(reason, f"; {saved}. {advice.ways_out(self.config, step)}"))
 
     # Saving: what processes decide together, since each has a clock and signals of its own
 
