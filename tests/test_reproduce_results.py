@@ -1040,6 +1040,26 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
     assert not any(row.reason for row in missing)
 
 
+def test_a_layer_whose_derivatives_are_not_weakly_correlated_is_named(plan):
+    def layer(derivatives, activations):
+        one, maps = np.ones((1, 3, 3)), np.eye(2)
+        return {
+            "derivatives": derivatives * one,
+            "derivative_maps": maps,
+            "activations": activations * one,
+            "activation_maps": maps,
+        }
+
+    record = {"correlations": {"conv1": layer(0.1, 0.9), "conv2": layer(0.4, 0.6)}}
+    measurement = Measurement("n", "digits", "published", 9, 1)
+    evidence = Evidence(plan._replace(measurements=(measurement,)), {}, {"n": record})
+    row, _ = claims.assumption_rows(evidence)
+    assert row.verdict == REPRODUCED
+    assert row.reason == (
+        "that of activations is 0.75; on average alone, and not in conv2 (0.4 against 0.6)"
+    )
+
+
 def test_neighbours_are_one_pixel_apart_and_the_figure_has_both_kinds(plan):
     """Correlations of 0.9, 0.5 and 0.1 at distances 0, 1 and 2 for derivatives, else halves."""
     distance = np.maximum(*np.abs(np.mgrid[-2:3, -2:3]))

@@ -131,8 +131,8 @@ def page(records):
     header = ["network", "layer", DERIVATIVES, ACTIVATIONS, "ratio"]
     lines = [header, ["---", "---", "---:", "---:", "---:"]]
     for measurement, record in records:
-        for layer, values in record["correlations"].items():
-            here, there = (by_distance(values[what])[1] for what in (DERIVATIVES, ACTIVATIONS))
+        for layer, sizes in neighbours_in(record).items():
+            here, there = sizes[DERIVATIVES], sizes[ACTIVATIONS]
             numbers = [f"{value:.2f}" for value in (here, there, here / there)]
             lines.append([measurement.title, layer, *numbers])
     return (
@@ -147,10 +147,18 @@ def page(records):
 
 def neighbours(record):
     """{"derivatives": mean |correlation| of neighbours in all layers, "activations": likewise}."""
-    layers = record["correlations"].values()
+    layers = neighbours_in(record).values()
     return {
-        what: _mean(np.array([by_distance(layer[what])[1] for layer in layers]))
+        what: _mean(np.array([sizes[what] for sizes in layers]))
         for what in (DERIVATIVES, ACTIVATIONS)
+    }
+
+
+def neighbours_in(record):
+    """{layer: {"derivatives": mean |correlation| of neighbours, "activations": likewise}}."""
+    return {
+        layer: {what: by_distance(values[what])[1] for what in (DERIVATIVES, ACTIVATIONS)}
+        for layer, values in record["correlations"].items()
     }
 
 

@@ -20,7 +20,7 @@ from kfcnet.figures.paper import (
     UPDATES,
 )
 from kfcnet.reproduce import verdicts
-from kfcnet.reproduce.assumptions import neighbours
+from kfcnet.reproduce.assumptions import neighbours, neighbours_in
 from kfcnet.reproduce.families import COMPARED
 from kfcnet.reproduce.plan import RATE
 from kfcnet.reproduce.rows import (
@@ -103,12 +103,14 @@ def assumption_rows(evidence):
         else:
             measured[measurement] = neighbours(record) if record else {}
     return [
-        row for measurement in measured for row in _correlation_rows(measurement, measured)
+        row
+        for measurement in measured
+        for row in _correlation_rows(measurement, measured, evidence.records.get(measurement.curve))
     ] + result
 
 
-def _correlation_rows(measurement, measured):
-    """Rows of a Measurement; the one of its group with max pooling is compared with.
+def _correlation_rows(measurement, measured, record):
+    """Rows of a Measurement with its record; that of its group with max pooling is compared with.
 
     measured: {Measurement: sizes of correlations between neighbours}.
     """
@@ -132,6 +134,13 @@ def _correlation_rows(measurement, measured):
         return [_correlation(measurement, here, "derivatives", words, stronger, reason)]
     is_weak = here["derivatives"] < WEAK * here["activations"] if here else None
     reason = f"that of activations is {Value(here['activations'])}" if here else ""
+    strong = [
+        f"{layer} ({Value(sizes['derivatives'])} against {Value(sizes['activations'])})"
+        for layer, sizes in (neighbours_in(record).items() if record else ())
+        if not sizes["derivatives"] < WEAK * sizes["activations"]
+    ]
+    if is_weak and strong:
+        reason += f"; on average alone, and not in {', '.join(strong)}"
     return [
         _correlation(measurement, here, "derivatives", words, is_weak, reason),
         # No verdict: it would be the same comparison again.
