@@ -264,6 +264,9 @@ def test_classes_of_the_package_are_the_same_as_mappings(data):
 def test_settings_that_are_not_finite_are_refused(data, value):
     with pytest.raises(ConfigError, match=f"fit: network.0.sharpness: {value} is not finite"):
         kfcnet.fit(*data, [Softplus.of(sharpness=value), Dense])
+    for several in ([1.0, value], (value,), np.array([[0.0, value]])):
+        with pytest.raises(ConfigError, match="fit: network.0.sharpness: .* is not finite"):
+            kfcnet.fit(*data, [Softplus.of(sharpness=several), Dense])
 
 
 @pytest.mark.parametrize("layer", ["relu", 3, ReLU(CpuOps(), (3,), "relu")])

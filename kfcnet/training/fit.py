@@ -321,6 +321,15 @@ def _number(settings, key, default):
     return value if isinstance(value, numbers.Real) and value >= 0 else default
 
 
+def _is_finite(value):
+    """Whether a setting has no number that is not finite, which a configuration cannot hold."""
+    if isinstance(value, numbers.Real):
+        return math.isfinite(value)
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
+    return not isinstance(value, list | tuple) or all(map(_is_finite, value))
+
+
 def _described(layers):
     """(layers as the mappings of a configuration, the classes of those that are custom).
 
@@ -341,8 +350,8 @@ def _described(layers):
         elif layer_class is not None:
             settings = dict(getattr(layer, "keywords", {}))
             for key, value in settings.items():
-                if isinstance(value, numbers.Real) and not math.isfinite(value):
-                    raise ConfigError(f"fit: network.{index}.{key}: {value} is not finite")
+                if not _is_finite(value):
+                    raise ConfigError(f"fit: network.{index}.{key}: {show(value)} is not finite")
             kinds = [kind for kind, known in LAYERS.items() if known is layer_class]
             if kinds:
                 mappings.append({"layer": kinds[0], **settings})
