@@ -76,7 +76,7 @@ def test_outputs_that_are_not_one_a_pixel_are_refused(tmp_path):
 
 
 def test_an_autoencoder_that_stays_as_it_began_warns(tmp_path):
-    with pytest.warns(UserWarning, match="no better than the untrained network"):
+    with pytest.warns(UserWarning, match="no better than always the mean image"):
         train(
             small("optimizer={name: sgd, learning_rate: 1e-30, batch_size: 240}", text=TEXT),
             tmp_path / "run",

@@ -329,6 +329,16 @@ def test_updates_are_the_median_of_the_seeds_and_cores_the_least_that_processes_
     assert found.on_cores == 70 / (2 * 36)  # of the time that two processes had, less than of one's
 
 
+def test_a_run_under_way_has_no_number_of_updates_yet(plan, index, measured):
+    curve = plan.curves["digits_kfc"]._replace(seeds=2)
+    more = plan._replace(curves={**plan.curves, "digits_kfc": curve})
+    write_run(index, more, "digits_kfc", {}, [0.9, 0.8], 1)
+    progress = progress_of(more, RunIndex(index.root, to_go_on=False))
+    assert len(progress["digits_kfc"].runs()) == 2
+    found = scaling.found(more, progress, index.root).methods["digits_kfc"]
+    assert found.updates == (12.0, False)
+
+
 def test_the_assumptions_stand_on_the_figure(measured):
     text = " ".join(scaling.draw(measured).get_supxlabel().split())
     for assumption in scaling.ASSUMPTIONS:

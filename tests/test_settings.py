@@ -92,7 +92,7 @@ def test_a_run_that_diverges_is_a_row_without_an_objective(short, tmp_path):
 
 
 def test_a_row_is_of_the_averaged_parameters_after_whole_epochs(monkeypatch):
-    """Three epochs of 70 images in mini-batches of 8 are 26 updates, not three times eight."""
+    """Three epochs of 150 images in mini-batches of 64 are 7 updates, not three times two."""
     built, build_for = [], settings.build_for
 
     def watched(*args):
@@ -103,10 +103,10 @@ def test_a_row_is_of_the_averaged_parameters_after_whole_epochs(monkeypatch):
     monkeypatch.setattr(settings, "SETS", {"digits": 3})
     digits = settings.data_set("digits")
     parts = (digits.train_images, digits.train_labels, digits.test_images, digits.test_labels)
-    few = data.from_arrays(*(part[:70] for part in parts))
+    few = data.from_arrays(*(part[:150] for part in parts))
     row = settings.train_once(few, "digits", 0.03, 0.1, 0.3, seed=0)
     ((_, config, ops, optimizer),) = built
-    assert (config.optimizer.batch_size, optimizer.steps) == (8, 26)
+    assert (config.optimizer.batch_size, optimizer.steps) == (64, 7)
     with optimizer.network.using(optimizer.average):
         train, test = (
             evaluate(optimizer.network, optimizer.loss, examples_of(few, part, config, ops))

@@ -41,6 +41,13 @@ class CurveProgress(NamedTuple):
         """The final Runs, read from their records, in the order of their seeds."""
         return [read_run(status.folder) for status in self.finals.values()]
 
+    def ended_runs(self):
+        """Those of `runs` that are at their planned end."""
+        under_way = {task.config.seed for task in self.pending}
+        return [
+            read_run(status.folder) for seed, status in self.finals.items() if seed not in under_way
+        ]
+
     @property
     def is_complete(self):
         """Whether all final runs are at their ends."""

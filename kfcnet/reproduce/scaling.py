@@ -221,7 +221,9 @@ def found(plan, progress, out):
             missing.append(method(runs[0]))
             continue
         curve = measured[name]
-        updates = [reached(run, "train_error", plan.errors.updates, "updates") for run in runs]
+        # A run under way has no number of updates yet, only a bound.
+        ended = progress[name].ended_runs() or runs
+        updates = [reached(run, "train_error", plan.errors.updates, "updates") for run in ended]
         methods[name] = Method(
             runs[0]._replace(clock=record["device"]),
             middle(updates),
