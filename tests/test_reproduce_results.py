@@ -144,7 +144,7 @@ def test_the_interval_of_a_median_is_that_of_samples_of_the_pairs():
     # Order statistics that a binomial distribution gives for the median of 41, 14 and 28.
     assert (low, high) == (15, 27)
     assert verdicts.bootstrap(many) == (low, high)  # the same samples every time
-    assert str(verdicts.bootstrap(np.array([[1.5, np.inf]] * 3))) == "1.5 to any"
+    assert str(verdicts.bootstrap(np.array([[1.5, np.inf]] * 3))) == "above 1.5"
 
 
 @pytest.mark.parametrize(

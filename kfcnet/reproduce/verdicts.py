@@ -29,10 +29,10 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self):
-        low, high = (
-            "any" if math.isinf(end) else str(Value(float(end))) for end in (self.low, self.high)
-        )
-        return "infinite" if math.isinf(self.low) else f"{low} to {high}"
+        if math.isinf(self.low):
+            return "infinite"
+        low = Value(float(self.low))
+        return f"above {low}" if math.isinf(self.high) else f"{low} to {Value(float(self.high))}"
 
 
 def ratio_bounds(pairs):
