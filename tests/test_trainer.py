@@ -586,7 +586,8 @@ def test_chance_is_that_on_the_measured_examples(tmp_path, monkeypatch):
 
     monkeypatch.setattr(advice, "error_of_chance", chance)
     with pytest.warns(TrainingWarning, match="at the end"):
-        train(small("evaluation.train_examples=50"), tmp_path / "run")
+        averaged = "optimizer.averaging_timescale=100"
+        train(small("evaluation.train_examples=50", averaged), tmp_path / "run")
     assert judged == [50]
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -73,16 +74,16 @@ def verify(out, data=None, path=None, minutes=math.inf, say=None):
     )
     end = begun + 60 * minutes
     todo = verification_parts(ops, data, path, say, lambda: end - time.monotonic())
-    times = report["begun"]  # that each part has begun
+    times = report["begun"] = Counter(report["begun"])  # that each part has begun
     left = [part for part in todo if part not in report["done"]]
-    for index, part in enumerate(sorted(left, key=lambda part: times.get(part, 0))):
+    for index, part in enumerate(sorted(left, key=lambda part: times[part])):
         if time.monotonic() > end:
             raise Unfinished(
                 f"{len(left) - index} of {len(todo)} parts are left: the same command goes on"
             )
         say(f"{part} ...")
-        function = todo[part] if times.get(part, 0) < BEGINNINGS else _give_up
-        times[part] = times.get(part, 0) + 1
+        function = todo[part] if times[part] < BEGINNINGS else _give_up
+        times[part] += 1
         write_json(target, report)
         add_part(report, part, function)
         write_json(target, report)

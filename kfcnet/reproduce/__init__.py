@@ -70,7 +70,7 @@ def reproduce(
     trains in, WriteError for a full disk, TrainingInterrupted after a signal.
     """
     out, places = Path(out), places or {}
-    index, failures = RunIndex(out), {}
+    index, failures = RunIndex(out, to_go_on=not only_draw), {}
     plan = _plan(index, device, only_draw, quick, seeds, overrides)
     if figure not in (*plan.figures, "all"):
         raise ConfigError(f"{figure}: there is no such figure of the embedded digits (--quick)")
@@ -87,7 +87,8 @@ def reproduce(
             failures |= costs.measure_missing(plan, progress_of(plan, index), out, places)
             if measures_updates:
                 failures |= scaling.measure_missing(plan, progress_of(plan, index), out, places)
-    draw(plan, RunIndex(out, to_go_on=False), out, failures)  # which depends on no checkpoint
+        index = RunIndex(out, to_go_on=False)  # what is drawn depends on no checkpoint
+    draw(plan, index, out, failures)
     return failures
 
 

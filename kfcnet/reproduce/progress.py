@@ -41,12 +41,10 @@ class CurveProgress(NamedTuple):
         """The final Runs, read from their records, in the order of their seeds."""
         return [read_run(status.folder) for status in self.finals.values()]
 
-    def ended_runs(self):
-        """Those of `runs` that are at their planned end."""
-        under_way = {task.config.seed for task in self.pending}
-        return [
-            read_run(status.folder) for seed, status in self.finals.items() if seed not in under_way
-        ]
+    @property
+    def under_way(self):
+        """The seeds whose final run is not at its planned end."""
+        return {task.config.seed for task in self.pending}
 
     @property
     def is_complete(self):
@@ -67,15 +65,24 @@ class CurveProgress(NamedTuple):
     @property
     def edge(self):
         """ "lowest" or "highest" where the chosen one is that of all that were tried; else ""."""
-        tried = [result.point.settings[self.curve.tuned_key] for result in self.tuning]
-        if self.chosen is None or not tried:
-            return ""
-        return {min(tried): "lowest", max(tried): "highest"}.get(self.chosen, "")
+        return edge_of(self.chosen, tried_values(self.tuning, self.curve.tuned_key))
 
     @property
     def clip(self):
         """The clip that was chosen; None where none was tuned."""
         return (self.settings or {}).get(CLIP)
+
+
+def tried_values(results, key):
+    """The values of a setting among Results, from the least on."""
+    return sorted({result.point.settings[key] for result in results})
+
+
+def edge_of(chosen, tried):
+    """ "lowest" or "highest" where `chosen` is that of the sorted values `tried`, else ""."""
+    if chosen is None or chosen not in (*tried[:1], *tried[-1:]):
+        return ""
+    return "highest" if chosen == tried[-1] else "lowest"
 
 
 def progress_of(plan, index):

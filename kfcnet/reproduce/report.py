@@ -5,6 +5,7 @@ from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK
 from kfcnet.reproduce.costs import timed
 from kfcnet.reproduce.plan import CLIP
+from kfcnet.reproduce.progress import edge_of, tried_values
 from kfcnet.reproduce.rows import is_waiting
 from kfcnet.reproduce.values import Value
 from kfcnet.runs.files import markdown_table, write_csv, write_text
@@ -226,7 +227,7 @@ def _tuning(plan, progress):
 def _tuned(what, stages, results, key, chosen):
     """A line of the table: what was tried of a setting `key`, and what was chosen, or None."""
     last = results[-1].stage
-    tried = sorted({result.point.settings[key] for result in results})
+    tried = tried_values(results, key)
     best = next(
         result.row
         for result in results
@@ -240,7 +241,7 @@ def _tuned(what, stages, results, key, chosen):
             f"{'all' if stage.keep is None else f'the best {stage.keep}'} to epoch {stage.epochs:g}"
             for stage in stages
         ),
-        text + (" (edge)" if chosen in (tried[0], tried[-1]) else ""),
+        text + (" (edge)" if edge_of(chosen, tried) else ""),
         f"{best['train_error']:.2%}" if best else "all diverged",
     ]
 

@@ -222,7 +222,8 @@ def found(plan, progress, out):
             continue
         curve = measured[name]
         # A run under way has no number of updates yet, only a bound.
-        ended = progress[name].ended_runs() or runs
+        under_way = progress[name].under_way
+        ended = [run for run in runs if run.config["seed"] not in under_way] or runs
         updates = [reached(run, "train_error", plan.errors.updates, "updates") for run in ended]
         methods[name] = Method(
             runs[0]._replace(clock=record["device"]),

@@ -29,10 +29,10 @@ def ways_out(config, step=1):
     return f"{' or '.join(hints).capitalize()} may help"
 
 
-def of_nothing_learned(config, metrics, examples, chance):
+def of_nothing_learned(config, metrics, examples, dataset, measured):
     """Why a finished run may have learned nothing.
 
-    examples: that were trained on; chance: what `error_of_chance` returned.
+    examples: how many were trained on; measured: which training images the errors are of, (n,).
     """
     first, last = metrics["train_loss"][[0, -1]]
     error, latest = (metrics[name][-1] for name in ("train_error", "raw_train_error"))
@@ -48,7 +48,7 @@ def of_nothing_learned(config, metrics, examples, chance):
             f"{latest:.2%}: {initial:.0%} of their average are initial ones. More epochs or a "
             "smaller optimizer.averaging_timescale may help"
         )
-    if error >= chance > 0:
+    if error >= error_of_chance(config, metrics, dataset, measured) > 0:
         trivial = (
             "always the mean image"
             if reconstructs(config)

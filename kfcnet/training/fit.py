@@ -256,40 +256,43 @@ def settings_for(
     chosen = {"averaging_timescale": min(2 * span, whole / 5)}
     if name not in ("kfac", "hessian_free"):
         chosen["schedule"] = {"name": "constant", "warm_up": min(span, whole / 4)}
+    least, most = (8, 128) if name in RATES else (64, 512)
+    batch = max(1, _number(given, "batch_size", _batch_size(examples, least, most)))
+    chosen["batch_size"] = batch
+    if name in RATES:
+        chosen["learning_rate"] = RATES[name]
+    else:
+        chosen["initial_examples"] = min(5000, examples)
     if name == "kfc_pre":
-        batch = max(1, _number(given, "batch_size", _batch_size(examples, 64, 512)))
         is_auto = given.get("damping", "auto") == "auto"
         chosen |= {
-            "batch_size": batch,
             "learning_rate": 0.03 if is_auto else 0.01,
             "weight_decay": 1e-4,
             "damping": "auto",
             "clip": 0.3 if is_auto else 0.3 * (1 - _number(given, "momentum", 0.9)) ** 2,
-            "statistics_fraction": min(1.0, max(0.25, 128 / batch)),
+            "statistics_fraction": _fraction(batch, 0.25),
             "statistics_timescale": timescales(examples)["statistics_timescale"],
-            "initial_examples": min(5000, examples),
             "statistics_period": max(1, int(min(5, _number(given, "inverse_period", 5)))),
             "inverse_period": max(5, _number(given, "statistics_period", 5)),
         }
-    elif name in RATES:
-        chosen |= {"batch_size": _batch_size(examples, 8, 128), "learning_rate": RATES[name]}
-    else:
-        batch = max(1, _number(given, "batch_size", _batch_size(examples, 64, 512)))
-        chosen |= {"batch_size": batch, "initial_examples": min(5000, examples)}
-        if name == "kfac":
-            least = min(1.0, 128 / batch)
-            chosen |= {
-                "damping": KFAC_DAMPING,
-                "min_damping": min(1e-2, _number(given, "damping", KFAC_DAMPING)),
-                "statistics_fraction": max(0.125, least),
-                "fisher_fraction": max(0.25, least),
-            }
+    elif name == "kfac":
+        chosen |= {
+            "damping": KFAC_DAMPING,
+            "min_damping": min(1e-2, _number(given, "damping", KFAC_DAMPING)),
+            "statistics_fraction": _fraction(batch, 0.125),
+            "fisher_fraction": _fraction(batch, 0.25),
+        }
     return {**chosen, **given}
 
 
 def _batch_size(examples, least, most):
     """An eighth of the examples between `least` and `most`, and half of few examples."""
     return min(most, max(least, examples // 8), max(1, examples // 2))
+
+
+def _fraction(batch_size, least):
+    """The part of a mini-batch that has 128 examples, but not below `least`; of few all."""
+    return max(least, min(1.0, 128 / batch_size))
 
 
 def _as_begun(chosen, optimizer, out):

@@ -310,10 +310,10 @@ class Trainer:
             self._warn_if_nothing_was_learned()
 
     def _warn_if_nothing_was_learned(self):
-        metrics = read_metrics(self.folder.metrics)
-        chance = advice.error_of_chance(self.config, metrics, self.dataset, self.measured)
-        said = advice.of_nothing_learned(self.config, metrics, self.optimizer.examples, chance)
-        if said:
+        metrics, examples = read_metrics(self.folder.metrics), self.optimizer.examples
+        if said := advice.of_nothing_learned(
+            self.config, metrics, examples, self.dataset, self.measured
+        ):
             warnings.warn(said, TrainingWarning, stacklevel=2)
 
     def _loop(self):
@@ -626,8 +626,9 @@ class Trainer:
             )
 
     def _warn_of_dear_factors(self):
-        said = advice.of_dear_factors(self.config, self.network.weighted)
-        if said and self.ranks.is_first:
+        if not self.ranks.is_first:
+            return
+        if said := advice.of_dear_factors(self.config, self.network.weighted):
             logger.warning("%s", said)
 
     def _warn_of_threads(self):
