@@ -45,7 +45,7 @@ class RanksError(RuntimeError):
 class Ranks(ABC):
     """What one of `count` processes knows of the others: its own number is `rank`, from 0 on.
 
-    `sum`, `broadcast`, `exchange`, `largest`, `agreed` and `of_first_process` are collective: all
+    `sum`, `max`, `broadcast`, `allgather`, `agreed` and `of_first_process` are collective: all
     processes call them, in the same order. The other methods are each process's own.
     """
 
@@ -84,11 +84,11 @@ class Ranks(ABC):
         """Each array <- its value on the process `owner`."""
 
     @abstractmethod
-    def largest(self, *numbers):
+    def max(self, *numbers):
         """Of each integer the largest one of all processes: a list."""
 
     @abstractmethod
-    def exchange(self, value):
+    def allgather(self, value):
         """The values of all processes, in their order; any object that can be pickled."""
 
     @abstractmethod
@@ -112,7 +112,7 @@ class Ranks(ABC):
         would answer them with its error.
         """
         value, error = _outcome(function)
-        for number, failure in enumerate(self.exchange(error), 1):
+        for number, failure in enumerate(self.allgather(error), 1):
             if failure is not None:
                 if number > 1:
                     failure.process = f"process {number} of {self.count}"
@@ -180,10 +180,10 @@ class Alone(Ranks):
     def broadcast(self, owner, *arrays):
         pass
 
-    def largest(self, *numbers):
+    def max(self, *numbers):
         return list(numbers)
 
-    def exchange(self, value):
+    def allgather(self, value):
         return [value]
 
     def abort(self, status):
@@ -215,12 +215,12 @@ class MpiRanks(Ranks):
         for array in arrays:
             self._communicator.Bcast(array, owner)
 
-    def largest(self, *numbers):
+    def max(self, *numbers):
         values = np.array(numbers, np.int64)
         self._communicator.Allreduce(self._mpi.IN_PLACE, values, self._mpi.MAX)
         return values.tolist()
 
-    def exchange(self, value):
+    def allgather(self, value):
         return self._communicator.allgather(value)
 
     def abort(self, status):

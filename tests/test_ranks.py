@@ -400,7 +400,7 @@ def test_on_a_cpu_processes_ask_each_other_once_between_two_updates(tmp_path, no
     assert len(gradients) == 1 + 12  # one of the warm-up
     between = found[gradients[2] + 1 : gradients[3]]
     asked = [call for call in between if not call.startswith("sum of ")]
-    assert asked == ["largest"]
+    assert asked == ["max"]
 
 
 @pytest.mark.parametrize("number", [0, 1])

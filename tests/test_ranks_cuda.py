@@ -146,7 +146,7 @@ class Stub(Alone):
     def __init__(self, other=lambda value: value):
         self._other = other
 
-    def exchange(self, value):
+    def allgather(self, value):
         return [value, self._other(value)]
 
 

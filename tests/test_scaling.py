@@ -71,7 +71,7 @@ def test_one_process_alone_counts_the_messages_that_several_exchange(count):
 
     expected = []
     for call in on_ranks(count, calls)[0]:
-        expected += [("sum", 8)] * 2 if call == "exchange" else sent(call, 8)
+        expected += [("sum", 8)] * 2 if call == "allgather" else sent(call, 8)
     assert {kind for kind, _ in expected} == {"sum", "broadcast"}
     work = OwnWork(config, count, SHAPE)
     work.turn()

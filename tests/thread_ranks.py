@@ -55,11 +55,11 @@ class ThreadRanks(Ranks):
         for array, value in zip(arrays, parts[owner], strict=True):
             array[...] = value
 
-    def largest(self, *numbers):
-        return np.max(self._meet("largest", [int(number) for number in numbers]), axis=0).tolist()
+    def max(self, *numbers):
+        return np.max(self._meet("max", [int(number) for number in numbers]), axis=0).tolist()
 
-    def exchange(self, value):
-        return self._meet("exchange", copy.deepcopy(value))
+    def allgather(self, value):
+        return self._meet("allgather", copy.deepcopy(value))
 
     def abort(self, status):
         self._meeting.leave()

@@ -54,11 +54,11 @@ class TimedRanks(Ranks):
     def broadcast(self, owner, *arrays):
         return self._timed(self._ranks.broadcast, owner, *arrays)
 
-    def largest(self, *numbers):
-        return self._timed(self._ranks.largest, *numbers)
+    def max(self, *numbers):
+        return self._timed(self._ranks.max, *numbers)
 
-    def exchange(self, value):
-        return self._timed(self._ranks.exchange, value)
+    def allgather(self, value):
+        return self._timed(self._ranks.allgather, value)
 
     def abort(self, status):
         self._ranks.abort(status)
@@ -165,7 +165,7 @@ def _time_steps(config, ops, input_shape):
             optimizer.step(batch)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     spent = {"milliseconds": seconds, "sums": ranks.seconds}
-    processors = np.sum(ranks.exchange([cpu, ranks.cpu]), axis=0)
+    processors = np.sum(ranks.allgather([cpu, ranks.cpu]), axis=0)
     spent |= dict(zip(("cpu", "sums_cpu"), processors.tolist(), strict=True))
     return {"batch": M, **{name: 1e3 * value / steps for name, value in spent.items()}}
 

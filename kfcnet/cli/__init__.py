@@ -90,7 +90,7 @@ def command(function):
 
 def _check_processes(processes, name, arguments):
     """Raise RanksError unless several processes all run `train`, with the same arguments."""
-    first, *others = processes.exchange([name, *arguments])
+    first, *others = processes.allgather([name, *arguments])
     for number, other in enumerate(others, 2):
         if other != first:
             text = (

@@ -42,7 +42,7 @@ def get_ops(
     if device != "cpu":
         from kfcnet.ops import cuda
 
-        if device == "cuda" or any(ranks.exchange(cuda.is_available())):
+        if device == "cuda" or any(ranks.allgather(cuda.is_available())):
             if dtype != "float32":
                 raise ValueError(f"dtype: the CUDA kernels work in float32, not in {dtype}")
             try:

@@ -103,7 +103,7 @@ class KroneckerOptimizer(Optimizer):
         for block, owner, inversion in zip(self.blocks, self.owners, inversions, strict=True):
             if owner == ranks.rank and (failure := block.take_inverses(inversion)):
                 failures[block.layer.name] = failure
-        failures = {name: text for part in ranks.exchange(failures) for name, text in part.items()}
+        failures = {name: text for part in ranks.allgather(failures) for name, text in part.items()}
         for block, owner in zip(self.blocks, self.owners, strict=True):
             failure = failures.get(block.layer.name)
             if failure is None:

@@ -63,7 +63,7 @@ def activity(network, examples, indices):
         for name, layer in rectified.items():
             y = network.ops.to_numpy(layer.saved)
             active[name] += np.count_nonzero(y.reshape(-1, y.shape[-1]) > 0, axis=0)
-    parts, row = ranks.exchange(active), {}
+    parts, row = ranks.allgather(active), {}
     for name, layer in rectified.items():
         pixels = len(indices) * math.prod(layer.output_shape[:-1])
         shares = sum(part[name] for part in parts) / pixels  # (J,)

@@ -37,7 +37,7 @@ def evaluate(network, loss, examples, indices=None, check=lambda: None):
         check()
         evaluated = loss.evaluate(network.forward(batch.inputs), batch.targets)
         totals += network.ops.to_numpy(evaluated.totals)
-    mean_loss, error = sum(ranks.exchange(totals)) / len(indices)
+    mean_loss, error = sum(ranks.allgather(totals)) / len(indices)
     return float(mean_loss), float(error)
 
 

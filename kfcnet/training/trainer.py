@@ -169,7 +169,7 @@ def _check_given(config, dataset, ranks):
     """
     ranks.agreed(lambda: _check_config(config))
     _check_alike({"the configuration": portable_config(config)}, ranks)
-    if len(set(ranks.exchange(dataset is not None))) > 1:
+    if len(set(ranks.allgather(dataset is not None))) > 1:
         raise of_all(
             RanksError("the data were given to some processes only: give them to all, or to none")
         )
@@ -185,7 +185,7 @@ def _check_config(config):
 
 def _check_alike(own, ranks):
     """Raise RanksError unless all processes have the same {what it is called: value}."""
-    first, *others = ranks.exchange(own)
+    first, *others = ranks.allgather(own)
     for number, other in enumerate(others, 2):
         for key in (key for key in first if other[key] != first[key]):
             values = f"is {other[key]}, not {first[key]}"
@@ -522,7 +522,7 @@ class Trainer:
         """
         self._bind_evaluated(theta)
         layer = self.evaluated.first_nonfinite(self.loader.batch(step).inputs)
-        found = [name for name in self.ranks.exchange(layer) if name]
+        found = [name for name in self.ranks.allgather(layer) if name]
         layer = min(found, key=[layer.name for layer in self.network.layers].index, default=None)
         reason = f"after update {step} {what}" + (
             f"; non-finite numbers appear first in layer {layer}" if layer else ""
@@ -538,7 +538,7 @@ class Trainer:
 
     def _save_is_due(self):
         """Whether it is time for a checkpoint, by the first process's clock."""
-        return bool(self.ranks.largest(self._is_time_to_save())[0])
+        return bool(self.ranks.max(self._is_time_to_save())[0])
 
     def _is_time_to_save(self):
         passed = time.monotonic() - self.saved_at
@@ -552,11 +552,11 @@ class Trainer:
         """
         if self.ranks.count > 1 and self.optimizer.steps % STEPS_BETWEEN_READS[self.ops.name]:
             return False
-        return any(self.ranks.largest(self._is_time_to_save(), self.signals.caught or 0))
+        return any(self.ranks.max(self._is_time_to_save(), self.signals.caught or 0))
 
     def _stop_if_asked(self):
         """Raise StopRequested in all processes where a signal has come to one of them."""
-        (caught,) = self.ranks.largest(self.signals.caught or 0)
+        (caught,) = self.ranks.max(self.signals.caught or 0)
         if caught:
             raise StopRequested(caught)
 
@@ -568,7 +568,7 @@ class Trainer:
         state = self.optimizer.state()
         vectors = [state[name] for name in ("theta", "velocity", "average")]
         is_bad = not all(np.isfinite(vector).all() for vector in vectors)
-        if self.ranks.largest(is_bad)[0]:  # a process may have gone wrong alone
+        if self.ranks.max(is_bad)[0]:  # a process may have gone wrong alone
             self._fail(steps, "the parameters are not finite", self.network.theta)
         self._bind_evaluated(self.optimizer.average)
         self.folder.save(
@@ -634,7 +634,7 @@ class Trainer:
     def _warn_of_threads(self):
         if self.ops.name != "cpu" or self.ranks.count == 1:
             return
-        places = self.ranks.exchange((machine(), cores()))
+        places = self.ranks.allgather((machine(), cores()))
         said = advice.of_threads(places, self.config.ops.shards)
         if said and self.ranks.is_first:
             logger.warning("%s", said)
@@ -644,7 +644,7 @@ class Trainer:
         if self.ranks.count == 1:
             return
         theta = self.ops.to_numpy(self.network.theta)
-        sums = self.ranks.exchange(hashlib.sha256(np.ascontiguousarray(theta)).hexdigest())
+        sums = self.ranks.allgather(hashlib.sha256(np.ascontiguousarray(theta)).hexdigest())
         for number, checksum in enumerate(sums, 1):
             if checksum != sums[0]:
                 raise of_all(

@@ -21,11 +21,11 @@ class DeviceRanks(Ranks):
     def broadcast(self, owner, *arrays):
         self._runtime.broadcast_over_ranks(owner, arrays)
 
-    def largest(self, *numbers):
-        return self._host.largest(*numbers)
+    def max(self, *numbers):
+        return self._host.max(*numbers)
 
-    def exchange(self, value):
-        return self._host.exchange(value)
+    def allgather(self, value):
+        return self._host.allgather(value)
 
     def abort(self, status):
         self._host.abort(status)

@@ -147,9 +147,9 @@ class CupyRuntime:
 
         Raises DeviceError on all where two have the same.
         """
-        machines = ranks.exchange(machine())
+        machines = ranks.allgather(machine())
         index = machines[: ranks.rank].count(machine())
-        places = ranks.exchange(ranks.agreed(lambda: self._use(index)))
+        places = ranks.allgather(ranks.agreed(lambda: self._use(index)))
         for number, place in enumerate(places):
             if place in places[:number]:
                 first = places.index(place)
