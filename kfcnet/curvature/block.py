@@ -71,7 +71,7 @@ class KroneckerBlock:
         """The Inversion of the present factors, not begun."""
         return Inversion(self.total_damping(damping), self._factors(), None)
 
-    def begin_inverses(self, damping, on_host, factors=None):
+    def begin_inversion(self, damping, on_host, factors=None):
         """Start an Inversion, by default of the present factors, that runs beside training."""
         c = self.total_damping(damping)
         pending = self.ops.submit(
@@ -79,8 +79,8 @@ class KroneckerBlock:
         )
         return Inversion(c, pending.inputs, pending.result)
 
-    def keep_factors(self, damping, factors=None):
-        """An Inversion that another process does: what `begin_inverses` would begin with."""
+    def inversion_elsewhere(self, damping, factors=None):
+        """An Inversion that another process does: what `begin_inversion` would begin with."""
         arrays = [self.ops.copy(array) for array in factors or self._factors()]
         return Inversion(self.total_damping(damping), arrays, None)
 

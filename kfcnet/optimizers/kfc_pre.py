@@ -1,5 +1,6 @@
 """KFC-pre: SGD with the approximate natural gradient in place of the gradient (appendix B.1)."""
 
+from kfcnet.curvature.delayed_inversions import DelayedInversions
 from kfcnet.curvature.inversions_in_step import InversionsInStep
 from kfcnet.curvature.structures import build_block
 from kfcnet.optimizers.base import ScheduledOptimizer, Step
@@ -38,6 +39,8 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         self.inversions = None  # as a part of the step, where the device can and none is put off
         if not config.inverse_delay and InversionsInStep.is_possible(self.ops, self.blocks):
             self.inversions = InversionsInStep(self.ops, self.blocks, self.factor_damping)
+        on_host = config.inverse_on == "host"
+        self.delayed = DelayedInversions(self.ops, self.blocks, self.owners, on_host)
 
     @property
     def has_polyak_bound(self):
@@ -57,7 +60,9 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         decay = None
         if due % self.config.statistics_period == 0:
             decay = self._factor_decay(examples)
-        self._take_due_inverses()
+        if delayed := self.delayed.take_due(self.steps):
+            with self.phase("inverses"):
+                self._adopt(delayed)
         return decay, due % self.config.inverse_period == 0
 
     def update(self, batch, statistics_decay, invert):
@@ -141,10 +146,18 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         c = self.config
         with self.phase("inverses"):
             if c.inverse_delay:
-                self._begin_inverses(self.steps + c.inverse_delay, c.inverse_on == "host")
+                self.delayed.begin(self.steps + c.inverse_delay, self.factor_damping)
             else:
                 self._update_inverses()
 
     def _block(self, layer, weight_decay):
         c = self.config
         return build_block(c.structure, layer, self.ops, weight_decay, c.tikhonov)
+
+    def state(self):
+        return {**super().state(), "begun": self.delayed.state()}
+
+    def load_state(self, state):
+        super().load_state(state)
+        # Older states have no such key: no inversion was ever under way.
+        self.delayed.load_state(state.get("begun"), self.factor_damping)

@@ -32,7 +32,6 @@ class KroneckerOptimizer(Optimizer):
         self.factor_damping = self._initial_damping()
         self.factors_at = 0  # examples seen when the factors were last updated
         self.needs_preparation = True
-        self._begun = None  # (step of adoption, an Inversion of each block)
 
     def _initial_damping(self):
         return self.config.damping
@@ -110,29 +109,6 @@ class KroneckerOptimizer(Optimizer):
                 ranks.broadcast(owner, *block.inverses())
             block.adopt(failure, self.steps)
 
-    def _begin_inverses(self, adoption, on_host, factors=None):
-        """Start inversions that run while training goes on, and are adopted at step `adoption`.
-
-        The step is fixed, so that a run repeats bit for bit however long they take.
-        """
-        factors, rank = factors or [None] * len(self.blocks), self.ops.ranks.rank
-        self._begun = (
-            adoption,
-            [
-                block.begin_inverses(self.factor_damping, on_host, arrays)
-                if owner == rank
-                else block.keep_factors(self.factor_damping, arrays)
-                for block, owner, arrays in zip(self.blocks, self.owners, factors, strict=True)
-            ],
-        )
-
-    def _take_due_inverses(self):
-        if not self._begun or self._begun[0] != self.steps:
-            return
-        (_, pending), self._begun = self._begun, None
-        with self.phase("inverses"):
-            self._adopt(pending)
-
     def _natural_gradient(self):
         """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""
         blocks = list(self._by_block(self.network.gradient, self.direction))
@@ -172,26 +148,7 @@ class KroneckerOptimizer(Optimizer):
 
     def state(self):
         blocks = {block.layer.name: block.state() for block in self.blocks}
-        return {
-            **super().state(),
-            "factors_at": self.factors_at,
-            "blocks": blocks,
-            "begun": self._begun_state(),
-        }
-
-    def _begun_state(self):
-        """The factors of pending inversions; empty where there are none."""
-        if self._begun is None:
-            return {}
-        adoption, pending = self._begun
-        factors = {
-            block.layer.name: {
-                name: self.ops.to_numpy(array).copy()
-                for name, array in zip(block.FACTORS, work.factors, strict=True)
-            }
-            for block, work in zip(self.blocks, pending, strict=True)
-        }
-        return {"adoption": adoption, "factors": factors}
+        return {**super().state(), "factors_at": self.factors_at, "blocks": blocks}
 
     def load_state(self, state):
         factors_at = int(state["factors_at"])  # which fails before anything is written
@@ -199,14 +156,4 @@ class KroneckerOptimizer(Optimizer):
         self.factors_at = factors_at
         for block in self.blocks:
             block.load_state(state["blocks"][block.layer.name])
-        self._begun = None
-        if state.get("begun"):  # older states have none: no inversion was ever under way
-            saved = state["begun"]["factors"]
-            factors = [
-                [self.ops.asarray(saved[block.layer.name][name]) for name in block.FACTORS]
-                for block in self.blocks
-            ]
-            self._begin_inverses(
-                int(state["begun"]["adoption"]), self.config.inverse_on == "host", factors
-            )
         self.needs_preparation = not all(block.has_inverses for block in self.blocks)
