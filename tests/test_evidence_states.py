@@ -131,7 +131,7 @@ def test_a_final_run_that_diverged_before_its_first_evaluation_stays_in(plan, in
     reproduce.draw(plan, index, index.root, {})
     page = (index.root / "README.md").read_text()
     assert "digits_kfc: seed 2 diverged after epoch 0" in page
-    row = claims._out_of_hand(evidence_of(plan, index), "", "", "digits_kfc", wanted=True)
+    row = claims.stability._out_of_hand(evidence_of(plan, index), "", "", "digits_kfc", wanted=True)
     assert (row.here, row.verdict) == ("1 of 3", REPRODUCED)
     assert row.reason == "training errors at the end 3 seeds, 30.00% to 90.00%"
 
@@ -228,12 +228,12 @@ def test_a_curve_under_way_is_judged_only_where_its_end_cannot_change_it(plan, i
     (folder / "checkpoint.h5").touch()
     evidence = evidence_of(whole, index)
     assert evidence.unfinished == {"digits_kfc"}
-    row, *_ = claims.error_rows(evidence)
+    row, *_ = claims.errors.error_rows(evidence)
     assert (str(row.here), row.verdict) == ("40", OPEN)  # not reproduced, if it ended here
-    count = claims._out_of_hand(evidence, "", "", "digits_kfc", wanted=False)
+    count = claims.stability._out_of_hand(evidence, "", "", "digits_kfc", wanted=False)
     assert (count.here, count.verdict) == ("0 of 1", OPEN)
     write_seeds(other := RunIndex(tmp_path / "other"), plan, "digits_kfc", *3 * [[0.9, 0.5, 0.3]])
-    row, *_ = claims.error_rows(evidence_of(plan, other))
+    row, *_ = claims.errors.error_rows(evidence_of(plan, other))
     assert row.verdict == FAILED
 
 
@@ -245,7 +245,7 @@ def test_the_autoencoder_is_compared_at_an_epoch_that_both_have_reached(plan, in
         write_run(index, plan, names[0], {}, [0.9, 0.5, 0.4], seed)
         folder = write_run(index, plan, names[1], {}, [0.9, 0.45], seed, state="interrupted")
         (folder / "checkpoint.h5").touch()
-    (row,) = claims.autoencoder_rows(evidence_of(plan, index))
+    (row,) = claims.methods.autoencoder_rows(evidence_of(plan, index))
     assert row.here == Value(pytest.approx(0.5 / 0.45)) and row.verdict == OPEN
     assert row.claim.startswith("UCI digits, dense autoencoder: ") and "0.5 and 0.45" in row.note
 
@@ -363,11 +363,13 @@ def test_no_start_is_chosen_before_every_seed_has_been_looked_into(plan, index):
 
 def test_a_reason_is_that_of_the_run_whose_number_stands_before_it(plan, index):
     write_seeds(index, plan, "digits_kfc", [0.9, 0.2, 0.1], [0.9, 0.5, 0.4], [0.9, 0.3, 0.35])
-    row, *_ = claims.error_rows(evidence_of(plan, index))
+    row, *_ = claims.errors.error_rows(evidence_of(plan, index))
     assert str(row.here) == "40"  # of the third run: the test error is 10 points above
     assert row.reason == "the training error was 30.00% then, after 0.5 of 1 epochs"
     two = evidence_of(plan, index)
-    row, *_ = claims.error_rows(two._replace(runs={"digits_kfc": two.runs["digits_kfc"][::2]}))
+    row, *_ = claims.errors.error_rows(
+        two._replace(runs={"digits_kfc": two.runs["digits_kfc"][::2]})
+    )
     # Between both runs lies neither of them: the better one is told of.
     assert str(row.here) == "30" and row.reason.startswith("the training error was 10.00% then")
 
@@ -497,4 +499,4 @@ def test_every_curve_of_a_figure_has_a_look_of_its_own():
 def test_averaging_has_a_gain_where_an_evaluation_found_no_error(plan, index):
     write_seeds(index, plan, "digits_kfc", *3 * [[0.9, 0.5, 0.02, 0.0, 0.01]])
     evidence = evidence_of(plan, index)
-    assert np.isfinite(claims._gain_of_averaging(evidence.runs["digits_kfc"][0]))
+    assert np.isfinite(claims.errors._gain_of_averaging(evidence.runs["digits_kfc"][0]))

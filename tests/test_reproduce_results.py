@@ -284,7 +284,7 @@ def test_a_part_of_svhn_leaves_the_error_of_all_of_it_open(evidence):
         for run in evidence.runs["digits_sgd"]
     ]
     svhn = evidence._replace(plan=evidence.plan._replace(main="cifar"), runs={"svhn_kfc": runs})
-    row, *_ = claims.svhn_rows(svhn)
+    row, *_ = claims.times.svhn_rows(svhn)
     assert row.verdict == OPEN and "1,440 training images" in row.reason
 
 
@@ -295,13 +295,13 @@ def test_the_test_error_after_five_minutes_is_that_between_two_evaluations(evide
         run._replace(metrics={**run.metrics, "seconds": np.array([0.0, 200.0, 400.0])})
         for run in early
     ]
-    assert claims.early_error_rows(evidence) == []  # of CIFAR-10
+    assert claims.errors.early_error_rows(evidence) == []  # of CIFAR-10
     main = evidence._replace(plan=evidence.plan._replace(main="cifar"))
-    row, small = claims.early_error_rows(main._replace(runs={"cifar_kfc": runs}))
+    row, small = claims.errors.early_error_rows(main._replace(runs={"cifar_kfc": runs}))
     assert (row.here, row.verdict) == (Value(pytest.approx(40.0)), "")
     assert row.paper == Value(18.5) and row.note == "3 seeds, 35 to 45"
     assert small.here == "not run"
-    row, _ = claims.early_error_rows(main._replace(runs={"cifar_kfc": early}))
+    row, _ = claims.errors.early_error_rows(main._replace(runs={"cifar_kfc": early}))
     assert row[1:4] == (Value(18.5), "ended before", "")
 
 
@@ -326,13 +326,13 @@ def test_rates_are_best_for_both_errors_or_a_tradeoff_is_told(evidence):
         (differ, FAILED, "0.001 and 0.003"),
     ):
         found = evidence._replace(tuned={"digits_sgd": sgd, "digits_kfc": differ})
-        row, kfc = claims.rate_rows(found)
+        row, kfc = claims.errors.rate_rows(found)
         assert (row.here, row.paper, row.verdict) == (here, "the same", verdict)
         assert (kfc.here, kfc.paper, kfc.verdict) == ("0.001 and 0.003", "a tradeoff", "")
     assert kfc.note == "after 20 epochs: 0.001: 1.00% and 18.00%; 0.003: 3.00% and 16.00%"
     alone = [agree[0], agree[1]._replace(row=None)]  # the other one diverged
     for tuned in ({}, {"digits_sgd": alone}):
-        assert claims.rate_rows(evidence._replace(tuned=tuned))[0].here == "not run"
+        assert claims.errors.rate_rows(evidence._replace(tuned=tuned))[0].here == "not run"
 
 
 def test_a_range_over_seeds_that_agree_is_one_number():
@@ -344,7 +344,7 @@ def test_a_range_over_seeds_that_agree_is_one_number():
 def test_the_objective_is_reported_beside_the_likelihood(evidence):
     for run in evidence.runs["digits_kfc"]:
         run.metrics["train_objective"] = np.array([2.0, 0.5, 0.7])
-    kfc, sgd = claims.objective_rows(evidence)
+    kfc, sgd = claims.errors.objective_rows(evidence)
     assert (kfc.here, kfc.paper, kfc.verdict) == (Value(0.5), "not given", "")
     assert "objective h" in kfc.claim and sgd.here == Value(0.01)
 
@@ -352,14 +352,14 @@ def test_the_objective_is_reported_beside_the_likelihood(evidence):
 def test_updates_to_a_test_error_are_counted_where_every_run_came(evidence):
     """KFC-pre comes to 30% test error, SGD to 50%: both are compared there, without a verdict."""
     large = {f"{name}_large": evidence.runs[name] for name in ("digits_kfc", "digits_sgd")}
-    row = claims.large_batch_test_row(evidence._replace(runs=large))
+    row = claims.large_batches.large_batch_test_row(evidence._replace(runs=large))
     assert row.claim.startswith("UCI digits 8x8, 50% test error: updates")
     assert (row.paper, row.ratio, row.verdict) == ("similar to 20", "", "")
     assert row.here == Value(2.0) and row.note == "3 seeds, 1 to 2"
-    assert claims.large_batch_test_row(evidence).here == "not run"
+    assert claims.large_batches.large_batch_test_row(evidence).here == "not run"
     svhn = {f"svhn_{name}": evidence.runs[f"digits_{name}"] for name in ("kfc", "sgd")}
     of_svhn = evidence._replace(plan=evidence.plan._replace(main="cifar"), runs=svhn)
-    *_, row = claims.svhn_rows(of_svhn)
+    *_, row = claims.times.svhn_rows(of_svhn)
     assert row.claim.endswith("50% test error: time of SGD over that of KFC-pre")
     assert (row.here, row.paper, row.verdict) == (Value(4.0), "not given", "")
 
@@ -379,12 +379,12 @@ def test_averaging_helps_where_the_latest_parameters_are_worse(evidence):
         ]
 
     runs = {"digits_kfc": with_raw("digits_kfc", 2.0), "digits_sgd": with_raw("digits_sgd", 0.5)}
-    kfc, sgd = claims.averaging_rows(evidence._replace(runs=runs))
+    kfc, sgd = claims.errors.averaging_rows(evidence._replace(runs=runs))
     assert (kfc.here, kfc.verdict, str(kfc.interval)) == (Value(2.0), REPRODUCED, "2 to 2")
     assert (sgd.here, sgd.verdict) == (Value(0.5), FAILED)
     under_way = evidence._replace(runs=runs, unfinished=frozenset({"digits_sgd"}))
-    assert [row.verdict for row in claims.averaging_rows(under_way)] == [REPRODUCED, OPEN]
-    older = claims.averaging_rows(
+    assert [row.verdict for row in claims.errors.averaging_rows(under_way)] == [REPRODUCED, OPEN]
+    older = claims.errors.averaging_rows(
         evidence._replace(runs={"digits_kfc": with_raw("digits_kfc", np.nan)})
     )
     assert [(row.here, row.verdict) for row in older] == [("no ratio", ""), ("not run", "")]
@@ -401,7 +401,7 @@ def test_sgd_needs_no_clip_where_no_run_rises_above_chance(evidence, factor, sta
         metrics={**first.metrics, "train_loss": loss},
         record={**first.record, "outcome": {"state": state}},
     )
-    row = claims.clip_row(evidence._replace(runs={"digits_sgd": [changed, *others]}))
+    row = claims.stability.clip_row(evidence._replace(runs={"digits_sgd": [changed, *others]}))
     assert row.here == beyond and "was lost" not in row.reason
     assert row.verdict == (REPRODUCED if beyond.startswith("0") else FAILED)
 
@@ -409,7 +409,7 @@ def test_sgd_needs_no_clip_where_no_run_rises_above_chance(evidence, factor, sta
 def test_a_lost_run_of_sgd_is_said_where_it_needs_no_clip(evidence):
     sgd = evidence.plan.curves["digits_sgd"]
     curves = {**evidence.plan.curves, "digits_sgd_large": sgd._replace(lost=(0.01,))}
-    row = claims.clip_row(evidence._replace(plan=evidence.plan._replace(curves=curves)))
+    row = claims.stability.clip_row(evidence._replace(plan=evidence.plan._replace(curves=curves)))
     assert (row.here, row.verdict) == ("0 of 3", REPRODUCED)
     assert row.reason.endswith("; digits_sgd_large was lost at 0.01")
 
@@ -426,22 +426,22 @@ def test_plugged_in_autocovariances_diverge_where_a_run_rises_above_chance(evide
     ):
         plan = evidence.plan._replace(curves=dict.fromkeys(["digits_autocovariance"]))
         changed = evidence._replace(plan=plan, runs={"digits_autocovariance": runs})
-        (row,) = claims.autocovariance_rows(changed)
+        (row,) = claims.stability.autocovariance_rows(changed)
         assert (row.here, row.verdict) == (here, verdict)
 
 
 def test_an_epoch_costs_less_than_twice_sgds_or_the_claim_fails(evidence):
     """KFC-pre's runs take 60 s a row, those of SGD 120."""
-    (row,) = claims.cost_rows(evidence)
+    (row,) = claims.times.cost_rows(evidence)
     assert (row.here, row.interval, row.verdict) == (Value(0.5), "", REPRODUCED)
     turned = {"digits_kfc": evidence.runs["digits_sgd"], "digits_sgd": evidence.runs["digits_kfc"]}
-    (row,) = claims.cost_rows(evidence._replace(runs=turned))
+    (row,) = claims.times.cost_rows(evidence._replace(runs=turned))
     assert (row.here, row.verdict, row.reason) == (Value(2.0), FAILED, "240.0 s and 120.0 s")
     costs = {"digits_kfc": {"seconds": [6, 9, 8]}, "digits_sgd": {"seconds": [4, 5, 5]}}
-    (row,) = claims.cost_rows(evidence._replace(costs=costs))
+    (row,) = claims.times.cost_rows(evidence._replace(costs=costs))
     assert (str(row.interval), row.note) == ("1.5 to 1.8", "3 turns, 1.5 to 1.8")
     more = evidence.plan._replace(left_out={"svhn_kfc": "too slow"})
-    _, row = claims.cost_rows(evidence._replace(plan=more))
+    _, row = claims.times.cost_rows(evidence._replace(plan=more))
     assert row.claim.startswith("SVHN: ") and row.here == "not run: too slow"
 
 
@@ -452,7 +452,7 @@ def test_large_mini_batches_are_worse_where_their_lowest_test_error_is_higher(ev
         (kfc, FAILED, "30.0% and 30.0%"),
     ):
         found = evidence._replace(runs={"digits_kfc_large": runs, "digits_kfc": kfc})
-        row, *_ = claims.large_batch_rows(found)
+        row, *_ = claims.large_batches.large_batch_rows(found)
         assert (row.verdict, row.reason) == (verdict, said)
 
 
@@ -480,7 +480,7 @@ def test_panels_whose_curves_were_not_all_timed_are_over_epochs_and_named():
 
 def test_large_mini_batches_are_compared_by_their_lowest_test_errors(evidence):
     runs = {**evidence.runs, "digits_kfc_large": evidence.runs["digits_sgd"]}
-    kfc, sgd, updates = claims.large_batch_rows(evidence._replace(runs=runs))
+    kfc, sgd, updates = claims.large_batches.large_batch_rows(evidence._replace(runs=runs))
     assert kfc.here == Value(pytest.approx(0.5 / 0.3)) and kfc.verdict == REPRODUCED
     assert sgd.here == "not run"
     assert (updates.here, updates.verdict) == (Value(2.0), DIRECTION)
@@ -493,7 +493,7 @@ def test_inputs_that_are_divided_change_nothing_for_a_method_that_is_invariant(e
     names = [f"digits_{kind}" for kind in kinds]
     curves = evidence.plan.curves | dict.fromkeys(names)
     runs = {**evidence.runs, **dict.fromkeys(names, kfc)}
-    rows = claims.invariance_rows(
+    rows = claims.methods.invariance_rows(
         evidence._replace(plan=evidence.plan._replace(curves=curves), runs=runs)
     )
     assert [(row.here, row.verdict) for row in rows] == [
@@ -501,7 +501,7 @@ def test_inputs_that_are_divided_change_nothing_for_a_method_that_is_invariant(e
         (Value(1.0), REPRODUCED),
         (Value(0.5), ""),
     ]
-    assert claims.invariance_rows(evidence) == []
+    assert claims.methods.invariance_rows(evidence) == []
 
 
 def test_the_headline_has_figure_1_without_what_was_not_run(evidence):
@@ -521,11 +521,11 @@ def test_a_choice_that_the_paper_leaves_open_is_compared_with_the_network_as_it_
     curves = evidence.plan.curves | dict.fromkeys(names)
     runs = runs | dict(zip(names, (runs["digits_sgd"], runs["digits_sgd"]), strict=True))
     plan = evidence.plan._replace(curves=curves)
-    first, second = claims.choice_rows(evidence._replace(plan=plan, runs=runs))
+    first, second = claims.methods.choice_rows(evidence._replace(plan=plan, runs=runs))
     assert "across maps" in first.claim and first.claim.endswith("KFC-pre")
     assert "without clipped windows" in second.claim and second.claim.endswith("SGD")
     assert (first.here, second.here) == (Value(2.0), Value(1.0))
-    assert claims.choice_rows(evidence) == []
+    assert claims.methods.choice_rows(evidence) == []
 
 
 def test_a_threshold_that_was_not_reached_is_a_bound(evidence):
@@ -1023,7 +1023,7 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
             "n_published": record(0.4, 0.6),
         },
     )
-    weak, strong, stronger, *published = claims.assumption_rows(evidence)
+    weak, strong, stronger, *published = claims.correlations.assumption_rows(evidence)
     assert [row.verdict for row in published] == [FAILED, ""]
     assert "max pooling" in weak.claim and "activations" in strong.claim
     assert [row.here for row in (weak, strong, stronger)] == [
@@ -1032,10 +1032,10 @@ def test_claims_about_assumptions_compare_derivatives_with_activations(plan):
     assert [row.verdict for row in (weak, strong, stronger)] == [REPRODUCED, "", FAILED]
     for value, verdict in ((0.25, REPRODUCED), (0.2, FAILED)):  # twice, or more
         changed = evidence._replace(records={**evidence.records, "n_average": record(value, 0.6)})
-        assert claims.assumption_rows(changed)[2].verdict == verdict
+        assert claims.correlations.assumption_rows(changed)[2].verdict == verdict
     assert weak.reason == "that of activations is 0.6"
     assert stronger.reason == "with max pooling it is 0.1"
-    missing = claims.assumption_rows(evidence._replace(records={}))
+    missing = claims.correlations.assumption_rows(evidence._replace(records={}))
     assert [row.here for row in missing] == 5 * ["not run"]
     assert not any(row.reason for row in missing)
 
@@ -1053,7 +1053,7 @@ def test_a_layer_whose_derivatives_are_not_weakly_correlated_is_named(plan):
     record = {"correlations": {"conv1": layer(0.1, 0.9), "conv2": layer(0.4, 0.6)}}
     measurement = Measurement("n", "digits", "published", 9, 1)
     evidence = Evidence(plan._replace(measurements=(measurement,)), {}, {"n": record})
-    row, _ = claims.assumption_rows(evidence)
+    row, _ = claims.correlations.assumption_rows(evidence)
     assert row.verdict == REPRODUCED
     assert row.reason == (
         "that of activations is 0.75; on average alone, and not in conv2 (0.4 against 0.6)"
@@ -1163,10 +1163,10 @@ def test_a_lowest_test_error_is_reproduced_up_to_a_tenth_above_the_papers(eviden
         for run in evidence.runs["digits_kfc"]
     ]
     here = evidence._replace(runs={"digits_kfc": runs})
-    row, *_ = claims.error_rows(here)
+    row, *_ = claims.errors.error_rows(here)
     assert row.verdict == verdict and row.ratio.number == pytest.approx(times)
     assert row.reason == "the training error was 40.00% then, after 0.5 of 1 epochs"
-    row, *_ = claims.error_rows(here._replace(unfinished=frozenset(here.runs)))
+    row, *_ = claims.errors.error_rows(here._replace(unfinished=frozenset(here.runs)))
     assert row.verdict == (OPEN if verdict == FAILED else REPRODUCED)  # it can only fall
 
 
@@ -1183,8 +1183,8 @@ def test_distances_are_set_beside_nothing_of_the_paper(plan):
     evidence = Evidence(
         plan._replace(measurements=(measurement,)), {}, {"tiny": {"distances": distances}}
     )
-    rows = claims.assumption_rows(evidence)
+    rows = claims.correlations.assumption_rows(evidence)
     assert [row.here for row in rows] == list(map(Value, distances.values()))
     assert {(row.paper, row.verdict) for row in rows} == {("not measured", "")}
-    missing = claims.assumption_rows(evidence._replace(records={}))
+    missing = claims.correlations.assumption_rows(evidence._replace(records={}))
     assert [row.here for row in missing] == 7 * ["not run"]

@@ -13,6 +13,7 @@ from kfcnet.reproduce.assumptions import ACTIVATIONS, DERIVATIVES, by_distance
 from kfcnet.reproduce.plan import RATE
 from kfcnet.runs.identity import NOT_IDENTIFYING
 from kfcnet.runs.labels import (
+    STRUCTURES,
     clock,
     data_set,
     device,
@@ -30,10 +31,8 @@ BARS = {
     "without sud": "KFC without SUD",
     "iad": "IAD alone",
     "ekfac": "KFC's eigenvectors (EKFAC)",
-    "white_derivatives": "KFC, white derivatives",
-    "sua": "KFC, SUA",
-    "diagonal": "diagonal",
-    "autocovariance": "KFC, plugged-in autocovariances",
+    "diagonal": STRUCTURES["diagonal"],
+    **{name: f"KFC, {STRUCTURES[name]}" for name in ("white_derivatives", "sua", "autocovariance")},
 }
 LINES = {"max": "-", "average": "--", "published": ":"}
 POINTS = {DERIVATIVES: ("o", curves.COLOURS[0]), ACTIVATIONS: ("s", curves.COLOURS[1])}

@@ -2,7 +2,8 @@
 
 from kfcnet.figures.html import write_page
 from kfcnet.reproduce import verdicts
-from kfcnet.reproduce.claims import STRONGER, TOLERANCE, WEAK
+from kfcnet.reproduce.claims.correlations import STRONGER, WEAK
+from kfcnet.reproduce.claims.errors import TOLERANCE
 from kfcnet.reproduce.costs import timed
 from kfcnet.reproduce.plan import CLIP
 from kfcnet.reproduce.progress import edge_of, tried_values

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kfcnet.reproduce import verdicts
-from kfcnet.reproduce.values import Value, has_failed, middle, ratio, reached
+from kfcnet.reproduce.values import Value, has_failed, lowest_test_error, middle, ratio, reached
 from kfcnet.reproduce.verdicts import OPEN, Interval
 from kfcnet.runs.labels import data_set, method
 from kfcnet.runs.metrics import PHASES
@@ -193,6 +193,28 @@ def speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
     note = spread([_between(*pair) for pair in sorted(bounds.tolist())])
     interval = verdicts.interval(bounds)
     return Row(claim, paper, here, ratio(here, paper), interval, note, verdict, reason)
+
+
+def at_shared_test_error(evidence, data, what, paper, slow, fast, unit):
+    """The Row of a speed-up to the lowest whole per cent of test error to which all runs of both
+    curves came. The runs themselves decide it: there is no verdict.
+    """
+    if absent := evidence.absence(slow, fast, unit=unit):
+        return Row(f"{data}, test error: {what}", paper, absent)
+    highest = max(lowest_test_error(run) for name in (fast, slow) for run in evidence.runs[name])
+    threshold = math.ceil(round(100 * highest, 6)) / 100
+    claim = f"{data}, {threshold:.0%} test error: {what}"
+    row = speed_up(evidence, claim, paper, slow, fast, "test_error", threshold, unit)
+    return row._replace(verdict="")
+
+
+def fit_at_lowest(run):
+    """The training error at the lowest test error, in words."""
+    at = np.nanargmin(run.metrics["test_error"])
+    return (
+        f"the training error was {run.metrics['train_error'][at]:.2%} then, after "
+        f"{run.metrics['epoch'][at]:.3g} of {run.metrics['epoch'][-1]:.3g} epochs"
+    )
 
 
 def _pairs(evidence, *curves):

@@ -67,3 +67,13 @@ def reached(run, column, threshold, unit):
     if crossing is None:
         return Value(float(run.metrics[name][-1]) / size, is_bound=True)
     return Value(getattr(crossing, field) / size)
+
+
+def lowest_test_error(run):
+    """Of all evaluations, a fraction."""
+    return float(np.nanmin(run.metrics["test_error"]))
+
+
+def typical(runs, measure):
+    """The run in the middle by measure(run); of an even number the lower one."""
+    return sorted(runs, key=measure)[(len(runs) - 1) // 2]

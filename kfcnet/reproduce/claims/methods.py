@@ -1,0 +1,163 @@
+"""KFC-pre beside other methods and structures, and both methods on changed networks."""
+
+from kfcnet.reproduce import verdicts
+from kfcnet.reproduce.families import COMPARED
+from kfcnet.reproduce.rows import compared_at_the_end
+from kfcnet.runs.labels import METHODS, STRUCTURES
+
+
+def other_methods(evidence):
+    """Adagrad, RMSProp and Adam against SGD, K-FAC against KFC-pre and SGD (section 5.2)."""
+    main = evidence.plan.main
+    return [
+        *(
+            compared_at_the_end(
+                evidence,
+                f"training error, {METHODS[name]} over SGD",
+                "did not beat it: above 1",
+                f"{main}_{name}",
+                f"{main}_sgd",
+                lambda ratios: verdicts.of_side(ratios, is_above=True),
+            )
+            for name in ("adagrad", "rmsprop", "adam")
+        ),
+        *(
+            compared_at_the_end(
+                evidence,
+                f"training error, {METHODS[name]} with decoupled weight decay over SGD",
+                "not tried",
+                f"{main}_{name}w",
+                f"{main}_sgd",
+                lambda ratios: "",
+            )
+            for name in ("rmsprop", "adam")
+            if f"{main}_{name}w" in evidence.plan.curves
+        ),
+        *kfac_rows(evidence),
+    ]
+
+
+def kfac_rows(evidence):
+    """Full K-FAC beside KFC-pre and SGD (section 5.2)."""
+    main = evidence.plan.main
+    return [
+        _with_its_damping(
+            evidence.plan.curves.get(f"{main}_kfac"),
+            compared_at_the_end(
+                evidence,
+                "training error, K-FAC over KFC-pre",
+                "about 1",
+                f"{main}_kfac",
+                f"{main}_kfc",
+                verdicts.of_equality,
+            ),
+        ),
+        compared_at_the_end(
+            evidence,
+            "training error, K-FAC over SGD",
+            "as KFC-pre: below 1",
+            f"{main}_kfac",
+            f"{main}_sgd",
+            lambda ratios: verdicts.of_side(ratios, is_above=False),
+        ),
+    ]
+
+
+def _with_its_damping(curve, row):
+    """The Row of a comparison of K-FAC with a method that was tuned, its reason with that."""
+    if not row.reason:
+        return row
+    tuned = "was tuned as a learning rate is, on seed 0" if curve.dampings else "was not tuned"
+    said = f"the paper does not give K-FAC's settings; here its damping {tuned}"
+    return row._replace(reason=f"{row.reason}; {said}")
+
+
+def autoencoder_rows(evidence):
+    """K-FAC against SGD where it comes from, a dense autoencoder (Martens & Grosse 2015)."""
+    kfac, sgd = "autoencoder_kfac", "autoencoder_sgd"
+    if kfac not in evidence.plan.curves:
+        return []
+    return [
+        compared_at_the_end(
+            evidence,
+            "training loss, K-FAC over SGD",
+            "lower (2015): below 1",
+            kfac,
+            sgd,
+            lambda ratios: verdicts.of_side(ratios, is_above=False),
+            column="train_loss",
+            data="UCI digits, dense autoencoder",
+        )
+    ]
+
+
+def structure_rows(evidence):
+    """Other structures and exact damping, for which the paper has no numbers."""
+    main = evidence.plan.main
+    names = {
+        **{name: STRUCTURES[name] for name in COMPARED},
+        "tikhonov": "KFC with exact Tikhonov damping",
+    }
+    return [
+        compared_at_the_end(
+            evidence,
+            f"training error, {title} over KFC",
+            "not measured",
+            f"{main}_{name}",
+            f"{main}_kfc",
+            lambda ratios: "",
+        )
+        for name, title in names.items()
+        if f"{main}_{name}" in evidence.plan.curves
+    ]
+
+
+def invariance_rows(evidence):
+    """KFC is invariant to affine changes of the inputs but for its damping, SGD is not (section
+    4.1, Theorem 3).
+    """
+    main = evidence.plan.main
+    if f"{main}_kfc_scaled" not in evidence.plan.curves:
+        return []
+    return [
+        compared_at_the_end(
+            evidence,
+            f"training error with divided inputs over that with raw ones, {title}",
+            words,
+            f"{main}_{divided}",
+            f"{main}_{raw}",
+            judge,
+        )
+        for raw, divided, title, words, judge in (
+            ("kfc", "kfc_scaled", "KFC-pre", "invariant but for its damping", lambda ratios: ""),
+            (
+                "kfc_weak",
+                "kfc_scaled_weak",
+                "KFC-pre with a thousandth of the damping",
+                "invariant: about 1",
+                verdicts.of_equality,
+            ),
+            ("sgd", "sgd_scaled", "SGD", "not invariant", lambda ratios: ""),
+        )
+    ]
+
+
+def choice_rows(evidence):
+    """How far the network's own choices go where the paper leaves its layers open."""
+    main = evidence.plan.main
+    return [
+        compared_at_the_end(
+            evidence,
+            f"training error, {title}, over the network as it is, {method}",
+            "not measured",
+            f"{main}_{name}_{choice}",
+            f"{main}_{name}",
+            lambda ratios: "",
+        )
+        for choice, title in (
+            ("across", "response normalisation across maps"),
+            ("inside", "pools without clipped windows"),
+        )
+        for name, method in (("kfc", "KFC-pre"), ("sgd", "SGD"))
+        if f"{main}_{name}_{choice}" in evidence.plan.curves
+    ]
