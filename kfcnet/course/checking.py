@@ -5,27 +5,16 @@ line of the solution in it: only the name of the mistake, a shape, a factor, or 
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kfcnet.course.exercises import EXERCISES
+
 # Of rounding, relative to the largest number of a result: an answer may be in any precision.
 TOLERANCES = {2: 2e-2, 4: 1e-4}  # by the bytes of a float
 TOLERANCE = 1e-8  # of longer floats and of integers
-
-
-class Exercise(NamedTuple):
-    """An exercise of the course.
-
-    cases: a function of a random generator that returns a list of arguments, a dict each.
-    right: the function that is asked for. mistakes: {what is wrong, in words: a function that does
-    it}; it may raise in some of the cases. Functions return a number, an array or a tuple of these.
-    """
-
-    cases: Callable[[np.random.Generator], list[dict[str, Any]]]
-    right: Callable[..., Any]
-    mistakes: Mapping[str, Callable[..., Any]]
 
 
 class Verdict(NamedTuple):
@@ -48,8 +37,6 @@ def examine(number: str, answer: Callable[..., Any]) -> Verdict:
 
     Raises KeyError for a number that no exercise has.
     """
-    from kfcnet.course.exercises import EXERCISES
-
     if number not in EXERCISES:
         raise KeyError(f"there is no exercise {number}: they are {', '.join(EXERCISES)}")
     if not callable(answer):

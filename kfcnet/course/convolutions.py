@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from kfcnet.course.checking import Exercise
+from kfcnet.course.exercise import Exercise
 from kfcnet.curvature import derivative_factor, input_factor
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kfcnet.course.checking import Exercise
+from kfcnet.course.exercise import Exercise
 from kfcnet.optimizers.levenberg_marquardt import adapted_damping
 
 

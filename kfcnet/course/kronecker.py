@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kfcnet.course.checking import Exercise
+from kfcnet.course.exercise import Exercise
 from kfcnet.curvature import derivative_factor, input_factor, precondition
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kfcnet.course.checking import Exercise
+from kfcnet.course.exercise import Exercise
 
 
 def _update(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
