@@ -78,7 +78,7 @@ def _published():
         *families.others("cifar", rates=(*paper.LEARNING_RATES, *LOW_RATES)),
         Curve("cifar_kfac", "cifar_kfac", rates=(), dampings=DAMPINGS, grows=True, epochs=20),
         *families.hessian_free(),
-        Curve("cifar_kfc_small", "cifar_kfc", small_kfc, clips=CLIPS),
+        Curve("cifar_kfc_small", "cifar_kfc", small_kfc, grows=True, clips=CLIPS),
         *families.structures("cifar", clips=CLIPS),
         *families.scaled(),
         *families.choices(),
