@@ -250,6 +250,20 @@ def test_a_schedule_is_called_one():
     ]
 
 
+def test_images_of_ones_own_that_differ_behind_one_name_are_told_apart():
+    def trained_on(checksum):
+        data = {"title": "arrays in memory", **({"sha256": checksum} if checksum else {})}
+        settings = {"data": {"name": "arrays"}, "network": [], "optimizer": {"name": "sgd"}}
+        settings["optimizer"]["batch_size"] = 7
+        return Run(None, settings, {"device": {"device": "cpu"}, "data": data})
+
+    titles, labels = titles_and_labels([trained_on("abcdef01"), trained_on("fedcba10")])
+    assert labels == [f"SGD, M = 7, arrays in memory ({each})" for each in ("abcdef", "fedcba")]
+    assert not any("arrays" in title for title in titles)
+    same = [trained_on("abcdef01"), trained_on("abcdef01"), trained_on(None)]
+    assert titles_and_labels(same)[0][0] == "arrays in memory"
+
+
 def test_runs_that_no_label_tells_apart_are_called_after_their_folders(folders, tmp_path):
     config, _ = folders
     for name in ("a/again", "b/again", "b/longer"):

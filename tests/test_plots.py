@@ -342,8 +342,16 @@ def test_a_row_without_a_number_leaves_the_rows_beside_it_as_they_are(tmp_path):
     np.testing.assert_array_equal(test.get_ydata(), expected)
 
 
-@pytest.mark.parametrize("other", [{"device": {"native": False}}, {"data": {"sha256": "b"}}])
-def test_seeds_on_other_images_or_without_the_extension_are_a_curve_of_their_own(other, tmp_path):
+@pytest.mark.parametrize(
+    ("other", "first", "second"),
+    [
+        ({"device": {"native": False}}, "", " (2)"),
+        ({"data": {"sha256": "b"}}, ", CIFAR-10 (a)", ", CIFAR-10 (b)"),
+    ],
+)
+def test_seeds_on_other_images_or_without_the_extension_are_a_curve_of_their_own(
+    other, first, second, tmp_path
+):
     runs = [read_run(write_run(tmp_path / str(seed), seed=seed)) for seed in range(3)]
     for run in runs:
         run.record.update(data={"sha256": "a"})
@@ -351,8 +359,8 @@ def test_seeds_on_other_images_or_without_the_extension_are_a_curve_of_their_own
     for key, values in other.items():
         runs[2].record[key].update(values)
     assert texts(curves.draw_runs(runs))[:2] == [
-        "KFC-pre, M = 512, 2 seeds",
-        "KFC-pre, M = 512 (2), 1 seed",
+        f"KFC-pre, M = 512{first}, 2 seeds",
+        f"KFC-pre, M = 512{second}, 1 seed",
     ]
 
 

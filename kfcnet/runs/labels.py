@@ -50,7 +50,7 @@ def titles_and_labels(runs, ignored=(), timed=True):
     Runs with the same label are told apart by the settings in which they differ, except `ignored`.
     timed: whether it matters whose seconds they are; else a device is a CPU or a GPU.
     """
-    facts = [_facts(run, timed) for run in runs]
+    facts = _facts_of_all(runs, timed)
     common = _common(facts)
     titles = list(filter(None, common.values()))
     labels = []
@@ -145,7 +145,10 @@ def network_and_device(run):
 def title_of_all(runs):
     """Method and data set, below them network and devices, without what the runs differ in."""
     common = _common(
-        [{"optimizer": _optimizer(run), "size": _size(run), **_facts(run)} for run in runs]
+        [
+            {"optimizer": _optimizer(run), "size": _size(run), **facts}
+            for run, facts in zip(runs, _facts_of_all(runs), strict=True)
+        ]
     )
     common["devices"] = ", ".join(dict.fromkeys(map(clock, runs)))
     lines = ("optimizer", "size", "data"), ("network", "normalisation", "devices")
@@ -206,6 +209,20 @@ def _facts(run, timed=True):
         "batch": f"batch {run.config['optimizer']['batch_size']}",
         "device": clock(run) if timed else run.record["device"]["device"].upper(),
     }
+
+
+def _facts_of_all(runs, timed=True):
+    """The `_facts` of each run. Images that differ behind one name of the data get their checksum's
+    beginning, which `run.json` has whole.
+    """
+    facts, images = [_facts(run, timed) for run in runs], {}
+    sums = [run.record.get("data", {}).get("sha256") for run in runs]
+    for own, checksum in zip(facts, sums, strict=True):
+        images.setdefault(own["data"], set()).add(checksum)
+    for own, checksum in zip(facts, sums, strict=True):
+        if checksum and len(images[own["data"]] - {None}) > 1:
+            own["data"] += f" ({checksum[:6]})"
+    return facts
 
 
 def _common(facts):
