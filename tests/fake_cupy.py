@@ -17,6 +17,25 @@ captured = []  # the stack of Captures that launches are recorded into
 
 
 class ndarray(np.ndarray):  # noqa: N801
+    """Arithmetic on it is queued on the current stream, as that of CuPy is."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
+        inputs = [each.view(np.ndarray) if isinstance(each, ndarray) else each for each in inputs]
+        results = None if out is None else tuple(each.view(np.ndarray) for each in out)
+
+        def compute():
+            return getattr(ufunc, method)(*inputs, out=results, **options)
+
+        if results is None:
+            made = compute()  # for its shape, if it is captured
+            results = made if isinstance(made, tuple) else (np.asarray(made),)
+        _do(compute)
+        made = out or tuple(result.view(ndarray) for result in results)
+        return made[0] if len(made) == 1 else made
+
+    def __setitem__(self, key, value):
+        _do(lambda: super(ndarray, self).__setitem__(key, value))
+
     @property
     def device(self):
         return Device()
@@ -32,7 +51,7 @@ def _here(array):
 
 def _do(action):
     stream = Stream._of_thread.entered[-1]
-    assert stream, "the null stream, which no work of ours is queued on"
+    assert stream.ptr, "the null stream, which no work of ours is queued on"
     if not captured:
         action()
         return
@@ -104,11 +123,11 @@ class Event:
         pass
 
 
-class _Entered(threading.local):
+class Streams(threading.local):
     """The streams of a thread's open `with` blocks; below them the null stream."""
 
     def __init__(self):
-        self.entered = [None]
+        self.entered = [Stream.null]
 
 
 class Stream:
@@ -116,12 +135,9 @@ class Stream:
     which is what CuPy makes of a stream that was only used.
     """
 
-    ptr = 0
-    _of_thread = _Entered()
-
-    def __init__(self, non_blocking=False):
-        assert non_blocking
-        self.ptr = id(self)
+    def __init__(self, ptr=None, non_blocking=False):
+        assert non_blocking or ptr is not None
+        self.ptr = id(self) if ptr is None else ptr
 
     def __enter__(self):
         self._of_thread.entered.append(self)
@@ -149,6 +165,10 @@ class Stream:
     def end_capture(self):
         assert captured[-1].origin is self
         return captured.pop().end()
+
+
+Stream.null, Stream.ptds = Stream(0), Stream(2)
+Stream._of_thread = Streams()
 
 
 class Graph:
@@ -342,6 +362,7 @@ def modules():
         is_available=lambda: True,
         Device=Device,
         Stream=Stream,
+        get_current_stream=lambda: Stream._of_thread.entered[-1],
         Event=Event,
         MemoryPool=MemoryPool,
         using_allocator=using_allocator,

@@ -11,14 +11,18 @@ import numpy as np
 import pytest
 from checks import assert_close
 from gpu import launch_twice
+from networks import batches, network
 from test_cuda_training import Training
+from test_ranks import OPTIMIZERS
 
 from kfcnet import ops as ops_package
+from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops import get_ops, which_device
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, kernels
 from kfcnet.ops.cuda import runtime as cuda_runtime
 from kfcnet.ops.errors import DeviceError
+from kfcnet.optimizers import build_optimizer
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())
@@ -29,7 +33,8 @@ pytestmark = pytest.mark.skipif(
 def fake():
     """The fake in CuPy's place."""
     kept = cuda_runtime._cupy, cuda_runtime._streams, cuda_runtime._libraries
-    with patch.dict(sys.modules, fake_cupy.modules()):
+    streams = patch.object(fake_cupy.Stream, "_of_thread", fake_cupy.Streams())
+    with patch.dict(sys.modules, fake_cupy.modules()), streams:
         for function in kept:
             function.cache_clear()
         yield sys.modules["cupy"]
@@ -334,6 +339,73 @@ def test_work_goes_to_the_runtimes_own_stream_from_any_thread_and_within_anyones
             thread.submit(streams_of_launches, three_steps).result(),
         ):
             assert seen and set(seen) == {cuda.runtime._stream}
+
+
+def test_arithmetic_on_arrays_comes_after_the_kernels_that_made_them(cuda):
+    """It is queued where they are: the null stream does not wait for the main one."""
+    x = cuda.asarray([1.0, 3.0])
+
+    def halved(ops, x):
+        doubled = ops.relu(x) * 2
+        doubled[0] = 5.0
+        return (ops.relu(doubled) / 4,)
+
+    runtime = cuda.runtime
+    seen, beside = streams_of_launches(lambda: halved(cuda, x)), []
+    assert len(seen) == 5 and set(seen) == {runtime._stream}  # relu, *, [0] =, relu, /
+    runtime.on_side_stream(lambda: beside.extend(streams_of_launches(lambda: halved(cuda, x))))
+    assert len(beside) == 5 and set(beside) == {runtime._side}
+    assert runtime._cupy.cuda.get_current_stream() is runtime._stream
+
+
+def test_arithmetic_within_a_captured_step_is_repeated_in_its_branch(cuda):
+    runtime, beside = cuda.runtime, []
+
+    def step(x):
+        with cuda.beside():
+            beside.extend(streams_of_launches(lambda: cuda.relu(x) * 2))
+            doubled = cuda.relu(x) * 2
+        cuda.join()
+        return doubled + 1
+
+    replayed, x = cuda.captured(step), cuda.zeros(2)
+    for value in (1.0, 2.0, 3.0, 4.0):
+        cuda.write(x, value)
+        assert_close(cuda.to_numpy(replayed(x)), np.full(2, 2 * value + 1))
+    assert runtime._side in beside and beside[-1] is runtime._side
+
+
+def test_a_thread_is_left_on_the_stream_of_the_runtime_that_it_used_last(cuda):
+    def in_another_thread():
+        own, current = CudaOps(tensor_cores=False).runtime, cuda.runtime._cupy.cuda
+        return [
+            (runtime.zeros(2, np.float32), current.get_current_stream() is runtime._stream)[1]
+            for runtime in (cuda.runtime, own, cuda.runtime, own)
+        ] + [len(fake_cupy.Stream._of_thread.entered) == 2]
+
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(in_another_thread).result() == [True] * 5
+
+
+def test_a_stream_that_the_caller_has_open_stays_the_current_one(cuda):
+    cuda_module = cuda.runtime._cupy.cuda
+    with fake_cupy.Stream(non_blocking=True) as own:
+        cuda.zeros(2)
+        assert cuda_module.get_current_stream() is own
+    cuda.zeros(2)
+    assert cuda_module.get_current_stream() is cuda.runtime._stream
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_optimizer_leaves_work_to_the_null_stream(cuda, rng, name):
+    """The stand-in refuses it, as it does what leaves a capture."""
+    optimizer = build_optimizer(OPTIMIZERS[name], network(cuda), SoftmaxCrossEntropy(cuda, 3))
+    first, *others = batches(cuda, rng, 6)
+    if optimizer.needs_preparation:
+        optimizer.prepare([first])
+    for batch in others:
+        optimizer.step(batch)
+    assert np.isfinite(cuda.to_numpy(optimizer.network.theta)).all()
 
 
 def test_runtimes_share_streams_within_a_thread_and_with_no_other(cuda):

@@ -42,7 +42,7 @@ class HessianFree(LevenbergMarquardt):
         with self.phase("clip"):
             scale = self._line_search(batch, update, before, change)
         with self.phase("gradient"):
-            self.direction[...] = self.ops.asarray(-update)
+            self.ops.write(self.direction, -update)
             self._apply(scale, 0.0, totals, M)
         return Step(totals, None)
 
@@ -108,7 +108,7 @@ class HessianFree(LevenbergMarquardt):
             scale = 0.5**halvings
             ops.axpy(scale, d, theta)
             actual_change = self._objective_after(batch, self.steps) - before
-            theta[...] = start
+            ops.write(theta, start)
             if halvings == 0:
                 self._adapt_damping(actual_change, change, updates=1)
             if actual_change <= 0:

@@ -64,7 +64,7 @@ class TrainedNetwork:
         self.class_names = tuple(json.loads(checkpoint["data"].get("classes", "[]")))
         self.data_checksum = checkpoint["origin"][DATA]
         self.network, self.loss = build_model(config, ops, self.mean.shape)
-        self.network.theta[...] = ops.asarray(checkpoint["optimizer"]["average"])
+        ops.write(self.network.theta, checkpoint["optimizer"]["average"])
         for layer in self.network.layers:
             if layer.name in checkpoint["statistics"]:
                 saved = checkpoint["statistics"][layer.name]

@@ -94,6 +94,10 @@ def _streams(device, thread):
     return tuple(_cupy().cuda.Stream(non_blocking=True) for _ in range(3))
 
 
+_left_on = {}
+"""{(device, thread): the main stream that a runtime has left the thread on}."""
+
+
 def _nccl():
     """CuPy's NCCL. Raises DeviceError where its library is missing."""
     try:
@@ -231,11 +235,29 @@ class CupyRuntime:
     def _using(self):
         """Within the context CuPy works on this GPU and on the stream of what is being queued.
 
-        Both are the thread's own and not for long: another thread begins with the null stream, and
-        so does what follows a `with stream` of anyone's, CuPy's copy of a strided array among them.
+        Both are the thread's own and not for long: another thread begins with the null stream.
         """
-        with self._errors(), self.device, self._current:
-            yield
+        with self._errors(), self.device:
+            with self._current:
+                yield
+            self._stay()
+
+    def _stay(self):
+        """Leave the thread on the main stream: the null stream does not wait for it, so that
+        arithmetic on arrays there would not come after the kernels that made them.
+
+        A stream that the caller has open stays the current one: its owner orders what it does.
+        """
+        stream, place = self._cupy.cuda.Stream, (self.device.id, threading.get_ident())
+        current = self._cupy.cuda.get_current_stream()
+        if current is self._stream or self._current is not self._stream:
+            return
+        if current is _left_on.get(place):  # by a runtime of another thread
+            current.__exit__()
+        elif current not in (stream.null, stream.ptds):
+            return
+        self._stream.__enter__()  # for good: whoever's `with stream` ends comes back to it
+        _left_on[place] = self._stream
 
     def empty(self, shape, dtype):
         with self._using():
@@ -458,7 +480,8 @@ class CupyRuntime:
             self._follow(self._side, self._stream)
         self._is_forked, self._current = True, self._side
         try:
-            yield
+            with self._side:  # arithmetic on arrays, too
+                yield
         finally:
             self._current = self._stream
 
@@ -488,7 +511,8 @@ class CupyRuntime:
             self._side.wait_event(self._stream.record())
             self._current = self._side
             try:
-                result = function()
+                with self._side:  # arithmetic on arrays, too
+                    result = function()
             finally:
                 self._current = self._stream
             return result, self._side.record()
