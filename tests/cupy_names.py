@@ -30,7 +30,8 @@ CLASSES = {  # of CuPy, by their names in fake_cupy.py
     "Stream": "cupy.cuda.Stream",
     "ndarray": "cupy.ndarray",
 }
-OURS = {"actions", "code", "constants", "entered", "kernel", "library", "time"}  # of the stand-in
+# Of the stand-in.
+OURS = {"actions", "code", "constants", "entered", "kernel", "library", "recorded_on", "time"}
 
 
 def in_source(text):

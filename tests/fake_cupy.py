@@ -115,7 +115,7 @@ class Event:
     _seen = None  # of a capture, where it was recorded in one
 
     def record(self, stream=None):
-        self.time = time.perf_counter()
+        self.time, self.recorded_on = time.perf_counter(), stream
         if captured and stream in captured[-1].queued:
             self._seen = captured[-1].seen_by(stream)
 

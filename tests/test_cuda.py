@@ -271,6 +271,30 @@ def test_numbers_that_a_program_reads_stay_however_many_others_come(cuda, monkey
     np.testing.assert_array_equal(cuda.to_numpy(theta), -1.5 * np.ones(3))
 
 
+def test_numbers_that_a_program_asked_for_are_there_when_it_is_captured(cuda, monkeypatch):
+    monkeypatch.setattr("kfcnet.ops.cuda.launcher.SCALARS_KEPT", 2)
+    draw = cuda.captured(lambda count: cuda.uniforms(count, 1, 0, 5))
+    expected = cuda.to_numpy(draw(3))
+    for step in range(6, 10):
+        cuda.uniforms(1, 1, 0, step)
+    np.testing.assert_array_equal(cuda.to_numpy(draw(3)), expected)
+
+
+def test_a_program_whose_first_call_failed_begins_again(cuda):
+    fails = [True]
+
+    def function(count):
+        if fails:
+            raise KeyboardInterrupt(fails.pop())
+        return cuda.uniforms(count, 1, 0, 131)  # a number that a capture cannot move to the device
+
+    program = cuda.captured(function)
+    with pytest.raises(KeyboardInterrupt):
+        program(3)
+    drawn = [cuda.to_numpy(program(3)) for _ in range(3)]
+    np.testing.assert_array_equal(drawn, [cuda.to_numpy(cuda.uniforms(3, 1, 0, 131))] * 3)
+
+
 # Work beside the step
 
 

@@ -387,13 +387,23 @@ def test_a_thread_is_left_on_the_stream_of_the_runtime_that_it_used_last(cuda):
         assert thread.submit(in_another_thread).result() == [True] * 5
 
 
-def test_a_stream_that_the_caller_has_open_stays_the_current_one(cuda):
-    cuda_module = cuda.runtime._cupy.cuda
-    with fake_cupy.Stream(non_blocking=True) as own:
-        cuda.zeros(2)
-        assert cuda_module.get_current_stream() is own
+def test_a_stream_that_the_caller_has_open_and_ours_wait_for_each_other(cuda):
+    current, own = cuda.runtime._cupy.cuda.get_current_stream, fake_cupy.Stream(non_blocking=True)
+    main, waits = cuda.runtime._stream, []
+
+    def noted(stream, event):
+        waits.append((stream, event.recorded_on))
+
+    with patch.object(fake_cupy.Stream, "wait_event", noted), own:
+        doubled = cuda.zeros(2) * 2
+        assert waits == [(main, own), (own, main)] and current() is own
+        cuda.relu(doubled)
+        assert set(waits[2:]) == {(main, own), (own, main)}
+        program = cuda.captured(lambda x: cuda.relu(x))
+        for _ in range(3):
+            program(doubled)
     cuda.zeros(2)
-    assert cuda_module.get_current_stream() is cuda.runtime._stream
+    assert current() is main
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -55,7 +55,11 @@ class _Capture:
     def __call__(self, *inputs):
         if self._inputs is None:
             self._inputs = self._kept(inputs)
-            return self._run(lambda part: part())
+            try:
+                return self._run(lambda part: part())
+            except BaseException:
+                self._inputs = None  # the next call is the first one again
+                raise
         self._refill(self._inputs, inputs)
         if not self._parts:
             return self._capture()
@@ -135,7 +139,6 @@ def _signature(value):
 class Graphs(Factorizations):
     """The order in which things happen on the device: graphs, the side stream, events."""
 
-    _has_events = True
     phases_measured = (
         "by events on the device between graphs; a captured step counts as gradient "
         "whole, with its statistics, preconditioning and clip"
@@ -158,12 +161,12 @@ class Graphs(Factorizations):
         """Arrays come from memory that captured graphs alone use, in turn; there are no events,
         because a graph is measured whole.
         """
-        self._has_events = False
+        self.is_in_graph = True
         try:
             with self.runtime.allocating_from(self._memory):
                 yield
         finally:
-            self._has_events = True
+            self.is_in_graph = False
 
     def submit(self, function, *arrays, on_host=False):
         """On the side stream of the GPU, or in a thread of the CPU."""
@@ -189,7 +192,7 @@ class Graphs(Factorizations):
         return Future(inputs, lambda: tuple(map(self.asarray, future.result())))
 
     def event(self):
-        return self.runtime.event() if self._has_events else None
+        return None if self.is_in_graph else self.runtime.event()
 
     def seconds_between(self, start, end):
         return self.runtime.seconds_between(start, end)

@@ -30,8 +30,9 @@ class Launcher(Primitives):
     def __init__(self, runtime, tensor_cores):
         """tensor_cores: whether convolutions and dense layers use TF32 products."""
         self.runtime, self.tensor_cores = runtime, tensor_cores
+        self.is_in_graph = False  # whether a captured step is queued or captured
         self._scalars = {}
-        self._captured_scalars = []  # that captured steps read, so that they must stay
+        self._scalars_of_graphs = {}  # that captured steps read, so that they stay
         self._is_beside, self._held = False, []
 
     def launch(self, file, kernel, grid, *values, block=BLOCK, shared=0, **constants):
@@ -104,12 +105,14 @@ class Launcher(Primitives):
         if isinstance(value, self.runtime.array_type):
             return value
         key = float(value) if dtype is np.float32 else int(value), dtype
+        if key in self._scalars_of_graphs:
+            return self._scalars_of_graphs[key]
         if key not in self._scalars:
             if len(self._scalars) >= SCALARS_KEPT:
                 self._scalars.pop(next(iter(self._scalars)))
             self._scalars[key] = self.runtime.asarray(np.array([value]), np.dtype(dtype))
-        if self.runtime.capturing:
-            self._captured_scalars.append(self._scalars[key])
+        if self.is_in_graph:  # from its eager call on: a capture cannot move numbers to the device
+            self._scalars_of_graphs[key] = self._scalars[key]
         return self._scalars[key]
 
     def _step(self, step):

@@ -186,7 +186,7 @@ class CupyRuntime:
         self.tensor_cores = self.capability >= TENSOR_CORES_FROM
         self.shared_limit = (99 if self.tensor_cores else 48) * 1024
         with self._errors():
-            streams = _streams(self.device.id, threading.get_ident())
+            streams = _streams(*self._place())
         self._stream, self._side, self._fetching = streams
         self._current = self._stream  # that launches and allocations go to
         with self._using():
@@ -236,28 +236,37 @@ class CupyRuntime:
         """Within the context CuPy works on this GPU and on the stream of what is being queued.
 
         Both are the thread's own and not for long: another thread begins with the null stream.
+        Where the caller has a stream of his own open, either waits for the other.
         """
         with self._errors(), self.device:
+            before = self._cupy.cuda.get_current_stream()
+            is_foreign = not self.capturing and self._is_foreign(before)
+            if is_foreign:
+                self._current.wait_event(before.record())
             with self._current:
                 yield
-            self._stay()
+            if is_foreign:
+                before.wait_event(self._current.record())
+            elif not self.capturing and before not in (self._stream, self._side):
+                self._stay(before)
 
-    def _stay(self):
+    def _is_foreign(self, stream):
+        """Whether a thread's current stream is one that the caller has opened."""
+        defaults = self._cupy.cuda.Stream.null, self._cupy.cuda.Stream.ptds
+        ours = self._stream, self._side, _left_on.get(self._place())
+        return stream not in ours + defaults
+
+    def _stay(self, before):
         """Leave the thread on the main stream: the null stream does not wait for it, so that
         arithmetic on arrays there would not come after the kernels that made them.
-
-        A stream that the caller has open stays the current one: its owner orders what it does.
         """
-        stream, place = self._cupy.cuda.Stream, (self.device.id, threading.get_ident())
-        current = self._cupy.cuda.get_current_stream()
-        if current is self._stream or self._current is not self._stream:
-            return
-        if current is _left_on.get(place):  # by a runtime of another thread
-            current.__exit__()
-        elif current not in (stream.null, stream.ptds):
-            return
+        if before is _left_on.get(self._place()):  # by a runtime of another thread
+            before.__exit__()
         self._stream.__enter__()  # for good: whoever's `with stream` ends comes back to it
-        _left_on[place] = self._stream
+        _left_on[self._place()] = self._stream
+
+    def _place(self):
+        return self.device.id, threading.get_ident()
 
     def empty(self, shape, dtype):
         with self._using():
