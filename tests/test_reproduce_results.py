@@ -173,6 +173,10 @@ def test_the_verdicts_on_claims_without_a_number():
     assert verdicts.of_equality(np.array([0.3, 0.4, 0.45])) == FAILED
     assert verdicts.of_equality(np.array([2.1, 2.5, 4.0])) == FAILED
     assert verdicts.of_equality(np.array([0.4, 0.6, 0.7])) == OPEN
+    far, near_two = np.array([[2.1, 5.0, 6.0], [1.5, 1.9, 2.5]])
+    found = [verdicts.of_far_above(x) for x in (far, above, near_two, both, below)]
+    assert found == [REPRODUCED, DIRECTION, OPEN, OPEN, FAILED]
+    assert verdicts.of_far_above(far[:2]) == OPEN
 
 
 def test_a_speed_up_is_that_of_runs_of_one_seed_since_the_machine_may_be_slower_later(evidence):
@@ -326,8 +330,9 @@ def test_rates_are_best_for_both_errors_or_a_tradeoff_is_told(evidence):
         (differ, FAILED, "0.001 and 0.003"),
     ):
         found = evidence._replace(tuned={"digits_sgd": sgd, "digits_kfc": differ})
-        row, kfc = claims.errors.rate_rows(found)
+        row, kfc, small = claims.errors.rate_rows(found)
         assert (row.here, row.paper, row.verdict) == (here, "the same", verdict)
+        assert small.here == "not run"
         assert (kfc.here, kfc.paper, kfc.verdict) == ("0.001 and 0.003", "a tradeoff", "")
     assert kfc.note == "after 20 epochs: 0.001: 1.00% and 18.00%; 0.003: 3.00% and 16.00%"
     alone = [agree[0], agree[1]._replace(row=None)]  # the other one diverged

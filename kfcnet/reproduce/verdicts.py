@@ -105,6 +105,20 @@ def of_side(ratios, is_above):
     return OPEN
 
 
+def of_far_above(ratios):
+    """The verdict on ratios (n,) that the paper says are far above 1: so far that two methods are
+    not about the same any more.
+    """
+    if len(ratios) < PAIRS:
+        return OPEN
+    low, high = bootstrap(exact_bounds(ratios))
+    if low > ABOUT_ONE[1]:
+        return REPRODUCED
+    if low > 1:
+        return DIRECTION if high <= ABOUT_ONE[1] else OPEN
+    return FAILED if high <= 1 else OPEN
+
+
 def of_equality(ratios):
     """The verdict on ratios (n,) that the paper says are about one."""
     if len(ratios) < PAIRS:
