@@ -335,6 +335,18 @@ def test_rates_are_best_for_both_errors_or_a_tradeoff_is_told(evidence):
         assert small.here == "not run"
         assert (kfc.here, kfc.paper, kfc.verdict) == ("0.001 and 0.003", "a tradeoff", "")
     assert kfc.note == "after 20 epochs: 0.001: 1.00% and 18.00%; 0.003: 3.00% and 16.00%"
+    small = {"digits_kfc_small": evidence.runs["digits_kfc"]}
+    for tuned, words in (
+        (differ, "at 0.003, the better one on test images, they are 3.00% on training and 16.00%"),
+        (agree, ""),
+    ):
+        found = evidence._replace(
+            runs=evidence.runs | small, tuned={"digits_kfc_small": tuned} if tuned else {}
+        )
+        *_, far = claims.errors.error_rows(found)
+        assert (words in far.reason) and ("better one" in far.reason) == bool(words)
+        *_, absent = claims.errors.error_rows(found._replace(runs={}))
+        assert absent.reason == ""
     alone = [agree[0], agree[1]._replace(row=None)]  # the other one diverged
     for tuned in ({}, {"digits_sgd": alone}):
         assert claims.errors.rate_rows(evidence._replace(tuned=tuned))[0].here == "not run"

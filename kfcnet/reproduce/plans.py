@@ -216,7 +216,8 @@ def _change(whole, overrides, values):
         parts.append(f"{after:g} of {before:g} epochs")
     if curve.tuned_values:
         if len(curve.rates) < len(whole.rates):
-            parts.append(f"{len(curve.rates)} of {len(whole.rates)} learning rates")
+            at_first = " to begin with" if curve.grows else ""
+            parts.append(f"{len(curve.rates)} of {len(whole.rates)} learning rates{at_first}")
         ends = [" and ".join(f"{stage.epochs:g}" for stage in one.stages) for one in (curve, whole)]
         if curve.stages != whole.stages:
             parts.append(f"tuned after {ends[0]} epochs in place of {ends[1]}")

@@ -45,17 +45,17 @@ def error_rows(evidence):
             )
         result.append(row)
     small, large = (_name(evidence, name) for name in ("kfc_small", "kfc"))
-    return [
-        *result,
-        compared_at_the_end(
-            evidence,
-            f"training error, {small} over {large}",
-            f"far worse: above {ABOUT_ONE[1]}",
-            f"{main}_kfc_small",
-            f"{main}_kfc",
-            verdicts.of_far_above,
-        ),
-    ]
+    far = compared_at_the_end(
+        evidence,
+        f"training error, {small} over {large}",
+        f"far worse: above {ABOUT_ONE[1]}",
+        f"{main}_kfc_small",
+        f"{main}_kfc",
+        verdicts.of_far_above,
+    )
+    if far.reason:
+        far = far._replace(reason=far.reason + _at_best_on_test(evidence, "kfc_small"))
+    return [*result, far]
 
 
 def early_error_rows(evidence):
@@ -109,13 +109,10 @@ def _best_rates(evidence, name, paper):
         f"{evidence.data}: learning rates of the lowest training and of the lowest test error, "
         f"{_name(evidence, name)}"
     )
-    curve = f"{evidence.plan.main}_{name}"
-    results = [result for result in evidence.tuned.get(curve, []) if result.row]
-    if len(results) < 2:
+    rates = _tuned(evidence, name)
+    if len(rates) < 2:
         return Row(claim, paper, "not run")
-    rates = {result.point.settings[RATE]: result.row for result in results}
-    best = min(rates, key=lambda rate: rates[rate]["test_error"])
-    chosen, *_ = rates
+    best, (chosen, *_) = _best_on_test(rates), rates
     epochs = f"{rates[chosen]['epoch']:.3g} epochs"
     errors = "; ".join(
         f"{rate:g}: {row['train_error']:.2%} and {row['test_error']:.2%}"
@@ -128,6 +125,29 @@ def _best_rates(evidence, name, paper):
         note=f"after {epochs}: {errors}",
         verdict=verdicts.of_comparison(best == chosen),
         reason=f"training and test error after {epochs} at {errors}",
+    )
+
+
+def _tuned(evidence, name):
+    """{learning rate: its row} of the last stage of a main curve's tuning, the chosen one first."""
+    results = evidence.tuned.get(f"{evidence.plan.main}_{name}", [])
+    return {result.point.settings[RATE]: result.row for result in results if result.row}
+
+
+def _best_on_test(rates):
+    return min(rates, key=lambda rate: rates[rate]["test_error"])
+
+
+def _at_best_on_test(evidence, name):
+    """The errors at the rate of the lowest test error, in words; "" where that was chosen."""
+    rates = _tuned(evidence, name)
+    if not rates or (best := _best_on_test(rates)) == next(iter(rates)):
+        return ""
+    row = rates[best]
+    return (
+        f"; rates are chosen by training error: at {best:g}, the better one on test images, they "
+        f"are {row['train_error']:.2%} on training and {row['test_error']:.2%} on test images "
+        f"after {row['epoch']:.3g} epochs"
     )
 
 
