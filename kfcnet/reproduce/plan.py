@@ -17,12 +17,17 @@ RATE, CLIP = "optimizer.learning_rate", "optimizer.clip"
 DAMPING, LEAST_DAMPING = "optimizer.damping", "optimizer.min_damping"
 
 
+STAGES = Stage(2.0, None), Stage(8.0, 3), Stage(20.0, 2)
+"""Of a tuning, where a curve has none of its own."""
+
+
 class Curve(NamedTuple):
     """One method on one network: tuned by training error, then trained with several seeds.
 
     rates: learning rates that are tuned in `stages`; without any the configured one is used, or the
     best one of the curve `rate_of`. dampings: tuned in place of rates, of a method that finds its
-    rate itself. grows: whether further values are tried until the best one lies between others.
+    rate itself. grows: whether further values are tried until the best one lies between others,
+    also in the last stage.
     lost: rates that are tuned but not chosen, since a final run at them was lost.
     clips: values of C that are tuned where the run at the best rate is clipped.
     epochs: length of the final runs, None for the configured one.
@@ -38,7 +43,7 @@ class Curve(NamedTuple):
     grows: bool = False
     lost: tuple = ()
     clips: tuple = ()
-    stages: tuple = (Stage(2.0, None), Stage(8.0, 3), Stage(20.0, 2))
+    stages: tuple = STAGES
     epochs: float | None = None
     seeds: int = 3
     shortened: str = ""

@@ -64,8 +64,8 @@ class CurveProgress(NamedTuple):
 
     @property
     def edge(self):
-        """ "lowest" or "highest" where the chosen one is that of all that were tried; else ""."""
-        return edge_of(self.chosen, tried_values(self.tuning, self.curve.tuned_key))
+        """What `edge_of` says of the chosen one."""
+        return edge_of(self.chosen, self.tuning, self.curve.tuned_key)
 
     @property
     def clip(self):
@@ -78,11 +78,20 @@ def tried_values(results, key):
     return sorted({result.point.settings[key] for result in results})
 
 
-def edge_of(chosen, tried):
-    """ "lowest" or "highest" where `chosen` is that of the sorted values `tried`, else ""."""
-    if chosen is None or chosen not in (*tried[:1], *tried[-1:]):
+def last_stage(results):
+    """Those of some Results, of complete stages, that are of the last one."""
+    return [result for result in results if result.stage == results[-1].stage]
+
+
+def edge_of(chosen, results, key):
+    """ "lowest" where a value is that of the last stage of Results, below which nothing was trained
+    as far; "highest" where it is that of all; else "".
+    """
+    if chosen is None or not results:
         return ""
-    return "highest" if chosen == tried[-1] else "lowest"
+    if chosen == tried_values(results, key)[-1]:
+        return "highest"
+    return "lowest" if chosen == tried_values(last_stage(results), key)[0] else ""
 
 
 def progress_of(plan, index):
@@ -101,17 +110,19 @@ def _progress(plan, curve, index, tuned):
         results, settings, pending = _tune_values(plan, curve, index)
         epochs_left = _epochs_of_tuning_left(curve, results, pending, len(curve.tuned_values))
         if settings and curve.clips and _is_clipped(results, settings):
-            clips, settings, pending = _tune_clips(plan, curve, index, settings)
-            epochs_left = _epochs_of_tuning_left(curve, clips, pending, len(curve.clips))
+            clips, settings, of_clips = _tune_clips(plan, curve, index, settings)
+            epochs_left += _epochs_of_tuning_left(curve, clips, of_clips, len(curve.clips))
+            pending = pending or of_clips
     epochs, finals = plan.final_epochs(curve), {}
     if settings is None:
         tuning_ends = curve.stages[-1].epochs if curve.tuned_values else 0
         is_lost = not pending and not tuned  # every run diverged
         epochs_left += 0 if is_lost else max(0, curve.seeds * epochs - tuning_ends)
         return CurveProgress(curve, results, clips, None, {}, pending, epochs_left)
+    is_tuned = not pending
     for seed in range(curve.seeds):
         task = _task(plan, curve, index, settings, seed, epochs, FINAL)
-        if not task.is_over:
+        if not task.is_over and is_tuned:
             pending.append(task)
             epochs_left += task.epochs_to_go
         if task.status and (task.status.iteration > 0 or task.status.has_diverged):
@@ -122,19 +133,32 @@ def _progress(plan, curve, index, tuned):
 def _tune_values(plan, curve, index):
     """(Results of the complete stages, settings of the best run or None, Tasks of the next).
 
-    The values of a curve that `grows` get a neighbour as long as the best one is the lowest or the
-    highest of them.
+    The values of a curve that `grows` get a neighbour as long as the best one is the highest of
+    them. As long as it is the lowest one of the last stage, the next lower value joins that stage:
+    what learns slowly is dropped early, and may be the best in the end.
     """
-    values = list(curve.tuned_values)
+    values, joining, before = list(curve.tuned_values), [], None
     while True:
-        tried = [curve.tuned_settings(value) for value in values]
-        results, settings, pending = _tune_among(plan, curve, index, tried, "tuning")
+        found = results, settings, pending = _tune_among(
+            plan,
+            curve,
+            index,
+            [curve.tuned_settings(value) for value in values],
+            "tuning",
+            [curve.tuned_settings(value) for value in joining],
+        )
+        if pending and before:  # meanwhile the best one of those that have got there is shown
+            return *before, pending
         if not curve.grows or pending or settings is None:
-            return results, settings, pending
-        best = settings[curve.tuned_key]
-        if best not in (max(values), min(values)):
-            return results, settings, pending
-        values.append(next_value(best, up=best == max(values)))
+            return found
+        best, before = settings[curve.tuned_key], (results, settings)
+        if best == max(values):
+            values.append(next_value(best, up=True))
+        elif best == tried_values(last_stage(results), curve.tuned_key)[0]:
+            lower = [value for value in values if value < best]
+            joining.append(max(lower, default=next_value(best, up=False)))
+        else:
+            return found
 
 
 def _is_clipped(results, chosen):
@@ -167,8 +191,9 @@ def next_value(value, up):
     return float(f"{3 if is_one else 1}e{exponent - 1 if is_one else exponent}")
 
 
-def _tune_among(plan, curve, index, settings, purpose):
-    tuning = Tuning([Point(each, None) for each in settings], curve.stages)
+def _tune_among(plan, curve, index, settings, purpose, joining=()):
+    points, joining = ([Point(each, None) for each in group] for group in (settings, joining))
+    tuning = Tuning(points, curve.stages, joining)
     while tuning.stage:
         stage = f"{purpose} {tuning.number} of {len(curve.stages)}"
         tasks = [

@@ -219,8 +219,8 @@ def _tuning(plan, progress):
         "## Tuning\n\nThe learning rate with the lowest training error, as in the paper; "
         "of K-FAC, which finds its rates itself, the damping with which it begins and below which "
         "it does not fall; where the clip is the step size, also the clip. "
-        "*(edge)* stands beside the lowest and the highest value that was tried: a better one "
-        "may lie beyond.\n\n"
+        "*(edge)* stands beside the lowest value of the last stage and the highest one that was "
+        "tried: a better one may lie beyond.\n\n"
         + _table(["curve", "tried", "stages", "chosen", "training error"], lines, "lllrr")
     )
 
@@ -242,7 +242,7 @@ def _tuned(what, stages, results, key, chosen):
             f"{'all' if stage.keep is None else f'the best {stage.keep}'} to epoch {stage.epochs:g}"
             for stage in stages
         ),
-        text + (" (edge)" if edge_of(chosen, tried) else ""),
+        text + (" (edge)" if edge_of(chosen, results, key) else ""),
         f"{best['train_error']:.2%}" if best else "all diverged",
     ]
 

@@ -69,7 +69,9 @@ class Evidence(NamedTuple):
     def at_edges(self, *names):
         """Which of these curves may have a better tuned value than was tried, in words."""
         return "".join(
-            f"; the tuned value of {name} is the {self.edges[name]} that was tried"
+            f"; the tuned value of {name} is the {self.edges[name]} that was trained as far"
+            if self.edges[name] == "lowest"
+            else f"; the tuned value of {name} is the highest that was tried"
             for name in names
             if name in self.edges
         )

@@ -112,11 +112,9 @@ def of_far_above(ratios):
     if len(ratios) < PAIRS:
         return OPEN
     low, high = bootstrap(exact_bounds(ratios))
-    if low > ABOUT_ONE[1]:
-        return REPRODUCED
-    if low > 1:
-        return DIRECTION if high <= ABOUT_ONE[1] else OPEN
-    return FAILED if high <= 1 else OPEN
+    if low > ABOUT_ONE[1] or high <= ABOUT_ONE[1]:
+        return REPRODUCED if low > ABOUT_ONE[1] else FAILED
+    return OPEN
 
 
 def of_equality(ratios):

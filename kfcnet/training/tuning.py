@@ -95,8 +95,9 @@ class Tuning:
     last.
     """
 
-    def __init__(self, points, stages):
-        self.stages, self.results = stages, []
+    def __init__(self, points, stages, joining=()):
+        """joining: Points of the last stage besides those that get there."""
+        self.stages, self.joining, self.results = stages, joining, []
         self.number = 1  # of the stage that comes next
         self._left = list(points)  # best first, after the first stage
 
@@ -108,7 +109,12 @@ class Tuning:
     @property
     def points(self):
         """The Points of the stage that comes next; after the last one those that have got there."""
-        return self._left[: self.stage.keep] if self.stage else self._left
+        if not self.stage:
+            return self._left
+        points = self._left[: self.stage.keep]
+        if self.number == len(self.stages):
+            points += [point for point in self.joining if point not in points]
+        return points
 
     def complete(self, tasks, failures=None):
         """Rank the runs of the stage, one Task for each of its points; the next stage follows.
