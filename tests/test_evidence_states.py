@@ -232,6 +232,10 @@ def test_a_curve_under_way_is_judged_only_where_its_end_cannot_change_it(plan, i
     assert (str(row.here), row.verdict) == ("40", OPEN)  # not reproduced, if it ended here
     count = claims.stability._out_of_hand(evidence, "", "", "digits_kfc", wanted=False)
     assert (count.here, count.verdict) == ("0 of 1", OPEN)
+    (run,) = evidence.runs["digits_kfc"]
+    for losses, count in (([2.3, 2.0, 2.3], 1), ([2.3, 2.4, 2.0], 1), ([2.3, 2.3, 2.2], 0)):
+        run.metrics["train_loss"] = np.array(losses)
+        assert claims.stability._is_out_of_hand(run) == bool(count)
     write_seeds(other := RunIndex(tmp_path / "other"), plan, "digits_kfc", *3 * [[0.9, 0.5, 0.3]])
     row, *_ = claims.errors.error_rows(evidence_of(plan, other))
     assert row.verdict == FAILED
@@ -245,9 +249,10 @@ def test_the_autoencoder_is_compared_at_an_epoch_that_both_have_reached(plan, in
         write_run(index, plan, names[0], {}, [0.9, 0.5, 0.4], seed)
         folder = write_run(index, plan, names[1], {}, [0.9, 0.45], seed, state="interrupted")
         (folder / "checkpoint.h5").touch()
-    (row,) = claims.methods.autoencoder_rows(evidence_of(plan, index))
+    row, on_test = claims.methods.autoencoder_rows(evidence_of(plan, index))
     assert row.here == Value(pytest.approx(0.5 / 0.45)) and row.verdict == OPEN
     assert row.claim.startswith("UCI digits, dense autoencoder: ") and "0.5 and 0.45" in row.note
+    assert on_test.claim.endswith("test loss, K-FAC over SGD") and on_test.verdict == ""
 
 
 def test_what_is_drawn_does_not_depend_on_checkpoints(plan, index, tmp_path):

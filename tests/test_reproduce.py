@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,7 +116,7 @@ def test_what_a_cpu_leaves_out_is_said():
             assert bool(cpu.curves[name].shortened) == is_shorter, name
     assert all(curve.shortened for curve in PLANS["quick"].curves.values())
     assert cpu.curves["cifar_sgd_bn"].shortened == (
-        "20 of 40 epochs, 5 of 7 learning rates: to be done in hours"
+        "20 of 40 epochs, 5 of 7 learning rates to begin with: to be done in hours"
     )
     assert cpu.curves["cifar_free_kfc"].shortened == "2 of 3 seeds, to be done in hours"
     assert "12 of 20 epochs, `data.extra=false`" in cpu.curves["svhn_sgd_avg"].shortened
@@ -248,6 +249,34 @@ def test_rates_grow_until_the_best_one_is_inside(plan, tmp_path):
             write_run(index, plan, "digits_kfc", rate(value), [errors[value]] * 3)
     assert sorted(tried) == sorted(errors)
     assert progress_of(plan, index)["digits_kfc"].settings == rate(1.0)
+
+
+def test_what_is_below_the_best_rate_is_taken_to_the_end_of_a_tuning(plan, tmp_path):
+    """0.03 is dropped after the first stage and best in the end; 0.01 was not tried at first."""
+    curve = plan.curves["digits_kfc"]
+    curve = curve._replace(grows=True, rates=(0.3, 0.1, 0.03), seeds=1, epochs=1.5)
+    plan = plan._replace(curves={"digits_kfc": curve})
+    index = RunIndex(tmp_path)
+    last = {0.3: 0.5, 0.1: 0.4, 0.03: 0.2, 0.01: 0.6}
+    for value, first in ((0.3, 0.5), (0.1, 0.6), (0.03, 0.7)):
+        write_run(index, plan, "digits_kfc", rate(value), [0.9, first])
+    for value in (0.3, 0.1):
+        state = progress_of(plan, index)["digits_kfc"]
+        assert value in [task.config.optimizer.learning_rate for task in state.pending]
+        shutil.rmtree(state.pending[0].folder)
+        index = RunIndex(tmp_path)
+        write_run(index, plan, "digits_kfc", rate(value), [0.9, last[value], last[value]])
+    for value, best in ((0.03, 0.1), (0.01, 0.03)):
+        state = progress_of(plan, index)["digits_kfc"]
+        (task,) = state.pending
+        assert (task.config.optimizer.learning_rate, state.chosen) == (value, best)
+        assert task.purpose == "tuning 2 of 2" and state.edge == "lowest" and state.under_way == {0}
+        shutil.rmtree(task.folder, ignore_errors=True)
+        index = RunIndex(tmp_path)
+        write_run(index, plan, "digits_kfc", rate(value), [0.9, 0.9, last[value]])
+    state = progress_of(plan, index)["digits_kfc"]
+    assert (state.chosen, state.edge) == (0.03, "")
+    assert [task.purpose for task in state.pending] == ["final run"]
 
 
 def test_of_a_method_that_finds_its_rate_the_damping_is_tuned(plan, tmp_path):

@@ -25,8 +25,8 @@ class CurveProgress(NamedTuple):
     within each; clip_tuning: likewise of the clips at the best rate, empty where that is not
     clipped; settings: {key: value} of the best run at a rate that is not one of the curve's `lost`,
     None before the tuning is complete or if every run diverged; finals: {seed: RunStatus} of the
-    final runs; pending: Tasks that can be done now; epochs_left: an estimate of the epochs that are
-    still to be trained.
+    final runs; under_way: the seeds whose final run is not at its planned end; pending: Tasks that
+    can be done now; epochs_left: an estimate of the epochs that are still to be trained.
     """
 
     curve: object
@@ -34,17 +34,13 @@ class CurveProgress(NamedTuple):
     clip_tuning: list
     settings: dict | None
     finals: dict
+    under_way: set
     pending: list
     epochs_left: float
 
     def runs(self):
         """The final Runs, read from their records, in the order of their seeds."""
         return [read_run(status.folder) for status in self.finals.values()]
-
-    @property
-    def under_way(self):
-        """The seeds whose final run is not at its planned end."""
-        return {task.config.seed for task in self.pending}
 
     @property
     def is_complete(self):
@@ -118,16 +114,18 @@ def _progress(plan, curve, index, tuned):
         tuning_ends = curve.stages[-1].epochs if curve.tuned_values else 0
         is_lost = not pending and not tuned  # every run diverged
         epochs_left += 0 if is_lost else max(0, curve.seeds * epochs - tuning_ends)
-        return CurveProgress(curve, results, clips, None, {}, pending, epochs_left)
-    is_tuned = not pending
+        return CurveProgress(curve, results, clips, None, {}, set(), pending, epochs_left)
+    is_tuned, under_way = not pending, set()
     for seed in range(curve.seeds):
         task = _task(plan, curve, index, settings, seed, epochs, FINAL)
+        if not task.is_over:
+            under_way.add(seed)
         if not task.is_over and is_tuned:
             pending.append(task)
             epochs_left += task.epochs_to_go
         if task.status and (task.status.iteration > 0 or task.status.has_diverged):
             finals[seed] = task.status
-    return CurveProgress(curve, results, clips, settings, finals, pending, epochs_left)
+    return CurveProgress(curve, results, clips, settings, finals, under_way, pending, epochs_left)
 
 
 def _tune_values(plan, curve, index):

@@ -150,7 +150,7 @@ def _verdicts(rows):
         f"{verdicts.PAIRS} pairs.\n"
         f"- A lowest test error is reproduced if it is at most {TOLERANCE:.0%} of the paper's.\n"
         "- Where the paper says *above 1* or *below 1* without a number, the interval has to lie "
-        "on that side of 1; how far is not judged, neither for *slightly* nor for *far*.\n"
+        f"on that side of 1, however *slightly*; *far* is above {high:g}.\n"
         f"- Methods are about the same if the interval lies between {low:g} and {high:g}.\n"
         f"- Correlations of derivatives are weak if they are below {WEAK:.0%} of the activations', "
         f"and much stronger if they are above {STRONGER} times those with max pooling.\n"

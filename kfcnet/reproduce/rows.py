@@ -199,9 +199,12 @@ def speed_up(evidence, claim, paper, slow, fast, column, threshold, unit):
 
 def at_shared_test_error(evidence, data, what, paper, slow, fast, unit):
     """The Row of a speed-up to the lowest whole per cent of test error to which all runs of both
-    curves came. The runs themselves decide it: there is no verdict.
+    curves came, once these are at their ends. The runs themselves decide it: there is no verdict.
     """
-    if absent := evidence.absence(slow, fast, unit=unit):
+    absent = evidence.absence(slow, fast, unit=unit)
+    if not absent and evidence.unfinished.intersection((slow, fast)):
+        absent = "not run to its end"
+    if absent:
         return Row(f"{data}, test error: {what}", paper, absent)
     highest = max(lowest_test_error(run) for name in (fast, slow) for run in evidence.runs[name])
     threshold = math.ceil(round(100 * highest, 6)) / 100
@@ -249,7 +252,7 @@ def _cost(evidence, slow, fast, column, threshold, unit):
         for name in (fast, slow)
         if not needed[name].is_known
     )
-    ends += evidence.at_edges(fast, slow)
+    ends += evidence.at_edges(fast, slow) + _touched(evidence, (fast, slow), column, threshold)
     if unit != "minutes":
         return f"epochs needed: {fast} {needed[fast]}, {slow} {needed[slow]}{ends}"
     pairs = _pairs(evidence, fast, slow)
@@ -261,6 +264,23 @@ def _cost(evidence, slow, fast, column, threshold, unit):
         f"an epoch of {fast} takes {cost:.2g} times as long as one of {slow} ({parts}); epochs "
         f"needed: {fast} {needed[fast]}, {slow} {needed[slow]}{ends}"
     )
+
+
+def _touched(evidence, names, column, threshold):
+    """Which runs of these curves reached a threshold and were mostly above it from then on, in
+    words: they have touched it.
+    """
+    said = ""
+    for name in names:
+        for run in evidence.runs[name]:
+            reached_it = run.metrics[column] <= threshold
+            since = reached_it[reached_it.argmax() :] if reached_it.any() else reached_it[:0]
+            if 2 * since.sum() < len(since):
+                said += (
+                    f"; {name} of seed {run.config['seed']} was there at {since.sum()} of its last "
+                    f"{len(since)} evaluations"
+                )
+    return said
 
 
 def _last(runs, column):
@@ -323,6 +343,27 @@ def compared_at_the_end(evidence, claim, paper, curve, other, judge, column="tra
         verdict=evidence.final(row.verdict, curve, other),
         reason=f"{note}{latest}, with {' and '.join(efforts)}{evidence.at_edges(curve, other)}",
     )
+
+
+def ratios_by_epoch(evidence, curve, other, column):
+    """[(epoch, ratios (n,) of pairs of seeds)] of a column of two curves' metrics, at the epochs of
+    the first one's evaluations that all runs have reached; without those where one is zero.
+    """
+    pairs = _pairs(evidence, curve, other)
+    if not pairs or any(has_failed(run) for pair in pairs for run in pair):
+        return []
+    end = min(run.metrics["epoch"][-1] for pair in pairs for run in pair)
+    found = []
+    for epoch in (each for each in pairs[0][0].metrics["epoch"] if each <= end):
+        errors = np.array(
+            [
+                [np.interp(epoch, run.metrics["epoch"], run.metrics[column]) for run in pair]
+                for pair in pairs
+            ]
+        )
+        if errors[:, 1].all():
+            found.append((float(epoch), errors[:, 0] / errors[:, 1]))
+    return found
 
 
 def _medians(values, form):

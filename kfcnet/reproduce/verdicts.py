@@ -11,7 +11,7 @@ REPRODUCED, DIRECTION, FAILED, OPEN = "reproduced", "in direction only", "not re
 VERDICTS = (REPRODUCED, DIRECTION, FAILED, OPEN)
 
 SHARE = 0.8
-"""A speed-up is reproduced from this share of the published one on."""
+"""A speed-up, or a reduction, is reproduced from this share of the published one on."""
 
 PAIRS = 3
 """With fewer pairs of seeds a ratio is open."""
@@ -115,6 +115,16 @@ def of_far_above(ratios):
     if low > ABOUT_ONE[1] or high <= ABOUT_ONE[1]:
         return REPRODUCED if low > ABOUT_ONE[1] else FAILED
     return OPEN
+
+
+def of_reduction(ratios, published):
+    """The verdict on ratios (n,) of which the paper has one below 1: `published`."""
+    if len(ratios) < PAIRS:
+        return OPEN
+    low, high = bootstrap(exact_bounds(ratios))
+    if high >= 1:
+        return FAILED if low >= 1 else OPEN
+    return REPRODUCED if 1 - np.median(ratios) >= SHARE * (1 - published) else DIRECTION
 
 
 def of_equality(ratios):

@@ -4,6 +4,7 @@ from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.assumptions import neighbours, neighbours_in
 from kfcnet.reproduce.rows import Row
 from kfcnet.reproduce.values import Value
+from kfcnet.reproduce.verdicts import DIRECTION
 
 WEAK, STRONGER = 0.5, 2
 """Correlations of derivatives are weak below this share of the activations' correlations, and
@@ -58,8 +59,9 @@ def _correlation_rows(measurement, measured, record):
     ]
     if is_weak and strong:
         reason += f"; on average alone, and not in {', '.join(strong)}"
+    row = _correlation(measurement, here, "derivatives", words, is_weak, reason)
     return [
-        _correlation(measurement, here, "derivatives", words, is_weak, reason),
+        row._replace(verdict=DIRECTION) if is_weak and strong else row,
         # No verdict: it would be the same comparison again.
         _correlation(measurement, here, "activations", "very strong", None, ""),
     ]

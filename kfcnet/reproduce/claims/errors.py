@@ -10,6 +10,7 @@ from kfcnet.reproduce.plan import RATE
 from kfcnet.reproduce.rows import (
     Row,
     compared_at_the_end,
+    compared_runs,
     fit_at_lowest,
     median_row,
     row_with_interval,
@@ -17,7 +18,12 @@ from kfcnet.reproduce.rows import (
 from kfcnet.reproduce.values import Value, lowest_test_error, typical
 from kfcnet.reproduce.verdicts import ABOUT_ONE
 
-PLANNED = {"kfc": "KFC-pre, M = 512", "sgd": "SGD, M = 128", "kfc_small": "KFC-pre, M = 128"}
+PLANNED = {
+    "kfc": "KFC-pre, M = 512",
+    "sgd": "SGD, M = 128",
+    "kfc_small": "KFC-pre, M = 128",
+    "sgd_large": "SGD, M = 4096",
+}
 """What the main curves are called before they are run."""
 
 TOLERANCE = 1.1
@@ -55,7 +61,18 @@ def error_rows(evidence):
     )
     if far.reason:
         far = far._replace(reason=far.reason + _at_best_on_test(evidence, "kfc_small"))
-    return [*result, far]
+    lowest = LOWEST_TEST_ERROR["kfc_small"] / LOWEST_TEST_ERROR["kfc"]
+    gain = compared_runs(
+        evidence,
+        f"{evidence.data}: lowest test error, {small} over {large}",
+        Value(lowest),
+        f"{main}_kfc_small",
+        f"{main}_kfc",
+        lowest_test_error,
+        lambda ratios: verdicts.of_reduction(ratios, lowest),
+        "{:.1%}".format,
+    )
+    return [*result, gain, far]
 
 
 def early_error_rows(evidence):
@@ -98,7 +115,10 @@ def rate_rows(evidence):
     The latter is said of the size of a mini-batch above all: what the rates tell has no verdict.
     """
     kfc = [_best_rates(evidence, name, "a tradeoff") for name in ("kfc", "kfc_small")]
-    return [_best_rates(evidence, "sgd", "the same"), *(row._replace(verdict="") for row in kfc)]
+    return [
+        *(_best_rates(evidence, name, "the same") for name in ("sgd", "sgd_large")),
+        *(row._replace(verdict="") for row in kfc),
+    ]
 
 
 def _best_rates(evidence, name, paper):
@@ -163,6 +183,24 @@ def objective_rows(evidence):
             "not given",
             f"{evidence.plan.main}_{name}",
             lambda run: Value(float(np.nanmin(run.metrics["train_objective"]))),
+        )
+        for name in ("kfc", "sgd")
+    ]
+
+
+def overfitting_rows(evidence):
+    """Both methods came to the published test error "before they started overfitting" (section
+    5.2): how far the test loss has risen again. A run may end before that begins, so that there is
+    no verdict.
+    """
+    return [
+        row_with_interval(
+            evidence,
+            f"{evidence.data}: test loss at the end over its lowest, {_name(evidence, name)}",
+            "overfits at last",
+            f"{evidence.plan.main}_{name}",
+            lambda run: float(run.metrics["test_loss"][-1] / np.nanmin(run.metrics["test_loss"])),
+            lambda ratios: "",
         )
         for name in ("kfc", "sgd")
     ]

@@ -1,8 +1,12 @@
 """KFC-pre beside other methods and structures, and both methods on changed networks."""
 
+import numpy as np
+
 from kfcnet.reproduce import verdicts
 from kfcnet.reproduce.families import COMPARED
-from kfcnet.reproduce.rows import compared_at_the_end
+from kfcnet.reproduce.rows import compared_at_the_end, ratios_by_epoch
+from kfcnet.reproduce.values import Value
+from kfcnet.reproduce.verdicts import REPRODUCED
 from kfcnet.runs.labels import METHODS, STRUCTURES
 
 
@@ -41,8 +45,8 @@ def kfac_rows(evidence):
     """Full K-FAC beside KFC-pre and SGD (section 5.2)."""
     main = evidence.plan.main
     return [
-        _with_its_damping(
-            evidence.plan.curves.get(f"{main}_kfac"),
+        _as_far_as_about_one(
+            evidence,
             compared_at_the_end(
                 evidence,
                 "training error, K-FAC over KFC-pre",
@@ -55,21 +59,36 @@ def kfac_rows(evidence):
         compared_at_the_end(
             evidence,
             "training error, K-FAC over SGD",
-            "as KFC-pre: below 1",
+            "not given",
             f"{main}_kfac",
             f"{main}_sgd",
-            lambda ratios: verdicts.of_side(ratios, is_above=False),
+            lambda ratios: "",
         ),
     ]
 
 
-def _with_its_damping(curve, row):
-    """The Row of a comparison of K-FAC with a method that was tuned, its reason with that."""
+def _as_far_as_about_one(evidence, row):
+    """The Row of K-FAC over KFC-pre, its reason with what the paper leaves open: how K-FAC was set,
+    when the two are compared, and in which error.
+    """
     if not row.reason:
         return row
-    tuned = "was tuned as a learning rate is, on seed 0" if curve.dampings else "was not tuned"
-    said = f"the paper does not give K-FAC's settings; here its damping {tuned}"
-    return row._replace(reason=f"{row.reason}; {said}")
+    kfac, kfc = (f"{evidence.plan.main}_{name}" for name in ("kfac", "kfc"))
+    is_tuned = evidence.plan.curves[kfac].dampings
+    tuned = "was tuned as a learning rate is, on seed 0" if is_tuned else "was not tuned"
+    said = f"; the paper does not give K-FAC's settings; here its damping {tuned}"
+    about_one = [
+        epoch
+        for epoch, ratios in ratios_by_epoch(evidence, kfac, kfc, "train_error")
+        if verdicts.of_equality(ratios) == REPRODUCED
+    ]
+    if about_one:
+        said += f"; by the same rule the two are about the same up to epoch {about_one[-1]:.3g}"
+    if by_epoch := ratios_by_epoch(evidence, kfac, kfc, "test_error"):
+        _, ratios = by_epoch[-1]
+        least, median, most = (Value(float(each)) for each in np.quantile(ratios, (0, 0.5, 1)))
+        said += f"; the ratio of test errors is {median} at the end ({least} to {most})"
+    return row._replace(reason=row.reason + said)
 
 
 def autoencoder_rows(evidence):
@@ -87,7 +106,17 @@ def autoencoder_rows(evidence):
             lambda ratios: verdicts.of_side(ratios, is_above=False),
             column="train_loss",
             data="UCI digits, dense autoencoder",
-        )
+        ),
+        compared_at_the_end(
+            evidence,
+            "test loss, K-FAC over SGD",
+            "not given",
+            kfac,
+            sgd,
+            lambda ratios: "",
+            column="test_loss",
+            data="UCI digits, dense autoencoder",
+        ),
     ]
 
 
@@ -114,7 +143,8 @@ def structure_rows(evidence):
 
 def invariance_rows(evidence):
     """KFC is invariant to affine changes of the inputs but for its damping, SGD is not (section
-    4.1, Theorem 3).
+    4.1, Theorem 3). The theorem is one of exact arithmetic, and a test holds it there: in practice
+    no number of the paper's tells how near 1 a ratio must be.
     """
     main = evidence.plan.main
     if f"{main}_kfc_scaled" not in evidence.plan.curves:
@@ -126,18 +156,17 @@ def invariance_rows(evidence):
             words,
             f"{main}_{divided}",
             f"{main}_{raw}",
-            judge,
+            lambda ratios: "",
         )
-        for raw, divided, title, words, judge in (
-            ("kfc", "kfc_scaled", "KFC-pre", "invariant but for its damping", lambda ratios: ""),
+        for raw, divided, title, words in (
+            ("kfc", "kfc_scaled", "KFC-pre", "invariant but for its damping"),
             (
                 "kfc_weak",
                 "kfc_scaled_weak",
                 "KFC-pre with a thousandth of the damping",
-                "invariant: about 1",
-                verdicts.of_equality,
+                "nearly invariant",
             ),
-            ("sgd", "sgd_scaled", "SGD", "not invariant", lambda ratios: ""),
+            ("sgd", "sgd_scaled", "SGD", "not invariant"),
         )
     ]
 

@@ -7,10 +7,10 @@ from kfcnet.reproduce.rows import Row, spread
 from kfcnet.reproduce.values import has_failed
 
 SLACK = 1.02
-"""A run is out of hand where its training loss rises above its start by more than this factor: the
-start is chance."""
+"""A run is out of hand where its training loss rises above its start by more than this factor, or
+ends no further below it: the start is chance."""
 
-OUT_OF_HAND = f"that failed or had a training loss more than {SLACK - 1:.0%} above that of chance"
+OUT_OF_HAND = f"that failed, ended at chance or rose more than {SLACK - 1:.0%} above it"
 
 
 def clip_row(evidence):
@@ -37,18 +37,15 @@ def autocovariance_rows(evidence):
 
 
 def _out_of_hand(evidence, claim, paper, curve, wanted):
-    """A Row: how many runs of a curve failed or rose above the loss that they began with.
+    """A Row: how many runs of a curve failed, rose above the loss that they began with or came back
+    to it.
 
     wanted: whether the paper says that some do.
     """
     if absent := evidence.absence(curve):
         return Row(claim, paper, absent)
     runs = evidence.runs[curve]
-    count = sum(
-        has_failed(run)
-        or np.nanmax(run.metrics["train_loss"]) > SLACK * run.metrics["train_loss"][0]
-        for run in runs
-    )
+    count = sum(map(_is_out_of_hand, runs))
     verdict = verdicts.of_comparison(bool(count) == wanted)
     return Row(
         claim,
@@ -57,6 +54,11 @@ def _out_of_hand(evidence, claim, paper, curve, wanted):
         verdict=verdict if count else evidence.final(verdict, curve),
         reason=f"training errors at the end {spread(_last_errors(runs)) or _last_errors(runs)[0]}",
     )
+
+
+def _is_out_of_hand(run):
+    loss = run.metrics["train_loss"]
+    return has_failed(run) or np.nanmax(loss) > SLACK * loss[0] or loss[-1] > loss[0] / SLACK
 
 
 def _last_errors(runs):
