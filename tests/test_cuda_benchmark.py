@@ -323,7 +323,7 @@ def verified(monkeypatch):
             describe=lambda: report["device"], runtime=SimpleNamespace(synchronize=lambda: None)
         ),
         "_files_with_tests": lambda: [verification.ROOT / "tests" / "test_cuda.py"],
-        "run_tests": lambda file, seconds: ({"passed": 3}, ""),
+        "run_tests": lambda file, seconds, log: ({"passed": 3}, ""),
         "parts": lambda ops: {
             "device": lambda seen: {"device": report["device"]},
             "compilation": lambda seen: {},
@@ -383,7 +383,7 @@ def test_what_tests_said_before_they_were_stopped_is_kept(tmp_path):
 def test_tests_that_the_end_of_a_call_cut_short_run_again(verified, tmp_path, monkeypatch):
     asked = []
 
-    def run_tests(file, seconds):
+    def run_tests(file, seconds, log):
         asked.append(seconds)
         return (
             ({"error": 1}, "not done within 1 minutes") if len(asked) < 2 else ({"passed": 3}, "")
@@ -391,11 +391,125 @@ def test_tests_that_the_end_of_a_call_cut_short_run_again(verified, tmp_path, mo
 
     monkeypatch.setattr(verification, "run_tests", run_tests)
     with pytest.raises(verification.Unfinished, match="test_cuda.py was cut short: the same comm"):
-        verification.verify(tmp_path, minutes=1)
+        verification.verify(tmp_path, minutes=3)
     assert "tests" not in report_in(tmp_path)
     verification.verify(tmp_path)
     assert report_in(tmp_path)["tests"]["test_cuda.py"] == [{"passed": 3}, ""]
-    assert asked[0] <= 60 < asked[1] == 60 * verification.MINUTES_OF_A_PART
+    assert asked[0] <= 180 < asked[1] == 60 * verification.MINUTES_OF_A_PART
+
+
+def test_tests_are_not_begun_at_the_end_of_a_call_and_the_rest_is(verified, tmp_path):
+    """A minute would cut them short, and another one would call that a failure."""
+    with pytest.raises(verification.Unfinished, match="1 of 8 parts are left: the same command"):
+        verification.verify(tmp_path, minutes=1)
+    report = report_in(tmp_path)
+    assert "tests in test_cuda.py" not in report["begun"] and len(report["trainings"]) == 2
+
+
+FAILING = """
+import pytest
+pytestmark = pytest.mark.gpu
+
+def test_a():
+    assert "the cause" == "", "of all the others"
+
+@pytest.mark.parametrize("number", range(40))
+def test_b(number):
+    assert number < 0
+"""
+
+
+def test_the_first_failure_is_kept_with_all_that_tests_said_in_a_file(tmp_path):
+    file, log = tmp_path / "test_failing.py", tmp_path / "tests.txt"
+    file.write_text(FAILING)
+    outcomes, said = verification.run_tests(file, log=log)
+    assert outcomes == {"failed": 41}
+    first, _, end = said.partition("\n...\n")
+    assert "of all the others" in first and "test_b" not in first and "test_b[39]" in end
+    assert log.read_text().count("____ test_b[") == 40
+
+
+def test_what_failed_is_done_again_where_the_sources_have_changed(verified, tmp_path, monkeypatch):
+    asked = []
+
+    def failing(ops):
+        asked.append("real step")
+        raise RuntimeError("wrong")
+
+    def run_tests(file, seconds, log):
+        asked.append(file.name)
+        return {"failed": 1}, "test_a FAILED"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(verification, "step_errors", failing)
+        patch.setattr(verification, "run_tests", run_tests)
+        said = []
+        for _ in range(2):  # with the same sources nothing would change
+            with pytest.raises(verification.VerificationFailed):
+                verification.verify(tmp_path, say=said.append)
+        assert asked == ["real step", "test_cuda.py"]
+        assert "RuntimeError: wrong" in said and "test_a FAILED" in said
+    monkeypatch.setattr(verification, "_sources", lambda: "others")
+    verification.verify(tmp_path)
+    report = report_in(tmp_path)
+    assert not report.get("failed") and report["tests"]["test_cuda.py"] == [{"passed": 3}, ""]
+    assert len(report["trainings"]) == 2  # not done again
+
+
+def test_a_part_of_primitives_is_forgotten_with_its_rows():
+    ours, theirs = {"step": "SGD, fp32", "batch": 3}, {"step": "PyTorch", "beside": "SGD, fp32, 3"}
+
+    def report(**changes):
+        done = ["SGD, fp32, 3", "primitives of SGD, fp32, 3", "primitives of KFC-pre, fp32, 5"]
+        rows = [{"step": "SGD, fp32, 3"}, {"step": "KFC-pre, fp32, 5"}]
+        return {"steps": [ours, theirs], "primitives": rows, "done": done} | changes
+
+    whole = report()
+    cuda_benchmark.forget_failures(whole)
+    assert whole == report()
+    rows = [{"step": "SGD, fp32, 3", "failed": "no memory"}, {"step": "KFC-pre, fp32, 5"}]
+    for failed in (
+        report(primitives=rows),
+        report(failed={"PyTorch beside SGD, fp32, 3": "refused"}),
+    ):
+        cuda_benchmark.forget_failures(failed)
+        assert failed == {
+            "steps": [ours],
+            "primitives": [{"step": "KFC-pre, fp32, 5"}],
+            "done": ["SGD, fp32, 3", "primitives of KFC-pre, fp32, 5"],
+        }
+
+
+def test_parts_come_behind_the_steps_that_they_look_for():
+    names = [f"{kind}, {precision}, {M}" for precision in ("TF32", "fp32")
+             for kind, M in (("SGD", 128), ("KFC-pre", 512))]  # fmt: skip
+    names += [f"primitives of {name}" for name in names]
+    assert cuda_benchmark.needed("primitives of SGD, fp32, 128", names) == ["SGD, fp32, 128"]
+    found = cuda_benchmark.needed("epochs, TF32", names)
+    assert found == ["SGD, TF32, 128", "KFC-pre, TF32, 512"]
+    assert cuda_benchmark.needed("Omega", names) == []
+
+
+def test_a_step_that_was_cut_short_comes_before_what_looks_for_it(verified, tmp_path, monkeypatch):
+    begun = []
+
+    def step(report):
+        begun.append("step")
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        return {"steps": [{"step": "SGD, fp32", "batch": 3}]}
+
+    def primitives(report):
+        begun.append("primitives")
+        return {"primitives": []}
+
+    found = {"device": lambda report: {}, "compilation": lambda report: {}}
+    found |= {"SGD, fp32, 3": step, "primitives of SGD, fp32, 3": primitives}
+    monkeypatch.setattr(verification, "parts", lambda ops: dict(found))
+    with pytest.raises(KeyboardInterrupt):
+        verification.verify(tmp_path)
+    verification.verify(tmp_path)
+    assert begun == ["step", "step", "primitives"]
 
 
 def test_only_files_with_tests_for_a_gpu_are_begun(monkeypatch):
@@ -503,7 +617,7 @@ def test_tests_that_are_cut_short_twice_have_failed_and_what_they_said_is_kept(
     verified, tmp_path, monkeypatch
 ):
     late = {"error": 1}, "not done within 9 minutes\ntest_that_hangs"
-    monkeypatch.setattr(verification, "run_tests", lambda file, seconds: late)
+    monkeypatch.setattr(verification, "run_tests", lambda file, seconds, log: late)
     with pytest.raises(verification.Unfinished, match="was cut short"):
         verification.verify(tmp_path, minutes=9)
     with pytest.raises(verification.VerificationFailed, match="test_that_hangs"):
@@ -570,7 +684,7 @@ def test_verification_measures_all_and_then_says_that_tests_failed(
     verified, tmp_path, monkeypatch, outcomes
 ):
     monkeypatch.setattr(
-        verification, "run_tests", lambda file, seconds: (outcomes, "test_a FAILED")
+        verification, "run_tests", lambda file, seconds, log: (outcomes, "test_a FAILED")
     )
     said = "none has passed" if "passed" not in outcomes else "test_a FAILED"
     with pytest.raises(verification.VerificationFailed, match=said):

@@ -10,6 +10,7 @@ import pytest
 
 from kfcnet import philox
 from kfcnet.ops.cpu import extension
+from kfcnet.ops.cpu import windows as numpy_windows
 
 native = pytest.importorskip(
     "kfcnet.ops.cpu._native", reason="the C extension is not built (no compiler at install time)"
@@ -249,6 +250,17 @@ def test_max_pool_backward_and_tangent_follow_the_maximum(shape, dtype, target):
     native.max_pool_tangent(rx, argmax, ry, *shape[3:], target)
     assert_close(dx, expected_dx)
     np.testing.assert_array_equal(ry, expected_ry)
+
+
+@targets
+@dtypes
+def test_a_window_that_names_no_pixel_has_no_tangent_with_the_extension_or_without(dtype, target):
+    """A convolution's pool marks those so that the ReLU behind it cuts."""
+    rx, argmax = np.arange(1, 9).astype(dtype).reshape(1, 2, 4, 1), np.array([4, 2], np.uint8)
+    for maps, rest in ((native, [target]), (numpy_windows, [])):
+        ry = np.full((1, 1, 2, 1), 5, dtype)
+        maps.max_pool_tangent(rx, argmax.reshape(ry.shape), ry, 2, 2, *rest)
+        np.testing.assert_array_equal(ry.ravel(), [0, 7])
 
 
 @targets

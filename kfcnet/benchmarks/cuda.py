@@ -30,6 +30,9 @@ from kfcnet.training.build import build, captured_step, period
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
 WARM_UP = 0.1  # seconds of work before anything is timed: an idle device's clock is low
+PRIMITIVES, EPOCHS = "primitives of ", "epochs, "
+"""What names of parts begin with that look for a step's row."""
+BESIDE = "PyTorch beside "
 NOT_TIMED = {
     "beside",
     "join",
@@ -427,10 +430,10 @@ def parts(ops):
             step = f"{kind}, {precision}"
             found[f"{step}, {M}"] = partial(_step_part, variant, config, step)
             if M < 4096:
-                found[f"primitives of {step}, {M}"] = partial(
+                found[f"{PRIMITIVES}{step}, {M}"] = partial(
                     _primitives_part, variant, config, step, kind == "SGD"
                 )
-        found[f"epochs, {precision}"] = partial(
+        found[f"{EPOCHS}{precision}"] = partial(
             _epochs_part, precision, *(configs[kind].optimizer.batch_size for kind in kinds[::2])
         )
     found["inversions"] = lambda report: {
@@ -444,6 +447,28 @@ def parts(ops):
         "ratios": {"cuBLAS on patches / Omega, 801 x 801, fp32": omega_ratio(ops)}
     }
     return found
+
+
+def needed(part, names):
+    """Those of the `names` of parts whose rows a part looks for in the report."""
+    if part.startswith(PRIMITIVES):
+        return [name for name in names if name == part.removeprefix(PRIMITIVES)]
+    if part.startswith(EPOCHS):
+        precision = f", {part.removeprefix(EPOCHS)}, "
+        return [name for name in names if precision in name and not name.startswith(PRIMITIVES)]
+    return []
+
+
+def forget_failures(report):
+    """Take what failed out of a report, so that the parts which did are done again."""
+    rows = [row for row in report["primitives"] if "failed" in row]
+    again = {row["step"] for row in rows} | {
+        name.removeprefix(BESIDE) for name in report.get("failed", {}) if name.startswith(BESIDE)
+    }
+    parts = report.pop("failed", {}).keys() | {PRIMITIVES + step for step in again}
+    report["primitives"] = [row for row in report["primitives"] if row["step"] not in again]
+    report["steps"] = [row for row in report["steps"] if row.get("beside") not in again]
+    report["done"] = [part for part in report["done"] if part not in parts]
 
 
 def _step_part(ops, config, name, report):
@@ -463,9 +488,12 @@ def _primitives_part(ops, config, step, beside_torch, report):
     if beside_torch and row:
         try:
             steps, theirs = torch_rows(ops, config)
-            part |= {"steps": steps, "ratios": ratios(name, row, steps, ours, theirs)}
+            part |= {
+                "steps": [{**each, "beside": name} for each in steps],
+                "ratios": ratios(name, row, steps, ours, theirs),
+            }
         except Exception as error:  # ours are measured
-            part["failed"] = {f"PyTorch beside {name}": _said(error)}
+            part["failed"] = {f"{BESIDE}{name}": _said(error)}
     return part
 
 

@@ -4,7 +4,9 @@
 device could do.
 """
 
+import hashlib
 import math
+import os
 import platform
 import re
 import subprocess
@@ -20,7 +22,9 @@ from kfcnet.benchmarks.cuda import (
     add_part,
     empty_report,
     failures_of_parts,
+    forget_failures,
     measured,
+    needed,
     parts,
 )
 from kfcnet.benchmarks.reference import step_errors
@@ -42,8 +46,12 @@ RESULTS = ("epoch", "seconds", "train_loss", "train_error", "test_loss", "test_e
 
 
 MINUTES_OF_A_PART = 9
+LEAST_MINUTES = 2  # for a file of tests: with less it would be cut short, and seem to hang
 NOT_DONE = "not done within"
 BEGINNINGS = 2  # of a part that is cut short every time, which may be its own doing
+TESTS = "tests in "  # and the name of a file: a part
+SOURCES = {".py", ".cu", ".cuh", ".h", ".c"}
+FIRST_FAILURE = re.MULTILINE | re.DOTALL
 NO_TESTS = 5  # pytest's exit status where a file has none that were asked for
 
 
@@ -57,12 +65,13 @@ def verify(out, data=None, path=None, minutes=math.inf, say=None):
     In parts of a few minutes each: the file is there after every part, and a later call goes on
     with those that are left. None begins once `minutes` have passed, and tests are cut short then.
     A part that a call did not see the end of comes last in the next one, and has failed when that
-    does not either. After a failure that takes the device away, the next call goes on. data, path:
-    the data set of the short trainings and where it lies; by default CIFAR-10, and synthetic images
-    where that is not found. Raises DeviceError without a GPU, Unfinished where parts are left, and
-    at the end VerificationFailed with what tests said where some failed.
+    does not either. After a failure that takes the device away, the next call goes on; what failed
+    is done again where sources have changed since. What tests said is in `<device>-tests.txt`.
+    data, path: the data set of the short trainings and where it lies; by default CIFAR-10, and
+    synthetic images where that is not found. Raises DeviceError without a GPU, Unfinished where
+    parts are left, and at the end VerificationFailed with what tests said where some failed.
     """
-    ops, begun = get_ops("cuda"), time.monotonic()
+    begun, ops = time.monotonic(), get_ops("cuda")
     say = say or partial(print, flush=True)  # a call that is killed has said what it did
     name = re.sub(r"[^A-Za-z0-9]+", "-", ops.describe()["processor"]).strip("-").lower()
     make_folder(out)
@@ -72,27 +81,70 @@ def verify(out, data=None, path=None, minutes=math.inf, say=None):
         if target.exists()
         else {"python": platform.python_version(), **empty_report(), "begun": {}, "done": []}
     )
+    if report.get("sources") != (sources := _sources()):
+        _do_again(report)
+        report["sources"] = sources
     end = begun + 60 * minutes
-    todo = verification_parts(ops, data, path, say, lambda: end - time.monotonic())
+    log = target.with_name(f"{name}-tests.txt")
+    todo = verification_parts(ops, data, path, say, lambda: end - time.monotonic(), log)
     times = report["begun"] = Counter(report["begun"])  # that each part has begun
+
+    def rank(part):  # behind what it looks for
+        return max(times[each] for each in (part, *needed(part, todo)))
+
     left = [part for part in todo if part not in report["done"]]
-    for index, part in enumerate(sorted(left, key=lambda part: times[part])):
-        if time.monotonic() > end:
-            raise Unfinished(
-                f"{len(left) - index} of {len(todo)} parts are left: the same command goes on"
-            )
+    for part in sorted(left, key=rank):
+        remaining = (end - time.monotonic()) / 60
+        if remaining < 0:
+            break
+        if part.startswith(TESTS) and remaining < LEAST_MINUTES:
+            continue
         say(f"{part} ...")
         function = todo[part] if times[part] < BEGINNINGS else _give_up
         times[part] += 1
         write_json(target, report)
         add_part(report, part, function)
         write_json(target, report)
+        if said := _failure_of(report, part):
+            say(said)
         _check_device(ops, part)
+    if count := sum(part not in report["done"] for part in todo):
+        raise Unfinished(f"{count} of {len(todo)} parts are left: the same command goes on")
     if _has_ceilings(report):
         save_figure(lambda: ceiling_figure(report), target.with_suffix(".png"))
     if failed := failures(report):
         raise VerificationFailed("\n".join(f"{key}: {said}" for key, said in failed.items()))
     return target
+
+
+def _sources():
+    """The SHA-256 of what is verified."""
+    digest = hashlib.sha256()
+    for folder in ("kfcnet", "kernels", "tests"):
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.suffix in SOURCES:
+                digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _do_again(report):
+    """Forget what failed, and that it was begun."""
+    forget_failures(report)
+    again = [file for file, (outcomes, _) in report.get("tests", {}).items() if _fails(outcomes)]
+    for file in again:
+        del report["tests"][file]
+        report["done"] = [part for part in report["done"] if part != TESTS + file]
+    report["begun"] = {part: n for part, n in report["begun"].items() if part in report["done"]}
+
+
+def _failure_of(report, part):
+    """What a part said that failed just now, or ""."""
+    outcomes, said = report.get("tests", {}).get(part.removeprefix(TESTS), ({}, ""))
+    return report.get("failed", {}).get(part, said if _fails(outcomes) else "")
+
+
+def _fails(outcomes):
+    return bool(set(outcomes) - {"passed", "skipped", "deselected"})
 
 
 def _give_up(report):
@@ -128,26 +180,22 @@ def _data_at_hand(path, say):
 def failures(report):
     """{what failed: what it said}: parts, primitives, tests, and tests if none has passed."""
     tests = report.get("tests", {})
-    failed = {
-        file: said
-        for file, (outcomes, said) in tests.items()
-        if set(outcomes) - {"passed", "skipped", "deselected"}
-    }
+    failed = {file: said for file, (outcomes, said) in tests.items() if _fails(outcomes)}
     if not any("passed" in outcomes for outcomes, _ in tests.values()):
         failed["tests"] = "none has passed"  # that all are skipped shows nothing
     return failures_of_parts(report) | failed
 
 
-def verification_parts(ops, data, path, say, left=lambda: math.inf):
+def verification_parts(ops, data, path, say, left, log):
     """{name: function(report) -> what it adds}, the quickest answers first.
 
-    left: gives the seconds that tests may still take.
+    left: gives the seconds that tests may still take; log: a file for all that they say.
     """
     found = parts(ops)
     first = {name: found.pop(name) for name in ("device", "compilation")}
     first["real step"] = lambda report: {"real_step": step_errors(ops)}
     tests = {
-        f"tests in {file.name}": partial(_tests_part, file, left) for file in _files_with_tests()
+        TESTS + file.name: partial(_tests_part, file, left, log) for file in _files_with_tests()
     }
     trainings = {
         f"training of {name}": partial(_training_part, name, data, path, say) for name in TRAININGS
@@ -166,11 +214,11 @@ def _files_with_tests():
     return [file for file in every if file.name in names or not names]
 
 
-def _tests_part(file, left, report):
+def _tests_part(file, left, log, report):
     longest = 60 * MINUTES_OF_A_PART
     seconds = min(longest, max(1, left()))
-    outcomes, said = run_tests(file, seconds)
-    is_first = report["begun"][f"tests in {file.name}"] < BEGINNINGS
+    outcomes, said = run_tests(file, seconds, log)
+    is_first = report["begun"][TESTS + file.name] < BEGINNINGS
     if seconds < longest and is_first and said.startswith(NOT_DONE):
         raise Unfinished(f"{file.name} was cut short: the same command goes on")
     return {"tests": {file.name: (outcomes, said)}}
@@ -181,12 +229,17 @@ def _training_part(name, data, path, say, report):
     return {"trainings": [short_training(name, data, path)]}
 
 
-def run_tests(file="tests", seconds=60 * MINUTES_OF_A_PART):
-    """({outcome: number of tests}, the end of what pytest said)."""
+def run_tests(file="tests", seconds=60 * MINUTES_OF_A_PART, log=os.devnull):
+    """({outcome: number of tests}, the first failure and the end of what pytest said).
+
+    All of that is added to the file `log`: after an error that takes the device away, all tests
+    behind it fail too.
+    """
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-v", "-m", "gpu", str(file)],
+            [sys.executable, "-m", "pytest", "-v", "--tb=short", "-m", "gpu", str(file)],
             cwd=ROOT,
+            env={**os.environ, "COLUMNS": "200"},
             capture_output=True,
             encoding="utf-8",
             errors="replace",
@@ -195,13 +248,22 @@ def run_tests(file="tests", seconds=60 * MINUTES_OF_A_PART):
     except subprocess.TimeoutExpired as late:
         said = late.stdout or ""
         said = said.decode(errors="replace") if isinstance(said, bytes) else said
+        _append(log, said)
         return {"error": 1}, f"{NOT_DONE} {seconds / 60:.3g} minutes\n{said[-2000:]}".rstrip()
+    _append(log, done.stdout + done.stderr)
     lines = done.stdout.strip().splitlines() or [""]
     counts = re.findall(r"(\d+) (passed|failed|skipped|error|deselected)", lines[-1])
     outcomes = {outcome: int(number) for number, outcome in counts}
     if done.returncode not in (0, NO_TESTS) and not outcomes.keys() & {"failed", "error"}:
         outcomes["error"] = 1  # pytest itself
-    return outcomes, "\n".join(lines[-30:]) + done.stderr[-2000:]
+    first = re.search(r"^_{3,} .+? _{3,}$.*?(?=^_{3,} .+? _{3,}$|^=)", done.stdout, FIRST_FAILURE)
+    said = "\n".join(lines[-30:]) + done.stderr[-2000:]
+    return outcomes, f"{first[0][:3000].rstrip()}\n...\n{said}" if first else said
+
+
+def _append(log, text):
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def short_training(name, data, path):

@@ -51,7 +51,8 @@ def max_pool_backward(dy, argmax, dx, size, stride):
 
 
 def max_pool_tangent(rx, argmax, ry, size, stride):
-    """ry (M, Ho, Wo, J): the tangent of the pixel that was the maximum."""
+    """ry (M, Ho, Wo, J): the tangent of the pixel that was the maximum, zero where none was."""
+    ry[...] = 0
     for offset, pixels, windows in _offsets(rx.shape, ry.shape, size, stride):
         np.copyto(ry[windows], rx[pixels], where=argmax[windows] == offset)
 
