@@ -393,8 +393,8 @@ def test_a_run_that_only_touched_an_error_is_named(evidence):
 
 def test_the_first_speed_up_is_reported_with_other_weight_decays(evidence):
     assert claims.times.decay_rows(evidence) == []
-    kinds = {f"digits_{name}_decay_{share}": f"digits_{name}"
-             for name in ("kfc", "sgd") for share in (1, 0.1)}  # fmt: skip
+    kinds = {f"digits_{name}_decay_{share}{kind}": f"digits_{name}" for share in (1, 0.1)
+             for name, kind in (("kfc", ""), ("kfc", "_tuned"), ("sgd", ""))}  # fmt: skip
     curves = evidence.plan.curves | dict.fromkeys(kinds)
     plan = evidence.plan._replace(curves=curves, errors=Errors(0.5, 0.5, 0.5))
     runs = {name: evidence.runs[kind] for name, kind in kinds.items()}

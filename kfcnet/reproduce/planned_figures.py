@@ -44,7 +44,8 @@ def figures(main, *others):
                 "The weight decay",
                 _loss_and_error(shares, "epochs"),
                 caption="Loss and error with shares of the published weight decay, at a learning "
-                "rate of 0.003 that was not tuned, one seed each.",
+                "rate of 0.003 that was not tuned (SGD's tuned one is the same), or of KFC-pre "
+                "also at its *tuned rate*, one seed each.",
             ),
             "free": FigurePlan(
                 "Hessian-free optimization, with and without KFC (section 3.2)",
