@@ -1,5 +1,6 @@
 """What people do with images of their own and would not notice: it works, or they are told."""
 
+import errno
 import logging
 import pickle
 import re
@@ -21,7 +22,7 @@ from kfcnet.config.schema import FolderDataConfig
 from kfcnet.data import DataError, digits
 from kfcnet.data.dataset import why_no_classes
 from kfcnet.layers import Conv2d, Dense, Layer, MaxPool, Mode, ReLU, check_layer
-from kfcnet.runs.files import read_json
+from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.training import fit
 from kfcnet.training.clock import Signals, StopRequested
@@ -315,6 +316,24 @@ def test_a_run_that_was_interrupted_goes_on_by_the_same_call(images, labels, tmp
     with pytest.raises(ConfigError, match="a run is gone on with or replaced, not both"):
         train(images, labels, out=tmp_path / "run", overwrite=True, resume=True, seed=1)
     assert other.steps < run.steps
+
+
+def test_what_a_command_would_say_of_its_options_is_said_of_arguments(
+    images, labels, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        interrupted(patch, 1)
+        with pytest.raises(TrainingInterrupted, match="the same call and resume=True$"):
+            train(images, labels, out=tmp_path / "early")
+
+    def full(file, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kfcnet.runs.files._write_all", full)
+        with pytest.raises(WriteError, match=r"goes on with resume=True") as error:
+            train(images, labels, out=tmp_path / "full")
+    assert "--" not in str(error.value)
 
 
 def test_a_run_without_a_folder_that_is_interrupted_says_that_nothing_is_kept(

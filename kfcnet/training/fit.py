@@ -24,6 +24,7 @@ from kfcnet.data import Dataset
 from kfcnet.layers import Layer
 from kfcnet.layers.base import class_of
 from kfcnet.network import CUSTOM, LAYERS
+from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
@@ -37,6 +38,14 @@ KFAC_DAMPING = 1.0
 
 RATES = {"sgd": 0.01, "adagrad": 0.03, "rmsprop": 0.003, "adam": 0.003}
 """Learning rates of which ten epochs on some thousand images come as far as SGD's."""
+
+ARGUMENTS = {
+    "the same command and --resume": "the same call and resume=True",
+    "--resume": "resume=True",
+    "--overwrite": "overwrite=True",
+    "--out": "out=",
+}
+"""What an error says of the options of a command, in words of the arguments of `fit`."""
 
 
 class FittedNetwork(TrainedNetwork):
@@ -195,15 +204,20 @@ def _unread(images):
 @contextlib.contextmanager
 def _in_words_of_python(out):
     """Within the context, errors speak of arguments of `fit` in place of a command's options."""
+
+    def translated(error):
+        text = str(error)
+        for option, argument in ARGUMENTS.items():
+            text = text.replace(option, argument)
+        return text
+
     try:
         yield
     except TrainingInterrupted as stop:
-        kept = str(stop).replace("the same command and --resume", "the same call and resume=True")
         lost = "stopped, and nothing is kept: a run with out= goes on by the same call, resume=True"
-        raise TrainingInterrupted(stop.number, kept if out else lost) from None
-    except RunFolderError as error:
-        text = str(error).replace("--resume", "resume=True").replace("--out", "out=")
-        raise RunFolderError(text.replace("--overwrite", "overwrite=True")) from None
+        raise TrainingInterrupted(stop.number, translated(stop) if out else lost) from None
+    except (RunFolderError, WriteError, CheckpointError) as error:
+        raise type(error)(translated(error)) from None
 
 
 class _TemporaryFolder:

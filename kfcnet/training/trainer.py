@@ -668,7 +668,10 @@ class Trainer:
     def _farewell(self, stop):
         name = signal.Signals(stop.number).name
         if not self.saved_steps:
-            return f"stopped by {name} before the first update; start again with --resume"
+            return (
+                f"stopped by {name} before the first update: begin again with the same command and "
+                "--resume"
+            )
         return (
             f"stopped by {name} after update {self.saved_steps}; everything is saved in "
             f"{self.folder.path}: go on with the same command and --resume"
