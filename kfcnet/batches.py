@@ -70,7 +70,8 @@ class Examples:
     """Images and labels of one part of a data set, turned into mini-batches on the device."""
 
     def __init__(self, ops, images, labels, mean, input_scale, reconstructs=False):
-        """images uint8 (N, H, W, C), labels int32 (N,); inputs are (pixel - mean) / input_scale.
+        """images uint8 (N, H, W, C), on a CPU also float32, labels int32 (N,); inputs are
+        (pixel - mean) / input_scale.
 
         reconstructs: whether the targets are the inputs (M, H*W*C) in place of the labels.
         """

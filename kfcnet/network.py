@@ -158,9 +158,9 @@ class Network:
         if len(set(names)) < len(names):
             raise ValueError(f"network: two layers are named {max(names, key=names.count)!r}")
         self.weighted[0].needs_input_gradient = False
-        self._fuse_relus()
+        self._fuse_relus()  # first: what makes a pool makes the ReLU behind it, too
         self._fuse_pools()
-        self._fuse_norms()
+        self._fuse_norms()  # last: of pools that no convolution makes
         ends = np.cumsum([np.prod(layer.weight_shape) for layer in self.weighted]).tolist()
         self._slices = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
         first = self.layers[0]  # a weighted layer may see its images in another shape
@@ -175,7 +175,7 @@ class Network:
         """
         for layer, following in itertools.pairwise(self.layers):
             if _is(following, ReLU) and layer.can_apply_relu:
-                layer.applies_relu = following.fused = True
+                layer.applies_relu = following.forward_fused = True
                 following.derivative_fused = isinstance(layer, MaxPool)
             if _is(layer, ReLU) and _is(following, AvgPool):
                 if not layer.derivative_fused:

@@ -9,9 +9,9 @@ from cuda_on_cpu.branches import Branches
 
 from kfcnet.batches import Examples, Loader
 from kfcnet.config import load_config
-from kfcnet.ops.cpu.eager import as_generator
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda.dry_run import DryRun
+from kfcnet.ops.deferred import as_generator
 from kfcnet.training.build import build
 
 INPUT_SHAPE = 32, 32, 3

@@ -62,7 +62,7 @@ def specifications(**norm):
 
 def is_fused(ops, shape, **norm):
     pool, relu, norm = build_network(specifications(**norm), shape, ops).layers[1:4]
-    assert (pool.norm is None) != norm.fused and relu.fused
+    assert (pool.norm is None) != norm.fused and relu.forward_fused
     return norm.fused
 
 

@@ -412,7 +412,7 @@ def test_a_pass_in_another_thread_leaves_the_result_of_a_relu_alone(ops64, rng):
 def unfused(net):
     """The network, its ReLUs and normalisations in passes of their own."""
     for layer in net.layers:
-        layer.applies_relu = layer.fused = layer.derivative_fused = False
+        layer.applies_relu = layer.fused = layer.forward_fused = layer.derivative_fused = False
         layer.takes_relu_derivative, layer.norm, layer.pool = False, None, None
     return net
 
@@ -435,7 +435,7 @@ def test_relu_beside_a_pool_is_taken_in_its_passes_with_the_same_results(ops, rn
     fused = build_network(RELUS_BESIDE_POOLS, (9, 8, 3), ops)
     apart = unfused(build_network(RELUS_BESIDE_POOLS, (9, 8, 3), ops))
     relus = [layer for layer in fused.layers if isinstance(layer, ReLU)]
-    assert [layer.fused for layer in relus] == [True] * 3
+    assert [layer.forward_fused for layer in relus] == [True] * 3
     assert [layer.derivative_fused for layer in relus] == [True] * 3
     pools = [layer for layer in fused.layers if isinstance(layer, AvgPool)]
     assert [layer.takes_relu_derivative for layer in pools] == [True, False]

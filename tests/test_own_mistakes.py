@@ -132,7 +132,7 @@ def test_a_layer_derived_from_one_of_the_package_computes_what_it_says(images, l
     run = train(images, labels, [conv, pool, ReLU, Dense], ops={"native": native})
     inputs = run.examples(images, labels).batch(range(8)).inputs
     conv, pool, relu, dense = run.network.layers
-    assert conv.pool is None and not pool.applies_relu and not relu.fused
+    assert conv.pool is None and not pool.applies_relu and not relu.forward_fused
     run.network.forward(inputs)
     assert np.isfinite(dense.inputs).all() and (dense.inputs >= 0).all()
 

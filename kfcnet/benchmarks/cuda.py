@@ -19,10 +19,11 @@ import numpy as np
 from kfcnet.batches import Batch
 from kfcnet.benchmarks.cpu import INPUT_SHAPE, example_batch
 from kfcnet.config import load_config
-from kfcnet.ops.cpu.eager import Eager, Future, as_generator
+from kfcnet.ops.cpu.eager import Eager
 from kfcnet.ops.cuda import CudaOps
 from kfcnet.ops.cuda.convolution import Weights
 from kfcnet.ops.cuda.dry_run import DryRun
+from kfcnet.ops.deferred import Future, as_generator
 from kfcnet.ops.primitives import ConvGradients, Placed, Pooling
 from kfcnet.ops.shapes import output_sides
 from kfcnet.training.build import build, captured_step, period

@@ -43,6 +43,11 @@ class _LayerConfig(Model):
         """Name under which the network has parameters of this layer; None without parameters."""
         return None
 
+    @property
+    def has_open_units(self) -> bool:
+        """Whether its number of units is left to the data."""
+        return False
+
     @model_serializer(mode="wrap")
     def _without_an_absent_name(self, serialize):
         return {
@@ -77,6 +82,10 @@ class DenseConfig(_WeightedConfig):
     layer: Literal["dense"] = "dense"
     units: PositiveInt | None = None
     std: Deviation = "he"
+
+    @property
+    def has_open_units(self) -> bool:
+        return self.units is None
 
 
 class ReluConfig(_LayerConfig):

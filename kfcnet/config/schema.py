@@ -224,7 +224,7 @@ class Config(Model):
     @model_validator(mode="after")
     def _units_may_be_left_out_at_the_end(self):
         for index, layer in enumerate(self.network[:-1]):
-            if getattr(layer, "units", 1) is None:
+            if layer.has_open_units:
                 raise ValueError(
                     f"network.{index}.units: missing; only the last layer leaves them to the data"
                 )

@@ -99,8 +99,8 @@ def published(binary, python, archives, folders, sums):
     """
     (binary_archive, python_archive), (binary_folder, python_folder) = archives.items(), folders
     return [
-        Distribution(dict([binary_archive]), binary.archive, archive=True, url=URL),
-        Distribution(dict([python_archive]), python.archive, archive=True),
+        Distribution(dict([binary_archive]), binary.archive, must_match=True, url=URL),
+        Distribution(dict([python_archive]), python.archive, must_match=True),
         # No checksum of the unpacked binary files is published.
         Distribution(dict.fromkeys(binary.images), binary.unpacked, folder=binary_folder),
         Distribution(sums, python.unpacked, folder=python_folder),

@@ -16,7 +16,7 @@ SOURCE = (
     "UCI Machine Learning Repository, doi:10.24432/C50P49; as packaged by scikit-learn"
 )
 LICENCE = "CC BY 4.0"
-TRAIN_EXAMPLES, TEST_EXAMPLES = 1437, 360
+TRAIN_EXAMPLES = 1437
 
 
 def load() -> Dataset:

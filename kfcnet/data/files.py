@@ -21,7 +21,7 @@ class Distribution:
     files: base name -> published MD5 (None where none is published)
     read: paths, in the order of `files` -> Arrays; raises DataError where one is malformed
     folder: directory that the published archive unpacks to
-    archive: the files must be the published ones; files of other forms need only be well formed
+    must_match: the files must be the published ones; files of other forms need only be well formed
     url: address of the directory to download from; empty where there is no download
     spare: base name of an optional file -> the setting that leaves it out
     """
@@ -29,7 +29,7 @@ class Distribution:
     files: Mapping[str, str | None]
     read: Callable[[list[Path]], Arrays]
     folder: str = ""
-    archive: bool = False
+    must_match: bool = False
     url: str = ""
     spare: dict[str, str] = field(default_factory=dict)
 
@@ -113,12 +113,12 @@ def search(place: Path, name: str, distributions: Sequence[Distribution]) -> Ite
 def verify(found: Found, title: str) -> list[dict[str, Any]]:
     """The record of each file: base name, bytes, MD5, and whether it is the published MD5.
 
-    Raises DataError for an archive that is not the published one.
+    Raises DataError for files that must be the published ones and are not.
     """
     records = []
     for path, published in zip(found.paths, found.distribution.files.values(), strict=True):
         md5 = md5_of(path)
-        if found.distribution.archive and md5 != published:
+        if found.distribution.must_match and md5 != published:
             raise DataError(
                 f"{path} is not the published file of {title}: it is cut short or changed "
                 f"(MD5 {md5}, published {published}).\nDelete it to have it downloaded again, or "

@@ -27,7 +27,7 @@ class MnistLike:
         """
         names = [f"{name}.gz" for name in idx.FILES]
         files = dict(zip(names, self.sums, strict=True))
-        return [Distribution(files=files, read=self._read, archive=True, url=self.url)]
+        return [Distribution(files=files, read=self._read, must_match=True, url=self.url)]
 
     def _read(self, paths):
         train, test = idx.read(paths)

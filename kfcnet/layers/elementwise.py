@@ -6,14 +6,14 @@ from kfcnet.layers.base import Layer
 class ReLU(Layer):
     """max(x, 0); the derivative at 0 is 0. `saved` is the output.
 
-    fused: the layer before already applied it. derivative_fused: a pool beside it takes its
+    forward_fused: the layer before already applied it. derivative_fused: a pool beside it takes its
     derivative in its own passes.
     """
 
-    fused = derivative_fused = False
+    forward_fused = derivative_fused = False
 
     def forward(self, x, mode):
-        y = self.saved = x if self.fused else self.ops.relu(x)
+        y = self.saved = x if self.forward_fused else self.ops.relu(x)
         return y  # `saved` may be another thread's by now
 
     def backward(self, dy):

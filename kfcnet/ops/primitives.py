@@ -154,7 +154,8 @@ class Primitives(ABC):
 
     @abstractmethod
     def submit(self, function, *arrays, on_host=False):
-        """Start function(ops, *arrays) beside what follows; a Future of the arrays it returns.
+        """Start function(ops, *arrays) beside what follows; a `deferred.Future` of what it returns,
+        arrays.
 
         It works on copies of the arrays as they are now: `Future.inputs`. on_host: in a thread of
         the CPU rather than on the side stream of a GPU.
@@ -433,8 +434,8 @@ class Primitives(ABC):
 
     @abstractmethod
     def gather(self, images, labels, indices, mean, scale, batch=None, step=0):
-        """images uint8 (N, H, W, C), labels int32 (N,) or None, indices (n,), mean (H, W, C) ->
-        (image - mean) * scale (n, H, W, C), and their labels (n,) or None.
+        """images uint8 (N, H, W, C), on a CPU also float32, labels int32 (N,) or None, indices
+        (n,), mean (H, W, C) -> (image - mean) * scale (n, H, W, C), and their labels (n,) or None.
 
         batch: that number of examples instead of all, from place step*batch on in
         `indices` as a ring; of R processes every one takes its share of R*batch places from
@@ -534,9 +535,9 @@ class Primitives(ABC):
 
         velocity <- momentum*velocity - learning_rate*clip_scale*direction; theta += velocity;
         average <- averaging_decay*average + (1 - averaging_decay)*theta. No clip_scale: one.
-        counted: a StepCount, of which `count_step` comes first. All updates: weight_decay*theta,
-        with weight_decay (n,), is added to the direction first; none moves anything once
-        nonfinite_step (1,), of `counted` or given, is not negative.
+        counted: a StepCount, of which `count_step` comes first; its clip_scale is this one. All
+        updates: weight_decay*theta, with weight_decay (n,), is added to the direction first; none
+        moves anything once nonfinite_step (1,), of `counted` or given, is not negative.
         """
 
     @abstractmethod

@@ -109,7 +109,7 @@ class Optimizer:
         z = self.network.forward(batch.inputs, training=True, step=self.step_counter)
         return self.loss.evaluate(z, batch.targets)
 
-    def _backward(self, dz, totals):
+    def _loss_gradient(self, dz, totals):
         """Fill network.gradient with the gradient of the mean loss.
 
         totals: the loss's, which become those of the whole mini-batch where processes share it.
@@ -318,7 +318,7 @@ class GradientMethod(ScheduledOptimizer):
 
     def update(self, batch):
         _, dz, totals = self._forward(batch)
-        self._backward(dz, totals)
+        self._loss_gradient(dz, totals)
         counted = self.running_sums.of(self.step_counter, totals)
         self._move_along_gradient(counted, self.ops.ranks.whole(batch.size))
         return Step(totals, None)

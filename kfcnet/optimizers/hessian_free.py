@@ -35,7 +35,7 @@ class HessianFree(LevenbergMarquardt):
         if self.config.preconditioner == "kfc":
             self._update_preconditioner(predictive, M, due)
         with self.phase("gradient"):
-            self._backward(dz, totals)
+            self._objective_gradient(dz, totals)
             before = self.objective(totals, self.network.theta, M)
         with self.phase("preconditioning"):
             update, change = self._solve(batch)

@@ -40,7 +40,7 @@ class KFAC(LevenbergMarquardt):
         if due % c.statistics_period == 0:
             self._update_statistics(predictive, self._factor_decay(M))
         with self.phase("gradient"):
-            self._backward(dz, totals)
+            self._objective_gradient(dz, totals)
 
         proposal = self._best_proposal(predictive, due)
         adapt = due % c.damping_period == 0

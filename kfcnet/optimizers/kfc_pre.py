@@ -81,7 +81,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
                 self.inversions.invert()
         elif invert:
             yield self._invert
-        self._backward(dz, totals)
+        self._objective_gradient(dz, totals)
         with self.phase("preconditioning"):
             self._natural_gradient()
         clip_scale = nu = None

@@ -61,9 +61,9 @@ class KroneckerOptimizer(Optimizer):
             self._update_inverses()
         self.factors_at, self.needs_preparation = self.examples, False
 
-    def _backward(self, dz, totals):
+    def _objective_gradient(self, dz, totals):
         """Fill network.gradient with the gradient of h: mean loss plus lambda/2 * |weights|^2."""
-        super()._backward(dz, totals)
+        self._loss_gradient(dz, totals)
         self.add_decay(self.network.theta, self.network.gradient)
 
     def _update_statistics(self, predictive, decay):
@@ -110,7 +110,7 @@ class KroneckerOptimizer(Optimizer):
             block.adopt(failure, self.steps)
 
     def _natural_gradient(self):
-        """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), after `_backward`."""
+        """direction <- [F^(gamma)]^-1 gradient, block by block (Eq. 22), once that is known."""
         blocks = list(self._by_block(self.network.gradient, self.direction))
         branches = [], []
         for one, branch in zip(blocks, self._branches, strict=True):

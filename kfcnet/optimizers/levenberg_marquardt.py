@@ -57,11 +57,11 @@ class LevenbergMarquardt(KroneckerOptimizer):
         """That of the latest update."""
         return self.learning_rate
 
-    def _backward(self, dz, totals):
+    def _objective_gradient(self, dz, totals):
         """As always; raises what `step` does where the loss is not finite: what follows decides by
         numbers, and would take a NaN for a step that is not worth taking.
         """
-        super()._backward(dz, totals)
+        super()._objective_gradient(dz, totals)
         if not np.isfinite(self._read(totals)).all():
             self.ops.write(self.running_sums.nonfinite_step, self.steps)
         self._require_finite()

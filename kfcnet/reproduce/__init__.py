@@ -183,7 +183,7 @@ def evidence_in(plan, progress, out):
         {curve: record for curve, record in found.items() if record},
         measured,
         frozenset(name for name in runs if not progress[name].is_complete),
-        {name: state.last_stage for name, state in progress.items() if state.last_stage},
+        {name: state.final_stage for name, state in progress.items() if state.final_stage},
         {name: progress[name].edge for name in runs if progress[name].edge},
     )
 

@@ -123,27 +123,27 @@ def draw_assumptions(records, runs):
         name: list(pairs)
         for name, pairs in itertools.groupby(records, key=lambda pair: pair[0].group)
     }
-    curves = [pairs for pairs in groups.values() if "distances" not in pairs[0][1]]
+    correlated = [pairs for pairs in groups.values() if "distances" not in pairs[0][1]]
     bars = [pairs for pairs in groups.values() if "distances" in pairs[0][1]]
-    figure = Figure(figsize=(7.2, 0.4 + 2.4 * len(curves) + 2.8 * len(bars)))
+    figure = Figure(figsize=(7.2, 0.4 + 2.4 * len(correlated) + 2.8 * len(bars)))
     rows = figure.subfigures(
-        len(groups), 1, squeeze=False, height_ratios=[2.4] * len(curves) + [2.8] * len(bars)
+        len(groups), 1, squeeze=False, height_ratios=[2.4] * len(correlated) + [2.8] * len(bars)
     )[:, 0]
-    for row, pairs in zip(rows, [*curves, *bars], strict=True):
+    for row, pairs in zip(rows, [*correlated, *bars], strict=True):
         run = runs[pairs[0][0].curve][0]
         add_title(row, f"{_data_network_and_device(run)}; trained with {method(run)}")
         if "distances" in pairs[0][1]:
             _draw_distances(row, pairs)
         else:
             _draw_decay(row, pairs)
-    if curves:
+    if correlated:
         handles = {
             label: handle
-            for row in rows[: len(curves)]
+            for row in rows[: len(correlated)]
             for axes in row.axes
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        rows[len(curves) - 1].legend(
+        rows[len(correlated) - 1].legend(
             handles.values(),
             handles.keys(),
             handlelength=3,
@@ -159,8 +159,8 @@ def _draw_decay(row, pairs):
     for axes, name in zip(
         row.subplots(1, len(names), sharey=True, squeeze=False)[0], names, strict=True
     ):
-        for plan, record in pairs:
-            line = LINES[plan.pooling]
+        for measurement, record in pairs:
+            line = LINES[measurement.pooling]
             for what, (marker, colour) in POINTS.items():
                 values = by_distance(record["correlations"][name][what])
                 axes.plot(
@@ -168,7 +168,7 @@ def _draw_decay(row, pairs):
                     line,
                     marker=marker,
                     color=colour,
-                    label=f"{what}, {plan.pooling_in_words}",
+                    label=f"{what}, {measurement.pooling_in_words}",
                     markerfacecolor=colour if line == "-" else "white",
                 )
         axes.set(title=name, xlabel="distance (pixels)", ylim=(0, 1.03), xticks=range(len(values)))
@@ -183,9 +183,9 @@ def _draw_distances(row, pairs):
         known = record["distances"] | known
     names = sorted((name for name in BARS if name in known), key=known.get)
     height = 0.8 / len(pairs)
-    for number, (plan, record) in enumerate(pairs):
+    for number, (measurement, record) in enumerate(pairs):
         values = [record["distances"].get(name, np.nan) for name in names]
-        hatched = plan.pooling == "average"
+        hatched = measurement.pooling == "average"
         axes.barh(
             np.arange(len(names)) + number * height,
             values,
@@ -193,7 +193,7 @@ def _draw_distances(row, pairs):
             color="white" if hatched else curves.COLOURS[0],
             hatch="////" if hatched else None,
             edgecolor=curves.COLOURS[0],
-            label=plan.pooling_in_words,
+            label=measurement.pooling_in_words,
         )
     axes.set_yticks(np.arange(len(names)) + 0.8 / 2 - height / 2, [BARS[name] for name in names])
     axes.invert_yaxis()
@@ -205,7 +205,7 @@ def _draw_distances(row, pairs):
     row.legend(loc="outside lower center", ncols=2)
 
 
-def draw_heat_maps(plan, record, run):
+def draw_heat_maps(measurement, record, run):
     """A Figure of |correlations| in the trained network of a Run, a row for each layer.
 
     The left half shows derivatives, the right half activations: spatial correlations in three maps,
@@ -232,7 +232,8 @@ def draw_heat_maps(plan, record, run):
     beside.colorbar(ScalarMappable(Normalize(0, 1), "Greys"), cax=bar, label="|correlation|")
     add_title(
         figure,
-        f"{_data_network_and_device(run)}; {plan.pooling_in_words}, {record['images']} images",
+        f"{_data_network_and_device(run)}; {measurement.pooling_in_words}, "
+        f"{record['images']} images",
     )
     return figure
 

@@ -48,8 +48,8 @@ class CurveProgress(NamedTuple):
         return bool(self.finals) and not self.pending
 
     @property
-    def last_stage(self):
-        """The Results of the last stage of `tuning`; [] before it is complete."""
+    def final_stage(self):
+        """The Results of the final stage of `tuning`; [] before it is complete."""
         number = len(self.curve.stages)
         return [result for result in self.tuning if result.stage == number]
 
@@ -74,8 +74,8 @@ def tried_values(results, key):
     return sorted({result.point.settings[key] for result in results})
 
 
-def last_stage(results):
-    """Those of some Results, of complete stages, that are of the last one."""
+def latest_stage(results):
+    """Those of some Results, of complete stages, that are of the latest one."""
     return [result for result in results if result.stage == results[-1].stage]
 
 
@@ -87,7 +87,7 @@ def edge_of(chosen, results, key):
         return ""
     if chosen == tried_values(results, key)[-1]:
         return "highest"
-    return "lowest" if chosen == tried_values(last_stage(results), key)[0] else ""
+    return "lowest" if chosen == tried_values(latest_stage(results), key)[0] else ""
 
 
 def progress_of(plan, index):
@@ -152,7 +152,7 @@ def _tune_values(plan, curve, index):
         best, before = settings[curve.tuned_key], (results, settings)
         if best == max(values):
             values.append(next_value(best, up=True))
-        elif best == tried_values(last_stage(results), curve.tuned_key)[0]:
+        elif best == tried_values(latest_stage(results), curve.tuned_key)[0]:
             lower = [value for value in values if value < best]
             joining.append(max(lower, default=next_value(best, up=False)))
         else:

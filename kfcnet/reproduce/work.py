@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import sys
 import time
-import traceback
 
 import numpy as np
 
@@ -15,8 +14,8 @@ from kfcnet.reproduce.progress import FINAL, progress_of
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.index import images_of
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.trainer import UNUSABLE, TrainingFailed, TrainingInterrupted, train
-from kfcnet.training.workers import WorkerDied, workers
+from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.workers import WorkerDied, reason_of, workers
 
 
 def train_missing(plan, figure, index, places, at_a_time=1):
@@ -104,13 +103,9 @@ def _try(task, places):
     except TrainingFailed as error:
         say(f"diverged: {error.reason}")
         return str(error)
-    except UNUSABLE as error:
-        reason = str(error)
-        say(reason)
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        traceback.print_exc()
-    say(f"{task.name} failed; going on with the others")
+        reason = reason_of(error)
+    say(f"{reason}\n{task.name} failed; going on with the others")
     return reason
 
 

@@ -3,7 +3,7 @@
 The file begins with a line of text and the SHA-256 sum of the HDF5 data after it. HDF5 allows such
 a block before its own data, so any HDF5 tool can open the file:
 
-    kfcnet checkpoint 1
+    kfcnet checkpoint <number of the format>
     sha256 <64 hexadecimal digits>
 """
 

@@ -16,7 +16,7 @@ from kfcnet.layers.normalization import BatchNorm
 from kfcnet.losses import LOSSES
 from kfcnet.network import build_network
 from kfcnet.ops import get_ops
-from kfcnet.ops.cpu.eager import as_generator
+from kfcnet.ops.deferred import as_generator
 from kfcnet.optimizers import build_optimizer
 from kfcnet.optimizers.base import ScheduledOptimizer
 from kfcnet.ranks import of_all
@@ -50,7 +50,7 @@ def is_open(config):
     """Whether a configuration leaves something to the data: see `resolved`."""
     return (
         config.data.input_scale == "auto"
-        or getattr(config.network[-1], "units", 1) is None
+        or config.network[-1].has_open_units
         or bool(open_timescales(config.optimizer))
     )
 
@@ -76,7 +76,7 @@ def resolved(config, dataset):
         data = config.data.model_copy(update={"input_scale": deviation(dataset)})
         config = config.model_copy(update={"data": data})
     *layers, last = config.network
-    if getattr(last, "units", 1) is None:
+    if last.has_open_units:
         last = last.model_copy(update={"units": outputs(config, dataset)})
         config = config.model_copy(update={"network": (*layers, last)})
     return config

@@ -5,7 +5,6 @@ import itertools
 import json
 import re
 import sys
-import traceback
 from pathlib import Path
 
 from kfcnet import data
@@ -16,9 +15,9 @@ from kfcnet.runs.identity import NOT_IDENTIFYING
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import read_run
 from kfcnet.training.build import is_open, resolved
-from kfcnet.training.trainer import UNUSABLE, TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted, train
 from kfcnet.training.tuning import Point, Stage, Tuning, find_task
-from kfcnet.training.workers import WorkerDied, workers
+from kfcnet.training.workers import WorkerDied, reason_of, workers
 
 
 class SweepError(RuntimeError):
@@ -260,10 +259,7 @@ def _train_all(tasks, count):
 
 
 def _train_one(task):
-    """Take a run to the end of its stage; one that diverges says so. The reason why it failed.
-
-    It is a text: the error itself would keep the run's memory.
-    """
+    """Take a run to the end of its stage; one that diverges says so. The reason why it failed."""
     print(task.folder.name, file=sys.stderr)
     try:
         # Standard output is the table's.
@@ -272,11 +268,6 @@ def _train_one(task):
         print(f"{task.folder.name}: {error}", file=sys.stderr)
     except (TrainingInterrupted, WriteError):
         raise
-    except UNUSABLE as error:
-        return str(error)
-    except MemoryError as error:
-        return f"out of memory ({error})" if str(error) else "out of memory"
     except Exception as error:
-        traceback.print_exc()
-        return f"{type(error).__name__}: {error}"
+        return reason_of(error)
     return None

@@ -6,9 +6,22 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 from concurrent.futures.process import BrokenProcessPool
 
-from kfcnet.training.trainer import TrainingInterrupted
+from kfcnet.training.trainer import UNUSABLE, TrainingInterrupted
+
+
+def reason_of(error):
+    """Why a run could not be trained, in words; the traceback of an error that nobody foresaw is
+    printed. A text: the error itself would keep the run's memory.
+    """
+    if isinstance(error, UNUSABLE):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory ({error})" if str(error) else "out of memory"
+    traceback.print_exception(error)
+    return f"{type(error).__name__}: {error}"
 
 
 class WorkerDied(RuntimeError):

@@ -1,7 +1,6 @@
-"""Captured graphs, futures and events on a device that does everything at once."""
+"""Captured graphs, work beside the step and events on a device that does everything at once."""
 
 import contextlib
-import inspect
 import time
 from functools import cached_property
 
@@ -9,33 +8,8 @@ import numpy as np
 
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.ops.cpu.threads import Threads
+from kfcnet.ops.deferred import Future, as_generator
 from kfcnet.ops.primitives import Primitives
-
-
-class Future:
-    """Work that was submitted, and whose result is taken at a later, fixed step.
-
-    inputs: the arrays it works on, as they were when it was submitted.
-    """
-
-    def __init__(self, inputs, take):
-        self.inputs, self._take = inputs, take
-
-    def result(self):
-        """The arrays; raises what the work raised, numpy.linalg.LinAlgError for an inverse."""
-        return self._take()
-
-
-def as_generator(function):
-    """`function` if its calls are generators, else one that yields nothing and returns the same."""
-    if inspect.isgeneratorfunction(function):
-        return function
-
-    def generator(*inputs):
-        yield from ()
-        return function(*inputs)
-
-    return generator
 
 
 class Eager(Primitives):

@@ -4,9 +4,9 @@ import contextlib
 from functools import cached_property
 
 from kfcnet.ops.cpu import CpuOps
-from kfcnet.ops.cpu.eager import Future, as_generator
 from kfcnet.ops.cpu.threads import Threads
 from kfcnet.ops.cuda.inverse import Factorizations
+from kfcnet.ops.deferred import Future, as_generator
 
 
 class CapturedGraph:
