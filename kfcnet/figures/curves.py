@@ -269,8 +269,7 @@ def draw_grid(axes, lines):
         axes.plot([], np.ones(0), "xk", label="diverged")
     axes.set(ylabel="training error (%)")
     axes.set_xticks(range(len(values)), [str(value) for value in values], parse_math=False)
-    _set_log_axis(axes, 100)
-    axes.set_ylim(top=top)
+    _set_log_axis(axes, 100, top)
 
 
 def _order(value):
@@ -330,10 +329,11 @@ def _at(runs, column, iterations):
     )
 
 
-def _set_log_axis(axes, factor):
+def _set_log_axis(axes, factor, top=None):
     """Make the vertical axis logarithmic, with as many labels in a decade as fit.
 
     Values of zero (no errors) are drawn at the lower edge. Labels show `factor` times the value.
+    top: where the axis ends, by default just above the data.
     """
     low, high = axes.dataLim.minposy, axes.dataLim.ymax
     if not (np.isfinite(low) and high > 0):
@@ -342,7 +342,8 @@ def _set_log_axis(axes, factor):
     for line in axes.lines:
         line.set_ydata(np.where(line.get_ydata() == 0, bottom, line.get_ydata()))
     axes.set_yscale("log")
-    axes.set_ylim(bottom, high * 1.3)
+    axes.set_ylim(bottom, top or high * 1.3)
+    high = top or high
     labelled = range(1, 10) if high < 4 * low else (1, 2, 5) if high < 500 * low else (1,)
     axes.yaxis.set_major_locator(LogLocator(subs=labelled))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:g}"))
