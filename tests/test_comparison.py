@@ -20,7 +20,7 @@ from kfcnet.figures.milestones import (
 )
 from kfcnet.figures.paper import MILESTONES
 from kfcnet.runs.files import WriteError, markdown_table, write_json
-from kfcnet.runs.labels import titles_and_labels
+from kfcnet.runs.labels import common_titles, distinct_labels
 from kfcnet.runs.metrics import COLUMNS, append_metrics, create_metrics
 from kfcnet.runs.read import Run
 
@@ -209,7 +209,7 @@ def labels_of(optimizers, networks=None):
         )
         for settings, network in zip(optimizers, networks or [[]] * len(optimizers), strict=True)
     ]
-    return [label.removeprefix("SGD, M = 7, ") for label in titles_and_labels(runs)[1]]
+    return [label.removeprefix("SGD, M = 7, ") for label in distinct_labels(runs)]
 
 
 def conv(**settings):
@@ -257,11 +257,13 @@ def test_images_of_ones_own_that_differ_behind_one_name_are_told_apart():
         settings["optimizer"]["batch_size"] = 7
         return Run(None, settings, {"device": {"device": "cpu"}, "data": data})
 
-    titles, labels = titles_and_labels([trained_on("abcdef01"), trained_on("fedcba10")])
-    assert labels == [f"SGD, M = 7, arrays in memory ({each})" for each in ("abcdef", "fedcba")]
-    assert not any("arrays" in title for title in titles)
+    apart = [trained_on("abcdef01"), trained_on("fedcba10")]
+    assert distinct_labels(apart) == [
+        f"SGD, M = 7, arrays in memory ({each})" for each in ("abcdef", "fedcba")
+    ]
+    assert not any("arrays" in title for title in common_titles(apart))
     same = [trained_on("abcdef01"), trained_on("abcdef01"), trained_on(None)]
-    assert titles_and_labels(same)[0][0] == "arrays in memory"
+    assert common_titles(same)[0] == "arrays in memory"
 
 
 def test_runs_that_no_label_tells_apart_are_called_after_their_folders(folders, tmp_path):
@@ -386,7 +388,7 @@ def test_compare_leaves_both_figures_and_the_table(folders, tmp_path):
     with open(tmp_path / "out" / "milestones.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["updates"] for row in rows] == ["2", "2", "2", "2", "", ""]
-    labels = titles_and_labels(
+    labels = distinct_labels(
         [
             Run(
                 None,
@@ -398,7 +400,7 @@ def test_compare_leaves_both_figures_and_the_table(folders, tmp_path):
                 {"device": {"device": "cpu"}},
             )
         ]
-    )[1]
+    )
     assert labels == ["SGD, M = 7"]
 
 

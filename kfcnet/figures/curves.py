@@ -25,14 +25,15 @@ from kfcnet.figures.paper import NETWORK_ERROR
 from kfcnet.runs.files import make_folder, write_bytes
 from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import (
+    common_titles,
     devices_apart,
+    distinct_labels,
     is_part,
     keys_in_words,
     method,
     numbered,
     published_data_set,
     title_of_all,
-    titles_and_labels,
 )
 from kfcnet.runs.read import read_run, with_rows
 
@@ -150,7 +151,7 @@ class Panel(NamedTuple):
 def draw_runs(runs, x="seconds"):
     """A Figure: the loss on the left, the error on the right, both on logarithmic axes."""
     figure = draw_panels([Panel(runs, "loss", x), Panel(runs, "error", x)])
-    titles, _ = titles_and_labels(runs)
+    titles = common_titles(runs)
     if x != "seconds":  # over seconds a label says whose they are
         titles += devices_apart(runs)
     add_title(figure, ", ".join(titles))
@@ -209,7 +210,7 @@ def _draw_panel(axes, panel, looks):
 def _labels(runs, words, is_timed):
     """A label for each run: its words, {id: text}, or what tells it from others without any."""
     plain = [run for run in runs if id(run) not in words]
-    _, labels = titles_and_labels(plain, NOT_IDENTIFYING, is_timed) if plain else ([], [])
+    labels = distinct_labels(plain, NOT_IDENTIFYING, is_timed) if plain else []
     of_plain = iter(labels)
     return [
         f"{method(run)}, {words[id(run)]}" if id(run) in words else next(of_plain) for run in runs

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from kfcnet.figures import curves
 from kfcnet.figures.layout import add_legend, add_title
 from kfcnet.runs.files import RecordError
-from kfcnet.runs.labels import titles_and_labels
+from kfcnet.runs.labels import common_titles, method
 from kfcnet.runs.metrics import COUNTS, read_metrics
 from kfcnet.runs.read import read_run
 
@@ -44,10 +44,7 @@ def draw_diagnostics(table, run):
         panel.set_xlim(left=0)
     for panel in panels[-1]:
         panel.set_xlabel("updates")
-    titles, (method,) = titles_and_labels([run])
-    size = f"batch {run.config['optimizer']['batch_size']}"  # the method has it
-    facts = [title for title in titles if title != size]
-    add_title(figure, ", ".join([method, *facts]))
+    add_title(figure, ", ".join([method(run), *common_titles([run], without=("batch",))]))
     lines = {
         line.get_label(): line  # also of a layer whose name begins with "_"
         for panel in (panels[-1, 0], *(panels[-1, -1:] if has_activity else ()))

@@ -12,9 +12,10 @@ from kfcnet.runs.identity import NOT_IDENTIFYING, group_by_seed
 from kfcnet.runs.labels import (
     DATA_SETS,
     PARTS,
+    common_titles,
+    distinct_labels,
     numbered,
     published_data_set,
-    titles_and_labels,
     with_folders,
 )
 from kfcnet.runs.metrics import first_crossing
@@ -46,7 +47,7 @@ def compare(folders, out, milestones=None, by=BY):
     pictures = {x: f"curves_by_{x}.png" for x in by}
     for x, name in pictures.items():
         curves.save_figure(partial(curves.draw_runs, drawn, x), out / name)
-    _, labels = titles_and_labels(runs, ignored=("epochs",), timed="seconds" in by)
+    labels = distinct_labels(runs, ignored=("epochs",), timed="seconds" in by)
     labels = numbered(with_folders(labels, folders))
     milestones = milestones_of(drawn) if milestones is None else milestones
     rows = milestone_rows(runs, labels, milestones, by)
@@ -111,7 +112,7 @@ def ends(runs, labels, by=BY):
 
 
 def _page(runs, tables, pictures):
-    titles, _ = titles_and_labels(runs)
+    titles = common_titles(runs)
     titles_of = {
         "runs.md": "Where the runs ended",
         "milestones.md": "When they first reached which error",
@@ -179,7 +180,7 @@ def medians(groups, milestones=MILESTONES, by=BY):
     Where a median is over a run that never got there, it says so or has no ratio.
     """
     first = [group[0] for group in groups]
-    _, labels = titles_and_labels(first, NOT_IDENTIFYING, timed="seconds" in by)
+    labels = distinct_labels(first, NOT_IDENTIFYING, timed="seconds" in by)
     header = ["milestone"]
     for number, (group, label) in enumerate(zip(groups, numbered(labels), strict=True)):
         label += f", {len(group)} run{'s' * (len(group) > 1)}"

@@ -17,10 +17,10 @@ from kfcnet.runs.labels import (
     clock,
     data_set,
     device,
+    distinct_labels,
     layer_sizes,
     method,
     network_and_device,
-    titles_and_labels,
 )
 from kfcnet.runs.read import read_run
 
@@ -79,7 +79,7 @@ def draw_sensitivity(tunings):
     count = max(results[-1].stage for results, _ in tunings)
     figure = Figure(figsize=(7.2 if count > 1 else 4.5, 3.4))
     runs = [read_run(results[0].point.folder) for results, _ in tunings]
-    _, labels = titles_and_labels(runs, (*NOT_IDENTIFYING, RATE), timed=False)
+    labels = distinct_labels(runs, (*NOT_IDENTIFYING, RATE), timed=False)
     for number, axes in enumerate(figure.subplots(1, count, squeeze=False)[0], start=1):
         lines, ends = {}, []
         for (results, stages), label in zip(tunings, labels, strict=True):

@@ -44,20 +44,24 @@ BY_LAYER = ("weight_decay", "max_norm")
 """Settings of optimizers that are one number, or a mapping from layers to numbers."""
 
 
-def titles_and_labels(runs, ignored=(), timed=True):
-    """(phrases that are true of all runs, a label for each run).
+def common_titles(runs, without=()):
+    """Phrases that are true of all runs. without: names of facts that are said elsewhere."""
+    common = _common(_facts_of_all(runs))
+    return [phrase for name, phrase in common.items() if phrase and name not in without]
+
+
+def distinct_labels(runs, ignored=(), timed=True):
+    """A label for each run: its method, and what `common_titles` all of them does not say.
 
     Runs with the same label are told apart by the settings in which they differ, except `ignored`.
     timed: whether it matters whose seconds they are; else a device is a CPU or a GPU.
     """
     facts = _facts_of_all(runs, timed)
-    common = _common(facts)
-    titles = list(filter(None, common.values()))
-    labels = []
+    common, labels = _common(facts), []
     for run, fact in zip(runs, facts, strict=True):
         own = [fact[name] for name in fact if fact[name] and name not in common and name != "batch"]
         labels.append(", ".join([method(run), *own]))
-    return titles, _distinct(runs, labels, ignored)
+    return _distinct(runs, labels, ignored)
 
 
 def method(run):
