@@ -36,8 +36,8 @@ def parts(line):
 
 
 def assert_same_lines(lines, expected):
-    """Equal words; numbers near each other, rounding errors (below 1e-4) and losses
-    after some updates (below 2e-3) of the same kind.
+    """Equal words; numbers near each other, rounding errors (below 1e-4) and small losses
+    after some updates (which differ by up to 0.02) of the same kind.
 
     Trainings amplify the last bits of another machine's arithmetic: one run more may be lost, and
     of two rates that end alike the other one may be the best.
@@ -51,7 +51,7 @@ def assert_same_lines(lines, expected):
         )
         for rate, neighbour in zip(rates, other_rates, strict=True):
             assert 0.29 < rate / neighbour < 3.4, (line, other)  # 0.1, 0.3, 1: neighbours
-        least = 1 if re.search(r"\d of \d+ are", line) else 2e-3 if "updates" in line else 1e-4
+        least = 1 if re.search(r"\d of \d+ are", line) else 2e-2 if "updates" in line else 1e-4
         assert numbers == pytest.approx(other_numbers, rel=0.25, abs=least), (line, other)
 
 
