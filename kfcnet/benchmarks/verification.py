@@ -130,10 +130,10 @@ def _sources():
 def _do_again(report):
     """Forget what failed, and that it was begun."""
     forget_failures(report)
-    again = [file for file, (outcomes, _) in report.get("tests", {}).items() if _fails(outcomes)]
-    for file in again:
-        del report["tests"][file]
-        report["done"] = [part for part in report["done"] if part != TESTS + file]
+    tests = report.get("tests", {})
+    for file in [file for file, (outcomes, _) in tests.items() if _fails(outcomes)]:
+        del tests[file]
+        report["done"].remove(TESTS + file)
     report["begun"] = {part: n for part, n in report["begun"].items() if part in report["done"]}
 
 

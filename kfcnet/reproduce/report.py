@@ -6,7 +6,7 @@ from kfcnet.reproduce.claims.correlations import STRONGER, WEAK
 from kfcnet.reproduce.claims.errors import TOLERANCE
 from kfcnet.reproduce.costs import timed
 from kfcnet.reproduce.plan import CLIP
-from kfcnet.reproduce.progress import edge_of, tried_values
+from kfcnet.reproduce.progress import edge_of, latest_stage, tried_values
 from kfcnet.reproduce.rows import is_waiting
 from kfcnet.reproduce.values import Value
 from kfcnet.runs.files import markdown_table, write_csv, write_text
@@ -227,14 +227,9 @@ def _tuning(plan, progress):
 
 def _tuned(what, stages, results, key, chosen):
     """A line of the table: what was tried of a setting `key`, and what was chosen, or None."""
-    last = results[-1].stage
-    tried = tried_values(results, key)
-    best = next(
-        result.row
-        for result in results
-        if result.stage == last and chosen in (None, result.point.settings[key])
-    )
-    text = f"{chosen:g}" if chosen else f"after {last} of {len(stages)} stages"
+    last, tried = latest_stage(results), tried_values(results, key)
+    best = next(result.row for result in last if chosen in (None, result.point.settings[key]))
+    text = f"{chosen:g}" if chosen else f"after {last[0].stage} of {len(stages)} stages"
     return [
         f"[{what}](sweeps/{what}/sweep.md)",
         ", ".join(f"{value:g}" for value in tried),

@@ -303,25 +303,11 @@ def compared_at_the_end(evidence, claim, paper, curve, other, judge, column="tra
     if absent := evidence.absence(curve, other):
         return Row(claim, paper, absent)
     pairs = _pairs(evidence, curve, other)
-    ends = [run.metrics["epoch"][-1] for pair in pairs for run in pair if not has_failed(run)]
-    if not ends:
+    epoch = _last_common_epoch(pairs)
+    if epoch is None:
         return Row(claim, paper, "all diverged" if pairs else NO_PAIRS)
-    epoch = min(ends)
-
-    def at_epoch(name):  # (pairs, 2)
-        return np.array(
-            [
-                [
-                    np.interp(epoch, run.metrics["epoch"], run.metrics[name])
-                    if not has_failed(run)
-                    else np.inf
-                    for run in pair
-                ]
-                for pair in pairs
-            ]
-        )
-
-    errors, updates = at_epoch(column), np.median(at_epoch("iteration"), axis=0)
+    errors = _at_epoch(pairs, epoch, column)
+    updates = np.median(_at_epoch(pairs, epoch, "iteration"), axis=0)
     form = ".2%" if column == "train_error" else ".3g"
     note = f"after {epoch:.3g} epochs: {_medians(errors, form)}"
     if not errors[:, 1].all() or np.isinf(errors).all(axis=1).any():
@@ -334,7 +320,7 @@ def compared_at_the_end(evidence, claim, paper, curve, other, judge, column="tra
     row = _judged(claim, paper, errors[:, 0] / errors[:, 1], judge)
     # What was not averaged tells how far the noise of mini-batches keeps a method from a minimum.
     latest = (
-        f" (latest parameters {_medians(at_epoch('raw_train_error'), form)})"
+        f" (latest parameters {_medians(_at_epoch(pairs, epoch, 'raw_train_error'), form)})"
         if column == "train_error"
         else ""
     )
@@ -352,18 +338,35 @@ def ratios_by_epoch(evidence, curve, other, column):
     pairs = _pairs(evidence, curve, other)
     if not pairs or any(has_failed(run) for pair in pairs for run in pair):
         return []
-    end = min(run.metrics["epoch"][-1] for pair in pairs for run in pair)
-    found = []
+    end, found = _last_common_epoch(pairs), []
     for epoch in (each for each in pairs[0][0].metrics["epoch"] if each <= end):
-        errors = np.array(
-            [
-                [np.interp(epoch, run.metrics["epoch"], run.metrics[column]) for run in pair]
-                for pair in pairs
-            ]
-        )
+        errors = _at_epoch(pairs, epoch, column)
         if errors[:, 1].all():
             found.append((float(epoch), errors[:, 0] / errors[:, 1]))
     return found
+
+
+def _last_common_epoch(pairs):
+    """The last epoch that all runs of pairs have reached but those that diverged; None without."""
+    ends = [run.metrics["epoch"][-1] for pair in pairs for run in pair if not has_failed(run)]
+    return min(ends, default=None)
+
+
+def _at_epoch(pairs, epoch, column):
+    """A column of the metrics of pairs of runs at an epoch (pairs, 2); infinite of a run that
+    diverged.
+    """
+    return np.array(
+        [
+            [
+                np.interp(epoch, run.metrics["epoch"], run.metrics[column])
+                if not has_failed(run)
+                else np.inf
+                for run in pair
+            ]
+            for pair in pairs
+        ]
+    )
 
 
 def _medians(values, form):

@@ -95,13 +95,13 @@ def of_speed_up(bounds, published):
     return DIRECTION if most < SHARE * published else OPEN
 
 
-def of_side(ratios, is_above):
-    """The verdict on ratios (n,) that the paper says are above 1, or are not."""
+def of_side(ratios, is_above, border=1):
+    """The verdict on ratios (n,) that the paper says are above a border, or are not."""
     if len(ratios) < PAIRS:
         return OPEN
     low, high = bootstrap(exact_bounds(ratios))
-    if low > 1 or high <= 1:
-        return REPRODUCED if (low > 1) == is_above else FAILED
+    if low > border or high <= border:
+        return REPRODUCED if (low > border) == is_above else FAILED
     return OPEN
 
 
@@ -109,12 +109,7 @@ def of_far_above(ratios):
     """The verdict on ratios (n,) that the paper says are far above 1: so far that two methods are
     not about the same any more.
     """
-    if len(ratios) < PAIRS:
-        return OPEN
-    low, high = bootstrap(exact_bounds(ratios))
-    if low > ABOUT_ONE[1] or high <= ABOUT_ONE[1]:
-        return REPRODUCED if low > ABOUT_ONE[1] else FAILED
-    return OPEN
+    return of_side(ratios, is_above=True, border=ABOUT_ONE[1])
 
 
 def of_reduction(ratios, published):

@@ -240,21 +240,21 @@ class CupyRuntime:
         """
         with self._errors(), self.device:
             before = self._cupy.cuda.get_current_stream()
-            is_foreign = not self.capturing and self._is_foreign(before)
+            is_ours = self.capturing or before is self._stream or before is self._side
+            is_foreign = not is_ours and self._is_foreign(before)
             if is_foreign:
                 self._current.wait_event(before.record())
             with self._current:
                 yield
             if is_foreign:
                 before.wait_event(self._current.record())
-            elif not self.capturing and before not in (self._stream, self._side):
+            elif not is_ours:
                 self._stay(before)
 
     def _is_foreign(self, stream):
-        """Whether a thread's current stream is one that the caller has opened."""
+        """Whether a thread's current stream, which is none of this runtime's, is the caller's."""
         defaults = self._cupy.cuda.Stream.null, self._cupy.cuda.Stream.ptds
-        ours = self._stream, self._side, _left_on.get(self._place())
-        return stream not in ours + defaults
+        return stream not in (_left_on.get(self._place()), *defaults)
 
     def _stay(self, before):
         """Leave the thread on the main stream: the null stream does not wait for it, so that
