@@ -200,7 +200,10 @@ BAD_ARRAYS = {
         "no training image has label 0, though labels go up to 3; number the classes from 0",
     ),
     "fewer labels": ({"train_labels": np.arange(23) % 3}, "24 images and labels of shape (23,)"),
-    "alpha": ({"train_images": np.zeros((24, 5, 4, 4), np.uint8)}, "transparency?"),
+    "channels first": (
+        {"train_images": np.zeros((24, 3, 5, 5), np.uint8)},
+        "3 x 5 pixels and 5 channels; channels come last: numpy.moveaxis(images, 1, -1)",
+    ),
     "wide pixels": (
         {"train_images": np.zeros((24, 5, 4, 3), int)},
         "int64; they must be uint8 or floating: images.astype",
@@ -222,6 +225,25 @@ def test_bad_arrays_are_refused_in_a_line_that_names_file_and_index(tmp_path, ar
         data.load(config(tmp_path / "a.npz").data)
     text = str(error.value)
     assert message in text and "a.npz" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("C", [2, 4, 13])
+def test_images_have_as_many_channels_as_their_last_axis_and_a_notice_says_so(rng, caplog, C):
+    images, labels = rng.random((24, 6, 5, C)), np.arange(24) % 3
+    found = data.from_arrays(images, labels, images[:4], labels[:4])
+    np.testing.assert_array_equal(found.train_images, images.astype(np.float32))
+    said = [each for each in caplog.messages if f"read as 6 x 5 pixels of {C} channels" in each]
+    assert len(said) == 2  # of either part
+    layers = [{"layer": "conv", "filters": 2, "kernel": 3}, {"layer": "dense"}]
+    fitted = kfcnet.fit(images, labels, layers, epochs=1, validation=(images[:4], labels[:4]))
+    assert fitted.network.layers[0].input_shape == (6, 5, C)
+    assert np.isfinite(fitted.evaluate(images, labels)[0])
+
+
+def test_grey_and_colour_images_are_read_without_a_notice_of_their_channels(rng, caplog):
+    for C in (1, 3):
+        data.from_arrays(rng.random((24, 1, 4, C)), np.arange(24) % 3)
+    assert not [each for each in caplog.messages if "channels" in each]
 
 
 def test_a_file_with_arrays_of_other_names_is_refused_with_the_names(tmp_path, arrays):

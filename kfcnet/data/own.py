@@ -44,8 +44,8 @@ def reading(path: Path, what: str) -> Iterator[None]:
 def checked(images: NDArray, labels: NDArray, source: object) -> Images:
     """Images (N, H, W, C) or (N, H, W) and labels (N,) as Images.
 
-    Pixels are uint8 or any floating type, which becomes float32. Raises DataError, which begins
-    with `source` and names the index of what is wrong.
+    Pixels are uint8 or any floating type, which becomes float32; channels are as many as there are.
+    Raises DataError, which begins with `source` and names the index of what is wrong.
     """
     images, labels = _array(images, "images", source), _array(labels, "labels", source)
     if images.ndim == 3:
@@ -59,12 +59,7 @@ def checked(images: NDArray, labels: NDArray, source: object) -> Images:
             f"{source}: pixels are {images.dtype}; they must be uint8 or floating: "
             "images.astype('uint8') where they are 0 to 255, else images.astype('float32')"
         )
-    if images.shape[-1] not in (1, 3):
-        hint = {2: " (grey with transparency?)", 4: " (colour with transparency?)"}
-        raise DataError(
-            f"{source}: images have {images.shape[-1]} channels{hint.get(images.shape[-1], '')}; "
-            "they must have 1 or 3: flatten them onto a background, or move channels to the end"
-        )
+    _check_channels(images.shape, source)
     if labels.ndim == 2 and 1 in labels.shape:  # a column or a row, as MATLAB writes them
         labels = labels.reshape(-1)
     if labels.shape != images.shape[:1]:
@@ -82,6 +77,28 @@ def checked(images: NDArray, labels: NDArray, source: object) -> Images:
     way_out = f"Number the classes from 0{NUMBERED}; there may be {MOST_CLASSES:,} of them."
     check_labels(labels, 0, MOST_CLASSES - 1, source, way_out)
     return Images(np.ascontiguousarray(images), labels.astype(np.int32))
+
+
+def _check_channels(shape, source):
+    """Log how images (N, H, W, C) are read where they are neither grey nor of three colours.
+
+    Raises DataError where channels must come first: square images of 1 or 3 rows and many channels.
+    """
+    _, H, W, C = shape
+    if H in (1, 3) and W == C > 4:
+        raise DataError(
+            f"{source}: images of {H} x {W} pixels and {C} channels; channels come last: "
+            "numpy.moveaxis(images, 1, -1)"
+        )
+    if C not in (1, 3):
+        logger.warning(
+            "%s: images are read as %d x %d pixels of %d channels, the last axis; transparency is "
+            "a channel too",
+            source,
+            H,
+            W,
+            C,
+        )
 
 
 def _array(values, name, source):

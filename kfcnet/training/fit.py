@@ -112,16 +112,16 @@ def fit(
 ) -> FittedNetwork:
     """Train a network on images (M, H, W, C) or (M, H, W), uint8 or floating, and labels (M,).
 
-    network: layers in order, each a mapping like those of a configuration, a model such as
-    `kfcnet.config.schema.ConvConfig`, or one of `kfcnet.layers`: `Conv2d.of(filters=16, kernel=3)`,
-    `ReLU`, or a subclass of `Layer` of your own without weights, which runs on the CPU. The units
-    of the last layer may be left out. optimizer: its name, its settings, of which those left out
-    are chosen for the number of images, or a model such as `kfcnet.config.schema.SgdConfig`;
-    KFC-pre by default. validation: (images, labels) to measure; without them a fifth of the images
-    is drawn. out: the run's folder; resume: go on with the run in it, as if it had never stopped,
-    with what was chosen for it then; overwrite: replace it. settings: further sections of a
-    configuration. With `loss="squared_error"` the network is an autoencoder, and labels may be
-    None.
+    Images may have any number of channels C. network: layers in order, each a mapping like those of
+    a configuration, a model such as `kfcnet.config.schema.ConvConfig`, or one of `kfcnet.layers`:
+    `Conv2d.of(filters=16, kernel=3)`, `ReLU`, or a subclass of `Layer` of your own without weights,
+    which runs on the CPU. The units of the last layer may be left out. optimizer: its name, its
+    settings, of which those left out are chosen for the number of images, or a model such as
+    `kfcnet.config.schema.SgdConfig`; KFC-pre by default. validation: (images, labels) to measure;
+    without them a fifth of the images is drawn. out: the run's folder; resume: go on with the run
+    in it, as if it had never stopped, with what was chosen for it then; overwrite: replace it.
+    settings: further sections of a configuration. With `loss="squared_error"` the network is an
+    autoencoder, and labels may be None.
 
     Raises DataError naming the index of a wrong image or label, ConfigError naming a wrong setting,
     TrainingFailed, RunFolderError where `out` holds a run, WriteError where a file or a temporary
