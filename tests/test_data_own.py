@@ -336,6 +336,31 @@ def test_a_photograph_is_read_upright(tmp_path, rng):
     np.testing.assert_array_equal(found.train_images[0], np.rot90(pixels, -1))
 
 
+def test_of_a_file_with_several_pages_the_first_is_read_and_a_notice_says_so(tmp_path, rng, caplog):
+    pages = [Image.fromarray(rng.integers(0, 256, (5, 4), np.uint8)) for _ in range(3)]
+    for label in "ab":
+        for number in range(2):
+            path = tmp_path / "set" / label / f"{number}.tif"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            more = {"save_all": True, "append_images": pages[1:]} if label == "b" else {}
+            pages[0].save(path, **more)
+    found = data.load(config(tmp_path / "set", name="folder").data)
+    np.testing.assert_array_equal(found.train_images[-1, ..., 0], np.asarray(pages[0]))
+    (said,) = [each for each in caplog.messages if "pages" in each]
+    assert said.startswith("2 files hold several pages or frames, such as") and "0.tif" in said
+
+
+def test_a_photograph_of_a_telephone_is_read_without_a_notice(tmp_path, rng, caplog):
+    views = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(2)]
+    for label in "ab":
+        for number in range(2):
+            path = tmp_path / "set" / label / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            views[0].save(path, "MPO", save_all=True, append_images=views[1:])
+    data.load(config(tmp_path / "set", name="folder").data)
+    assert not [each for each in caplog.messages if "pages" in each]
+
+
 def test_a_matlab_file_of_version_7_3_is_read_as_matlab_means_it(tmp_path, arrays):
     """It is HDF5 behind 512 bytes, with the last axis first."""
     path = tmp_path / "a.mat"

@@ -118,9 +118,19 @@ def read(
     """(training Images, test Images or None) of what `listing` found, grey only if all are.
 
     size: (height, width) to resize to. Raises DataError naming the first file that is damaged,
-    transparent, or of another size or depth than the first one.
+    transparent, or of another size or depth than the first one. Of a file with several pages the
+    first is read, and a notice counts such files.
     """
-    pictures = {path: _read_one(path, size) for listed in files.values() for path, _ in listed}
+    paged = []
+    pictures = {
+        path: _read_one(path, size, paged) for listed in files.values() for path, _ in listed
+    }
+    if paged:
+        logger.warning(
+            "%d files hold several pages or frames, such as %s: the first one is read",
+            len(paged),
+            paged[0],
+        )
     first, expected = next(iter(pictures.items()))
     for path, picture in pictures.items():
         if picture.shape[:2] != expected.shape[:2]:
@@ -142,13 +152,19 @@ def read(
     return stacked(files["train"]), stacked(files["test"]) if "test" in files else None
 
 
-def _read_one(path, size):
-    """uint8 (H, W, 1) or (H, W, 3), upright; float32 (H, W, 1) of grey with more than 8 bits."""
+def _read_one(path, size, paged):
+    """uint8 (H, W, 1) or (H, W, 3), upright; float32 (H, W, 1) of grey with more than 8 bits.
+
+    The path of a file with several pages is appended to the list `paged`.
+    """
     from PIL import Image, ImageOps
 
     with reading(path, "an image"), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as picture:
+            # A telephone's JPEG is MPO, of one photograph in several sizes.
+            if getattr(picture, "is_animated", False) and picture.format != "MPO":
+                paged.append(path)
             if any("RGB;16" in str(tile) for tile in picture.tile):  # which Pillow cuts to 8
                 raise DataError(
                     f"{path}: has colours of 16 bits, of which only 8 would be read: convert it to "
