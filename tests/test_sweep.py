@@ -3,12 +3,14 @@
 import concurrent.futures
 import contextlib
 import csv
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,6 +25,7 @@ from kfcnet.runs.files import WriteError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training import sweep as sweeps
 from kfcnet.training import tuning
+from kfcnet.training.notices import notices_on_stderr
 from kfcnet.training.sweep import SweepError, parse_grid, parse_stages, sweep
 from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
 from kfcnet.training.tuning import Point, Stage, Task, Tuning
@@ -499,6 +502,23 @@ def test_interrupted_workers_save_their_runs(config, tmp_path):
     assert "Traceback" not in stderr
     assert all((folder / "checkpoint.h5").exists() for folder in folders)
     shutil.rmtree(tmp_path / "out")
+
+
+def test_what_a_worker_warns_of_is_shown_as_a_command_shows_it(capfd):
+    """Its process is a new one, in which Python would add the line of our code."""
+    with notices_on_stderr(), workers(2) as pool:
+        pool.submit(warnings.warn, "the images are few").result()
+        pool.submit(logging.getLogger("kfcnet.data").info, "read from a cache").result()
+    assert set(capfd.readouterr().err.splitlines()) == {
+        "warning: the images are few",
+        "read from a cache",
+    }
+
+
+def test_a_worker_is_as_quiet_as_the_program_that_started_it(capfd):
+    with workers(2) as pool:
+        pool.submit(logging.getLogger("kfcnet.data").info, "read from a cache").result()
+    assert not capfd.readouterr().err
 
 
 def test_workers_are_started_from_any_thread():

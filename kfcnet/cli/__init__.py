@@ -9,10 +9,8 @@ import argparse
 import contextlib
 import functools
 import io
-import logging
 import os
 import sys
-import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -20,6 +18,7 @@ try:
     from kfcnet import ranks
     from kfcnet.cli.arguments import Parser
     from kfcnet.config import config_names, config_summary, dump_config, load_config
+    from kfcnet.training.notices import notices_on_stderr
 except ModuleNotFoundError as error:
     if (error.name or "kfcnet").partition(".")[0] == "kfcnet":
         raise
@@ -68,7 +67,7 @@ def command(function):
                 print(f"error: {error}", file=sys.stderr)
             return 2
         try:
-            with _shown_by_the_first(processes), _notices_on_stderr(processes.is_first):
+            with _shown_by_the_first(processes), notices_on_stderr(is_shown=processes.is_first):
                 if processes.count > 1:
                     arguments = sys.argv[1:] if argv is None else argv
                     _check_processes(processes, function.__name__, list(arguments))
@@ -603,27 +602,6 @@ def _is_open(number):
     except OSError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _notices_on_stderr(is_shown):
-    """Print the package's notices and warnings, one line each, during a command, or nothing."""
-    handler = logging.StreamHandler() if is_shown else logging.NullHandler()
-    logger = logging.getLogger("kfcnet")
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        with warnings.catch_warnings():
-            # Where numbers first fail is for the trainer to say.
-            warnings.filterwarnings("ignore", ".* encountered in ", RuntimeWarning)
-            warnings.showwarning = lambda message, *_: (
-                print(f"warning: {message}", file=sys.stderr) if is_shown else None
-            )
-            yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def _version():

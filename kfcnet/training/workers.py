@@ -9,6 +9,7 @@ import threading
 import traceback
 from concurrent.futures.process import BrokenProcessPool
 
+from kfcnet.training.notices import PACKAGE, notices_on_stderr
 from kfcnet.training.trainer import UNUSABLE, TrainingInterrupted
 
 
@@ -22,6 +23,12 @@ def reason_of(error):
         return f"out of memory ({error})" if str(error) else "out of memory"
     traceback.print_exception(error)
     return f"{type(error).__name__}: {error}"
+
+
+def _noticed(level, function, *arguments):
+    """function(*arguments), in a process to which nobody has said where notices go."""
+    with notices_on_stderr(level):
+        return function(*arguments)
 
 
 class WorkerDied(RuntimeError):
@@ -84,7 +91,8 @@ class _Processes:
     def _call(self, function, *arguments):
         try:
             if self._stopped_by is None:
-                return self._executor().submit(function, *arguments).result()
+                call = _noticed, PACKAGE.getEffectiveLevel(), function, *arguments
+                return self._executor().submit(*call).result()
         except BrokenProcessPool:
             del self._own.executor  # the next call has a new one
             if self._stopped_by is None:
