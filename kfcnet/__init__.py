@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kfcnet.optimizers import build_optimizer
     from kfcnet.training.evaluation import load_run
     from kfcnet.training.fit import fit, load
-    from kfcnet.training.trainer import train
+    from kfcnet.training.train import train
 
 _HOMES = {
     "check_layer": "layers",
@@ -24,7 +24,7 @@ _HOMES = {
     "load": "training.fit",
     "load_config": "config",
     "load_run": "training.evaluation",
-    "train": "training.trainer",
+    "train": "training.train",
     "build_network": "network",
     "build_optimizer": "optimizers",
     "get_ops": "ops",

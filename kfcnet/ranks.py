@@ -45,8 +45,9 @@ class RanksError(RuntimeError):
 class Ranks(ABC):
     """What one of `count` processes knows of the others: its own number is `rank`, from 0 on.
 
-    `sum`, `max`, `broadcast`, `allgather`, `agreed` and `of_first_process` are collective: all
-    processes call them, in the same order. The other methods are each process's own.
+    `sum`, `max`, `broadcast`, `allgather`, `agreed`, `check_alike` and `of_first_process` are
+    collective: all processes call them, in the same order. The other methods are each process's
+    own.
     """
 
     rank, count = 0, 1
@@ -118,6 +119,22 @@ class Ranks(ABC):
                     failure.process = f"process {number} of {self.count}"
                 raise failure
         return value
+
+    def check_alike(self, named):
+        """Raise RanksError, on all processes, unless they have the same {name: value}."""
+        first, *others = self.allgather(named)
+        for number, other in enumerate(others, 2):
+            for name in (name for name in first if other[name] != first[name]):
+                has_short = max(len(str(each[name])) for each in (first, other)) < 100
+                values = "not that of process 1"
+                if has_short:
+                    values = f"{other[name]}, not {first[name]}"
+                raise of_all(
+                    RanksError(
+                        f"{name} of process {number} of {self.count} is {values}: all processes "
+                        "need the same"
+                    )
+                )
 
     @abstractmethod
     def _from_first(self, value):

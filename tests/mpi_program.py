@@ -14,13 +14,13 @@ import fake_cupy
 import numpy as np
 from pytest import MonkeyPatch
 
-from kfcnet import cli, ranks
+from kfcnet import cli, data, ranks
 from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.ops.cuda import runtime
 from kfcnet.ops.errors import DeviceError
 from kfcnet.runs import folder
 from kfcnet.runs.files import WriteError
-from kfcnet.training import trainer
+from kfcnet.training import train, trainer
 
 
 def before_step(patch, number, function):
@@ -98,7 +98,7 @@ def inversion(patch):
 
 
 def other_data(patch):
-    original = trainer.data.load
+    original = data.load
 
     def load(config):
         dataset = original(config)
@@ -106,7 +106,7 @@ def other_data(patch):
             dataset.provenance["sha256"] = "0" * 64
         return dataset
 
-    patch.setattr(trainer.data, "load", load)
+    patch.setattr(data, "load", load)
 
 
 def other_arguments(patch):
@@ -121,14 +121,14 @@ def other_arguments(patch):
 
 def no_data(patch):
     """The second process finds no data."""
-    original = trainer.data.load
+    original = data.load
 
     def load(config):
         if ranks.world().rank == 1:
-            raise trainer.data.DataError("no data set here")
+            raise data.DataError("no data set here")
         return original(config)
 
-    patch.setattr(trainer.data, "load", load)
+    patch.setattr(data, "load", load)
 
 
 def no_gpu(patch):
@@ -188,7 +188,7 @@ def run(fault, *arguments):
     """The exit status of a command."""
     with MonkeyPatch.context() as patch:
         # Figures have tests of their own; to import what draws them takes longer than these runs.
-        patch.setattr(trainer, "_draw", lambda path: (path / "curves.png").write_text("a figure"))
+        patch.setattr(train, "_draw", lambda path: (path / "curves.png").write_text("a figure"))
         if fault != "none":
             globals()[fault](patch)
         try:

@@ -42,7 +42,7 @@ def test_the_signature_is_that_of_the_function():
             assert f"{name}: int={parameter.default}" in text
 
 
-@pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::kfcnet.training.errors.TrainingWarning")
 def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     digits = load(load_config("digits_kfc").data)

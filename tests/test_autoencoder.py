@@ -12,7 +12,7 @@ from kfcnet.batches import Examples
 from kfcnet.config import ConfigError
 from kfcnet.losses import SquaredError
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

@@ -6,6 +6,7 @@ from checks import assert_close, derivative
 from networks import INPUT_SHAPE, batches, network, settings
 from runs import SGD, small
 
+from kfcnet import data
 from kfcnet.config import ConfigError
 from kfcnet.curvature.scale_shift import ScaleShiftBlock
 from kfcnet.layers import Mode, ScaleShift
@@ -15,6 +16,7 @@ from kfcnet.optimizers import build_optimizer
 from kfcnet.runs.checkpoint import load_checkpoint
 from kfcnet.runs.folder import RunFolder
 from kfcnet.training import trainer
+from kfcnet.training.train import train
 from kfcnet.training.trainer import Trainer
 
 AFFINE = dict(layer="batch_norm", epsilon=0.1, affine=True)
@@ -232,11 +234,11 @@ def test_the_config_names_scale_and_shift():
 def test_averaged_parameters_are_evaluated_with_statistics_of_their_own(tmp_path, no_figures):
     """Measured anew on training examples drawn at random, the same for every run."""
     config = small("network.2.affine=true", "dtype=float64", text=SGD)
-    trainer.train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
     saved = load_checkpoint(tmp_path / "run" / "checkpoint.h5")
-    fresh = Trainer(config, RunFolder("unused"), trainer.data.load(config.data))
+    fresh = Trainer(config, RunFolder("unused"), data.load(config.data))
     net = fresh.network
-    x = fresh.train_set.batch(fresh.sample[: trainer.STATISTICS_EXAMPLES]).inputs
+    x = fresh.train_set.batch(fresh.shuffled[: trainer.STATISTICS_EXAMPLES]).inputs
     with net.using(saved["optimizer"]["average"]):
         convolved = net.weighted[0].forward(x, Mode())  # dropout is the identity when measuring
     assert len(x) == 1024

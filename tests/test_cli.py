@@ -26,8 +26,8 @@ from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.errors import DeviceError
 from kfcnet.runs.files import WriteError, write_json
 from kfcnet.runs.metrics import create_metrics
+from kfcnet.training.errors import TrainingInterrupted
 from kfcnet.training.sweep import SweepError
-from kfcnet.training.trainer import TrainingInterrupted
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--config", "digits_sgd", "--device", "cpu", "--set", "epochs=0.1"]
@@ -209,7 +209,7 @@ def test_a_run_whose_numbers_fail_ends_with_status_1_and_one_line(capsys, recwar
 def test_a_warning_is_one_line(monkeypatch, capsys):
     text = "step 3, conv1: Gamma is not finite; the last good inverses stay"
     monkeypatch.setattr(
-        "kfcnet.training.trainer.train",
+        "kfcnet.training.train.train",
         lambda *args, **kwargs: warnings.warn(text, InversionWarning, stacklevel=1),
     )
     assert cli.train(SHORT) == 0
@@ -242,7 +242,7 @@ def test_an_error_that_is_foreseen_has_its_status_and_one_line(
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr("kfcnet.training.trainer.train", fail)
+    monkeypatch.setattr("kfcnet.training.train.train", fail)
     assert cli.train(SHORT) == status
     assert capsys.readouterr().err.splitlines() == [line]
 
@@ -258,7 +258,7 @@ def test_a_command_whose_output_nobody_reads_any_more_ends_without_a_word(monkey
 
 
 def test_an_unforeseen_error_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("kfcnet.training.trainer.train", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("kfcnet.training.train.train", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.train(SHORT)
 
@@ -481,7 +481,7 @@ def test_every_command_explains_itself(name, capsys):
 @pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
 def test_readme_commands_are_understood(words, noted):
     targets = (
-        "training.trainer.train",
+        "training.train.train",
         "training.evaluation.load_run",
         "training.periods.settle",
         "training.sweep.sweep",

@@ -19,7 +19,7 @@ from kfcnet.figures.curves import save_figure
 from kfcnet.ops.cuda import CudaOps, is_available
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.primitives import Placed
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
 pytestmark = pytest.mark.skipif(
     cuda_on_cpu.missing() is not None, reason=str(cuda_on_cpu.missing())

@@ -27,9 +27,9 @@ from kfcnet.training import build, fit
 from kfcnet.training.build import resolved
 from kfcnet.training.fit import settings_for
 from kfcnet.training.sweep import sweep
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.errors.TrainingWarning")
 
 NETWORK = [
     {"layer": "conv", "filters": 3, "kernel": 3, "padding": 1},

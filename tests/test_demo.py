@@ -14,7 +14,7 @@ from kfcnet import cli
 from kfcnet.reproduce import demo
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.read import Run
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,13 @@ from kfcnet.figures import curves
 from kfcnet.figures import diagnostics as diagnostic_figures
 from kfcnet.network import build_network
 from kfcnet.runs.files import RecordError
+from kfcnet.runs.folder import RunFolder
 from kfcnet.runs.metrics import COUNTS, DIAGNOSTICS, LAYER_DIAGNOSTICS, create_metrics, read_metrics
 from kfcnet.runs.read import read_run
-from kfcnet.training import diagnostics, trainer
+from kfcnet.training import diagnostics
 from kfcnet.training.diagnostics import measure
-from kfcnet.training.trainer import Stopwatch, train
+from kfcnet.training.train import train
+from kfcnet.training.trainer import Stopwatch
 
 ON = "diagnostics.every=2"
 
@@ -199,7 +201,7 @@ def test_active_pixels_are_counted_on_the_same_images_however_few_are_evaluated(
 def test_a_killed_run_goes_on_with_its_diagnostics(tmp_path, monkeypatch, no_figures, before):
     config = small(ON, "checkpoint_minutes=1e-9")
     train(config, tmp_path / "straight")
-    append, rows = trainer.RunFolder.append_diagnostics, []
+    append, rows = RunFolder.append_diagnostics, []
 
     def killing(folder, row):
         rows.append(row)
@@ -210,7 +212,7 @@ def test_a_killed_run_goes_on_with_its_diagnostics(tmp_path, monkeypatch, no_fig
             raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(trainer.RunFolder, "append_diagnostics", killing)
+        patch.setattr(RunFolder, "append_diagnostics", killing)
         train(config, tmp_path / "killed")
     train(config, tmp_path / "killed", resume=True)
     straight, killed = (

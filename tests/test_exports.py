@@ -10,7 +10,7 @@ from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.training.exports import from_arrays, to_arrays
 
-pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.errors.TrainingWarning")
 
 NORMALISED = [
     dict(layer="conv", name="conv1", filters=3, kernel=3, stride=2, padding=1),

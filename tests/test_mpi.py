@@ -19,7 +19,7 @@ from kfcnet.benchmarks import processes
 from kfcnet.config import load_config
 from kfcnet.runs.checkpoint import load_checkpoint
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
 PROGRAM = Path(__file__).with_name("mpi_program.py")
 MPIEXEC = shutil.which("mpiexec", path=os.pathsep.join([str(Path(sys.executable).parent)]))

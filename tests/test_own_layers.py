@@ -24,7 +24,7 @@ from kfcnet.layers import (
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 
-pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.errors.TrainingWarning")
 
 
 class Softplus(Layer):

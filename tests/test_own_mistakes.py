@@ -26,10 +26,10 @@ from kfcnet.runs.files import WriteError, read_json
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.training import fit
 from kfcnet.training.clock import Signals, StopRequested
+from kfcnet.training.errors import TrainingInterrupted
 from kfcnet.training.sweep import SweepError, parse_grid, sweep
-from kfcnet.training.trainer import TrainingInterrupted
 
-pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::kfcnet.training.errors.TrainingWarning")
 
 SMALL = [{"layer": "conv", "filters": 2, "kernel": 3}, {"layer": "relu"}, {"layer": "dense"}]
 

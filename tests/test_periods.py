@@ -15,8 +15,9 @@ from kfcnet.optimizers import SGD as Sgd
 from kfcnet.optimizers import KfcPre
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.training import periods
+from kfcnet.training.errors import TrainingFailed
 from kfcnet.training.periods import Costs, candidates, choose, measure, pick, settle
-from kfcnet.training.trainer import TrainingFailed, train
+from kfcnet.training.train import train
 
 # Of SGD's epoch an update is 1.5, statistics at every update are 0.5, inverses 1.
 COSTS = Costs(batch_size=512, update=6.0, statistics=2.0, inverses=4.0, sgd_batch_size=128, sgd=1.0)

@@ -10,7 +10,8 @@ from runs import SGD, small
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training.progress_bar import UPDATES_OF_AN_ESTIMATE, ProgressBar
-from kfcnet.training.trainer import Trainer, train
+from kfcnet.training.train import train
+from kfcnet.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

@@ -38,7 +38,9 @@ from kfcnet.runs.files import read_json
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.training import trainer
 from kfcnet.training.build import check_shares
-from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.errors import TrainingFailed, TrainingInterrupted
+from kfcnet.training.train import train
+from kfcnet.training.trainer import Trainer
 
 M, UPDATES = 16, 40
 NORMALISED = [

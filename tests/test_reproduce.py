@@ -29,7 +29,9 @@ from kfcnet.runs.folder import RunFolderError, alone_in
 from kfcnet.runs.identity import group_by_seed, run_key
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.labels import clock, device
-from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.errors import TrainingFailed, TrainingInterrupted
+from kfcnet.training.train import train
+from kfcnet.training.trainer import Trainer
 from kfcnet.training.tuning import Stage
 
 ROOT = Path(__file__).parents[1]

@@ -17,6 +17,7 @@ from PIL import Image
 from runs import SGD, SMALL, assert_same_run, small
 from thread_ranks import on_ranks
 
+from kfcnet import data
 from kfcnet.config import load_config
 from kfcnet.figures import curves
 from kfcnet.ops.cpu import CpuOps
@@ -34,7 +35,9 @@ from kfcnet.runs.files import read_json
 from kfcnet.runs.folder import FILES, RunFolder, RunFolderError
 from kfcnet.runs.metrics import LATER_COLUMNS, read_metrics
 from kfcnet.training import clock, trainer
-from kfcnet.training.trainer import Trainer, TrainingInterrupted, train
+from kfcnet.training.errors import TrainingInterrupted
+from kfcnet.training.train import train
+from kfcnet.training.trainer import Trainer
 
 TEXTS = {"kfc_pre": SMALL, "sgd": SGD}
 ALWAYS = "checkpoint_minutes=1e-9"  # a checkpoint after every step
@@ -87,8 +90,8 @@ KILLS = {
     "in the first checkpoint's write": (files.os, "replace", 4, True),
     "between checkpoint and next step": (Trainer, "_step", 3, True),
     "after a step, before its checkpoint": (Trainer, "_step", 3, False),
-    "after a row, before its checkpoint": (trainer.RunFolder, "append", 2, False),
-    "before a row": (trainer.RunFolder, "append", 2, True),
+    "after a row, before its checkpoint": (RunFolder, "append", 2, False),
+    "before a row": (RunFolder, "append", 2, True),
     "in a later checkpoint's write": (files.os, "replace", 10, True),
     "after a later checkpoint's write": (files.os, "replace", 10, False),
     "before the last evaluation": (trainer, "evaluate", 7, True),
@@ -269,7 +272,7 @@ def test_a_finished_run_is_only_drawn_again(uninterrupted, text, tmp_path, monke
     run = shutil.copytree(uninterrupted, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     (run / "curves.png").unlink()
-    monkeypatch.setattr(trainer.data, "load", lambda *_, **__: pytest.fail("data are not needed"))
+    monkeypatch.setattr(data, "load", lambda *_, **__: pytest.fail("data are not needed"))
     train(small(ALWAYS, text=text), run, resume=True)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
@@ -320,9 +323,9 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_in(patch, Trainer, "_step", 3)
         train(small(ALWAYS), tmp_path / "run")
-    dataset = trainer.data.load(small().data)
+    dataset = data.load(small().data)
     dataset.provenance["sha256"] = "0" * 64
-    monkeypatch.setattr(trainer.data, "load", lambda *_, **__: dataset)
+    monkeypatch.setattr(data, "load", lambda *_, **__: dataset)
     with pytest.raises(RunFolderError, match="checksum of the data is 000"):
         train(small(ALWAYS), tmp_path / "run", resume=True)
 
@@ -330,7 +333,7 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
 def test_a_finished_run_is_not_gone_on_with_on_other_arrays(uninterrupted, text, tmp_path):
     run = shutil.copytree(uninterrupted, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    dataset = trainer.data.load(small().data)
+    dataset = data.load(small().data)
     other = dataclasses.replace(dataset, provenance={**dataset.provenance, "sha256": "0" * 64})
     with pytest.raises(RunFolderError, match="checksum of the data is 000"):
         train(small(ALWAYS, text=text), run, resume=True, dataset=other)
@@ -423,7 +426,7 @@ def test_a_run_stopped_within_an_evaluation_and_killed_after_it_counts_no_step_t
     saved = load_checkpoint(out / "checkpoint.h5")
     assert saved["row"]["steps"] > 0
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        kill_in(patch, trainer.RunFolder, "append", 1, False)
+        kill_in(patch, RunFolder, "append", 1, False)
         train(config, out, resume=True)
     train(config, out, resume=True)
     assert_same_run(out, uninterrupted)
@@ -487,7 +490,7 @@ def test_a_signal_before_the_first_update_leaves_a_run_to_be_started(tmp_path):
 def test_a_run_on_the_cuda_kernels_follows_the_cpu_and_goes_on_bit_for_bit(tmp_path, monkeypatch):
     if cuda_on_cpu.missing():
         pytest.skip(cuda_on_cpu.missing())
-    whole = trainer.data.load(small().data)
+    whole = data.load(small().data)
     few = dataclasses.replace(
         whole,
         train_images=whole.train_images[:40],
@@ -495,7 +498,7 @@ def test_a_run_on_the_cuda_kernels_follows_the_cpu_and_goes_on_bit_for_bit(tmp_p
         test_images=whole.test_images[:10],
         test_labels=whole.test_labels[:10],
     )
-    monkeypatch.setattr(trainer.data, "load", lambda *_, **__: few)
+    monkeypatch.setattr(data, "load", lambda *_, **__: few)
     config = small("optimizer.batch_size=12", "epochs=2", text=SGD)  # 7 updates
     train(config, tmp_path / "cpu")
     monkeypatch.setattr(trainer, "build_ops", lambda _, ranks: CudaOps(cuda_on_cpu.CpuRuntime()))
@@ -635,7 +638,7 @@ def test_contents_of_a_checkpoint_change_with_the_number_of_its_format_alone(opt
     assert saved == set(COMMON.split()) | set(CONTENTS[FORMAT][optimizer].split())
 
 
-@pytest.mark.filterwarnings("ignore::kfcnet.training.trainer.TrainingWarning")
+@pytest.mark.filterwarnings("ignore::kfcnet.training.errors.TrainingWarning")
 def test_contents_are_more_where_several_processes_share_or_where_classes_have_names(tmp_path):
     """The same holds of these, which most checkpoints lack."""
     for number in range(24):

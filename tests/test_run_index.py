@@ -21,7 +21,7 @@ from kfcnet.runs.identity import (
 )
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import Run
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
 ROOT = Path(__file__).parents[1]
 

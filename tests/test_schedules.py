@@ -12,7 +12,7 @@ from runs import SGD, small
 from kfcnet.config.schema import ConstantConfig, CosineConfig, StepConfig
 from kfcnet.optimizers.schedules import factor
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
 
 def test_a_constant_schedule_leaves_the_learning_rate_alone():

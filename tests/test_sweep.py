@@ -25,9 +25,11 @@ from kfcnet.runs.files import WriteError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training import sweep as sweeps
 from kfcnet.training import tuning
+from kfcnet.training.errors import TrainingFailed, TrainingInterrupted
 from kfcnet.training.notices import notices_on_stderr
 from kfcnet.training.sweep import SweepError, parse_grid, parse_stages, sweep
-from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.train import train
+from kfcnet.training.trainer import Trainer
 from kfcnet.training.tuning import Point, Stage, Task, Tuning
 from kfcnet.training.workers import WorkerDied, workers
 

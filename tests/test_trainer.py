@@ -19,6 +19,7 @@ from runs import SGD as SGD_TEXT
 from runs import assert_same_run, small
 
 import kfcnet
+from kfcnet import data
 from kfcnet.batches import BatchSequence
 from kfcnet.config import ConfigError, load_config
 from kfcnet.data import DataError
@@ -33,8 +34,10 @@ from kfcnet.runs.metrics import COLUMNS, PHASES, read_metrics
 from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training import advice, clock, trainer
 from kfcnet.training.build import captured_step
+from kfcnet.training.errors import TrainingFailed, TrainingWarning
 from kfcnet.training.evaluation import evaluate
-from kfcnet.training.trainer import Trainer, TrainingFailed, TrainingWarning, train
+from kfcnet.training.train import train
+from kfcnet.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -50,7 +53,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def dataset():
-    return trainer.data.load(small().data)
+    return data.load(small().data)
 
 
 def in_folder(folder):
@@ -193,7 +196,7 @@ def test_raw_errors_of_a_network_with_batch_statistics_are_measured_with_its_own
     state = load_checkpoint(tmp_path / "checkpoint.h5")["optimizer"]
     other = Trainer(small(text=SGD_TEXT), RunFolder("unused"), dataset)
     other.network.theta[...] = state["theta"]
-    other.network.measure_statistics(other.train_set.batch(other.sample[:1024]).inputs)
+    other.network.measure_statistics(other.train_set.batch(other.shuffled[:1024]).inputs)
     raw = read_metrics(tmp_path / "metrics.csv")["raw_test_error"][-1]
     assert raw == evaluate(other.network, other.loss, other.test_set)[1]
 
@@ -820,7 +823,7 @@ def test_run_json_says_where_the_numbers_come_from(finished, dataset, monkeypatc
 
 def test_no_record_holds_an_absolute_path(tmp_path, monkeypatch, dataset):
     monkeypatch.setattr("sys.argv", ["/abs/train.py", "--out", str(tmp_path / "run")])
-    monkeypatch.setattr(trainer.data, "load", lambda *_, **__: dataset)
+    monkeypatch.setattr(data, "load", lambda *_, **__: dataset)
     train(small(f"data.path={tmp_path}"), tmp_path / "run")
     for name in ("config.yaml", "run.json", "metrics.csv"):
         assert str(tmp_path.parent) not in (tmp_path / "run" / name).read_text()

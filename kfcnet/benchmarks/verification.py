@@ -35,7 +35,7 @@ from kfcnet.ops import get_ops
 from kfcnet.ops.errors import DeviceError
 from kfcnet.runs.files import make_folder, read_json, write_json
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAININGS = {  # short

@@ -218,9 +218,9 @@ def train(argv=None, prog=None):
     if options.print_config:
         print(dump_config(config), end="")
         return
-    from kfcnet.training import trainer
+    from kfcnet.training import train as training
 
-    trainer.train(config, out, resume=options.resume, overwrite=options.overwrite, ranks=processes)
+    training.train(config, out, resume=options.resume, overwrite=options.overwrite, ranks=processes)
     if processes.is_first:
         print(f"{out}: metrics.csv, curves.png, checkpoint.h5", file=sys.stderr)
 

@@ -11,7 +11,7 @@ from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.identity import run_key
 from kfcnet.runs.metrics import first_crossing
 from kfcnet.runs.read import read_run
-from kfcnet.training.trainer import train
+from kfcnet.training.train import train
 
 BATCH = 720
 """Half of the training set: with large mini-batches second-order updates pay most (section 5.3)."""

@@ -14,7 +14,8 @@ from kfcnet.reproduce.progress import FINAL, progress_of
 from kfcnet.runs.files import WriteError
 from kfcnet.runs.index import images_of
 from kfcnet.runs.metrics import read_metrics
-from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.errors import TrainingFailed, TrainingInterrupted
+from kfcnet.training.train import train
 from kfcnet.training.workers import WorkerDied, reason_of, workers
 
 

@@ -29,9 +29,10 @@ from kfcnet.runs.files import WriteError
 from kfcnet.runs.folder import RunFolderError
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.training.build import MOST_EXAMPLES, timescales, with_classes
+from kfcnet.training.errors import TrainingInterrupted
 from kfcnet.training.evaluation import TrainedNetwork
 from kfcnet.training.periods import by_count
-from kfcnet.training.trainer import TrainingInterrupted, train
+from kfcnet.training.train import train
 
 KFAC_DAMPING = 1.0
 """K-FAC's first damping. With its default, 150 for autoencoders, the first epochs lower nothing."""

@@ -23,7 +23,7 @@ from kfcnet.runs.folder import RunFolder
 from kfcnet.training.advice import ways_out
 from kfcnet.training.build import build_for, build_ops, examples_of, resolved
 from kfcnet.training.clock import Stopwatch
-from kfcnet.training.trainer import TrainingFailed
+from kfcnet.training.errors import TrainingFailed
 
 PERIODS = (1, 2, 5, 10, 20, 50)
 TURNS, UPDATES = 5, 4  # each kind of update is timed in TURNS turns of UPDATES updates

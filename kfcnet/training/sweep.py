@@ -15,7 +15,8 @@ from kfcnet.runs.identity import NOT_IDENTIFYING
 from kfcnet.runs.index import RunIndex
 from kfcnet.runs.read import read_run
 from kfcnet.training.build import is_open, resolved
-from kfcnet.training.trainer import TrainingFailed, TrainingInterrupted, train
+from kfcnet.training.errors import TrainingFailed, TrainingInterrupted
+from kfcnet.training.train import train
 from kfcnet.training.tuning import Point, Stage, Tuning, find_task
 from kfcnet.training.workers import WorkerDied, reason_of, workers
 

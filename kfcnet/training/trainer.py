@@ -9,57 +9,22 @@ import signal
 import sys
 import time
 import warnings
-from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
-from kfcnet import data
 from kfcnet.batches import Loader
-from kfcnet.config import ConfigError
-from kfcnet.config.errors import show
-from kfcnet.config.schema import Config
-from kfcnet.data import Dataset
 from kfcnet.ops import which_device
-from kfcnet.ops.cpu.blas import one_blas_thread
-from kfcnet.ops.errors import DeviceError
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.philox import SHUFFLE, permutation
-from kfcnet.ranks import (
-    Alone,
-    Ranks,
-    RanksError,
-    cores,
-    is_first_started,
-    is_of_all,
-    is_started_among_others,
-    machine,
-    of_all,
-)
-from kfcnet.runs.checkpoint import CheckpointError
-from kfcnet.runs.files import RecordError
-from kfcnet.runs.folder import (
-    DATA,
-    RunFolder,
-    RunFolderError,
-    SharedFolder,
-    check_origin,
-    portable_config,
-)
+from kfcnet.ranks import Alone, RanksError, cores, is_of_all, machine, of_all
+from kfcnet.runs.folder import DATA, check_origin, portable_config
 from kfcnet.runs.metrics import read_metrics
 from kfcnet.runs.provenance import describe_run
 from kfcnet.runs.schedule import EvaluationSchedule
 from kfcnet.training import advice, diagnostics
-from kfcnet.training.build import (
-    build_for,
-    build_ops,
-    captured_step,
-    examples_of,
-    is_open,
-    period,
-    resolved,
-)
+from kfcnet.training.build import build_for, build_ops, captured_step, examples_of, period
 from kfcnet.training.clock import STEPS_BETWEEN_READS, Signals, StopRequested, Stopwatch
+from kfcnet.training.errors import TrainingFailed, TrainingInterrupted, TrainingWarning
 from kfcnet.training.evaluation import batch_statistics, evaluate
 from kfcnet.training.output import Output
 from kfcnet.training.progress_bar import ProgressBar
@@ -70,176 +35,6 @@ ACTIVITY_EXAMPLES = 1000  # what the share of active units is measured on
 STATISTICS_EXAMPLES = 1024  # what batch normalisation's statistics for evaluation are measured on
 
 
-UNUSABLE = (
-    CheckpointError,
-    ConfigError,
-    data.DataError,
-    DeviceError,
-    RanksError,
-    RecordError,
-    RunFolderError,
-)
-"""Errors of what a run is given, whose texts say what to do."""
-
-
-class TrainingFailed(RuntimeError):
-    """A loss or a model is not finite, or a factor not inverted; the text says at which step.
-
-    `reason` is the part of it that holds for any machine.
-    """
-
-    exit_status = 1
-
-    def __init__(self, reason, way_out=""):
-        super().__init__(reason + way_out)
-        self.reason = reason
-
-
-class TrainingWarning(UserWarning):
-    """A run came to its end and learned nothing; the text says what may help."""
-
-
-class TrainingInterrupted(Exception):
-    """SIGINT or SIGTERM ended the run between two steps; its state is saved."""
-
-    def __init__(self, number, message):
-        super().__init__(message)
-        self.number, self.exit_status = number, 128 + number
-
-    def __reduce__(self):  # to cross from one process to another
-        return type(self), (self.number, str(self))
-
-
-@one_blas_thread
-def train(
-    config: Config,
-    out: str | Path,
-    resume: bool = False,
-    overwrite: bool = False,
-    rows: TextIO | None = None,
-    dataset: Dataset | None = None,
-    ranks: Ranks | None = None,
-    figures: bool = True,
-) -> None:
-    """Train as `config` says, leaving a run in the folder `out`.
-
-    resume: go on from the checkpoint in `out` as if the run had never stopped; without a
-    checkpoint start it, and of a finished run redraw the figure. overwrite: replace the run that
-    is there.
-
-    dataset: to train on in place of the configured one, as `kfcnet.data.from_arrays` makes it.
-
-    ranks: the processes that share this run, each of which calls `train`, as `kfcnet.ranks.world()`
-    finds them; by default this one alone. The first of them writes and shows. At the end of one
-    that raised what the others did not, these are ended too.
-
-    rows: where a line for each row of metrics is printed, by default standard output; the progress
-    bar and notices go to standard error. Nothing is shown on a stream that the process lacks.
-
-    figures: whether the curves, and the diagnostics if there are any, are drawn at the end.
-
-    Raises RunFolderError for a folder that may not be used, ConfigError for an impossible network,
-    DataError, DeviceError and CheckpointError for what is missing or damaged, RanksError for
-    processes that are unlike each other, WriteError where `out` cannot be written, TrainingFailed
-    where the numbers fail, and TrainingInterrupted, once the state is saved, after SIGINT or
-    SIGTERM.
-    """
-    if ranks is None and is_started_among_others() and is_first_started():
-        logger.warning(
-            "mpiexec started several processes, each of which trains a network of its own: "
-            "kfcnet.train(config, out, ranks=kfcnet.ranks.world()) lets them share one"
-        )
-    ranks = ranks or Alone()
-    try:
-        _check_given(config, dataset, ranks)
-        folder = RunFolder(out, resume, overwrite)
-        with SharedFolder(folder, ranks) if ranks.count > 1 else folder as folder:
-            _train(config, folder, rows, dataset, ranks)
-            if figures:
-                ranks.of_first_process(lambda: _draw(folder.path))
-    except BaseException as error:
-        if not is_of_all(error):
-            ranks.abort(1)  # the others wait for this process
-        raise
-
-
-def _check_given(config, dataset, ranks):
-    """Raise ConfigError for what is no Config, RanksError where processes are given unlike things:
-    what they do next depends on them.
-    """
-    ranks.agreed(lambda: _check_config(config))
-    _check_alike({"the configuration": portable_config(config)}, ranks)
-    if len(set(ranks.allgather(dataset is not None))) > 1:
-        raise of_all(
-            RanksError("the data were given to some processes only: give them to all, or to none")
-        )
-
-
-def _check_config(config):
-    if not isinstance(config, Config):
-        raise ConfigError(
-            f"train: expected a Config, got {show(config)}; kfcnet.load_config(name) reads one, "
-            "and kfcnet.fit trains on arrays"
-        )
-
-
-def _check_alike(own, ranks):
-    """Raise RanksError unless all processes have the same {what it is called: value}."""
-    first, *others = ranks.allgather(own)
-    for number, other in enumerate(others, 2):
-        for key in (key for key in first if other[key] != first[key]):
-            values = f"is {other[key]}, not {first[key]}"
-            if key == "the configuration":
-                values = "is not that of process 1"
-            text = f"{key} of process {number} of {ranks.count} {values}"
-            raise of_all(RanksError(f"{text}: all processes need the same"))
-
-
-def _train(config, folder, rows, dataset, ranks):
-    if is_open(config):
-        dataset = dataset or _load(config, ranks)
-        config = resolved(config, dataset)
-    state = folder.saved_state(config, dataset and dataset.provenance["sha256"])
-    if state is not None and _is_finished(config, state, folder, ranks):
-        # It may have been killed between its last checkpoint and saying how it ended.
-        folder.finish("finished", state["optimizer"]["steps"])
-    else:
-        Trainer(config, folder, dataset or _load(config, ranks), rows, ranks).run(state)
-
-
-def _load(config, ranks):
-    """The configured Dataset; the first process alone downloads it and makes its cache."""
-    loaded = []
-    ranks.of_first_process(lambda: loaded.append(data.load(config.data)))
-    return ranks.agreed(lambda: loaded[0] if loaded else data.load(config.data))
-
-
-def _draw(path):
-    # Here, because matplotlib takes as long to import as all the rest.
-    from kfcnet.figures import curves
-    from kfcnet.figures import diagnostics as diagnostic_figures
-
-    curves.plot_runs([path], path / "curves.png")
-    if (path / "diagnostics.csv").exists():
-        diagnostic_figures.plot_diagnostics(path, path / "diagnostics.png")
-
-
-def _is_finished(config, state, folder, ranks):
-    """Raises RunFolderError where the run has passed the end of `config` and was stopped there."""
-    steps, examples = ranks.agreed(lambda: (state["optimizer"]["steps"], state["data"]["examples"]))
-    wanted = EvaluationSchedule(config, examples).steps
-    if folder.last_row() == steps:
-        return steps >= wanted
-    if steps > wanted:
-        at = steps * config.optimizer.batch_size / examples
-        raise RunFolderError(
-            f"the run in {folder.path} is at epoch {at:.3g} already, behind epochs="
-            f"{config.epochs:g}: set more to go on, move that folder away to start anew, or "
-            "choose another --out"
-        )
-    return False
-
-
 class Trainer:
     """One run: the data on the device, the optimizer, and what has been measured so far."""
 
@@ -248,9 +43,9 @@ class Trainer:
         self.config, self.folder, self.dataset = config, folder, dataset
         self.ranks = ranks = ranks or Alone()
         shown = (rows or sys.stdout, sys.stderr) if ranks.is_first else (None, None)
-        self.rows, self.errors = (stream and Output(stream) for stream in shown)
+        self.rows, self.stderr = (stream and Output(stream) for stream in shown)
         self.ops = build_ops(config, ranks=ranks)
-        _check_alike(self._origin(), ranks)
+        ranks.check_alike(self._origin())
         self._warn_of_threads()
         self.train_set, self.test_set = (
             examples_of(dataset, part, config, self.ops) for part in ("train", "test")
@@ -266,8 +61,8 @@ class Trainer:
         # leaves them alone.
         self.evaluated = self.network.copy()
         self.schedule = EvaluationSchedule(config, len(self.train_set))
-        self.sample = _shuffled(len(self.train_set))
-        self.measured = _measured_examples(config, self.ops, self.sample)
+        self.shuffled = _shuffled(len(self.train_set))
+        self.measured = _measured_examples(config, self.ops, self.shuffled)
         self.sums = self.optimizer.running_sums.read()  # of the steps since the latest row, as read
         self.read_steps = self.steps_since_row = 0
         self.warm = False
@@ -290,10 +85,10 @@ class Trainer:
             # A run stopped within an evaluation, and killed after it, has the row all the same.
             self.steps_since_row = 0
             self._restart_sums()
-        if self.config.device == "auto" and self.errors:
-            print(which_device(self.ops), file=self.errors)
+        if self.config.device == "auto" and self.stderr:
+            print(which_device(self.ops), file=self.stderr)
         done = self.optimizer.steps
-        with self.signals, ProgressBar(self.clock, self.schedule, done, self.errors) as self.bar:
+        with self.signals, ProgressBar(self.clock, self.schedule, done, self.stderr) as self.bar:
             try:
                 self._loop()
             except TrainingInterrupted:
@@ -332,7 +127,7 @@ class Trainer:
                     self._save()
                 if steps >= self.schedule.steps:
                     break
-                self._train()
+                self._train_to_next_stop()
                 self._stop_if_asked()
             self._save()
             self._stop_if_asked()  # what comes after the run, in a sweep the next one
@@ -340,7 +135,7 @@ class Trainer:
             self._save()
             raise of_all(TrainingInterrupted(stop.number, self._farewell(stop))) from None
 
-    def _train(self):
+    def _train_to_next_stop(self):
         """Steps up to the next evaluation, checkpoint or signal; the clock runs in here only."""
         if not self.warm:
             self._warm_up()
@@ -378,7 +173,7 @@ class Trainer:
         if isinstance(self.optimizer, KroneckerOptimizer):
             row |= diagnostics.measure(self.optimizer, before, batch)
         self._bind_evaluated(self.network.theta)
-        images = self.sample[:ACTIVITY_EXAMPLES]
+        images = self.shuffled[:ACTIVITY_EXAMPLES]
         return row | diagnostics.activity(self.evaluated, self.train_set, images)
 
     @contextlib.contextmanager
@@ -509,7 +304,7 @@ class Trainer:
         """Let the network that is evaluated use `theta`, batch normalisation its own statistics."""
         self.evaluated.bind(theta)
         if self.evaluated.has_batch_statistics:
-            batch = self.train_set.batch(self.sample[:STATISTICS_EXAMPLES])
+            batch = self.train_set.batch(self.shuffled[:STATISTICS_EXAMPLES])
             self.evaluated.measure_statistics(batch.inputs)
 
     def _epoch(self):
@@ -683,8 +478,8 @@ def _shuffled(examples):
     return permutation(0, SHUFFLE, 0, examples, stream=1)
 
 
-def _measured_examples(config, ops, sample):
+def _measured_examples(config, ops, shuffled):
     """Indices (n,) of what train_* are measured on: on the CPU a part, the same in all runs."""
-    if ops.name != "cpu" or config.evaluation.train_examples >= len(sample):
-        return np.arange(len(sample))
-    return sample[: config.evaluation.train_examples]
+    if ops.name != "cpu" or config.evaluation.train_examples >= len(shuffled):
+        return np.arange(len(shuffled))
+    return shuffled[: config.evaluation.train_examples]

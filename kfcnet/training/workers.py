@@ -9,8 +9,8 @@ import threading
 import traceback
 from concurrent.futures.process import BrokenProcessPool
 
+from kfcnet.training.errors import UNUSABLE, TrainingInterrupted
 from kfcnet.training.notices import PACKAGE, notices_on_stderr
-from kfcnet.training.trainer import UNUSABLE, TrainingInterrupted
 
 
 def reason_of(error):
