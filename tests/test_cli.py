@@ -58,7 +58,7 @@ def noted(monkeypatch):
         seen = []
 
         def note(*args, **kwargs):
-            seen.append(args)
+            seen.append((*args, *kwargs.values()))
             raise KeyboardInterrupt
 
         monkeypatch.setattr(f"kfcnet.{name}", note)

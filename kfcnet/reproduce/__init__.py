@@ -50,6 +50,7 @@ def reproduce(
     figure,
     out,
     device="auto",
+    *,
     quick=False,
     seeds=None,
     places=None,
