@@ -17,6 +17,7 @@ from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.network import build_network
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
+from kfcnet.training.diagnostics import measure
 
 
 def hessian_free(ops, layers=SMALL, shape=SHAPE, **changes):
@@ -186,11 +187,17 @@ def test_hessian_free_raises_where_conjugate_gradients_overflow_and_moves_nothin
         np.testing.assert_array_equal(after[name], before[name])
 
 
-def test_without_a_preconditioner_there_is_nothing_to_prepare(ops64, rng):
+def test_without_a_preconditioner_there_are_no_factors_to_prepare(ops64, rng, monkeypatch):
+    monkeypatch.setattr(type(ops64), "memory", 1)  # which no factor would fit into
     opt = hessian_free(ops64, preconditioner="none")
+    assert not opt.needs_preparation and not opt.blocks
+    before, (batch,) = opt.network.theta.copy(), batches(ops64, rng, 1)
+    opt.step(batch)
+    assert np.isfinite(opt.network.theta).all() and (opt.network.theta != before).any()
+    row = measure(opt, before, batch)
+    assert np.isnan(row["conv1_pi"]) and np.isfinite(row["conv1_nu"])
+    opt.load_state(opt.state())
     assert not opt.needs_preparation
-    opt.step(batches(ops64, rng, 1)[0])
-    assert not opt.blocks[0].Omega.any()
 
 
 def test_a_restored_optimizer_goes_on_bit_for_bit(rng):

@@ -94,6 +94,8 @@ def check_memory(layers, ops):
     While the largest is inverted there are two more of its size. A system may grant more memory
     than it has, and end the process once that is used; a GPU refuses it by itself.
     """
+    if not layers:
+        return
     layer = max(layers, key=lambda layer: max(layer.factor_sizes))
     rows = max(layer.factor_sizes)
     elements = 2 * sum(side**2 for each in layers for side in each.factor_sizes) + 2 * rows**2

@@ -19,20 +19,15 @@ class HessianFree(LevenbergMarquardt):
     works on the host with vectors of theta's size, whatever the device.
     """
 
-    def __init__(self, network, loss, config):
-        super().__init__(network, loss, config)
-        self.needs_preparation = config.preconditioner == "kfc"
-
-    def load_state(self, state):
-        super().load_state(state)
-        self.needs_preparation &= self.config.preconditioner == "kfc"
+    def _has_factors(self):
+        return self.config.preconditioner == "kfc"
 
     def step(self, batch):
         check_batch(batch)
         M, due = self.ops.ranks.whole(batch.size), self.steps + 1
         with self.phase("gradient"):
             predictive, dz, totals = self._forward(batch)
-        if self.config.preconditioner == "kfc":
+        if self.blocks:
             self._update_preconditioner(predictive, M, due)
         with self.phase("gradient"):
             self._objective_gradient(dz, totals)
@@ -77,7 +72,7 @@ class HessianFree(LevenbergMarquardt):
             x0=c.warm_start * to_numpy(self.velocity),
             maxiter=c.cg_iterations,
             atol=c.cg_tolerance * np.linalg.norm(gradient),
-            M=self.preconditioner() if c.preconditioner == "kfc" else None,
+            M=self.preconditioner() if self.blocks else None,
         )
         change = float(gradient @ d + d @ (curvature @ d) / 2)
         if not np.isfinite(change):  # no share of such a step, not even none of it, is a number

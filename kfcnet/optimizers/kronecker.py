@@ -19,19 +19,25 @@ class KroneckerOptimizer(Optimizer):
 
     def __init__(self, network, loss, config):
         super().__init__(network, loss, config)
-        check_memory(network.weighted, self.ops)
+        has_factors = self._has_factors()
+        layers, decays = (network.weighted, self.weight_decays) if has_factors else ([], [])
+        check_memory(layers, self.ops)
         self.blocks = [
             self._block(layer, weight_decay)
-            for layer, weight_decay in zip(network.weighted, self.weight_decays, strict=True)
+            for layer, weight_decay in zip(layers, decays, strict=True)
         ]
-        costs = list(map(of_inverses, network.weighted))
+        costs = list(map(of_inverses, layers))
         self.owners = balanced(costs, self.ops.ranks.count)  # the process that inverts each block
         # Products with factors have small results: they take as long as their sums are deep.
-        self._branches = balanced([sum(layer.factor_sizes) for layer in network.weighted], 2)
+        self._branches = balanced([sum(layer.factor_sizes) for layer in layers], 2)
         self.direction = self.ops.zeros(network.theta.shape)
         self.factor_damping = self._initial_damping()
         self.factors_at = 0  # examples seen when the factors were last updated
-        self.needs_preparation = True
+        self.needs_preparation = has_factors
+
+    def _has_factors(self):
+        """Whether the configured method uses the factors at all."""
+        return True
 
     def _initial_damping(self):
         return self.config.damping

@@ -48,7 +48,8 @@ def measure(optimizer, before, batch):
             for name, value in _factors(block, optimizer.factor_damping).items()
         }
     of_layers = [f"{layer.name}_{name}" for layer in network.weighted for name in LAYER_DIAGNOSTICS]
-    return {name: row[name] for name in (*DIAGNOSTICS, *of_layers)}
+    # Hessian-free optimization without a preconditioner has no factors.
+    return {name: row.get(name, math.nan) for name in (*DIAGNOSTICS, *of_layers)}
 
 
 def activity(network, examples, indices):
