@@ -109,12 +109,12 @@ def test_a_lost_factor_a_shape_and_a_place_are_told():
 
 
 def test_the_arguments_of_a_wrong_number_an_error_and_a_missing_return_are_told():
-    beta, adapted = SOLUTIONS["3.1"], SOLUTIONS["4.4"]
+    beta, adapted = SOLUTIONS["3.1"], SOLUTIONS["4.5"]
     off = examine("3.1", lambda T1, T2, d, d2: beta(T1, T2, d, d2) + (d == (2, 1)))
     assert "For T1 = 5, T2 = 7, d = (2, 1), d2 = (1, 2) the number" in off.message
-    silent = examine("4.4", lambda damping, rho, factor: None if rho == 0.5 else damping)
+    silent = examine("4.5", lambda damping, rho, factor: None if rho == 0.5 else damping)
     assert "for damping = 2, rho = 0.5, factor = 0.9 the function returns nothing" in silent.message
-    raising = examine("4.4", lambda damping, rho, factor: adapted(damping, rho, factor) / (rho > 0))
+    raising = examine("4.5", lambda damping, rho, factor: adapted(damping, rho, factor) / (rho > 0))
     assert "for damping = 2, rho = -1, factor = 0.9 the function raises Zero" in raising.message
 
 
@@ -130,11 +130,12 @@ def test_transposed_factors_are_named_though_they_fit_a_square_gradient_alone():
 
 def test_a_mistake_is_named_beside_a_lost_factor():
     def empirical(J, p, labels, u):
-        gradients = np.einsum("mcn,mc->mn", J, p - np.eye(3)[labels])
+        gradients = np.einsum("mcn,mc->mn", J, p - np.eye(p.shape[1])[labels])
         return gradients.T @ gradients
 
     message = examine("1.3", empirical).message
-    assert "the empirical Fisher matrix" in message and "Besides, every entry is 7 times" in message
+    assert "the empirical Fisher matrix" in message
+    assert "Besides, every entry is 7 and 9 times that" in message  # a lost 1/M
 
 
 def test_an_answer_may_write_to_its_arguments():
@@ -156,3 +157,28 @@ def test_check_prints_the_number_and_the_verdict(capsys):
     )
     with pytest.raises(KeyError, match="no exercise 9.9"):
         check("9.9", len)
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_no_argument_is_the_same_in_all_cases(number):
+    """An answer that has its value, or its shape, in place of the argument would be right."""
+    cases = EXERCISES[number].cases(np.random.default_rng(0))
+    for name in cases[0]:
+        values = [case[name] for case in cases]
+        assert len({getattr(value, "shape", value) for value in values}) > 1, name
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_patch_that_leaves_the_image_on_one_side_alone_is_asked_for_on_every_side(axis):
+    cases = EXERCISES["5.4"].cases(np.random.default_rng(0))
+    left = set()
+    for case in cases:
+        (_, H, W, J), K = case["x"].shape, case["K"]
+        if case["column"] > 0:
+            place = divmod(case["row"] % (H * W), W)
+            offset = divmod((case["column"] - 1) // J, K)
+            h, w = (t + d - K // 2 for t, d in zip(place, offset, strict=True))
+            sides = [h < 0, h >= H, w < 0, w >= W]
+            if sum(sides) == 1:
+                left.add(sides.index(True))
+    assert left == {0, 1, 2, 3}

@@ -108,11 +108,11 @@ def _mistake_in_words(mistakes, cases, results, wanted):
     for words, others in known.items():
         if _agree(results, others):
             return words
-    if factor := _common_factor(results, wanted):
-        return f"Every entry is {factor:.4g} times what it should be: a factor is lost or too much."
+    if factors := _factors(results, wanted):
+        return f"Every entry is {factors} times what it should be: a factor is lost or too much."
     for words, others in known.items():
-        if factor := _common_factor(results, others):
-            return f"{words} Besides, every entry is {factor:.4g} times that."
+        if factors := _factors(results, others):
+            return f"{words} Besides, every entry is {factors} times that."
     return None
 
 
@@ -170,15 +170,16 @@ def _difference(cases, results, wanted):
     return f"{wrong.sum()} of {wrong.size} entries are wrong; the first is at {place}."
 
 
-def _common_factor(results, others):
-    """The number, not 0, that results, one array each, are of others in every entry; or None."""
+def _factors(results, others):
+    """The numbers, not 0, that results, one array each, are of others in every entry, in words:
+    "7", or "7 and 9" where it is another one in another case; or None.
+    """
     if any(isinstance(result, Exception) or len(result) > 1 for result in [*results, *others]):
         return None
-    factors = {_factor(*result, *other) for result, other in zip(results, others, strict=True)}
-    first = next(iter(factors))
-    if None in factors or max(factors) - min(factors) > 1e-3 * abs(first):
+    factors = [_factor(*result, *other) for result, other in zip(results, others, strict=True)]
+    if None in factors:
         return None
-    return first
+    return " and ".join(dict.fromkeys(f"{factor:.4g}" for factor in factors))
 
 
 def _factor(array, other):

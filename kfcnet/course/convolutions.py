@@ -19,7 +19,9 @@ def _beta(T1, T2, d, d2):
 def _beta_cases(rng):
     offsets = (((1, 2), (-1, 1)), ((0, 0), (2, -1)), ((-2, -2), (-1, 1)), ((2, 1), (1, 2)))
     cases = [{"T1": 5, "T2": 7, "d": d, "d2": d2} for d, d2 in offsets]
-    return [*cases, {"T1": 3, "T2": 7, "d": (-2, 0), "d2": (2, 0)}]
+    # Both offsets span the image: downwards alone, and downwards and across.
+    spans = [(3, 7, (-2, 0), (2, 0)), (3, 3, (-2, -2), (2, 2))]
+    return cases + [{"T1": T1, "T2": T2, "d": d, "d2": d2} for T1, T2, d, d2 in spans]
 
 
 def _overlap_of_difference(T1, T2, d, d2):
@@ -46,6 +48,10 @@ def _negative_where_they_span(T1, T2, d, d2):
     return math.prod(sides)
 
 
+def _negative_sides(T1, T2, d, d2):
+    return max(0, _negative_where_they_span(T1, T2, d, d2))
+
+
 def _seen_by_either(T1, T2, d, d2):
     return _beta(T1, T2, d, d) + _beta(T1, T2, d2, d2) - _beta(T1, T2, d, d2)
 
@@ -69,11 +75,12 @@ def _gram(rows, M):
 
 
 def _omega_cases(rng):
-    return [{"a": 1 + rng.normal(size=(2, 4, 5, 2)), "K": 3}]
+    shapes = ((2, 4, 5, 2), 3), ((3, 6, 7, 1), 5), ((2, 3, 2, 3), 1)
+    return [{"a": 1 + rng.normal(size=shape), "K": K} for shape, K in shapes]
 
 
 def _gamma_cases(rng):
-    return [{"ds": 0.3 + rng.normal(size=(3, 4, 5, 2))}]
+    return [{"ds": 0.3 + rng.normal(size=shape)} for shape in ((3, 4, 5, 2), (2, 3, 4, 3))]
 
 
 def _flat(ds):
@@ -81,8 +88,8 @@ def _flat(ds):
 
 
 def _autocorrelation_cases(rng):
-    smooth = np.cumsum(rng.normal(size=(3, 5, 6)), axis=2)
-    return [{"ds": smooth, "d": d} for d in ((0, 1), (1, 2))]
+    shapes = ((3, 5, 6), (0, 1)), ((3, 5, 6), (1, 2)), ((2, 4, 3), (2, 0))
+    return [{"ds": np.cumsum(rng.normal(size=shape), axis=2), "d": d} for shape, d in shapes]
 
 
 def _pairs(ds, d):
@@ -122,6 +129,9 @@ EXERCISES = {
             ),
             "No location has both offsets inside where they span the image: the count is zero "
             "then, not negative.": _negative_where_they_span,
+            "Two sides below zero have a product above zero: each side is at least zero.": (
+                _negative_sides
+            ),
             "Rows and columns are exchanged: d[0] goes with T1, d[1] with T2.": (
                 lambda T1, T2, d, d2: _beta(T2, T1, d, d2)
             ),
@@ -156,6 +166,9 @@ EXERCISES = {
             ),
             "The columns are in the paper's order, j|Delta| + delta; here it is delta*J + j.": (
                 lambda a, K: _gram(_rows(_patches(a, K).transpose(0, 1, 4, 2, 3)), len(a))
+            ),
+            "The side of the kernel is 3 here; it is given, K.": lambda a, K: input_factor(
+                a, kernel_size=3, padding=1
             ),
             "Patches go around the border; outside of the image there are zeros.": lambda a, K: (
                 _gram(_rows(_patches(a, K, "wrap")), len(a))

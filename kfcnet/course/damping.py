@@ -12,11 +12,12 @@ def _spd(rng, side, scale):
 
 
 def _factor_cases(rng):
-    return [{"Omega": _spd(rng, 5, 3.0), "Gamma": _spd(rng, 2, 0.1)}]
+    sizes = (5, 3.0, 2, 0.1), (3, 0.2, 4, 1.0)
+    return [{"Omega": _spd(rng, P, s), "Gamma": _spd(rng, I, t)} for P, s, I, t in sizes]
 
 
 def _damped_cases(rng):
-    return [{**case, "c": 0.04} for case in _factor_cases(rng)]
+    return [{**case, "c": c} for case, c in zip(_factor_cases(rng), (0.04, 0.5), strict=True)]
 
 
 def _mean_eigenvalue(matrix):
@@ -37,13 +38,28 @@ def _damped(Omega, Gamma, c):
 
 
 def _clip_cases(rng):
-    return [{"nu": nu, "C": 0.3} for nu in (2.7, 0.31, 0.03)]
+    return [{"nu": nu, "C": C} for nu, C in ((2.7, 0.3), (0.31, 0.3), (0.03, 0.3), (2.0, 0.05))]
+
+
+def _nu_cases(rng):
+    cases = []
+    for M, C, n, decay in ((5, 3, 4, 0.02), (4, 2, 6, 0.5)):
+        logits = rng.normal(size=(M, C))
+        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        case = {"p": p, "r": rng.normal(size=(M, C)), "v": rng.normal(size=n)}
+        cases.append({**case, "weight_decay": decay})
+    return cases
+
+
+def _nu(p, r, v, weight_decay):
+    return ((p * r**2).sum(axis=1) - (p * r).sum(axis=1) ** 2).mean() + weight_decay * v @ v
 
 
 def _rule_cases(rng):
-    return [
+    cases = [
         {"damping": 2.0, "rho": rho, "factor": 0.9} for rho in (0.9, 0.5, 0.1, -1.0, 0.25, 0.75)
     ]
+    return [*cases, *({"damping": 0.1, "rho": rho, "factor": 0.6} for rho in (1.2, 0.2))]
 
 
 EXERCISES = {
@@ -145,6 +161,39 @@ EXERCISES = {
         },
     ),
     "4.4": Exercise(
+        _nu_cases,
+        _nu,
+        {
+            "The weight decay is missing: it belongs to the objective, and to its curvature.": (
+                lambda p, r, v, weight_decay: _nu(p, r, v, 0.0)
+            ),
+            "F_R is diag(p) - p p^T: the second term is missing.": (
+                lambda p, r, v, weight_decay: (
+                    _nu(p, r, v, weight_decay) + ((p * r).sum(axis=1) ** 2).mean()
+                )
+            ),
+            "The mean over the examples is missing.": lambda p, r, v, weight_decay: (
+                len(p) * _nu(p, r, v, 0.0) + weight_decay * v @ v
+            ),
+            "The penalty's share is divided by the examples' number; the objective has it once.": (
+                lambda p, r, v, weight_decay: _nu(p, r, v, weight_decay / len(p))
+            ),
+            "The penalty's half goes with the square's two: its curvature is lambda.": (
+                lambda p, r, v, weight_decay: _nu(p, r, v, weight_decay / 2)
+            ),
+            "The square is of the mean over the examples; each example has an F_R of its own.": (
+                lambda p, r, v, weight_decay: (
+                    (p * r**2).sum(axis=1).mean()
+                    - (p * r).sum(axis=1).mean() ** 2
+                    + weight_decay * v @ v
+                )
+            ),
+            "The probabilities are missing: this is the length of r.": (
+                lambda p, r, v, weight_decay: (r**2).sum(axis=1).mean() + weight_decay * v @ v
+            ),
+        },
+    ),
+    "4.5": Exercise(
         _rule_cases,
         lambda damping, rho, factor: adapted_damping(damping, rho, factor),
         {

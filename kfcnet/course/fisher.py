@@ -19,7 +19,9 @@ def _score(z, y):
 
 
 def _score_cases(rng):
-    return [{"z": rng.normal(size=(5, 3)), "y": rng.integers(3, size=5)}]
+    return [
+        {"z": rng.normal(size=(M, C)), "y": rng.integers(C, size=M)} for M, C in ((5, 3), (4, 6))
+    ]
 
 
 def _output_fisher(p):
@@ -33,7 +35,10 @@ def _through(J, F_R):
 
 
 def _fisher_cases(rng):
-    return [{"J": rng.normal(size=(5, 3, 4)), "p": _softmax(rng.normal(size=(5, 3)))}]
+    return [
+        {"J": rng.normal(size=(M, C, n)), "p": _softmax(rng.normal(size=(M, C)))}
+        for M, C, n in ((5, 3, 4), (4, 2, 5))
+    ]
 
 
 def _draw(p, u):
@@ -50,20 +55,24 @@ def _second_moment(g):
 
 
 def _sampled_cases(rng):
-    p = _softmax(rng.normal(size=(7, 3)))
     return [
         {
-            "J": rng.normal(size=(7, 3, 4)),
-            "p": p,
-            "labels": rng.integers(3, size=7),
-            "u": rng.random(7),
+            "J": rng.normal(size=(M, C, n)),
+            "p": _softmax(rng.normal(size=(M, C))),
+            "labels": rng.integers(C, size=M),
+            "u": rng.random(M),
         }
+        for M, C, n in ((7, 3, 4), (9, 4, 3))
     ]
 
 
 def _step_cases(rng):
-    root = rng.normal(size=(4, 6))
-    return [{"F": root @ root.T, "g": rng.normal(size=4), "damping": 0.3, "learning_rate": 0.1}]
+    cases = []
+    for n, damping, learning_rate in ((4, 0.3, 0.1), (3, 2.0, 0.7)):
+        root = rng.normal(size=(n, n + 2))
+        case = {"F": root @ root.T, "g": rng.normal(size=n)}
+        cases.append({**case, "damping": damping, "learning_rate": learning_rate})
+    return cases
 
 
 def _solve(F, g, damping):

@@ -11,11 +11,11 @@ def _with_ones(A):
 
 
 def _psi_cases(rng):
-    return [{"A": 1 + rng.normal(size=(5, 3))}]
+    return [{"A": 1 + rng.normal(size=shape)} for shape in ((5, 3), (4, 2))]
 
 
 def _gamma_cases(rng):
-    return [{"ds_of_mean": rng.normal(size=(5, 3)) / 5}]
+    return [{"ds_of_mean": rng.normal(size=(M, I)) / M} for M, I in ((5, 3), (4, 2))]
 
 
 def _spd(rng, side):
@@ -26,12 +26,12 @@ def _spd(rng, side):
 def _natural_cases(rng):
     return [
         {"dW": rng.normal(size=(I, P)), "Omega_inv": _spd(rng, P), "Gamma_inv": _spd(rng, I)}
-        for I, P in ((2, 3), (3, 3))
+        for I, P in ((2, 3), (3, 3), (4, 2))
     ]
 
 
 def _block_cases(rng):
-    return [{"Omega": _spd(rng, 3), "Gamma": _spd(rng, 2)}]
+    return [{"Omega": _spd(rng, P), "Gamma": _spd(rng, I)} for P, I in ((3, 2), (2, 4))]
 
 
 def _in_row_order(dW, Omega_inv, Gamma_inv):

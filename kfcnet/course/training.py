@@ -61,25 +61,32 @@ def _weighted_average(theta, velocity, n, learning_rate, momentum, C, nu_of_n):
 
 
 def _update_cases(rng):
-    common = {"learning_rate": 0.5, "momentum": 0.9, "C": 0.3}
+    settings = (4, 0.5, 0.9, 0.3, 7.0), (4, 0.5, 0.9, 0.3, 1e-3), (3, 0.2, 0.6, 0.05, 4.0)
+    names = "learning_rate", "momentum", "C", "nu_of_n"
     return [
-        {
-            **{name: rng.normal(size=4) for name in ("theta", "velocity", "n")},
-            **common,
-            "nu_of_n": nu_of_n,
-        }
-        for nu_of_n in (7.0, 1e-3)
+        {name: rng.normal(size=size) for name in ("theta", "velocity", "n")}
+        | dict(zip(names, values, strict=True))
+        for size, *values in settings
     ]
 
 
 def _decay_cases(rng):
-    return [{"batch_size": 512, "period": period, "timescale": 50000.0} for period in (1, 5, 20)]
+    return [
+        {"batch_size": M, "period": period, "timescale": timescale}
+        for M, period, timescale in (
+            (512, 1, 50000.0),
+            (512, 5, 50000.0),
+            (512, 20, 50000.0),
+            (128, 2, 10000.0),
+        )
+    ]
 
 
 def _first_cases(rng):
     updates = np.array([0, 10, 20, 30, 40, 50])
     errors = np.array([0.9, 0.4, 0.2, 0.25, 0.1, 0.15])
-    return [{"updates": updates, "errors": errors, "level": level} for level in (0.3, 0.2, 0.05)]
+    whole = [{"updates": updates, "errors": errors, "level": level} for level in (0.3, 0.2, 0.05)]
+    return [*whole, {"updates": 3 * updates[:4], "errors": errors[:4] ** 2, "level": 0.05}]
 
 
 def _at(updates, reached):
@@ -87,9 +94,15 @@ def _at(updates, reached):
 
 
 def _patch_cases(rng):
-    x = rng.normal(size=(2, 4, 5, 2))
-    entries = [(0, 0), (7, 0), (0, 1), (7, 6), (19, 18), (33, 11), (12, 4), (26, 9)]
-    return [{"x": x, "row": row, "column": column, "K": 3} for row, column in entries]
+    x, other = rng.normal(size=(2, 4, 5, 2)), rng.normal(size=(3, 5, 3, 1))
+    inside = (0, 0), (7, 0), (0, 1), (7, 6), (19, 18), (33, 11), (12, 4), (26, 9)
+    outside = (5, 7), (4, 11), (2, 3), (16, 15)  # left, right, above and below alone
+    of_five = (0, 0), (7, 15), (22, 7), (44, 13)
+    return [
+        {"x": images, "row": row, "column": column, "K": K}
+        for images, entries, K in ((x, inside, 3), (x, outside, 3), (other, of_five, 5))
+        for row, column in entries
+    ]
 
 
 def _patch_element(x, row, column, K, swapped=False, padding=None, wraps=False):
@@ -105,6 +118,17 @@ def _patch_element(x, row, column, K, swapped=False, padding=None, wraps=False):
     if wraps:
         return x[m, h % H, w % W, j]
     return x[m, h, w, j] if 0 <= h < H and 0 <= w < W else 0.0
+
+
+def _guarded_in_one_axis(x, row, column, K, axis):
+    """Zero above and below the image alone, axis 1, or to its left and right alone, axis 2."""
+    if column == 0:
+        return 1.0
+    delta, j = divmod(column - 1, x.shape[3])
+    m, t = divmod(row, x.shape[1] * x.shape[2])
+    h, w = divmod(t, x.shape[2])
+    place = m, h + delta // K - K // 2, w + delta % K - K // 2, j
+    return x[place] if 0 <= place[axis] < x.shape[axis] else 0.0
 
 
 def _unguarded(x, row, column, K):
@@ -252,6 +276,15 @@ EXERCISES = {
             ),
             "Outside of the image there are zeros; an index below zero counts from the end, and "
             "one too large raises.": _unguarded,
+            "Columns to the left and to the right of the image are outside, too.": (
+                lambda x, row, column, K: _guarded_in_one_axis(x, row, column, K, axis=1)
+            ),
+            "Rows above and below the image are outside, too.": (
+                lambda x, row, column, K: _guarded_in_one_axis(x, row, column, K, axis=2)
+            ),
+            "The side of the kernel is 3 here; it is given, K.": (
+                lambda x, row, column, K: _patch_element(x, row, column, 3)
+            ),
             "The patch is mirrored: at offset delta the input is at t + delta, not t - delta.": (
                 _mirrored
             ),
