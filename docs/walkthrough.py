@@ -161,8 +161,8 @@ gradient = [
 # \qquad \text{(Eq. 18, 23)}$$
 #
 # Activations are summed over an example's locations, derivatives averaged. Both are running
-# averages over mini-batches, with a timescale in examples; the first mini-batch's samples are
-# drawn as a step's that will never come.
+# averages over mini-batches, with a timescale in examples. For the first mini-batch the random
+# numbers are those of a step far beyond the end of any run, so that none is used twice.
 
 
 # %% alt="Omega of conv1, Omega of conv2, Gamma of conv1 and Gamma of conv2 as coloured matrices"
@@ -206,8 +206,8 @@ show(axes[3], running[1][1], "$\\Gamma_2$ of conv2: 8 maps")
 
 # %% [markdown]
 # Red is positive, blue negative. Pixels go together with their neighbours in the same row (next to
-# the diagonal of $\Omega_0$) and, more, in the same column (three off it). Behind a ReLU every
-# product is positive, and some maps are large together whatever the offsets ($\Omega_1$: the same
+# the diagonal of $\Omega_0$) and, more, in the same column (three off it). Behind a ReLU no
+# product is negative, and some maps are large together whatever the offsets ($\Omega_1$: the same
 # pattern in every block). Derivatives of different maps have little to do with each other.
 #
 # ## Damping, and the natural gradient

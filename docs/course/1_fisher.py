@@ -351,28 +351,37 @@ def matrix_of(kind, p):
 figure, panels = plt.subplots(1, 2, figsize=(8, 3), layout="constrained", sharey=True)
 for damping, axes in zip((1e-4, 1e-1), panels, strict=True):
     for kind, style in (("exact", "-"), ("sampled", "--"), ("empirical", ":")):
-        W, losses = np.zeros((10, 17)), []
-        for _ in range(40):
+        W, losses, along = np.zeros((10, 17)), [], {}
+        for update in range(40):
             z = with_ones @ W.T
             p = np.exp(z - z.max(axis=1, keepdims=True))
             p /= p.sum(axis=1, keepdims=True)
             losses.append(-np.log(p[np.arange(500), classes]).mean())
             g = (p - np.eye(10)[classes]).T @ with_ones / 500
-            F = matrix_of(kind, p) + damping * np.eye(170)
+            F = matrix_of(kind, p)
+            if kind == "empirical" and update in (0, 9, 39):
+                along[update] = g.ravel() @ F @ g.ravel()
+                along[update] /= g.ravel() @ matrix_of("exact", p) @ g.ravel()
+            F = F + damping * np.eye(170)
             W -= 0.3 * np.linalg.solve(F, g.ravel()).reshape(W.shape)
         axes.plot(losses, style, label=kind)
         print(
             f"damping {damping:.4f}, {kind:9}: after 5 updates {losses[5]:.3f}, 39 {losses[39]:.4f}"
         )
+    for update, ratio in along.items():
+        print(f"damping {damping:.4f}, empirical over exact after {update:2} updates: {ratio:.1f}")
     axes.set(xlabel="updates", yscale="log", title=f"damping {damping:g}")
 panels[0].set(ylabel="training loss (nats)")
 panels[0].legend()
 
 # %% [markdown]
-# On the left the damping is light and the matrix decides. The empirical one loses the first updates
-# (too large where the model is wrong) and stalls at the end (too small where it fits). On the right
-# the damping is heavier than most of the matrix, and in the end all are equal. A method that only
-# works with heavy damping may be hiding a wrong matrix.
+# On the left the damping is light and the matrix decides. *Empirical over exact* says how large the
+# empirical matrix is along the gradient, in terms of the exact one. At first it is too large, and
+# the steps are too short. When most digits fit it is too small: the steps are long, and for a while
+# it even overtakes the exact matrix. Then it stalls: a few digits that are predicted wrongly with
+# confidence make most of the gradient, and most of the empirical matrix too, which is too large
+# along it again. On the right the damping is heavier than most of the matrix, and in the end all
+# are equal. A method that only works with heavy damping may be hiding a wrong matrix.
 #
 # ## Exercises
 #

@@ -280,12 +280,12 @@ for when, epochs in (("before training", 0), ("after 5 epochs", 5)):
 
 
 # %% [markdown]
-# The distances are large. SUD costs much: the correlations that it drops are small, as the next
-# figure shows, but there are $|\mathcal{T}|^2$ pairs of locations, and they add up. The step is
-# worth more than the distance suggests, and clearly more than the gradient's. An assumption more
-# does not always make the step worse. SUA drops the correlations of **activations** between
-# locations; it loses little here, where the maps have 4 x 4 locations. The diagonal drops all
-# correlations and is hardly better than the gradient.
+# The distances are large, and SUD has a large part in them: the correlations that it drops are
+# small, as the next figure shows, but there are $|\mathcal{T}|^2$ pairs of locations, and they add
+# up. The step is worth more than the distance suggests, and clearly more than the gradient's. An
+# assumption more does not always make the step worse. SUA drops the correlations of **activations**
+# between locations; it loses little here, where the maps have 4 x 4 locations. The diagonal drops
+# all correlations and is hardly better than the gradient.
 #
 # ## An assumption broken: average pooling
 #
@@ -302,10 +302,12 @@ for axis, pool in zip(axes, ("max_pool", "avg_pool"), strict=False):
     axis.imshow(rho, cmap="RdBu_r", vmin=-1, vmax=1)
     axis.set(title=f"derivatives, {pool.replace('_', '-')}ing")
     neighbours = np.mean([rho[2, 1], rho[2, 3], rho[1, 2], rho[3, 2]])
-    off = distances(fisher_blocks(trained, its_loss, images[:200], "conv2"))
+    blocks = fisher_blocks(trained, its_loss, images[:200], "conv2")
+    off, size = distances(blocks), np.linalg.norm(blocks["kfc"]) / np.linalg.norm(blocks["exact"])
     print(
         f"{pool}: correlation of neighbouring derivatives {neighbours:.2f}, "
-        f"KFC's distance {off['kfc']:.2f}, without SUD {off['without sud']:.2f}"
+        f"KFC's distance {off['kfc']:.2f}, without SUD {off['without sud']:.2f}, "
+        f"KFC's norm over the exact one's {size:.2f}"
     )
 activations = measured["conv1"].activations[0]
 axes[2].imshow(activations, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -315,9 +317,14 @@ for axis in axes:
 
 # %% [markdown]
 # Each picture is the correlation of two values of one map over their offset, a mean over the maps.
-# The centre is 1. With max-pooling the derivatives are nearly white: SUD is a fair assumption. With
-# average pooling neighbours go together; without SUD the distance is nearly halved. Pixels are
-# correlated with their neighbours: it is right to keep $\mathbf{\Omega}$ whole.
+# The centre is 1. With max-pooling the derivatives are nearly white: SUD describes them well. With
+# average pooling neighbours go together: it does not. Pixels are correlated with their neighbours:
+# it is right to keep $\mathbf{\Omega}$ whole.
+#
+# Do not compare the distances of the two networks. With average pooling SUD drops large positive
+# terms, and KFC's block becomes much smaller than the exact one, as its norm says. A matrix that is
+# too small is hardly ever further away than 1, the distance of the zero matrix. Compare with and
+# without SUD in one network: the difference is what SUD costs there.
 #
 # ## Exercises
 #
@@ -378,5 +385,6 @@ check("3.4", autocorrelation)
 # - IAD splits, SH makes moments depend on offsets, SUD leaves one sum, and the sum counts: $\beta$.
 # - Theorem 2 has the count in $\mathbf{\Omega}$, a sum over locations. So $\mathbf{\Gamma}$ is a
 #   mean.
-# - Max-pooling makes SUD fair, average pooling breaks it. Neighbouring pixels are correlated.
+# - With max-pooling derivatives are nearly uncorrelated between locations, as SUD says; with
+#   average pooling they are not. Neighbouring pixels are correlated.
 # - The factors can be nearly singular. [Chapter 4](4_damping.md) makes their inverses safe.

@@ -57,22 +57,23 @@ layers = [
 # $$\begin{aligned}
 # \mathbf{\Omega}, \mathbf{\Gamma} &\leftarrow \text{running averages, every } T_s \text{ updates}
 # && \text{chapters 1 to 3} \\
-# \mathbf{\Omega}^{-1}, \mathbf{\Gamma}^{-1} &\leftarrow \text{damped inverses, every } T_f
-# \text{ updates} && \text{chapter 4} \\
-# v &\leftarrow -\alpha \, \mathbf{\Gamma}^{-1} (\nabla h) \, \mathbf{\Omega}^{-1}
-# && \text{Eq. 22} \\
+# [\mathbf{\Omega}^{(\gamma)}]^{-1}, [\mathbf{\Gamma}^{(\gamma)}]^{-1} &\leftarrow
+# \text{inverses of the damped factors, every } T_f \text{ updates} && \text{chapter 4} \\
+# v &\leftarrow -\alpha \, [\mathbf{\Gamma}^{(\gamma)}]^{-1} (\nabla h) \,
+# [\mathbf{\Omega}^{(\gamma)}]^{-1} && \text{Eq. 22} \\
 # v &\leftarrow v \min(1, \sqrt{C / \nu}) && \text{chapter 4} \\
 # p &\leftarrow \mu p + v, \qquad \theta \leftarrow \theta + p && \text{momentum}
 # \end{aligned}$$
 #
-# At the end the **average** of the iterates is used. SGD is the same with $v = -\alpha \nabla h$.
+# At the end the **average** of the iterates is used. SGD has $v = -\alpha \nabla h$ in their place,
+# without factors and without the clip: it has no inverse that could make a step long.
 #
 # ## A fair comparison on the digits
 #
 # Both methods get the same network, start and mini-batches. Each gets its own learning rate: the
-# best of six, by the training loss near the end. That is the paper's rule. Comparing at one common
-# rate would compare nothing. The best rate must not be the smallest or the largest one that was
-# tried: then a better one may lie outside. So the rates are printed.
+# best of six, by the training loss near the end (the paper: by the training error). Comparing at
+# one common rate would compare nothing. The best rate must not be the smallest or the largest one
+# that was tried: then a better one may lie outside. So the rates are printed.
 #
 # "Near the end" is a mean over the last quarter of the evaluations. The last one alone would do for
 # most runs, but not for one that diverges: its loss goes up to thousands, and back to exactly zero
@@ -226,8 +227,8 @@ for run in drawn.get(names[0], [])[:1]:
 #
 # - **The loss explodes in the first updates.** Look at `clipped` and `nu` in `metrics.csv`. Try a
 #   rise of the learning rate: `optimizer.schedule={name: constant, warm_up: 50000}`.
-# - **It explodes later, and nothing was clipped.** Look at examples that are wrong with certainty.
-#   Try more damping, more weight decay.
+# - **It explodes later, and nothing was clipped.** Look at examples that are wrong with a
+#   probability near 1. Try more damping, more weight decay.
 # - **`nu` is below C, and still the loss jumps.** It is the momentum. Try a clip of $C (1 -
 #   \mu)^2$.
 # - **The error gets stuck early.** Look for dead maps in `diagnostics.csv`. Try a lower rate at the

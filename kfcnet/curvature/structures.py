@@ -1,8 +1,9 @@
 """The structures of a layer's Fisher block: which assumptions they add to KFC's or drop.
 
 The paper reads earlier methods as structured approximations of the Fisher matrix (its section 4.2
-and appendix C). Each structure starts from the same running averages as KFC, so that a comparison
-shows what an assumption loses; none is written to be cheaper than KFC.
+and appendix C). Each structure but `autocovariance` starts from the same running averages as KFC,
+to which `ekfac` adds its own moments, so that a comparison shows what an assumption loses; none is
+written to be cheaper than KFC.
 """
 
 from kfcnet.curvature.autocovariance import AutocovarianceBlock

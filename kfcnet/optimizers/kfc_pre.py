@@ -106,7 +106,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         `clip_fraction` of the mini-batch. v^T F v is about twice the KL divergence between the
         predictions before and after the step, lambda |v|^2 the share of the penalty.
 
-        As published, nu is blind to examples that are predicted wrongly with certainty: their F_R
+        nu is blind to examples that are predicted wrongly with a probability near 1: their F_R
         vanishes with p(1 - p), and so does their share of Gamma, but not their gradient. On a
         training set that is fitted, such an example can move everything by alpha g / (lambda +
         gamma) past a silent clip, and the run diverge. Weight decay keeps predictions from becoming

@@ -50,7 +50,7 @@ def large_batch_rows(evidence):
         evidence,
         f"{evidence.data}, {threshold:.0%} training error: updates of SGD over those of "
         "KFC-pre, at the mini-batches of Figure 1",
-        "{} to {}, of no size".format(*FEWER_UPDATES),
+        "{} to {}, no size given".format(*FEWER_UPDATES),
         f"{main}_sgd",
         f"{main}_kfc",
         "train_error",
