@@ -558,7 +558,7 @@ def test_large_mini_batches_are_compared_by_their_lowest_test_errors(evidence):
     assert kfc.here == Value(pytest.approx(0.5 / 0.3)) and kfc.verdict == REPRODUCED
     assert sgd.here == "not run"
     assert (updates.here, updates.verdict) == (Value(2.0), "")
-    assert (updates.paper, updates.ratio) == ("10 to 20, of no size", "")
+    assert (updates.paper, updates.ratio) == ("10 to 20, no size given", "")
     assert updates.reason.endswith("; 1 times as many are due to the sizes alone")
 
 

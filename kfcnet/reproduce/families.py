@@ -19,9 +19,7 @@ def decays():
     """
 
     def curve(method, share, is_tuned=False):
-        decay = {name: round(share * value, 9) for name, value in paper.WEIGHT_DECAY.items()}
-        overrides = f"optimizer.weight_decay={json.dumps(decay)}", "evaluation.every=0.5"
-        words = f"{'all' if share == 1 else f'{share:g}'} of the published decay"
+        overrides, words = _decay(share)
         return Curve(
             f"cifar_{method}_decay_{share:g}" + "_tuned" * is_tuned,
             f"cifar_{method}",
@@ -36,6 +34,36 @@ def decays():
     shares = ("kfc", 1), ("kfc", 0.3), ("kfc", 0.1), ("sgd", 1), ("sgd", 0.1)
     tuned = ("kfc", 1), ("kfc", 0.1)
     return [curve(*each) for each in shares] + [curve(*each, is_tuned=True) for each in tuned]
+
+
+def normalised_decays():
+    """Curves with batch normalisation and less weight decay, at the rates that were tuned with the
+    usual one.
+
+    The last layer takes in less with batch normalisation and needs larger weights for the same
+    logits: the same decay is a heavier penalty of the same function.
+    """
+    return [
+        Curve(
+            f"cifar_{method}_bn_decay_{share:g}",
+            f"cifar_{method}_bn",
+            overrides,
+            rate_of=f"cifar_{method}_bn",
+            epochs=20,
+            seeds=1,
+            words=words,
+        )
+        for share in (0.03, 0.003)
+        for overrides, words in (_decay(share),)
+        for method in ("kfc", "sgd")
+    ]
+
+
+def _decay(share):
+    """(overrides, words) of a share of the published weight decay."""
+    decay = {name: round(share * value, 9) for name, value in paper.WEIGHT_DECAY.items()}
+    words = f"{'all' if share == 1 else f'{share:g}'} of the published decay"
+    return (f"optimizer.weight_decay={json.dumps(decay)}", "evaluation.every=0.5"), words
 
 
 def starts(prefix, epoch, diagnosed, common=(), small=(), **values):

@@ -28,8 +28,10 @@ def figures(main, *others):
     structures = tuple(f"{main}_{name}" for name in ("kfc", *COMPARED, "tikhonov"))
     pair = f"{main}_kfc", f"{main}_sgd"
     starts = tuple(curve.name for curve in families.starts(main, 1, 1, small=others))
-    of_cifar = {}
+    of_cifar, less_decay = {}, ()
     if main == "cifar":
+        less_decay = tuple(curve.name for curve in families.normalised_decays())
+        less_decay = _loss_and_error((*normalised[2:], *less_decay), "epochs", "cd")
         shares, free, scaled, choices = (
             tuple(curve.name for curve in group)
             for group in (
@@ -113,8 +115,11 @@ def figures(main, *others):
         ),
         "batchnorm": FigurePlan(
             "With and without batch normalisation (appendix D.2)",
-            _loss_and_error(normalised),
-            caption="Loss and error over training time.",
+            _loss_and_error(normalised) + less_decay,
+            caption="Loss and error over training time."
+            + " (c), (d): over epochs, with a tenth and a hundredth of that weight decay. The last "
+            "layer takes in less with batch normalisation, and needs larger weights for the same "
+            "logits: the same decay is a heavier penalty." * bool(less_decay),
         ),
         "minibatch": FigurePlan(
             "KFC-pre with smaller mini-batches (section 5.2, footnote 3)",

@@ -77,6 +77,7 @@ def _published():
         Curve("svhn_sgd_large", "svhn_sgd", large, stages=svhn, epochs=60),
         Curve("cifar_kfc_bn", "cifar_kfc_bn", epochs=20, grows=True, clips=CLIPS),
         Curve("cifar_sgd_bn", "cifar_sgd_bn", ("evaluation.every=0.5",), grows=True),
+        *families.normalised_decays(),
         *families.others("cifar", rates=(*paper.LEARNING_RATES, *LOW_RATES)),
         Curve("cifar_kfac", "cifar_kfac", rates=(), dampings=DAMPINGS, grows=True, epochs=20),
         *families.hessian_free(),

@@ -33,6 +33,7 @@ def rows(evidence):
         *methods.invariance_rows(evidence),
         *methods.choice_rows(evidence),
         *times.batch_norm_rows(evidence),
+        *times.normalised_decay_rows(evidence),
     ]
 
 

@@ -181,6 +181,28 @@ def decay_rows(evidence):
     ]
 
 
+def normalised_decay_rows(evidence):
+    """How fast both methods learn with batch normalisation and less weight decay, in epochs: the
+    same decay is a heavier penalty with it.
+    """
+    main, threshold = evidence.plan.main, evidence.plan.errors.updates
+    return [
+        reached_row(
+            evidence,
+            f"{evidence.data}, {threshold:.0%} training error: epochs, {name} with batch "
+            f"normalisation, {share:g} of the published decay",
+            "not given",
+            curve,
+            "train_error",
+            threshold,
+            "epochs",
+        )
+        for method, name in (("kfc", "KFC-pre"), ("sgd", "SGD"))
+        for share in (0.03, 0.003)
+        if (curve := f"{main}_{method}_bn_decay_{share:g}") in evidence.plan.curves
+    ]
+
+
 def batch_norm_rows(evidence):
     """Batch normalisation helps both methods, and KFC-pre stays ahead (appendix D.2)."""
     main, threshold = evidence.plan.main, evidence.plan.errors.updates
