@@ -81,7 +81,15 @@ def test_every_planned_run_has_a_valid_configuration(name):
         assert set(plan.needs(figure)) <= set(plan.needs("all"))
     assert set(plan.needs("all")) == set(plan.curves)
     missing = (
-        {"decay", "free", "invariance", "choices", "autocovariance", "autoencoder"}
+        {
+            "decay",
+            "batchnorm_decay",
+            "free",
+            "invariance",
+            "choices",
+            "autocovariance",
+            "autoencoder",
+        }
         if name == "quick"
         else set()
     )

@@ -33,6 +33,7 @@ FIGURES = (
     "sensitivity",
     "starts",
     "decay",
+    "batchnorm_decay",
     "free",
     "invariance",
     "choices",
