@@ -26,7 +26,7 @@ from kfcnet.ops.cuda.dry_run import DryRun
 from kfcnet.ops.deferred import Future, as_generator
 from kfcnet.ops.primitives import ConvGradients, Placed, Pooling
 from kfcnet.ops.shapes import output_sides
-from kfcnet.training.build import build, captured_step, period
+from kfcnet.training.build import build, captured_step, period, whole_periods
 
 CACHE = 128 * 2**20  # bytes: more than the caches hold
 REPLAYS = 30
@@ -306,7 +306,7 @@ def step_row(ops, config, name, rounds=15, least=20):
     optimizer.prepare([batch])
     # The mini-batch is the same in every step, as PyTorch's is: a captured step reads it in place.
     take_step = captured_step(optimizer, lambda step: batch, M)
-    steps = period(config) * math.ceil(least / period(config))
+    steps = whole_periods(config, least)
 
     def turn():
         for _ in range(steps):

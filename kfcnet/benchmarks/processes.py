@@ -20,7 +20,7 @@ from kfcnet.config import load_config
 from kfcnet.ops import get_ops
 from kfcnet.ranks import Ranks, RanksError, world
 from kfcnet.runs.files import markdown_table
-from kfcnet.training.build import build, period
+from kfcnet.training.build import build, whole_periods
 
 STEPS = {"SGD": "cifar_sgd", "KFC-pre": "cifar_kfc"}
 SIZES = tuple(4**power for power in range(11))  # floats of a sum that is timed: up to 4 MB
@@ -157,7 +157,7 @@ def _time_steps(config, ops, input_shape):
     batch = Batch(*(np.ascontiguousarray(ranks.share(array)) for array in whole))
     optimizer = build(config, ops, input_shape)
     optimizer.prepare([batch])
-    steps = max(period(config), 10)
+    steps = whole_periods(config, 10)
     for count in (2, steps):
         ranks.restart()
         began, cpu = time.perf_counter(), time.process_time()

@@ -16,7 +16,7 @@ from kfcnet.batches import Batch
 from kfcnet.benchmarks.cpu import example_batch
 from kfcnet.ops import get_ops
 from kfcnet.ranks import Alone, Ranks
-from kfcnet.training.build import build, period
+from kfcnet.training.build import build, whole_periods
 
 EXAMPLES = 2560
 """At least so many examples of the whole mini-batch are trained on in a turn."""
@@ -69,7 +69,7 @@ class OwnWork:
         )
         self._optimizer = build(config, ops, input_shape)
         self._optimizer.prepare([self._batch])
-        self._steps = period(config) * math.ceil(EXAMPLES / (period(config) * M))
+        self._steps = whole_periods(config, EXAMPLES / M)
         self._ranks, self.seconds = ranks, []
 
     def turn(self):

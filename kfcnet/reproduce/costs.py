@@ -5,7 +5,6 @@ runs of several. So its minutes are epochs times the cost of an epoch, and that 
 from the runs, for all curves on one machine.
 """
 
-import math
 import time
 from statistics import median
 
@@ -14,7 +13,14 @@ from kfcnet.batches import Loader
 from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.files import read_json, write_json
 from kfcnet.runs.identity import work_key
-from kfcnet.training.build import build_for, build_ops, captured_step, examples_of, period, resolved
+from kfcnet.training.build import (
+    build_for,
+    build_ops,
+    captured_step,
+    examples_of,
+    resolved,
+    whole_periods,
+)
 from kfcnet.training.clock import Stopwatch
 
 FILE = "costs.json"
@@ -127,8 +133,7 @@ class _Contestant:
         self.loader = Loader(examples, config.optimizer.batch_size, config.seed)
         self.optimizer.prepare([self.loader.batch(0)])
         self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
-        whole = period(config)
-        self.updates = whole * math.ceil(at_least / (whole * self.loader.size))
+        self.updates = whole_periods(config, at_least / self.loader.size)
         self.turns_of_an_epoch = len(examples) / (self.updates * self.loader.size)
         self.seconds = []
 

@@ -218,6 +218,11 @@ def period(config):
     return math.lcm(*(getattr(config.optimizer, key, 1) for key in keys))
 
 
+def whole_periods(config, updates):
+    """The least number of updates from `updates` on in which each kind has its share of time."""
+    return period(config) * math.ceil(updates / period(config))
+
+
 def captured_step(optimizer, draw, size):
     """step() -> Step: an update along draw(step counter), a Batch of `size` examples.
 
