@@ -23,7 +23,7 @@ from kfcnet.reproduce.plan import Curve, Errors, FigurePlan, Measurement, PanelP
 from kfcnet.reproduce.plans import make_plan
 from kfcnet.reproduce.progress import CurveProgress, progress_of
 from kfcnet.reproduce.rows import Evidence, is_waiting, spread
-from kfcnet.reproduce.values import Value, middle, ratio
+from kfcnet.reproduce.values import Value, middle, ratio, reached
 from kfcnet.reproduce.verdicts import DIRECTION, FAILED, OPEN, REPRODUCED, Interval
 from kfcnet.runs.checkpoint import CheckpointError
 from kfcnet.runs.files import write_json
@@ -401,6 +401,23 @@ def test_the_first_speed_up_is_reported_with_other_weight_decays(evidence):
     rows = claims.times.decay_rows(evidence._replace(plan=plan, runs=runs))
     assert [(row.here, row.verdict) for row in rows] == [(Value(2.0), "")] * 2
     assert "50% test error: epochs of SGD over those of KFC-pre, 0.1 of" in rows[1].claim
+
+
+def test_batch_normalisation_is_explained_by_its_weight_decay(evidence):
+    """The runs: KFC-pre comes to 50% training error after an epoch, SGD after two."""
+    names = {"digits_kfc_bn": "digits_sgd", "digits_kfc_bn_decay_0.03": "digits_kfc"}
+    plan = evidence.plan._replace(
+        curves=evidence.plan.curves | dict.fromkeys(names), errors=Errors(0.5, 0.5, 0.5)
+    )
+    runs = evidence.runs | {name: evidence.runs[like] for name, like in names.items()}
+    found = evidence._replace(plan=plan, runs=runs)
+    (row,) = claims.times.normalised_decay_rows(found)
+    epochs = reached(runs["digits_kfc"][0], "train_error", 0.5, "epochs")
+    assert (row.here, row.verdict) == (epochs, "")
+    assert "epochs, KFC-pre with batch normalisation, 0.03 of the published decay" in row.claim
+    both, sgd, kfc = claims.times.batch_norm_rows(found)
+    assert kfc.reason.endswith(f", by the share of the published decay: 0.03: {epochs}")
+    assert "published decay" not in both.reason + sgd.reason
 
 
 def test_how_far_the_test_loss_has_risen_again_is_reported(evidence):

@@ -12,6 +12,9 @@ COMPARED = tuple(name for name in STRUCTURES if name != "autocovariance")
 UNTUNED = ("optimizer.learning_rate=0.003",)
 """Of the starts and of the weight decays, which are chosen before the learning rate is tuned."""
 
+NORMALISED_DECAYS = 0.1, 0.03, 0.003
+"""Shares of the published weight decay that are tried with batch normalisation."""
+
 
 def decays():
     """Curves with other shares of the published weight decay, which was chosen at a rate that was
@@ -53,7 +56,7 @@ def normalised_decays():
             seeds=1,
             words=words,
         )
-        for share in (0.03, 0.003)
+        for share in NORMALISED_DECAYS
         for overrides, words in (_decay(share),)
         for method in ("kfc", "sgd")
     ]

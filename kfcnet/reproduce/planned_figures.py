@@ -52,9 +52,9 @@ def figures(main, *others):
                 "Batch normalisation with less weight decay",
                 _loss_and_error((*normalised[2:], *normalised_shares), "epochs"),
                 caption="Loss and error over epochs, with the usual 0.3 of the published weight "
-                "decay, and with a tenth and a hundredth of that at the same learning rates, one "
-                "seed each. The last layer takes in less with batch normalisation, and needs "
-                "larger weights for the same logits: the same decay is a heavier penalty.",
+                "decay, and with less of it at the same learning rates, one seed each. The last "
+                "layer takes in less with batch normalisation, and needs larger weights for the "
+                "same logits: the same decay is a heavier penalty.",
             ),
             "free": FigurePlan(
                 "Hessian-free optimization, with and without KFC (section 3.2)",

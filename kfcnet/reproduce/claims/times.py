@@ -4,15 +4,17 @@ import numpy as np
 
 from kfcnet.figures.paper import EPOCH_COST, MINUTES, NETWORK_ERROR, SVHN_MINUTES
 from kfcnet.reproduce import verdicts
+from kfcnet.reproduce.families import NORMALISED_DECAYS
 from kfcnet.reproduce.rows import (
     at_shared_test_error,
     compared_runs,
     epoch_seconds,
     fit_at_lowest,
+    is_waiting,
     reached_row,
     speed_up,
 )
-from kfcnet.reproduce.values import Value, lowest_test_error, typical
+from kfcnet.reproduce.values import Value, lowest_test_error, reached, typical
 from kfcnet.reproduce.verdicts import OPEN
 from kfcnet.runs.labels import PARTS, data_set, is_part
 
@@ -185,7 +187,7 @@ def normalised_decay_rows(evidence):
     """How fast both methods learn with batch normalisation and less weight decay, in epochs: the
     same decay is a heavier penalty with it.
     """
-    main, threshold = evidence.plan.main, evidence.plan.errors.updates
+    threshold = evidence.plan.errors.updates
     return [
         reached_row(
             evidence,
@@ -198,9 +200,30 @@ def normalised_decay_rows(evidence):
             "epochs",
         )
         for method, name in (("kfc", "KFC-pre"), ("sgd", "SGD"))
-        for share in (0.03, 0.003)
-        if (curve := f"{main}_{method}_bn_decay_{share:g}") in evidence.plan.curves
+        for share, curve in _less_decay(evidence.plan, method)
     ]
+
+
+def _less_decay(plan, method):
+    """[(share of the published decay, curve)] of a method with batch normalisation."""
+    curves = {share: f"{plan.main}_{method}_bn_decay_{share:g}" for share in NORMALISED_DECAYS}
+    return [(share, curve) for share, curve in curves.items() if curve in plan.curves]
+
+
+def _with_less_decay(evidence, method):
+    """How many epochs a method needs with batch normalisation by the share of the published decay,
+    in words; "" where that was not run.
+    """
+    threshold = evidence.plan.errors.updates
+    needed = [
+        f"{share:g}: {reached(run, 'train_error', threshold, 'epochs')}"
+        for share, curve in _less_decay(evidence.plan, method)
+        for run in evidence.runs.get(curve, [])[:1]
+    ]
+    if not needed:
+        return ""
+    shares = ", ".join(needed)
+    return f"; epochs with batch normalisation, by the share of the published decay: {shares}"
 
 
 def batch_norm_rows(evidence):
@@ -211,7 +234,7 @@ def batch_norm_rows(evidence):
         ("SGD without batch normalisation over with it", "sgd", "sgd_bn"),
         ("KFC-pre without batch normalisation over with it", "kfc", "kfc_bn"),
     )
-    return [
+    rows = [
         speed_up(
             evidence,
             f"{evidence.data}, {threshold:.0%} training error: time, {claim}",
@@ -223,4 +246,8 @@ def batch_norm_rows(evidence):
             "minutes",
         )
         for claim, slow, fast in pairs
+    ]
+    return [
+        row._replace(reason=row.reason + _with_less_decay(evidence, slow) * (not is_waiting(row)))
+        for row, (_, slow, _) in zip(rows, pairs, strict=True)
     ]
