@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from reproductions import do, rate, small_plan, write_run
 from runs import assert_same_run
@@ -530,6 +531,22 @@ def test_runs_that_share_the_machine_are_no_sooner_done_by_the_plan(
     forecast, now = work.Forecast(at_a_time), progress_of(plan, index)
     forecast.estimate(plan, now, {}, work.UnusableData({}, index))
     assert "left: 9 epochs of 2 curves, about 3 min" in forecast.plan(now)
+
+
+@pytest.mark.parametrize("error", [FloatingPointError, np.linalg.LinAlgError])
+def test_a_curve_whose_numbers_fail_while_it_is_timed_has_no_forecast(
+    plan, tmp_path, monkeypatch, error
+):
+    """K-FAC raises the former where its model is not finite; that is no reason to train nothing."""
+
+    def fail(*_):
+        raise error("not finite")
+
+    monkeypatch.setattr(work, "quick_cost", fail)
+    index, plan = RunIndex(tmp_path), plan.part("fig1")
+    forecast, now = work.Forecast(), progress_of(plan, index)
+    forecast.estimate(plan, now, {}, work.UnusableData({}, index))
+    assert "left: 9 epochs of 2 curves and 2 curves of unknown speed" in forecast.plan(now)
 
 
 def test_the_time_that_is_left_is_told_from_the_records_and_then_from_what_was_trained(

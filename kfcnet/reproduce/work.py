@@ -69,7 +69,8 @@ def train_missing(plan, figure, index, places, at_a_time=1):
                 for future in done:
                     task, began = running.pop(future)
                     reason = _reason(future)
-                    forecast.add(task, time.monotonic() - began)
+                    if not reason:  # else it did not take as many epochs
+                        forecast.add(task, time.monotonic() - began)
                     index.add(task.folder)
                     status = index.status(task.config)
                     if not (status and status.is_over(task.config)):
@@ -165,7 +166,7 @@ class Forecast:
             if unusable.reason(config.data):
                 self.left_out.add(name)
             elif not self._cost(name, state):
-                with contextlib.suppress(np.linalg.LinAlgError):
+                with contextlib.suppress(np.linalg.LinAlgError, FloatingPointError):
                     # Alone on the machine: runs at the same time share it.
                     self.measured[name] = self.at_a_time * quick_cost(config, places)
 
