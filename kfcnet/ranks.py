@@ -45,9 +45,9 @@ class RanksError(RuntimeError):
 class Ranks(ABC):
     """What one of `count` processes knows of the others: its own number is `rank`, from 0 on.
 
-    `sum`, `max`, `broadcast`, `allgather`, `agreed`, `check_alike` and `of_first_process` are
-    collective: all processes call them, in the same order. The other methods are each process's
-    own.
+    `sum`, `max`, `broadcast`, `allgather`, `agreed`, `check_alike`, `first_unlike` and
+    `of_first_process` are collective: all processes call them, in the same order. The other methods
+    are each process's own.
     """
 
     rank, count = 0, 1
@@ -122,19 +122,27 @@ class Ranks(ABC):
 
     def check_alike(self, named):
         """Raise RanksError, on all processes, unless they have the same {name: value}."""
-        first, *others = self.allgather(named)
-        for number, other in enumerate(others, 2):
-            for name in (name for name in first if other[name] != first[name]):
-                has_short = max(len(str(each[name])) for each in (first, other)) < 100
-                values = "not that of process 1"
-                if has_short:
-                    values = f"{other[name]}, not {first[name]}"
-                raise of_all(
-                    RanksError(
-                        f"{name} of process {number} of {self.count} is {values}: all processes "
-                        "need the same"
-                    )
-                )
+        if (unlike := self.first_unlike(named)) is None:
+            return
+        number, other, first = unlike
+        name = next(name for name in first if other[name] != first[name])
+        values = f"{other[name]}, not {first[name]}"
+        if len(values) > 200:  # such as configurations
+            values = "not that of process 1"
+        raise of_all(
+            RanksError(
+                f"{name} of process {number} of {self.count} is {values}: all processes need the "
+                "same"
+            )
+        )
+
+    def first_unlike(self, value):
+        """(its number from 1 on, its value, that of process 1) of the first process whose value is
+        not that of process 1; None where all have the same.
+        """
+        first, *others = self.allgather(value)
+        unlike = ((number, other) for number, other in enumerate(others, 2) if other != first)
+        return next(((*each, first) for each in unlike), None)
 
     @abstractmethod
     def _from_first(self, value):

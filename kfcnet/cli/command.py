@@ -50,14 +50,13 @@ def command(function):
 
 def _check_processes(processes, name, arguments):
     """Raise RanksError unless several processes all run `train`, with the same arguments."""
-    first, *others = processes.allgather([name, *arguments])
-    for number, other in enumerate(others, 2):
-        if other != first:
-            text = (
-                f"process {number} of {processes.count} was started as `{' '.join(other)}`, process"
-                f" 1 as `{' '.join(first)}`: all processes need the same arguments"
-            )
-            raise ranks.of_all(ranks.RanksError(text))
+    if unlike := processes.first_unlike([name, *arguments]):
+        number, other, first = unlike
+        text = (
+            f"process {number} of {processes.count} was started as `{' '.join(other)}`, process 1 "
+            f"as `{' '.join(first)}`: all processes need the same arguments"
+        )
+        raise ranks.of_all(ranks.RanksError(text))
     if name != "train":
         text = f"{name} runs in one process: start it without mpiexec"
         raise ranks.of_all(ranks.RanksError(text))

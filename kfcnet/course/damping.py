@@ -1,6 +1,7 @@
 """Chapter 4: pi, the damped factors, the clip, the Levenberg-Marquardt rule."""
 
 import numpy as np
+from scipy.special import softmax
 
 from kfcnet.course.exercise import Exercise
 from kfcnet.optimizers.levenberg_marquardt import adapted_damping
@@ -44,8 +45,7 @@ def _clip_cases(rng):
 def _nu_cases(rng):
     cases = []
     for M, C, n, decay in ((5, 3, 4, 0.02), (4, 2, 6, 0.5)):
-        logits = rng.normal(size=(M, C))
-        p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        p = softmax(rng.normal(size=(M, C)), axis=1)
         case = {"p": p, "r": rng.normal(size=(M, C)), "v": rng.normal(size=n)}
         cases.append({**case, "weight_decay": decay})
     return cases

@@ -1,13 +1,9 @@
 """Chapter 1: scores, Fisher matrices, the natural gradient."""
 
 import numpy as np
+from scipy.special import softmax
 
 from kfcnet.course.exercise import Exercise
-
-
-def _softmax(z):
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
 
 
 def _one_hot(y, C):
@@ -15,7 +11,7 @@ def _one_hot(y, C):
 
 
 def _score(z, y):
-    return _softmax(z) - _one_hot(y, z.shape[1])
+    return softmax(z, axis=1) - _one_hot(y, z.shape[1])
 
 
 def _score_cases(rng):
@@ -36,7 +32,7 @@ def _through(J, F_R):
 
 def _fisher_cases(rng):
     return [
-        {"J": rng.normal(size=(M, C, n)), "p": _softmax(rng.normal(size=(M, C)))}
+        {"J": rng.normal(size=(M, C, n)), "p": softmax(rng.normal(size=(M, C)), axis=1)}
         for M, C, n in ((5, 3, 4), (4, 2, 5))
     ]
 
@@ -58,7 +54,7 @@ def _sampled_cases(rng):
     return [
         {
             "J": rng.normal(size=(M, C, n)),
-            "p": _softmax(rng.normal(size=(M, C))),
+            "p": softmax(rng.normal(size=(M, C)), axis=1),
             "labels": rng.integers(C, size=M),
             "u": rng.random(M),
         }
@@ -93,9 +89,9 @@ EXERCISES = {
             "The softmax is missing: logits stand where probabilities belong.": lambda z, y: (
                 z - _one_hot(y, z.shape[1])
             ),
-            "The label is missing: this is the same for every y.": lambda z, y: _softmax(z),
+            "The label is missing: this is the same for every y.": lambda z, y: softmax(z, axis=1),
             "The softmax goes over the examples; it goes over the classes of one example.": (
-                lambda z, y: _softmax(z.T).T - _one_hot(y, z.shape[1])
+                lambda z, y: softmax(z, axis=0) - _one_hot(y, z.shape[1])
             ),
         },
     ),

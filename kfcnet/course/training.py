@@ -105,49 +105,31 @@ def _patch_cases(rng):
     ]
 
 
-def _patch_element(x, row, column, K, swapped=False, padding=None, wraps=False):
-    if column == 0:
-        return 1.0
-    M, H, W, J = x.shape
+def _place(x, row, column, K, padding=None, swapped=False, sign=1):
+    """(m, h, w, j): where in x an element of the patch matrix comes from, inside or outside."""
+    _, H, W, J = x.shape
     padding = K // 2 if padding is None else padding
     delta, j = divmod(column - 1, J)
     if swapped:
         j, delta = divmod(column - 1, K * K)
     m, t = divmod(row, H * W)
-    h, w = t // W + delta // K - padding, t % W + delta % K - padding
-    if wraps:
-        return x[m, h % H, w % W, j]
-    return x[m, h, w, j] if 0 <= h < H and 0 <= w < W else 0.0
+    h, w = divmod(t, W)
+    return m, h + sign * (delta // K - padding), w + sign * (delta % K - padding), j
 
 
-def _guarded_in_one_axis(x, row, column, K, axis):
-    """Zero above and below the image alone, axis 1, or to its left and right alone, axis 2."""
+def _patch_element(x, row, column, K, guarded=(1, 2), **changes):
+    """An element of the patch matrix; guarded: the axes along which there are zeros outside."""
     if column == 0:
         return 1.0
-    delta, j = divmod(column - 1, x.shape[3])
-    m, t = divmod(row, x.shape[1] * x.shape[2])
-    h, w = divmod(t, x.shape[2])
-    place = m, h + delta // K - K // 2, w + delta % K - K // 2, j
-    return x[place] if 0 <= place[axis] < x.shape[axis] else 0.0
+    place = _place(x, row, column, K, **changes)
+    return x[place] if all(0 <= place[axis] < x.shape[axis] for axis in guarded) else 0.0
 
 
-def _unguarded(x, row, column, K):
+def _wrapped(x, row, column, K):
     if column == 0:
         return 1.0
-    delta, j = divmod(column - 1, x.shape[3])
-    m, t = divmod(row, x.shape[1] * x.shape[2])
-    h, w = divmod(t, x.shape[2])
-    return x[m, h + delta // K - K // 2, w + delta % K - K // 2, j]
-
-
-def _mirrored(x, row, column, K):
-    H, W = x.shape[1:3]
-    if column == 0:
-        return 1.0
-    delta, j = divmod(column - 1, x.shape[3])
-    m, t = divmod(row, H * W)
-    h, w = t // W - delta // K + K // 2, t % W - delta % K + K // 2
-    return x[m, h, w, j] if 0 <= h < H and 0 <= w < W else 0.0
+    m, h, w, j = _place(x, row, column, K)
+    return x[m, h % x.shape[1], w % x.shape[2], j]
 
 
 def _without_the_one(x, row, column, K):
@@ -272,21 +254,23 @@ EXERCISES = {
                 lambda x, row, column, K: _patch_element(x, row, column, K, padding=0)
             ),
             "Outside of the image there are zeros; an index below zero counts from the end.": (
-                lambda x, row, column, K: _patch_element(x, row, column, K, wraps=True)
+                _wrapped
             ),
             "Outside of the image there are zeros; an index below zero counts from the end, and "
-            "one too large raises.": _unguarded,
+            "one too large raises.": (
+                lambda x, row, column, K: _patch_element(x, row, column, K, guarded=())
+            ),
             "Columns to the left and to the right of the image are outside, too.": (
-                lambda x, row, column, K: _guarded_in_one_axis(x, row, column, K, axis=1)
+                lambda x, row, column, K: _patch_element(x, row, column, K, guarded=(1,))
             ),
             "Rows above and below the image are outside, too.": (
-                lambda x, row, column, K: _guarded_in_one_axis(x, row, column, K, axis=2)
+                lambda x, row, column, K: _patch_element(x, row, column, K, guarded=(2,))
             ),
             "The side of the kernel is 3 here; it is given, K.": (
                 lambda x, row, column, K: _patch_element(x, row, column, 3)
             ),
             "The patch is mirrored: at offset delta the input is at t + delta, not t - delta.": (
-                _mirrored
+                lambda x, row, column, K: _patch_element(x, row, column, K, sign=-1)
             ),
             "Column 0 is the homogeneous one; the patch begins at column 1.": _without_the_one,
         },

@@ -13,6 +13,9 @@ from kfcnet.optimizers import schedules
 from kfcnet.optimizers.running_sums import RunningSums
 from kfcnet.ranks import of_all
 
+NUMBERS_FAIL = FloatingPointError, np.linalg.LinAlgError
+"""What `prepare` and `step` raise where a loss, a model or a factor is not what it has to be."""
+
 
 class Step(NamedTuple):
     """The results of a step: device arrays, to be read only when they are needed.

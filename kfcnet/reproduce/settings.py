@@ -24,6 +24,7 @@ from kfcnet.config import load_config, parse_config
 from kfcnet.figures.curves import COLOURS, save_figure
 from kfcnet.figures.paper import LEARNING_RATES
 from kfcnet.ops.cpu.blas import one_blas_thread
+from kfcnet.optimizers.base import NUMBERS_FAIL
 from kfcnet.reproduce.places import placed
 from kfcnet.runs.files import append_line, make_folder, markdown_table, write_csv
 from kfcnet.training.build import build_for, build_ops, examples_of, resolved
@@ -150,7 +151,7 @@ def train_once(dataset, name, rate, damping, clip, seed) -> dict:
                 row["train_loss"], row["train_error"] = evaluate(network, loss, train)
                 _, row["test_error"] = evaluate(network, loss, test)
             row["objective"] = row["train_loss"] + optimizer.penalty(optimizer.average)
-    except (FloatingPointError, np.linalg.LinAlgError):
+    except NUMBERS_FAIL:
         pass
     return row
 

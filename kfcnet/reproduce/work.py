@@ -5,9 +5,8 @@ import contextlib
 import sys
 import time
 
-import numpy as np
-
 from kfcnet import data
+from kfcnet.optimizers.base import NUMBERS_FAIL
 from kfcnet.reproduce.costs import quick_cost
 from kfcnet.reproduce.places import placed, say
 from kfcnet.reproduce.progress import FINAL, progress_of
@@ -166,7 +165,7 @@ class Forecast:
             if unusable.reason(config.data):
                 self.left_out.add(name)
             elif not self._cost(name, state):
-                with contextlib.suppress(np.linalg.LinAlgError, FloatingPointError):
+                with contextlib.suppress(*NUMBERS_FAIL):
                     # Alone on the machine: runs at the same time share it.
                     self.measured[name] = self.at_a_time * quick_cost(config, places)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from kfcnet.batches import Loader
 from kfcnet.ops import which_device
+from kfcnet.optimizers.base import NUMBERS_FAIL
 from kfcnet.optimizers.kronecker import KroneckerOptimizer
 from kfcnet.philox import SHUFFLE, permutation
 from kfcnet.ranks import Alone, RanksError, cores, is_of_all, machine, of_all
@@ -207,7 +208,7 @@ class Trainer:
         try:
             optimizer.prepare([self.loader.batch(0)])
             captured_step(optimizer, self.loader.draw, self.loader.size)()
-        except (np.linalg.LinAlgError, FloatingPointError) as error:
+        except NUMBERS_FAIL as error:
             self._check_all_have(error)  # then the real step will report it
         self.warm = True
 
@@ -439,16 +440,15 @@ class Trainer:
         if self.ranks.count == 1:
             return
         theta = self.ops.to_numpy(self.network.theta)
-        sums = self.ranks.allgather(hashlib.sha256(np.ascontiguousarray(theta)).hexdigest())
-        for number, checksum in enumerate(sums, 1):
-            if checksum != sums[0]:
-                raise of_all(
-                    RanksError(
-                        f"after update {self.optimizer.steps} the parameters of process {number} "
-                        f"of {self.ranks.count} are not those of process 1: they run on unlike "
-                        "processors or libraries. Start all of them on machines of one kind"
-                    )
+        checksum = hashlib.sha256(np.ascontiguousarray(theta)).hexdigest()
+        if unlike := self.ranks.first_unlike(checksum):
+            raise of_all(
+                RanksError(
+                    f"after update {self.optimizer.steps} the parameters of process {unlike[0]} of "
+                    f"{self.ranks.count} are not those of process 1: they run on unlike processors "
+                    "or libraries. Start all of them on machines of one kind"
                 )
+            )
 
     def _origin(self):
         """What must be the same for a run to go on as if it had never stopped."""

@@ -14,9 +14,11 @@ from kfcnet.reproduce.rows import (
     reached_row,
     speed_up,
 )
-from kfcnet.reproduce.values import Value, lowest_test_error, reached, typical
+from kfcnet.reproduce.values import Value, lowest_test_error, typical
 from kfcnet.reproduce.verdicts import OPEN
 from kfcnet.runs.labels import PARTS, data_set, is_part
+
+NAMES = {"kfc": "KFC-pre", "sgd": "SGD"}
 
 
 def time_rows(evidence):
@@ -37,8 +39,8 @@ def time_rows(evidence):
                 "minutes",
             )
             for curve, name, published in (
-                (kfc, "KFC-pre", minutes["kfc"]),
-                (sgd, "SGD", minutes["sgd"]),
+                (kfc, NAMES["kfc"], minutes["kfc"]),
+                (sgd, NAMES["sgd"], minutes["sgd"]),
             )
         ]
         result.append(
@@ -187,11 +189,17 @@ def normalised_decay_rows(evidence):
     """How fast both methods learn with batch normalisation and less weight decay, in epochs: the
     same decay is a heavier penalty with it.
     """
-    threshold = evidence.plan.errors.updates
-    return [
-        reached_row(
+    return [row for method in ("kfc", "sgd") for row in _less_decay(evidence, method).values()]
+
+
+def _less_decay(evidence, method):
+    """{share of the published decay: the Row of a method with batch normalisation}."""
+    plan, threshold = evidence.plan, evidence.plan.errors.updates
+    curves = {share: f"{plan.main}_{method}_bn_decay_{share:g}" for share in NORMALISED_DECAYS}
+    return {
+        share: reached_row(
             evidence,
-            f"{evidence.data}, {threshold:.0%} training error: epochs, {name} with batch "
+            f"{evidence.data}, {threshold:.0%} training error: epochs, {NAMES[method]} with batch "
             f"normalisation, {share:g} of the published decay",
             "not given",
             curve,
@@ -199,31 +207,20 @@ def normalised_decay_rows(evidence):
             threshold,
             "epochs",
         )
-        for method, name in (("kfc", "KFC-pre"), ("sgd", "SGD"))
-        for share, curve in _less_decay(evidence.plan, method)
-    ]
-
-
-def _less_decay(plan, method):
-    """[(share of the published decay, curve)] of a method with batch normalisation."""
-    curves = {share: f"{plan.main}_{method}_bn_decay_{share:g}" for share in NORMALISED_DECAYS}
-    return [(share, curve) for share, curve in curves.items() if curve in plan.curves]
+        for share, curve in curves.items()
+        if curve in plan.curves
+    }
 
 
 def _with_less_decay(evidence, method):
     """How many epochs a method needs with batch normalisation by the share of the published decay,
     in words; "" where that was not run.
     """
-    threshold = evidence.plan.errors.updates
-    needed = [
-        f"{share:g}: {reached(run, 'train_error', threshold, 'epochs')}"
-        for share, curve in _less_decay(evidence.plan, method)
-        for run in evidence.runs.get(curve, [])[:1]
-    ]
+    rows = _less_decay(evidence, method).items()
+    needed = ", ".join(f"{share:g}: {row.here}" for share, row in rows if not is_waiting(row))
     if not needed:
         return ""
-    shares = ", ".join(needed)
-    return f"; epochs with batch normalisation, by the share of the published decay: {shares}"
+    return f"; epochs with batch normalisation, by the share of the published decay: {needed}"
 
 
 def batch_norm_rows(evidence):
