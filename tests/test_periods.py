@@ -49,10 +49,10 @@ def test_candidates_leave_room_for_the_inverses_delay(delay, inverse_periods):
 def slow(takes, monkeypatch):
     """Every part takes as long as COSTS says."""
     monkeypatch.setattr(periods, "TURNS", 1)
-    takes(KfcPre, "step", COSTS.update)
+    takes(KfcPre, "decide", COSTS.update)
     takes(KfcPre, "_sample_factors", COSTS.statistics)
     takes(KfcPre, "_update_inverses", COSTS.inverses)
-    takes(Sgd, "step", COSTS.sgd)
+    takes(Sgd, "decide", COSTS.sgd)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,9 @@ def test_the_parts_of_an_update_are_timed_apart(slow, overrides):
 
 def test_a_part_takes_the_median_of_its_turns(slow, monkeypatch):
     """Another program may hold up a turn."""
-    slowness, turn = [*12 * [100], *4 * [1], *4 * [7], *4 * [2], 1], periods._Method.turn
+    slowness, turn = [*12 * [100], *4 * [1], *4 * [7], *4 * [2], 1], periods._turn
     monkeypatch.setattr(periods, "TURNS", 3)
-    monkeypatch.setattr(
-        periods._Method, "turn", lambda method, kind: slowness.pop(0) * turn(method, kind)
-    )
+    monkeypatch.setattr(periods, "_turn", lambda *kind: slowness.pop(0) * turn(*kind))
     costs, _ = measure(small(), data.load(small().data), sgd_batch_size=60)
     assert costs == (120, 2 * COSTS.update, 2 * COSTS.statistics, 2 * COSTS.inverses, 60, 2.0)
 
@@ -94,24 +92,36 @@ def test_a_limit_of_the_weights_norms_is_timed_with_both_methods(slow, takes):
 def test_every_timed_update_is_of_a_kind_that_came_twice_before(monkeypatch):
     """A GPU records an update when its kind comes for the second time."""
     kinds, earlier = [], []
-    make, turn = CpuOps.captured, periods._Method.turn
+    make, turn = CpuOps.captured, periods._turn
 
     def captured(ops, function, *owners):
         run = make(ops, function, *owners)
-        return lambda batch, *kind: (kinds.append((function.__name__, *kind)), run(batch, *kind))[1]
+        if function.__name__ != "update":
+            return run
+        return lambda *kind: (kinds.append(kind), run(*kind))[1]
 
-    def count(method, kind):
+    def count(training, settings):
         before = list(kinds)
-        seconds = turn(method, kind)
+        seconds = turn(training, settings)
         earlier.append(min(before.count(kind) for kind in kinds[len(before) :]))
         return seconds
 
     monkeypatch.setattr(CpuOps, "captured", captured)
-    monkeypatch.setattr(periods._Method, "turn", count)
+    monkeypatch.setattr(periods, "_turn", count)
     monkeypatch.setattr(periods, "TURNS", 1)
     measure(small(), data.load(small().data), sgd_batch_size=60)
     timed = earlier[-5:-1]  # the last one is for the phases
     assert min(timed) >= 2 > min(earlier[:-5])
+
+
+def test_what_is_timed_is_the_step_of_a_run_which_draws_its_mini_batch_on_the_device(monkeypatch):
+    """The host reads nothing of it before the turn's last update: on a GPU it would wait."""
+    reads, read = [], KfcPre.read_sums
+    monkeypatch.setattr(KfcPre, "read_sums", lambda kfc: (reads.append(kfc.steps), read(kfc))[1])
+    monkeypatch.setattr(KfcPre, "step", None)
+    monkeypatch.setattr(periods, "TURNS", 1)
+    measure(small(), data.load(small().data), sgd_batch_size=60)
+    assert reads == [periods.UPDATES * turn for turn in range(1, 14)]  # 3 * (3 + 1) and the phases
 
 
 def test_phases_share_the_update(slow, takes):

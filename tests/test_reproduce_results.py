@@ -790,7 +790,7 @@ def test_an_epoch_costs_its_updates_and_their_share_of_statistics_and_inverses(t
 
     def slow_at_first(contestant):
         turn(contestant)
-        if contestant.optimizer.steps == contestant.updates:
+        if contestant.training.optimizer.steps == contestant.updates:
             contestant.seconds[-1] += 100.0
 
     monkeypatch.setattr(costs._Contestant, "turn", slow_at_first)

@@ -172,7 +172,7 @@ class Optimizer:
                     weight, average, limit, averaging_decay, self.running_sums.nonfinite_step
                 )
 
-    def _require_finite(self):
+    def require_finite(self):
         """Raise FloatingPointError where the loss of a step was not finite; waits for the device.
 
         Processes that share a mini-batch all do: the loss is that of all of it.
@@ -252,7 +252,7 @@ class ScheduledOptimizer(Optimizer):
     def step(self, batch):
         check_batch(batch)
         step = self.advance(self.ops.ranks.whole(batch.size), self._captured_update, batch)
-        self._require_finite()
+        self.require_finite()
         return step
 
     def advance(self, examples, update, *inputs):

@@ -64,7 +64,7 @@ class LevenbergMarquardt(KroneckerOptimizer):
         super()._objective_gradient(dz, totals)
         if not np.isfinite(self._read(totals)).all():
             self.ops.write(self.running_sums.nonfinite_step, self.steps)
-        self._require_finite()
+        self.require_finite()
 
     def _read(self, *scalars):
         """Device scalars as a float64 array."""

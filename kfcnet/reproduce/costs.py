@@ -5,23 +5,14 @@ runs of several. So its minutes are epochs times the cost of an epoch, and that 
 from the runs, for all curves on one machine.
 """
 
-import time
 from statistics import median
 
 from kfcnet import data
-from kfcnet.batches import Loader
 from kfcnet.reproduce.places import placed, say
 from kfcnet.runs.files import read_json, write_json
 from kfcnet.runs.identity import work_key
-from kfcnet.training.build import (
-    build_for,
-    build_ops,
-    captured_step,
-    examples_of,
-    resolved,
-    whole_periods,
-)
-from kfcnet.training.clock import Stopwatch
+from kfcnet.training.build import build_ops, whole_periods
+from kfcnet.training.timed import TimedTraining
 
 FILE = "costs.json"
 TURNS = 7
@@ -122,42 +113,28 @@ def quick_cost(config, places):
 
 
 class _Contestant:
-    """A run of a Config that trains on `at_least` so many examples when it is its turn."""
+    """A training that takes `at_least` so many examples when it is its turn."""
 
     def __init__(self, config, dataset, at_least=EXAMPLES):
-        config, ops = resolved(config, dataset), build_ops(config)
-        self.optimizer, self.ops = build_for(dataset, config, ops), ops
-        self.clock = Stopwatch(ops)
-        self.optimizer.phase = self.clock.phase
-        examples = examples_of(dataset, "train", config, ops)
-        self.loader = Loader(examples, config.optimizer.batch_size, config.seed)
-        self.optimizer.prepare([self.loader.batch(0)])
-        self.take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
-        self.updates = whole_periods(config, at_least / self.loader.size)
-        self.turns_of_an_epoch = len(examples) / (self.updates * self.loader.size)
+        self.training = TimedTraining(config, dataset)
+        self.ops, size = self.training.ops, self.training.loader.size
+        self.updates = whole_periods(config, at_least / size)
+        self.turns_of_an_epoch = len(dataset.train_images) / (self.updates * size)
         self.seconds = []
 
     def begin(self):
         """Forget what has been measured so far."""
-        self.clock.count()
         self.seconds.clear()
-        self.before = dict(self.clock.phases)
+        self.before = self.training.phases()
 
     def turn(self):
-        began = time.perf_counter()
-        for _ in range(self.updates):
-            self.loader.provide(self.optimizer.steps)
-            step = self.take_step()
-        self.ops.to_numpy(step.totals)  # waits for the device
-        self.seconds.append(time.perf_counter() - began)
+        self.seconds.append(self.training.take(self.updates))
 
     def result(self):
-        self.clock.count()
-        spent = {name: self.clock.phases[name] - self.before[name] for name in self.before}
-        whole = sum(self.seconds)
+        after, whole = self.training.phases(), sum(self.seconds)
         return {
             "seconds": [each * self.turns_of_an_epoch for each in self.seconds],
-            "phases": {name: seconds / whole for name, seconds in spent.items()},
+            "phases": {name: (after[name] - self.before[name]) / whole for name in after},
         }
 
 

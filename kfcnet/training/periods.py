@@ -5,14 +5,12 @@ Here the parts of an update are timed apart, and an epoch is predicted for every
 """
 
 import logging
-import time
 from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 
 from kfcnet import data
-from kfcnet.batches import Loader
 from kfcnet.config import ConfigError, dump_config, parse_config, read_config
 from kfcnet.config.schema import KfcPreConfig, SgdConfig
 from kfcnet.curvature.size import arithmetic, whole
@@ -21,9 +19,9 @@ from kfcnet.network import build_layers
 from kfcnet.ops import get_ops
 from kfcnet.runs.folder import RunFolder
 from kfcnet.training.advice import ways_out
-from kfcnet.training.build import build_for, build_ops, examples_of, resolved
-from kfcnet.training.clock import Stopwatch
+from kfcnet.training.build import resolved
 from kfcnet.training.errors import TrainingFailed
+from kfcnet.training.timed import TimedTraining
 
 PERIODS = (1, 2, 5, 10, 20, 50)
 TURNS, UPDATES = 5, 4  # each kind of update is timed in TURNS turns of UPDATES updates
@@ -164,17 +162,17 @@ def measure(config, dataset, sgd_batch_size):
         for pair in ((NEVER, NEVER), (1, NEVER), (1, 1))
     )
     try:
-        sgd = _Method(config.model_copy(update={"optimizer": sgd_settings}), dataset)
-        kfc = _Method(config, dataset)
+        sgd = TimedTraining(config.model_copy(update={"optimizer": sgd_settings}), dataset)
+        kfc = TimedTraining(config, dataset)
         turns = [(sgd, sgd_settings), (kfc, with_statistics), (kfc, with_both), (kfc, plain)]
         # What is compiled and captured in three turns is not timed: from the second one on the
         # factors are as old at a turn's first statistics as they will be, and a GPU runs an update
         # of a new kind eagerly at its first call and captures it at the second.
         for _ in range(3):
-            for method, kind in turns:
-                method.turn(kind)
-        seconds = [[method.turn(kind) for method, kind in turns] for _ in range(TURNS)]
-        shares = kfc.shares_of_a_turn(plain)
+            for training, kind in turns:
+                _turn(training, kind)
+        seconds = [[_turn(training, kind) for training, kind in turns] for _ in range(TURNS)]
+        shares = _shares_of_a_turn(kfc, plain)
     except np.linalg.LinAlgError as error:
         raise TrainingFailed(
             f"while updates were timed a factor could not be inverted ({error})",
@@ -196,42 +194,28 @@ def measure(config, dataset, sgd_batch_size):
     return costs, shares
 
 
-class _Method:
-    """An optimizer on its way through a training set."""
+def _turn(training, settings):
+    """Mean seconds of a few updates by an optimizer's settings.
 
-    def __init__(self, config, dataset):
-        self.ops = build_ops(config)
-        self.optimizer, self.clock = build_for(dataset, config, self.ops), Stopwatch(self.ops)
-        self.optimizer.phase = self.clock.phase
-        examples = examples_of(dataset, "train", config, self.ops)
-        self.loader = Loader(examples, config.optimizer.batch_size, config.seed)
-        self.optimizer.prepare([self._batch()])
+    Raises FloatingPointError where a loss was not finite: no update has moved a parameter since.
+    """
+    training.optimizer.config = settings
+    seconds = training.take(UPDATES) / UPDATES
+    training.optimizer.require_finite()
+    return seconds
 
-    def _batch(self):
-        return self.loader.batch(self.optimizer.steps)
 
-    def turn(self, settings):
-        """Mean seconds of a few updates by an optimizer's settings; the device has done them."""
-        self.optimizer.config = settings
-        start = time.perf_counter()
-        for _ in range(UPDATES):
-            step = self.optimizer.step(self._batch())
-        self.ops.to_numpy(step.totals)
-        return (time.perf_counter() - start) / UPDATES
-
-    def shares_of_a_turn(self, settings):
-        """{phase: its share of the time}; empty where they cannot be told apart."""
-        self.clock.count()
-        phases, before = self.clock.phases, dict(self.clock.phases)
-        self.turn(settings)
-        self.clock.count()
-        taken = {name: phases[name] - before[name] for name in phases}
-        whole = sum(taken.values())
-        return (
-            {name: seconds / whole for name, seconds in taken.items() if seconds}
-            if taken["preconditioning"]
-            else {}
-        )
+def _shares_of_a_turn(training, settings):
+    """{phase: its share of the time}; empty where they cannot be told apart."""
+    before = training.phases()
+    _turn(training, settings)
+    taken = {name: seconds - before[name] for name, seconds in training.phases().items()}
+    whole = sum(taken.values())
+    return (
+        {name: seconds / whole for name, seconds in taken.items() if seconds}
+        if taken["preconditioning"]
+        else {}
+    )
 
 
 def format_costs(costs, shares):
