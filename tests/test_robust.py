@@ -13,7 +13,9 @@ from kfcnet.curvature.block import KroneckerBlock
 from kfcnet.curvature.damping import damping_shifts
 from kfcnet.curvature.eigenbasis import EigenbasisBlock
 from kfcnet.curvature.inversion import InversionWarning, all_finite, inverted
-from kfcnet.curvature.structures import STRUCTURES
+from kfcnet.curvature.scale_shift import ScaleShiftBlock
+from kfcnet.curvature.structures import STRUCTURES, build_block
+from kfcnet.layers import ScaleShift
 from kfcnet.losses import SoftmaxCrossEntropy
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.optimizers import build_optimizer
@@ -319,3 +321,21 @@ def test_a_block_restored_from_its_state_has_inverses_to_keep(ops64, rng):
     with pytest.warns(InversionWarning):
         restored.update_inverses(0.1)
     assert np.array_equal(restored.Omega_inv, block.Omega_inv)
+
+
+@pytest.mark.parametrize("structure", [*STRUCTURES, "exact Tikhonov", "scale and shift"])
+def test_a_block_restored_from_before_the_first_inversion_has_none_to_keep(ops64, structure):
+    if structure == "scale and shift":
+        layer = ScaleShift(ops64, (4, 3, 2), "affine")
+        before, restored = (ScaleShiftBlock(layer, ops64) for _ in range(2))
+    else:
+        (layer,) = network(ops64, [CONV], (4, 3, 2)).weighted
+        kind = ("kfc", "exact") if structure == "exact Tikhonov" else (structure, "factored")
+        before, restored = (build_block(kind[0], layer, ops64, 0.0, kind[1]) for _ in range(2))
+    restored.load_state(before.state())
+    assert not restored.has_inverses
+    ops64.write(before.Omega, np.eye(len(before.Omega)))
+    ops64.write(before.Gamma, np.eye(len(before.Gamma)))
+    before.update_inverses(0.1)
+    restored.load_state(before.state())
+    assert restored.has_inverses

@@ -39,11 +39,18 @@ class KroneckerBlock:
     CAPTURED = True  # whether `update_factors` may be part of a captured graph
 
     def __init__(self, layer, ops, weight_decay=0.0):
-        I, P = layer.weight_shape
         self.layer, self.ops, self.weight_decay = layer, ops, weight_decay
+        P, I = self._sides()
         self.Omega, self.Gamma = ops.zeros((P, P)), ops.zeros((I, I))
-        self.Omega_inv, self.Gamma_inv = ops.zeros((P, P)), ops.zeros((I, I))
+        self._allocate_inverses(P, I)
         self.has_inverses, self.failures = False, 0
+
+    def _sides(self):
+        """Those of Omega and of Gamma."""
+        return self.layer.factor_sizes
+
+    def _allocate_inverses(self, P, I):
+        self.Omega_inv, self.Gamma_inv = self.ops.zeros((P, P)), self.ops.zeros((I, I))
 
     def update_factors(self, decay):
         """Update the running averages with the layer's latest sampled pass, of m examples.

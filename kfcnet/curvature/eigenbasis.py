@@ -45,11 +45,9 @@ class EigenbasisBlock(KroneckerBlock):
 
     INVERSES = "input_basis", "derivative_basis", "inverse_values"
 
-    def __init__(self, layer, ops, weight_decay=0.0):
-        super().__init__(layer, ops, weight_decay)
-        I, P = layer.weight_shape
-        self.input_basis, self.derivative_basis = ops.zeros((P, P)), ops.zeros((I, I))
-        self.inverse_values = ops.zeros((I, P))
+    def _allocate_inverses(self, P, I):
+        self.input_basis, self.derivative_basis = self.ops.zeros((P, P)), self.ops.zeros((I, I))
+        self.inverse_values = self.ops.zeros((I, P))
 
     def invert(self, c, ops, Omega, Gamma):
         input_values, input_basis = ops.eigh(Omega)

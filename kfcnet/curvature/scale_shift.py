@@ -20,11 +20,14 @@ class ScaleShiftBlock(KroneckerBlock):
     inverted and averaged is otherwise treated alike, whatever the structure of the other blocks.
     """
 
+    FACTORS, INVERSES = ("Omega",), ("Omega_inv",)
+
     def __init__(self, layer, ops, weight_decay=0.0):
         super().__init__(layer, ops, weight_decay)
-        J = len(layer.weight)
-        self.Omega, self.Omega_inv = ops.zeros((2 * J, 2 * J)), ops.zeros((2 * J, 2 * J))
         self.Gamma, self.Gamma_inv = ops.asarray(np.ones((1, 1))), ops.asarray(np.ones((1, 1)))
+
+    def _sides(self):
+        return (*self.layer.factor_sizes, 1)
 
     def update_factors(self, decay):
         """Update the running average with the examples of the layer's latest sampled pass."""
@@ -38,8 +41,8 @@ class ScaleShiftBlock(KroneckerBlock):
         )
         return [self.Omega]
 
-    def invert(self, c, ops, Omega, Gamma):
-        return ops.spd_inverse(Omega, ops.asarray([c])), Gamma
+    def invert(self, c, ops, Omega):
+        return (ops.spd_inverse(Omega, ops.asarray([c])),)
 
     def _damping_floor(self, Omega, Gamma):
         floor, smallest = min_shift(self.ops, Omega)
