@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import csv
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -521,6 +522,25 @@ def test_a_worker_is_as_quiet_as_the_program_that_started_it(capfd):
     with workers(2) as pool:
         pool.submit(logging.getLogger("kfcnet.data").info, "read from a cache").result()
     assert not capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's")
+def test_a_signal_stops_the_workers_and_no_other_process_of_the_program():
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        with workers(2) as pool:
+            calls = [pool.submit(time.sleep, 60) for _ in range(2)]
+            while len(multiprocessing.active_children()) < 3:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)
+            for call in calls:
+                with pytest.raises(TrainingInterrupted, match="stopped by SIGTERM"):
+                    call.result()
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.kill()
+        other.join()
 
 
 def test_workers_are_started_from_any_thread():

@@ -78,7 +78,7 @@ class _Processes:
     def __init__(self, count):
         self._threads = concurrent.futures.ThreadPoolExecutor(count)
         self._own = threading.local()  # .executor, of one process
-        self._executors, self._stopped_by = [], None
+        self._executors, self._pids, self._stopped_by = [], set(), None
 
     def submit(self, function, *arguments):
         """A Future of function(*arguments).
@@ -90,9 +90,10 @@ class _Processes:
 
     def _call(self, function, *arguments):
         try:
+            executor = self._executor()
             if self._stopped_by is None:
                 call = _noticed, PACKAGE.getEffectiveLevel(), function, *arguments
-                return self._executor().submit(*call).result()
+                return executor.submit(*call).result()
         except BrokenProcessPool:
             del self._own.executor  # the next call has a new one
             if self._stopped_by is None:
@@ -111,13 +112,15 @@ class _Processes:
                 1, multiprocessing.get_context("spawn"), getattr(os, "setsid", None)
             )
             self._executors.append(self._own.executor)
+            self._pids.add(self._own.executor.submit(os.getpid).result())
         return self._own.executor
 
     def stop(self, number, _):
         """Handle a signal: begin no call any more, and ask the processes to stop."""
         self._stopped_by = number
-        for worker in multiprocessing.active_children():
-            worker.terminate()
+        for child in multiprocessing.active_children():  # of the program, which may have others
+            if child.pid in self._pids:
+                child.terminate()
 
     def shutdown(self):
         """Wait for the calls that are under way; the others are dropped."""
