@@ -381,6 +381,22 @@ def test_neither_damping_falls_below_the_least(ops64, rng, least):
     assert model.damping == factors.factor_damping == max(least, 25)
 
 
+def test_at_the_least_factor_damping_two_candidates_are_inverted(ops64, rng, monkeypatch):
+    """Not the same one twice."""
+    opt = kfac(ops64, factor_damping=80.0, min_damping=80.0, factor_damping_period=4)
+    first, *rest = batches(ops64, rng, 5)
+    opt.prepare([first])
+    dampings, invert = [], opt._update_inverses
+    monkeypatch.setattr(
+        opt, "_update_inverses", lambda: (dampings.append(opt.factor_damping), invert())
+    )
+    for batch in rest:
+        opt.step(batch)
+    larger = 80.0 / opt.config.damping_decay**4
+    assert dampings[:5] == [80.0, 80.0, 80.0, larger, 80.0]  # of the first three updates, then two
+    assert dampings[5:] == ([larger] if opt.factor_damping == larger else [])
+
+
 # What a run needs
 
 

@@ -27,10 +27,9 @@ class KFAC(LevenbergMarquardt):
     own.
     """
 
-    def __init__(self, network, loss, config):
-        super().__init__(network, loss, config)
-        if config.factor_damping is not None:
-            self.factor_damping = config.factor_damping
+    def _initial_factor_damping(self):
+        given = self.config.factor_damping
+        return super()._initial_factor_damping() if given is None else given
 
     def step(self, batch):
         check_batch(batch)
@@ -62,8 +61,9 @@ class KFAC(LevenbergMarquardt):
                 predictive, current, invert=due % c.inverse_period == 0 or due <= FIRST_UPDATES
             )
         factor = c.damping_decay**c.factor_damping_period
+        others = max(current * factor, c.min_damping), current / factor
         # The current one comes last: where it is the best, its inverses are in place.
-        candidates = max(current * factor, c.min_damping), current / factor, current
+        candidates = [other for other in others if other != current] + [current]
         proposals = {
             candidate: self._propose(predictive, candidate, invert=True) for candidate in candidates
         }

@@ -47,7 +47,7 @@ class KfcPre(KroneckerOptimizer, ScheduledOptimizer):
         """Whether steps are bounded by what they promise, besides the clip."""
         return self.config.damping == "auto"
 
-    def _initial_damping(self):
+    def _initial_factor_damping(self):
         """The setting, or of `auto` a third of the learning rate, but not below the paper's."""
         c = self.config
         if not self.has_polyak_bound:

@@ -31,7 +31,7 @@ class KroneckerOptimizer(Optimizer):
         # Products with factors have small results: they take as long as their sums are deep.
         self._branches = balanced([sum(layer.factor_sizes) for layer in layers], 2)
         self.direction = self.ops.zeros(network.theta.shape)
-        self.factor_damping = self._initial_damping()
+        self.factor_damping = self._initial_factor_damping()
         self.factors_at = 0  # examples seen when the factors were last updated
         self.needs_preparation = has_factors
 
@@ -39,7 +39,7 @@ class KroneckerOptimizer(Optimizer):
         """Whether the configured method uses the factors at all."""
         return True
 
-    def _initial_damping(self):
+    def _initial_factor_damping(self):
         return self.config.damping
 
     def _block(self, layer, weight_decay):
