@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.lines import Line2D
 from reproductions import rate, small_plan, write_run
 
 from kfcnet import reproduce
@@ -497,8 +498,15 @@ def test_every_curve_of_a_figure_has_a_look_of_its_own():
         plan.figures["methods"], {name: [run(name)] for name in names}, words
     )
     handles = drawn.legends[0].legend_handles[: len(names)]
-    looks = {(handle.get_color(), handle.get_marker()) for handle in handles}
-    assert len(looks) == len(names) > len(curves.COLOURS)
+    for look in (Line2D.get_color, Line2D.get_marker):
+        assert len(set(map(look, handles))) == len(names) == 8
+
+
+def test_no_figure_has_more_curves_than_colours():
+    for plan in (make_plan("cpu"), make_plan("cuda"), make_plan("cpu", quick=True)):
+        for figure in plan.figures.values():
+            drawn = {name for panel in figure.panels for name in panel.curves}
+            assert figure.kind != "runs" or len(drawn) <= len(curves.COLOURS), figure.title
 
 
 def test_averaging_has_a_gain_where_an_evaluation_found_no_error(plan, index):

@@ -50,11 +50,14 @@ def figures(main, *others):
             ),
             "batchnorm_decay": FigurePlan(
                 "Batch normalisation with less weight decay",
-                _loss_and_error((*normalised[2:], *normalised_shares), "epochs"),
-                caption="Loss and error over epochs, with the usual 0.3 of the published weight "
-                "decay, and with less of it at the same learning rates, one seed each. The last "
-                "layer takes in less with batch normalisation, and needs larger weights for the "
-                "same logits: the same decay is a heavier penalty.",
+                tuple(
+                    PanelPlan(letter, "error", (one, *normalised_shares[first::2]), "epochs")
+                    for first, (letter, one) in enumerate(zip("ab", normalised[2:], strict=True))
+                ),
+                caption="Error of KFC-pre (a) and of SGD (b) over epochs, with the usual 0.3 of "
+                "the published weight decay, and with less of it at the same learning rates, one "
+                "seed each. The last layer takes in less with batch normalisation, and needs "
+                "larger weights for the same logits: the same decay is a heavier penalty.",
             ),
             "free": FigurePlan(
                 "Hessian-free optimization, with and without KFC (section 3.2)",
