@@ -195,7 +195,7 @@ class Network:
         where the device can.
         """
         for pool, _, norm in self._in_a_row(MaxPool, ReLU, ResponseNorm):
-            across = norm.parameters[3]
+            across = norm.parameters.across
             if not pool.fused and self.ops.can_pool_and_normalise(pool.output_shape, across):
                 pool.norm, norm.fused = norm.parameters, True
 

@@ -5,6 +5,15 @@ from typing import Any, NamedTuple
 from kfcnet.layers.base import Layer, image_shape
 
 
+class ResponseNormParameters(NamedTuple):
+    """The arguments of the ops' response_norm; alpha: of the sum of n squares, scale/n."""
+
+    size: int
+    alpha: float
+    power: float
+    across: bool
+
+
 class ResponseNorm(Layer):
     """y = x * (1 + scale/n * sum of x^2 over n neighbours)^-power (Krizhevsky et al. 2012).
 
@@ -19,7 +28,8 @@ class ResponseNorm(Layer):
     def __init__(self, ops, input_shape, name, size, scale=5e-5, power=0.75, across=False):
         """Raises ValueError behind a dense layer."""
         super().__init__(ops, image_shape(input_shape, name), name)
-        self.parameters = (size, scale / (size if across else size**2), power, across)
+        alpha = scale / (size if across else size**2)
+        self.parameters = ResponseNormParameters(size, alpha, power, across)
 
     def forward(self, x, mode):
         if self.fused:
@@ -51,6 +61,13 @@ class Normalised(NamedTuple):
     depends_on_input: bool
 
 
+class BatchStatistics(NamedTuple):
+    """Of every map (J,): the mean, and 1 / deviation."""
+
+    mean: Any
+    inv_std: Any
+
+
 class BatchNorm(Layer):
     """Zero mean and unit variance of every map over the mini-batch (Ioffe & Szegedy 2015).
 
@@ -65,14 +82,14 @@ class BatchNorm(Layer):
     def __init__(self, ops, input_shape, name, epsilon=1e-5):
         super().__init__(ops, input_shape, name)
         self.epsilon = epsilon
-        self.population = None  # mean (J,), 1 / deviation (J,)
+        self.population = None  # or BatchStatistics
         self.measuring = False
 
     def forward(self, x, mode):
         if mode.training:
             y, mean, inv_std = self.ops.batch_norm(x, self.epsilon)
             if self.measuring:
-                self.population = mean, inv_std
+                self.population = BatchStatistics(mean, inv_std)
         elif self.population is None:
             raise RuntimeError(f"{self.name}: evaluation needs Network.measure_statistics first")
         else:

@@ -14,6 +14,7 @@ from kfcnet.config.schema import Config
 from kfcnet.data import DataError, Dataset
 from kfcnet.data.dataset import as_float32, why_no_classes
 from kfcnet.layers import Layer
+from kfcnet.layers.normalization import BatchStatistics
 from kfcnet.ops.cpu.blas import one_blas_thread
 from kfcnet.runs.checkpoint import CHECKPOINT, load_checkpoint
 from kfcnet.runs.files import write_bytes
@@ -45,7 +46,7 @@ def batch_statistics(network):
     """{layer name: {"mean" (J,), "inv_std" (J,)}} of the network's batch normalisations."""
     to_numpy = network.ops.to_numpy
     return {
-        layer.name: dict(zip(("mean", "inv_std"), map(to_numpy, layer.population), strict=True))
+        layer.name: {part: to_numpy(array) for part, array in layer.population._asdict().items()}
         for layer in network.layers
         if getattr(layer, "population", None) is not None
     }
@@ -68,7 +69,9 @@ class TrainedNetwork:
         for layer in self.network.layers:
             if layer.name in checkpoint["statistics"]:
                 saved = checkpoint["statistics"][layer.name]
-                layer.population = ops.asarray(saved["mean"]), ops.asarray(saved["inv_std"])
+                layer.population = BatchStatistics(
+                    *(ops.asarray(saved[part]) for part in BatchStatistics._fields)
+                )
 
     def __reduce__(self) -> Any:
         raise TypeError(

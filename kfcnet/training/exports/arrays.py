@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kfcnet.layers import BatchNorm, Conv2d, Dense, Layer, ScaleShift, Weighted
+from kfcnet.layers.normalization import BatchStatistics
 from kfcnet.network import Network
-
-STATISTICS = ("mean", "inv_std")
-"""Parts of batch normalisation's statistics of evaluation, in the order of `population`."""
 
 
 def to_arrays(network: Network) -> dict[str, NDArray]:
@@ -36,8 +34,8 @@ def layer_arrays(layer: Layer) -> dict[str, NDArray]:
     if isinstance(layer, BatchNorm):
         if layer.population is None:
             return {}
-        arrays = zip(STATISTICS, layer.population, strict=True)
-        return {part: to_numpy(array).copy() for part, array in arrays}
+        statistics = layer.population._asdict()
+        return {part: to_numpy(array).copy() for part, array in statistics.items()}
     if not isinstance(layer, Weighted):
         return {}
     homogeneous = to_numpy(layer.weight)
@@ -72,9 +70,8 @@ def from_arrays(network: Network, arrays: Mapping[str, ArrayLike]) -> None:
     for layer in network.layers:
         if isinstance(layer, BatchNorm):
             if f"{layer.name}.mean" in given:
-                layer.population = tuple(
-                    ops.asarray(given[f"{layer.name}.{part}"]) for part in STATISTICS
-                )
+                own = (given[f"{layer.name}.{part}"] for part in BatchStatistics._fields)
+                layer.population = BatchStatistics(*map(ops.asarray, own))
         elif isinstance(layer, Weighted):
             scale = isinstance(layer, ScaleShift)
             first, rest = ("shift", "scale") if scale else ("bias", "weight")
@@ -94,7 +91,7 @@ def _expected(network):
     shapes = {}
     for layer in network.layers:
         if isinstance(layer, BatchNorm):
-            parts = dict.fromkeys(STATISTICS, layer.input_shape[-1:])
+            parts = dict.fromkeys(BatchStatistics._fields, layer.input_shape[-1:])
         else:
             parts = {part: array.shape for part, array in layer_arrays(layer).items()}
         shapes |= {f"{layer.name}.{part}": shape for part, shape in parts.items()}
@@ -106,7 +103,7 @@ def _never_measured(network, arrays):
     names = set()
     for layer in network.layers:
         if isinstance(layer, BatchNorm) and layer.population is None:
-            own = {f"{layer.name}.{part}" for part in STATISTICS}
+            own = {f"{layer.name}.{part}" for part in BatchStatistics._fields}
             names |= own if own.isdisjoint(arrays) else set()
     return names
 
