@@ -395,8 +395,12 @@ def test_an_autoencoder_needs_no_labels(images):
     run = train(images, None, network, loss="squared_error", validation=(images[:9], None))
     assert run.predict(images).shape == images.shape
     assert run.evaluate(images, None) == run.evaluate(images, np.zeros(60, int))
-    with pytest.raises(DataError):
-        train(images, None)
+
+
+def test_classes_without_labels_name_the_network_that_needs_none(images, labels):
+    for given, validation in ((None, None), (labels, (images, None))):
+        with pytest.raises(ConfigError, match="labels: None is for an autoencoder, loss='squared_"):
+            train(images, given, validation=validation)
 
 
 # What would have passed unseen

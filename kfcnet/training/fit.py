@@ -137,7 +137,9 @@ def fit(
     layers, own = _described(network)
     section = _data_section(settings.pop("data", {}), input_scale)
     parts = [(images, labels), *([_held_out(validation)] if validation is not None else [])]
-    if settings.get("loss") == "squared_error":
+    if settings.get("loss") != "squared_error":
+        _check_labelled(parts)
+    else:
         parts = [(each, _unread(each) if given is None else given) for each, given in parts]
     split = {key: section[key] for key in ("test_share", "split_seed") if key in section}
     if split and validation is not None:
@@ -195,6 +197,15 @@ def _data_section(given, input_scale):
     smallest = {"network": [{"layer": "dense"}], "optimizer": optimizer, "epochs": 1}
     parse_config(json.dumps(smallest | {"data": section}, default=_plain), "fit")
     return section
+
+
+def _check_labelled(parts):
+    """Raise ConfigError where a part (images, labels) has no labels."""
+    if any(labels is None for _, labels in parts):
+        raise ConfigError(
+            "fit: labels: None is for an autoencoder, loss='squared_error'; a network of classes "
+            "takes a label for each image"
+        )
 
 
 def _unread(images):
