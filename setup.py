@@ -24,6 +24,10 @@ NATIVE = Extension(
     optional=True,
 )
 
+# There are none for the other systems, where tests that need them are skipped.
+NVIDIA = "sys_platform != 'darwin'"
+MPI = ["mpi4py>=4.1", "mpich; sys_platform != 'win32'"]
+
 setup(
     name="kfcnet",
     version="0.1.0",
@@ -43,10 +47,10 @@ setup(
     },
     ext_modules=[NATIVE],
     install_requires=[
-        "numpy>=1.23.5",
-        "scipy>=1.9.3",
-        "h5py>=3.8",
-        "matplotlib>=3.7",
+        "numpy>=1.26",
+        "scipy>=1.12",
+        "h5py>=3.11",
+        "matplotlib>=3.10",
         "Markdown>=3.4",
         "PyYAML>=6.0.1",
         "pydantic>=2.6",
@@ -66,17 +70,16 @@ setup(
         ],
         "nccl12": ["nvidia-nccl-cu12>=2.18"],
         "nccl13": ["nvidia-nccl-cu13>=2.18"],
-        "mpi": ["mpi4py>=4.1", "mpich"],
+        "mpi": MPI,
         "lint": ["ruff==0.17.6"],
         "test": [
             "pytest>=7.4",
             "pytest-xdist>=3.5",
             "setuptools>=70.1",
-            "nvidia-cuda-nvrtc",
-            "nvidia-cuda-nvrtc-cu12==12.2.140",  # the oldest that cuda12 admits
-            "nvidia-cuda-nvdisasm",
-            "mpi4py>=4.1",
-            "mpich",
+            f"nvidia-cuda-nvrtc; {NVIDIA}",
+            f"nvidia-cuda-nvrtc-cu12==12.2.140; {NVIDIA}",  # the oldest that cuda12 admits
+            f"nvidia-cuda-nvdisasm; {NVIDIA}",
+            *MPI,
             "onnx",
         ],
     },

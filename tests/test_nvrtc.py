@@ -71,7 +71,7 @@ def table():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "version", nvrtc.libraries(), ids=lambda version: ".".join(map(str, version))
+    "version", [pytest.param(each, id=".".join(map(str, each))) for each in nvrtc.libraries()]
 )
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_spills_and_fits_a_multiprocessor(architecture, version):

@@ -129,7 +129,8 @@ def test_what_a_cpu_leaves_out_is_said():
     assert cpu.curves["cifar_sgd_bn"].shortened == (
         "20 of 40 epochs, 5 of 7 learning rates to begin with: to be done in hours"
     )
-    assert cpu.curves["cifar_free_kfc"].shortened == "2 of 3 seeds, to be done in hours"
+    free = "2 of 3 seeds, 1 of 3 epochs: an update takes dozens of products with F"
+    assert cpu.curves["cifar_free_kfc"].shortened == free
     assert "12 of 20 epochs, `data.extra=false`" in cpu.curves["svhn_sgd_avg"].shortened
 
 

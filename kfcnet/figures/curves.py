@@ -53,7 +53,8 @@ COLUMN_OF = {
 
 # Okabe and Ito's palette, grey in place of a yellow that is too pale for lines: people with the
 # common kinds of colour blindness can tell it apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
+BLACK = "#000000"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", BLACK, "#888888")
 MARKERS = "osD^vPX*"
 
 STYLE = {

@@ -64,8 +64,9 @@ def _looks(table):
     """{layer: the look of its lines}; black stands for all layers together."""
     every = max(1, len(table["iteration"]) // 8)
     names = dict.fromkeys([*_layers(table, "pi"), *_layers(table, "active")])
+    colours = [colour for colour in curves.COLOURS if colour != curves.BLACK]
     return {
-        name: curves.look_of(number, curves.COLOURS[:-1]) | {"markevery": every}
+        name: curves.look_of(number, colours) | {"markevery": every}
         for number, name in enumerate(names)
     }
 

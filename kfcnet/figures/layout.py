@@ -17,7 +17,8 @@ HEIGHT_BELOW, WIDTH_BESIDE, HEIGHT_BESIDE = 1.25, 1.6, 2.0
 
 def add_title(figure, text):
     """Write the title above a figure or a part of one."""
-    title = _broken(text, _points(figure), TITLE_SIZE)
+    # Hinted glyphs are a little wider than their outlines, which `_broken` measures.
+    title = _broken(text, 0.99 * _points(figure), TITLE_SIZE)
     figure.suptitle(title, fontsize=TITLE_SIZE, parse_math=False)
 
 
