@@ -11,6 +11,7 @@ from checks import assert_close
 from kfcnet.ops import get_ops
 from kfcnet.ops.cpu import CpuOps
 from kfcnet.ops.cuda import CudaOps, is_available, kernels
+from kfcnet.ops.cuda.dry_run import DryRun
 from kfcnet.ops.errors import DeviceError
 from kfcnet.ops.shapes import output_size
 
@@ -379,3 +380,15 @@ def test_an_array_that_begins_between_two_words_is_refused(cuda, maps, boundary)
     else:
         with pytest.raises(ValueError, match=f"max_pool: x: .* no multiple of {boundary} bytes"):
             cuda.max_pool(x, 2, 1)
+
+
+@pytest.mark.parametrize("kernel, maps, by_offsets", [(5, 3, True), (33, 4, False), (25, 7, False)])
+def test_a_kernel_of_too_many_offsets_for_one_block_is_summed_from_patches(
+    kernel, maps, by_offsets
+):
+    runtime, P = DryRun(99 * 1024), 1 + kernel**2 * maps
+    x, out = np.empty((2, 64, 64, maps), np.float32), np.empty((P, P), np.float32)
+    CudaOps(runtime, tensor_cores=False).patch_gram(x, kernel, 1, kernel // 2, 1.0, 0.0, out)
+    assert by_offsets == any(file == "gram_offsets" for file, _ in runtime.launched)
+    threads = [most for kernels in runtime.launched.values() for most, _ in kernels.values()]
+    assert 0 < max(threads) <= 1024

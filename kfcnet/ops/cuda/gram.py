@@ -17,6 +17,7 @@ PATCHES_TILE = 64  # rows and columns of Omega that a block of gram_patches make
 ROWS_TILE, ROWS_WARPS = 64, 8  # rows that a block of gram_rows takes at a time, its warps
 ITEMS = 64  # slices that the pixels of a mini-batch are summed in, about
 MANY_SLICES = 16  # more than these are added up by several lanes
+MOST_THREADS = 1024  # of a block, on any GPU
 
 
 def triangle(count):
@@ -196,7 +197,9 @@ class GramMatrices(Launcher):
 
     def patch_gram(self, x, kernel, stride, padding, scale, decay, out):
         layer = ConvShape.of(x.shape, 1, kernel, stride, padding)
-        sum_up = self._gram_by_offsets if stride == 1 and kernel > 1 else self._gram_of_patches
+        # A block has threads for all offsets of a few maps: a large kernel has too many of them.
+        by_offsets = stride == 1 and kernel > 1 and OffsetsTile(layer, 1, 1).threads <= MOST_THREADS
+        sum_up = self._gram_by_offsets if by_offsets else self._gram_of_patches
         sum_up(layer, x, scale, decay, out)
 
     def _gram_by_offsets(self, layer, x, scale, decay, out):
