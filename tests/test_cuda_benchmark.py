@@ -40,6 +40,7 @@ epochs: 1
 @pytest.fixture
 def ops(monkeypatch):
     monkeypatch.setattr(cuda_benchmark, "CACHE", 0)
+    monkeypatch.setattr(cuda_benchmark, "CALLS", 1)
     monkeypatch.setattr(cuda_benchmark, "REPLAYS", 1)
     monkeypatch.setattr(cuda_benchmark, "WARM_UP", 0)
     return CudaOps(cuda_on_cpu.CpuRuntime())
@@ -86,6 +87,20 @@ def test_a_phase_takes_its_share_of_every_call():
     assert cuda_benchmark.phase_milliseconds(rows) == pytest.approx(
         {"gradient": 1.0, "statistics": 0.1}
     )
+
+
+@pytest.mark.parametrize("megabytes, calls", [(1, 112), (7, 112), (8, 16), (64, 2)])
+def test_a_graph_has_so_many_short_calls_that_the_host_replays_it_in_time(
+    ops, megabytes, calls, monkeypatch
+):
+    x, called = ops.empty(megabytes * 2**18), []
+    monkeypatch.setattr(cuda_benchmark, "CACHE", 128 * 2**20)
+    monkeypatch.setattr(cuda_benchmark, "CALLS", 100)
+    monkeypatch.setattr(type(ops), "relu", lambda ops, x: called.append(x))
+    monkeypatch.setattr(type(ops), "captured", lambda ops, function: function)
+    monkeypatch.setattr(cuda_benchmark, "timed", lambda ops, function, replays: function() or 56.0)
+    seconds = cuda_benchmark.Call(ops, "relu", (x,), {}, x).seconds()
+    assert (seconds, len(called)) == (56.0 / calls, calls)
 
 
 def test_operations_count_a_multiply_add_as_two(ops):
