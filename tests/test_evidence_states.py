@@ -513,3 +513,19 @@ def test_averaging_has_a_gain_where_an_evaluation_found_no_error(plan, index):
     write_seeds(index, plan, "digits_kfc", *3 * [[0.9, 0.5, 0.02, 0.0, 0.01]])
     evidence = evidence_of(plan, index)
     assert np.isfinite(claims.errors._gain_of_averaging(evidence.runs["digits_kfc"][0]))
+
+
+def test_decoupled_decay_over_sgd_says_how_much_less_an_update_takes_of_a_weight(plan, index):
+    """SGD's momentum of 0.5 doubles 0.05 of the decay; Adam's update takes 0.01 of it."""
+    adam = "optimizer={name: adam, learning_rate: 0.01, batch_size: 120, decoupled_decay: true}"
+    curves = dict(plan.curves)
+    curves["digits_adamw"] = curves["digits_sgd"]._replace(name="digits_adamw", overrides=(adam,))
+    plan = plan._replace(curves=curves)
+    for name in ("digits_sgd", "digits_adamw"):
+        write_seeds(index, plan, name, *3 * [[0.9, 0.5, 0.2]])
+    (row,) = [
+        row
+        for row in claims.methods.other_methods(evidence_of(plan, index))
+        if row.claim.endswith("Adam with decoupled weight decay over SGD")
+    ]
+    assert "the same decay, decoupled, takes 0.1 of what SGD's takes of a weight" in row.note
