@@ -94,6 +94,26 @@ def test_the_preconditioner_is_kept_up_to_date(ops64, rng):
         assert opt.damping != damping
 
 
+def test_factors_and_inverses_are_renewed_at_the_ends_of_their_periods(ops64, rng, monkeypatch):
+    opt = hessian_free(ops64, statistics_period=2, inverse_period=4, cg_iterations=1)
+    first, *rest = batches(ops64, rng, 9)
+    opt.prepare([first])
+    renewed = []
+
+    def watch(name):
+        update = getattr(opt, name)
+        monkeypatch.setattr(
+            opt, name, lambda *args: (renewed.append((opt.steps + 1, name)), update(*args))
+        )
+
+    watch("_update_statistics")
+    watch("_update_inverses")
+    for batch in rest:
+        opt.step(batch)
+    at = {what: [n for n, each in renewed if each == what] for _, what in renewed}
+    assert at == {"_update_statistics": [2, 4, 6, 8], "_update_inverses": [4, 8]}
+
+
 def input_factor_of(layer):
     """Omega of the layer's latest inputs."""
     if layer.locations == 1:
