@@ -107,7 +107,8 @@ def quick_cost(config, places):
     """Seconds of an epoch, from one turn of a few updates. Raises DataError."""
     dataset = data.load(placed(config.data, places))
     contestant = _Contestant(config, dataset, EXAMPLES_OF_AN_ESTIMATE)
-    for _ in range(3 if contestant.ops.name == "cuda" else 2):  # a GPU captures in the second
+    is_captured = contestant.training.ops.name == "cuda"  # in the second turn
+    for _ in range(3 if is_captured else 2):
         contestant.turn()
     return contestant.seconds[-1] * contestant.turns_of_an_epoch
 
@@ -117,7 +118,7 @@ class _Contestant:
 
     def __init__(self, config, dataset, at_least=EXAMPLES):
         self.training = TimedTraining(config, dataset)
-        self.ops, size = self.training.ops, self.training.loader.size
+        size = self.training.loader.size
         self.updates = whole_periods(config, at_least / size)
         self.turns_of_an_epoch = len(dataset.train_images) / (self.updates * size)
         self.seconds = []

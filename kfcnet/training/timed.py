@@ -15,13 +15,13 @@ class TimedTraining:
     """
 
     def __init__(self, config, dataset):
-        self.config = resolved(config, dataset)
-        self.ops = build_ops(self.config)
-        self.optimizer = build_for(dataset, self.config, self.ops)
+        config = resolved(config, dataset)
+        self.ops = build_ops(config)
+        self.optimizer = build_for(dataset, config, self.ops)
         self._clock = Stopwatch(self.ops)
         self.optimizer.phase = self._clock.phase
-        examples = examples_of(dataset, "train", self.config, self.ops)
-        self.loader = Loader(examples, self.config.optimizer.batch_size, self.config.seed)
+        examples = examples_of(dataset, "train", config, self.ops)
+        self.loader = Loader(examples, config.optimizer.batch_size, config.seed)
         self.optimizer.prepare([self.loader.batch(0)])
         self._take_step = captured_step(self.optimizer, self.loader.draw, self.loader.size)
 
